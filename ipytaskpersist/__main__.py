@@ -1,0 +1,37 @@
+"""``python -m ipytaskpersist VERB`` and ``jupyter bg VERB``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ipytaskpersist.commands import run, verbs
+from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist.manager import current
+from ipytaskpersist.surfaces import Surface
+
+
+def main() -> None:
+    """Run the command line, and exit with its status: 1 for an error, 2 for a wrong command."""
+    arguments = sys.argv[1:]
+    try:
+        run(arguments or ["--help"], Surface(current()), verbs)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BackgroundError as error:
+        print(f"jupyter bg: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader, as in `jupyter bg output | head`, has seen enough.
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

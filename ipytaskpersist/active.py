@@ -1,0 +1,141 @@
+"""The tasks that run in this process, and how code finds out to which of them it belongs.
+
+A context variable holds the task. It follows the task's own thread and its asyncio tasks by
+itself; `inherit` carries it into threads, pools and child processes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from _thread import LockType, allocate_lock
+from contextvars import Context, ContextVar
+from typing import TYPE_CHECKING, Any
+
+from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.records import OutputKind, TaskRecord
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ipytaskpersist.children import Children
+    from ipytaskpersist.recorder import Recording
+
+active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", default=None)
+redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
+"""Where the calling context sends its streams and displays instead of to the task: what
+``redirect_stdout`` and ``%%capture`` set inside a task. DISPLAY_DATA maps to a list."""
+
+
+class ActiveTask:
+    """A task that runs in a thread of this process."""
+
+    def __init__(self, record: TaskRecord, recording: Recording, children: Children) -> None:
+        self.record = record
+        self.recording = recording
+        self.children = children
+        self.figures: dict[str, Any] = {}
+        """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
+        self.shown_error: tuple[str, str] | None = None
+        """Name and message of an error that a magic showed instead of raising it."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.cancelled = False
+        self._thread_id = 0
+        self._cancellable = False
+        self._lock = threading.Lock()
+        self._sleeping: LockType | None = None
+
+    def write(self, kind: OutputKind, text: str) -> int:
+        """Print to one of the task's streams, or to where this context has redirected it."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        redirected = redirects.get()
+        if kind in redirected:
+            target = redirected[kind]
+            return len(text) if target is None else target.write(text)
+        if self.children.have_streams:
+            self.children.drain()
+            if self.children.in_child:
+                return self.children.write_in_child(kind, text)
+        self.recording.write(kind, text)
+        return len(text)
+
+    def show_error(self, name: str, message: str, traceback: list[str]) -> None:
+        """Record an error as the front end would have shown it."""
+        self.children.drain()
+        content = {"ename": name, "evalue": message, "traceback": traceback}
+        self.recording.add(OutputKind.ERROR, content)
+        self.shown_error = (name, message)
+
+    # Cancelling.
+
+    def begin(self) -> None:
+        """Note that the calling thread runs the task's cell from now on, and may be cancelled."""
+        self._thread_id = threading.get_ident()
+        self._cancellable = True
+
+    def leave(self) -> bool:
+        """Note that the cell has ended: nothing is raised in it any more.
+
+        Returns whether a cancellation came in the very moment.
+        """
+        late = False
+        while True:
+            try:
+                with self._lock:
+                    self._cancellable = False
+                return late
+            except TaskCancelled:
+                late = True
+
+    def cancel(self) -> None:
+        """Raise `TaskCancelled` in the cell, and end the child processes that it started."""
+        self.cancelled = True
+        if self.loop is not None:
+            self._cancel_coroutines(self.loop)
+        else:
+            self._raise_in_thread()
+        sleeping = self._sleeping
+        if sleeping is not None and sleeping.locked():
+            sleeping.release()
+        self.children.terminate()
+
+    def _raise_in_thread(self) -> None:
+        with self._lock:
+            if self._cancellable:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._thread_id), ctypes.py_object(TaskCancelled)
+                )
+
+    def _cancel_coroutines(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel what awaits; raise in what computes. Doing both would break the event loop."""
+        import asyncio
+
+        if asyncio.current_task(loop) is not None:
+            self._raise_in_thread()
+            return
+
+        def cancel_all() -> None:
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+
+        try:
+            loop.call_soon_threadsafe(cancel_all)
+        except RuntimeError:
+            # The loop was closed in the meantime: there is nothing left that awaits.
+            self._raise_in_thread()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep so that a cancellation ends it. Returns False in a thread that is not the cell's."""
+        if threading.get_ident() != self._thread_id or self.cancelled:
+            return False
+        waiter = self._sleeping = allocate_lock()
+        waiter.acquire()
+        waiter.acquire(True, seconds)
+        self._sleeping = None
+        return True
+
+
+def start_outside(thread: threading.Thread) -> None:
+    """Start a thread that serves all tasks, and so must belong to none, whoever asked for it."""
+    Context().run(thread.start)

@@ -1,0 +1,80 @@
+"""The live status cards of this process: each updated in place where it was first shown."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from ipytaskpersist import views
+from ipytaskpersist.active import start_outside
+from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.records import TaskRecord
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+INTERVAL_S = 0.25
+
+
+class Cards:
+    """Shows cards in a notebook, and keeps those of running tasks up to date."""
+
+    def __init__(self, shell: InteractiveShell, manager: BackgroundTasks) -> None:
+        self._shell = shell
+        self._manager = manager
+        self._shown: dict[int, tuple[str, TaskRecord, str]] = {}
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        manager.on_change.append(self._on_end)
+
+    def show(self, task: TaskRecord) -> None:
+        """Show a task's card in the running cell, and update it until the task ends."""
+        display_id = uuid4().hex
+        html = self._publish(task, display_id, update=False)
+        with self._lock:
+            self._shown[task.key] = (display_id, task, html)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, name="ipytaskpersist-cards", daemon=True
+                )
+                start_outside(self._thread)
+
+    def _on_end(self, key: int) -> None:
+        if key in self._shown:
+            self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(INTERVAL_S)
+            self._wake.clear()
+            for key, (display_id, task, html) in list(self._shown.items()):
+                self._update(key, display_id, task, html)
+            with self._lock:
+                if not self._shown:
+                    self._thread = None
+                    return
+
+    def _update(self, key: int, display_id: str, task: TaskRecord, html: str) -> None:
+        try:
+            now = self._manager.refresh(task)
+            if views.card_html(now, views.utc_now()) != html:
+                html = self._publish(now, display_id, update=True)
+            self._shown[key] = (display_id, now, html)
+            if now.state.is_final:
+                del self._shown[key]
+        except BackgroundError:
+            # The task was deleted, or the store cannot be read: the card stays as it is.
+            del self._shown[key]
+
+    def _publish(self, task: TaskRecord, display_id: str, *, update: bool) -> str:
+        now = views.utc_now()
+        html = views.card_html(task, now)
+        self._shell.display_pub.publish(
+            {"text/html": html, "text/plain": views.card_text(task, now)},
+            transient={"display_id": display_id},
+            update=update,
+        )
+        return html

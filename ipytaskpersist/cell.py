@@ -1,0 +1,352 @@
+"""Run one cell's source as IPython would, but for the foreground's own state.
+
+The cell is transformed, parsed and compiled when it is launched, so that a mistake shows at once.
+It runs in the notebook's namespace. ``Out``, ``_``, ``In``, the history and the execution count
+stay the foreground's, which is why this is not a call of ``run_cell``.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
+
+from ipytaskpersist import figures
+from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.capture import clean
+from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.records import OutputKind, TaskState
+
+if TYPE_CHECKING:
+    from ipytaskpersist.patches import Patches
+
+NOTHING: Any = object()
+
+
+class CellSyntaxError(Exception):
+    """The cell does not compile. Shows itself as IPython shows the error in a foreground cell."""
+
+    def __init__(self, error: BaseException, rendered: list[str]) -> None:
+        super().__init__(str(error))
+        self._rendered = rendered
+
+    def _render_traceback_(self) -> list[str]:
+        return self._rendered
+
+
+def syntax_error(shell: InteractiveShell, error: BaseException) -> CellSyntaxError:
+    """The error to raise for a cell that does not compile: named like the one that it stands for."""
+    if isinstance(error, SyntaxError):
+        rendered = shell.SyntaxTB.structured_traceback(type(error), error, [])
+    else:
+        rendered = shell.InteractiveTB.get_exception_only(type(error), error)
+    named = type(type(error).__name__, (CellSyntaxError,), {"__module__": "builtins"})
+    raised: CellSyntaxError = named(error, rendered)
+    return raised
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One compiled top-level statement."""
+
+    code: CodeType
+    shows_value: bool
+    """Whether it is an expression whose value is displayed."""
+
+    @property
+    def is_async(self) -> bool:
+        return bool(self.code.co_flags & inspect.CO_COROUTINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell ready to run."""
+
+    steps: tuple[Step, ...]
+    quiet: bool
+    """Whether a semicolon at the end keeps the last value from being displayed."""
+    execution_count: int
+    """The launching cell's; it stands in results and tracebacks."""
+
+    @property
+    def is_async(self) -> bool:
+        return any(step.is_async for step in self.steps)
+
+
+def compile_cell(
+    shell: InteractiveShell, source: str, execution_count: int, interactivity: str = ""
+) -> Cell:
+    """Compile a cell as IPython would. Raises `CellSyntaxError`."""
+    try:
+        transformed = shell.transform_cell(source)
+        name = shell.compile.cache(transformed, execution_count, raw_code=source)
+        tree = shell.transform_ast(shell.compile.ast_parse(transformed, filename=name))
+        mode = interactivity or shell.ast_node_interactivity
+        steps = tuple(_steps(shell, tree.body, name, mode))
+    except (SyntaxError, OverflowError, ValueError, TypeError, MemoryError) as error:
+        raise syntax_error(shell, error) from None
+    quiet = shell.displayhook.semicolon_at_end_of_expression(transformed)
+    return Cell(steps, quiet, execution_count)
+
+
+def _steps(shell: InteractiveShell, body: list[ast.stmt], name: str, mode: str) -> list[Step]:
+    if mode == "last_expr_or_assign":
+        body = [*body, *_value_of_assignment(body)]
+    shown = _shown(body, "last_expr" if mode == "last_expr_or_assign" else mode)
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0
+    steps = []
+    with shell.compile.extra_flags(flags):
+        for node in body:
+            if node in shown and isinstance(node, ast.Expr):
+                expression: Any = ast.Expression(node.value)
+                steps.append(Step(shell.compile(expression, name, "eval"), True))
+            else:
+                steps.append(Step(shell.compile(ast.Module([node], []), name, "exec"), False))
+    return steps
+
+
+def _shown(body: list[ast.stmt], mode: str) -> list[ast.stmt]:
+    """The statements whose value is displayed, by IPython's ``ast_node_interactivity``."""
+    if mode == "all":
+        return body
+    return body[-1:] if mode in ("last", "last_expr") else []
+
+
+def _value_of_assignment(body: list[ast.stmt]) -> list[ast.stmt]:
+    last = body[-1] if body else None
+    if isinstance(last, ast.Assign) and len(last.targets) == 1:
+        target: ast.expr | None = last.targets[0]
+    elif isinstance(last, ast.AugAssign | ast.AnnAssign):
+        target = last.target
+    else:
+        target = None
+    if not isinstance(target, ast.Name):
+        return []
+    return [ast.fix_missing_locations(ast.Expr(ast.Name(target.id, ast.Load())))]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a cell ended."""
+
+    state: TaskState
+    reason: str | None = None
+    exit_code: int | None = None
+    value: Any = NOTHING
+    """What its last expression gave; `NOTHING` when it ended otherwise."""
+    error: BaseException | None = None
+
+    @property
+    def has_no_value(self) -> bool:
+        """Whether it did not end with an expression."""
+        return self.value is NOTHING
+
+
+class CellRun:
+    """One run of a cell in the calling thread, for the task of the calling context."""
+
+    def __init__(self, shell: InteractiveShell, cell: Cell, task: ActiveTask) -> None:
+        self._shell = shell
+        self._cell = cell
+        self._task = task
+        self._value: Any = NOTHING
+
+    def run(self) -> Outcome:
+        """Run the cell, to the end of the asyncio tasks that it started.
+
+        A kernel's cells run inside an event loop, so here they do too: ``asyncio.create_task``
+        works in a cell without ``await``, and ``asyncio.run`` says that a loop is running.
+        """
+        if hasattr(self._shell, "kernel") or self._cell.is_async:
+            return self._run_in_loop()
+        try:
+            steps = self._steps()
+            steps.send(None)
+        except StopIteration as stop:
+            return self._outcome(stop.value)
+        except BaseException as error:
+            return self._outcome(error)
+        raise AssertionError("a cell without await does not suspend")
+
+    def _run_in_loop(self) -> Outcome:
+        loop = asyncio.new_event_loop()
+        self._task.loop = loop
+        try:
+            return self._outcome(loop.run_until_complete(self._with_its_tasks()))
+        except BaseException as error:
+            return self._outcome(error)
+        finally:
+            self._task.loop = None
+            _close(loop)
+
+    async def _with_its_tasks(self) -> BaseException | None:
+        error = await self._steps()
+        own = asyncio.current_task()
+        while error is None and (others := asyncio.all_tasks() - {own}):
+            await asyncio.wait(others)
+        return error
+
+    async def _steps(self) -> BaseException | None:
+        """Run the statements; return what was raised, once it has been shown.
+
+        The traceback's first frame is this function's, which IPython's formatter leaves out.
+        """
+        namespace = self._shell.user_ns
+        for step in self._cell.steps:
+            try:
+                if not step.shows_value:
+                    if step.is_async:
+                        await eval(step.code, namespace)
+                    else:
+                        exec(step.code, namespace)
+                    continue
+                value = eval(step.code, namespace)
+                if step.is_async:
+                    value = await value
+            except (TaskCancelled, asyncio.CancelledError) as error:
+                if self._task.cancelled:
+                    return error
+                self._shell.showtraceback(running_compiled_code=True)
+                return error
+            except SystemExit as error:
+                self._shell.showtraceback(exception_only=True)
+                return error
+            except self._shell.custom_exceptions as error:
+                self._shell.CustomTB(type(error), error, error.__traceback__)
+                return error
+            except BaseException as error:
+                self._shell.showtraceback(running_compiled_code=True)
+                return error
+            self._show(value)
+        return None
+
+    def _show(self, value: Any) -> None:
+        self._value = value
+        if value is None or self._cell.quiet:
+            return
+        shown_before = self._task.shown_error
+        data, metadata = self._shell.display_formatter.format(value)
+        # A value whose repr fails shows that, but its cell has not failed.
+        self._task.shown_error = shown_before
+        if not data:
+            return
+        content = {"data": clean(data), "metadata": metadata}
+        captured = redirects.get().get(OutputKind.DISPLAY_DATA)
+        if captured is not None:
+            captured.append(content)
+            return
+        self._task.children.drain()
+        content["execution_count"] = self._cell.execution_count
+        self._task.recording.add(OutputKind.EXECUTE_RESULT, content)
+
+    def _outcome(self, error: BaseException | None) -> Outcome:
+        if self._task.cancelled and isinstance(error, TaskCancelled | asyncio.CancelledError):
+            return Outcome(TaskState.CANCELLED, "cancelled", error=error)
+        if isinstance(error, SystemExit):
+            return _exit_outcome(error)
+        if error is not None:
+            return Outcome(TaskState.FAILED, describe(error), 1, error=error)
+        return Outcome(TaskState.COMPLETED, None, 0, self._value)
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its class and the first line of its message."""
+    message = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _exit_outcome(error: SystemExit) -> Outcome:
+    """What the interpreter would make of it: no code is 0, a message is 1."""
+    code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if code == 0:
+        return Outcome(TaskState.COMPLETED, None, 0)
+    return Outcome(TaskState.FAILED, f"exit status {code}", code, error=error)
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        for task in (pending := asyncio.all_tasks(loop)):
+            task.cancel()
+        if pending:
+            loop.run_until_complete(asyncio.wait(pending, timeout=1))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:
+    """Run a task's cell in the calling thread and context, figures included."""
+    outcome = CellRun(shell, cell, task).run()
+    if outcome.state is TaskState.COMPLETED and task.shown_error is not None:
+        # A magic such as %%time shows its cell's error and returns.
+        name, message = task.shown_error
+        outcome = Outcome(TaskState.FAILED, f"{name}: {message.splitlines()[0]}".rstrip(": "), 1)
+    if outcome.state is not TaskState.CANCELLED:
+        figures.flush(task)
+    return outcome
+
+
+def install(shell: InteractiveShell, patches: Patches) -> None:
+    """Make ``get_ipython().run_cell`` inside a task run its cell as a part of that task."""
+    plain = shell.run_cell
+
+    def run(raw_cell: str, *args: Any, **options: Any) -> ExecutionResult:
+        task = active_task.get()
+        if task is None:
+            return plain(raw_cell, *args, **options)
+        return _run_nested(shell, raw_cell, task, silent=bool(options.get("silent")))
+
+    patches.set(shell, "run_cell", run)
+
+
+def _run_nested(
+    shell: InteractiveShell, source: str, task: ActiveTask, *, silent: bool
+) -> ExecutionResult:
+    result = ExecutionResult(ExecutionInfo(source, False, silent, True, None))
+    count = task.record.execution_count or 0
+    try:
+        cell = compile_cell(shell, source, count, "none" if silent else "")
+    except CellSyntaxError as error:
+        result.error_before_exec = error
+        shell._showtraceback(type(error), error, error._render_traceback_())
+        return result
+    nested = CellRun(shell, cell, task)
+    steps = nested._steps()
+    try:
+        steps.send(None)
+    except StopIteration as stop:
+        result.error_in_exec = stop.value
+    else:
+        steps.close()
+        result.error_in_exec = RuntimeError("a cell inside a cell cannot await")
+    result.result = None if nested._value is NOTHING else nested._value
+    return result
+
+
+def run_function(shell: InteractiveShell, call: Callable[[], Any], task: ActiveTask) -> Outcome:
+    """Run a function as a task, in the calling thread and context."""
+    try:
+        value = call()
+        if inspect.isawaitable(value):
+            value = asyncio.run(_wait_for(value))
+        outcome = Outcome(TaskState.COMPLETED, None, 0, value)
+    except BaseException as error:
+        if task.cancelled and isinstance(error, TaskCancelled | asyncio.CancelledError):
+            return Outcome(TaskState.CANCELLED, "cancelled", error=error)
+        if isinstance(error, SystemExit):
+            outcome = _exit_outcome(error)
+        else:
+            shell.showtraceback()
+            outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
+    figures.flush(task)
+    return outcome
+
+
+async def _wait_for(value: Awaitable[Any]) -> Any:
+    return await value

@@ -1,0 +1,202 @@
+"""The child processes of a task that runs in a thread: their output, and their end.
+
+A child that inherits the kernel's file descriptors 1 and 2 would print into whichever cell runs.
+The children of a task get pipes of the task instead, and a process group of their own, so that
+the stop button and Ctrl-C do not reach them.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ipytaskpersist.active import start_outside
+from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.records import OutputKind
+
+if TYPE_CHECKING:
+    from ipytaskpersist.recorder import Recording
+
+READ_BYTES = 64 * 1024
+GRACE_S = 2.0
+DESCRIPTORS = {OutputKind.STDOUT: 1, OutputKind.STDERR: 2}
+
+
+class Children:
+    """The child processes of one task, and the pipes into which they print."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._owner = os.getpid()
+        self._read: dict[OutputKind, int] = {}
+        self._write: dict[OutputKind, int] = {}
+        self._lock = threading.Lock()
+        self._processes: list[ProcessIdentity] = []
+        self._ended = False
+        self.have_streams = False
+
+    @property
+    def in_child(self) -> bool:
+        """Whether this is a forked copy, in a child of the task."""
+        return os.getpid() != self._owner
+
+    def stream(self, kind: OutputKind) -> int:
+        """The file descriptor to which the task's children write this stream."""
+        if self.in_child:
+            return DESCRIPTORS[kind]
+        with self._lock:
+            if not self.have_streams:
+                for each in DESCRIPTORS:
+                    read, self._write[each] = os.pipe()
+                    os.set_blocking(read, False)
+                    self._read[each] = read
+                self.have_streams = True
+                READER.watch(self)
+        return self._write[kind]
+
+    def drain(self) -> None:
+        """Record what children have written so far.
+
+        Called before the task itself prints, so that what a child wrote before comes before.
+        """
+        if not self.have_streams or self.in_child:
+            return
+        with self._lock:
+            for kind in list(self._read):
+                self._drain(kind)
+
+    def _drain(self, kind: OutputKind) -> None:
+        while kind in self._read:
+            try:
+                data = os.read(self._read[kind], READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self._recording.write(kind, data)
+            else:
+                READER.forget(self._read[kind])
+                os.close(self._read.pop(kind))
+
+    def close(self) -> None:
+        """Note the end of the task. What its children still print is recorded until they end."""
+        self.drain()
+        with self._lock:
+            self._ended = True
+            while self._write:
+                os.close(self._write.popitem()[1])
+
+    @property
+    def read_ends(self) -> list[int]:
+        """The file descriptors to watch."""
+        return list(self._read.values())
+
+    # In a forked child.
+
+    def adopt(self) -> None:
+        """Make a freshly forked child print into the task's pipes."""
+        self._lock = threading.Lock()
+        for kind, descriptor in DESCRIPTORS.items():
+            if kind in self._write:
+                os.dup2(self._write[kind], descriptor)
+        with suppress(OSError):
+            os.setpgid(0, 0)
+
+    def write_in_child(self, kind: OutputKind, text: str) -> int:
+        """Print from a forked child, whose memory the task's recorder does not see."""
+        data = text.encode("utf-8", "backslashreplace")
+        while data:
+            data = data[os.write(DESCRIPTORS[kind], data) :]
+        return len(text)
+
+    # Ending them.
+
+    def add(self, pid: int) -> None:
+        """Remember a child, to end it when the task is cancelled."""
+        identity = ProcessIdentity.of(pid)
+        if identity is not None:
+            self._processes.append(identity)
+
+    def terminate(self) -> None:
+        """End the children: SIGTERM to each one's process group, SIGKILL after a grace."""
+        living = [process for process in self._processes if process.is_alive]
+        for process in living:
+            _signal_group(process, signal.SIGTERM)
+        if living:
+            timer = threading.Timer(GRACE_S, _kill_groups, [living])
+            timer.daemon = True
+            start_outside(timer)
+
+
+def _kill_groups(processes: list[ProcessIdentity]) -> None:
+    for process in processes:
+        if process.is_alive:
+            _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: ProcessIdentity, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        group = os.getpgid(process.pid)
+        if group == process.pid:
+            os.killpg(group, number)
+        else:
+            os.kill(process.pid, number)
+
+
+class Reader:
+    """The thread that records what children print while their task's own thread is elsewhere."""
+
+    def __init__(self) -> None:
+        self._selector: selectors.BaseSelector | None = None
+        self._wake = -1
+        self._lock = threading.Lock()
+
+    def watch(self, children: Children) -> None:
+        """Record what these children print, from now on."""
+        with self._lock:
+            if self._selector is None:
+                self._start()
+            assert self._selector is not None
+            for descriptor in children.read_ends:
+                self._selector.register(descriptor, selectors.EVENT_READ, children)
+        os.write(self._wake, b".")
+
+    def forget(self, descriptor: int) -> None:
+        """Stop watching a file descriptor that is about to be closed."""
+        if self._selector is not None:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(descriptor)
+
+    def _start(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        read, self._wake = os.pipe()
+        os.set_blocking(read, False)
+        self._selector.register(read, selectors.EVENT_READ, None)
+        thread = threading.Thread(
+            target=self._run, args=(self._selector, read), name="ipytaskpersist-reader", daemon=True
+        )
+        start_outside(thread)
+
+    @staticmethod
+    def _run(selector: selectors.BaseSelector, wake: int) -> None:
+        while True:
+            for key, _events in selector.select():
+                if key.data is None:
+                    with suppress(BlockingIOError):
+                        os.read(wake, READ_BYTES)
+                else:
+                    key.data.drain()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, which has no copy of the thread."""
+        self.__init__()  # type: ignore[misc]
+
+
+READER = Reader()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=READER.after_fork)

@@ -1,0 +1,55 @@
+"""What can go wrong, in words meant for the person who typed the command.
+
+Every error of this package is a `BackgroundError`. Its message is one line: what happened, to
+which task, and the next command to type. The commands show the message alone; a program catches
+the class.
+"""
+
+from __future__ import annotations
+
+
+class BackgroundError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class InvalidRequest(BackgroundError):
+    """What was asked for makes no sense: an empty cell, an unknown state, a negative number."""
+
+
+class TaskNotFound(BackgroundError, LookupError):
+    """No task answers to the reference that was given."""
+
+
+class AmbiguousReference(BackgroundError, LookupError):
+    """Several tasks answer to the reference that was given."""
+
+
+class ConfirmationNeeded(BackgroundError):
+    """The command changes what it should not change by accident, and nobody said yes."""
+
+
+class TaskNotDone(BackgroundError):
+    """The task has not ended, so what was asked for is not there yet."""
+
+
+class TaskFailed(BackgroundError):
+    """The task ended without completing, so it has no result."""
+
+
+class ResultUnavailable(BackgroundError):
+    """The task completed, but its value could not be kept or must not be loaded."""
+
+
+class StoreError(BackgroundError):
+    """The store cannot be opened, read or written."""
+
+
+class StoreBusy(StoreError):
+    """Another program held the store for longer than this one may wait."""
+
+
+class TaskCancelled(BaseException):  # noqa: N818 - named like asyncio's CancelledError
+    """Raised inside a background cell that was cancelled.
+
+    A `BaseException`, so that the cell's own ``except Exception`` does not swallow it.
+    """

@@ -1,0 +1,70 @@
+"""Load into a shell, and unload: everything that is changed is put back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ipytaskpersist.errors import StoreError
+from ipytaskpersist.magics import BackgroundMagics
+from ipytaskpersist.manager import BackgroundTasks, set_current
+from ipytaskpersist.patches import Patches
+from ipytaskpersist.records import TaskState
+
+
+class Extension:
+    """The extension as one shell has loaded it."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self.manager = BackgroundTasks(shell, parent=shell)
+        self.magics = BackgroundMagics(shell, self.manager)
+        self._patches = Patches()
+
+    def load(self) -> None:
+        """Register the magics, and say in one line what an earlier session left."""
+        set_current(self.manager)
+        self.shell.configurables.append(self.manager)
+        self.magics.register()
+        kernel = getattr(self.shell, "kernel", None)
+        if kernel is None:
+            # A terminal's streams can only be routed from between two cells.
+            self.manager.install_capture()
+        else:
+            self._patches.set(kernel, "do_shutdown", self._shutdown(kernel.do_shutdown))
+        try:
+            self._greet()
+        except StoreError as error:
+            print(f"{error}; new background tasks cannot be recorded", file=sys.stderr)
+
+    def _shutdown(self, plain: Any) -> Any:
+        def do_shutdown(restart: bool) -> Any:
+            self.manager.end_session("kernel restarted" if restart else "kernel shut down")
+            return plain(restart)
+
+        return do_shutdown
+
+    def _greet(self) -> None:
+        manager = self.manager
+        if not manager.store.exists:
+            return
+        manager.store.open()
+        if manager.store.read_only:
+            manager.store.require_writable()
+        session = manager.session()
+        manager.reconcile()
+        counts = manager.store.tasks.counts(session.notebook_key, except_session=session.id)
+        if counts:
+            parts = ", ".join(f"{counts[state]} {state}" for state in TaskState if state in counts)
+            total = sum(counts.values())
+            tasks = "1 task" if total == 1 else f"{total} tasks"
+            print(f"session {session.id[:8]}: {tasks} from before, {parts}. %bg_list shows them")
+
+    def unload(self) -> None:
+        """Put everything back. Running thread tasks are interrupted."""
+        self.magics.unregister()
+        self._patches.undo()
+        self.manager.close()
+        if self.manager in self.shell.configurables:
+            self.shell.configurables.remove(self.manager)
+        set_current(None)

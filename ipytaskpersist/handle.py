@@ -1,0 +1,190 @@
+"""`Task`: what a program holds of a task. It answers from the store, so any process may hold one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from datetime import datetime
+from typing import Any
+
+from ipytaskpersist import outputs, views
+from ipytaskpersist.errors import BackgroundError, TaskFailed
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.records import EventRecord, OutputKind, TaskRecord, TaskState
+
+
+class Task:
+    """One run of one background cell or function.
+
+    The verbs are those of `concurrent.futures.Future`. A task can be awaited, and displays itself
+    as its status card.
+    """
+
+    def __init__(self, manager: BackgroundTasks, record: TaskRecord) -> None:
+        self._manager = manager
+        self._record = record
+
+    def _now(self) -> TaskRecord:
+        if not self._record.state.is_final:
+            self._manager.reconcile()
+            self._record = self._manager.refresh(self._record)
+        return self._record
+
+    @property
+    def id(self) -> str:
+        """``<first 8 characters of the session id>-<number>``, unique in the store."""
+        return self._record.id
+
+    @property
+    def number(self) -> int:
+        """1, 2, 3 … in its notebook."""
+        return self._record.number
+
+    @property
+    def name(self) -> str:
+        """What it was called; empty when it was not."""
+        return self._record.name
+
+    @property
+    def source(self) -> str:
+        """The code that it runs."""
+        return self._record.source
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was recorded, in UTC."""
+        return self._record.created_at
+
+    @property
+    def state(self) -> TaskState:
+        """Where it stands now."""
+        return self._now().state
+
+    @property
+    def reason(self) -> str | None:
+        """The evidence for its state, in words."""
+        return self._now().reason
+
+    @property
+    def exit_code(self) -> int | None:
+        """0 when it completed, 1 for an exception, ``SystemExit``'s own code; else None."""
+        return self._now().exit_code
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it began to run, in UTC."""
+        return self._now().started_at
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended, in UTC."""
+        return self._now().ended_at
+
+    @property
+    def stdout(self) -> str:
+        """Everything that it has printed to its standard output."""
+        return self._text(OutputKind.STDOUT)
+
+    @property
+    def stderr(self) -> str:
+        """Everything that it has printed to its standard error."""
+        return self._text(OutputKind.STDERR)
+
+    def _text(self, kind: OutputKind) -> str:
+        pieces = outputs.stream_bytes(self._manager.store, self._record.key, (kind,))
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """Everything that it has printed, displayed and raised, as nbformat outputs, in order."""
+        records = self._manager.store.outputs.of(self._record.key)
+        return outputs.as_nbformat(outputs.resolve(records))
+
+    @property
+    def history(self) -> list[EventRecord]:
+        """Its states, in order, with the time and reason of each."""
+        return self._manager.store.tasks.history(self._record.key)
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._now().state.is_final
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended, at most `timeout` seconds. Returns whether it has."""
+        (self._record,) = self._manager.wait([self._record], timeout)
+        return self._record.state.is_final
+
+    def cancel(self) -> bool:
+        """Ask for its cancellation. Returns False when it had ended."""
+        return self._manager.cancel(self._record)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait, and return the value of its last expression, or of its function.
+
+        In the process that ran it that is the very object; elsewhere one loaded from its signed
+        pickle. Raises what the task raised, where that is known; else `TaskFailed`. Raises
+        `TimeoutError` when the task has not ended after `timeout` seconds, and
+        `ResultUnavailable` when the value could not be kept.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self.value()
+
+    def value(self) -> Any:
+        """The value of a completed task; None when its last statement is not an expression."""
+        outcome = self._manager.outcome(self._record)
+        if outcome is not None:
+            return None if outcome.has_no_value else outcome.value
+        kept = self._manager.store.results.get(self._record.key)
+        return None if kept is None else self._manager.payloads.load(self._record, kept)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, and return what it raised, or None when it completed.
+
+        A task of another process gives a `TaskFailed` that carries the traceback's text.
+        """
+        if not self.wait(timeout):
+            raise TimeoutError(f"task {self._record.label} has not ended after {timeout} s")
+        task = self._record
+        if task.state is TaskState.COMPLETED:
+            return None
+        outcome = self._manager.outcome(task)
+        if outcome is not None and outcome.error is not None and isinstance(outcome.error, Exception):
+            return outcome.error
+        return failure(task, self.outputs)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.to_thread(self.result).__await__()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        task = self._now()
+        name = f" {task.name!r}" if task.name else ""
+        return f"<Task {task.number}{name}: {task.state.value}>"
+
+    def _repr_mimebundle_(self, **_options: Any) -> dict[str, str]:
+        task, now = self._now(), views.utc_now()
+        return {"text/html": views.card_html(task, now), "text/plain": views.card_text(task, now)}
+
+
+def failure(task: TaskRecord, task_outputs: list[dict[str, Any]]) -> BackgroundError:
+    """The error that stands for a task that did not complete, with its traceback."""
+    why = f" ({task.reason})" if task.reason and task.reason != task.state.value else ""
+    message = f"task {task.label} {_was(task.state)}{why}; %bg_output {task.number} shows the rest"
+    tracebacks = [out["traceback"] for out in task_outputs if out["output_type"] == "error"]
+    error = TaskFailed(message)
+    if tracebacks:
+        error.add_note("\n".join(tracebacks[-1]))
+    return error
+
+
+def _was(state: TaskState) -> str:
+    return "failed" if state is TaskState.FAILED else f"was {state.value}"
+
+

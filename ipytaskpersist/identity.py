@@ -1,0 +1,178 @@
+"""Who is running: processes, hosts, kernels and notebooks, each told apart from its successors.
+
+A pid alone says nothing after it has been given to another process, and a clock may be set. So
+a process is its pid together with when it started and the boot it belongs to; on Linux the start
+is the raw ``starttime`` of ``/proc/PID/stat``, in clock ticks since the boot, which no change of
+the clock can move (psutil's ``create_time`` does move: psutil issues 2526 and 2544).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import sys
+import uuid
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+@cache
+def host_name() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
+@cache
+def boot_id() -> str:
+    """What tells this boot of the machine from every other."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        import psutil
+
+        # Elsewhere the boot's time stands for it, rounded because it moves with the clock.
+        return f"boot-{round(psutil.boot_time(), -1):.0f}"
+
+
+def process_start(pid: int) -> str | None:
+    """When the process with this pid started, as a string to compare; None when it is gone.
+
+    A zombie counts as gone: it has ended, and only its parent has not noticed.
+    """
+    if sys.platform != "linux":
+        return _process_start_psutil(pid)
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command's name is in parentheses and may hold anything, so count from the last one.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+
+
+def _process_start_psutil(pid: int) -> str | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return f"{process.create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process that cannot be mistaken for a later one with the same pid."""
+
+    host: str
+    boot_id: str
+    pid: int
+    start: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """The identity of a process of this machine that is alive now, or None."""
+        start = process_start(pid)
+        return None if start is None else cls(host_name(), boot_id(), pid, start)
+
+    @classmethod
+    def own(cls) -> ProcessIdentity:
+        """The identity of the process that asks."""
+        return cls(host_name(), boot_id(), os.getpid(), process_start(os.getpid()) or "")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine can tell if the process is alive."""
+        return self.host == host_name()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the very process runs now. Only for a local one."""
+        return self.boot_id == boot_id() and process_start(self.pid) == self.start
+
+
+@dataclass(frozen=True, slots=True)
+class SessionIdentity:
+    """What a kernel knows of itself when the extension is loaded."""
+
+    id: str
+    front_end: str
+    """``kernel``, ``terminal`` or ``program``."""
+    path: str
+    """The notebook's path; a directory where there is no notebook."""
+    has_path: bool
+    """Whether the path names a notebook, so that it may join sessions to one."""
+    kernel_uuid: str | None
+    """What stays the same through kernel restarts; None outside a kernel."""
+    process: ProcessIdentity
+
+
+def session_identity(shell: InteractiveShell | None, notebook: str = "") -> SessionIdentity:
+    """Find out which session this is.
+
+    `notebook` is the path that the user set by hand, or an empty string.
+    """
+    kernel = getattr(shell, "kernel", None)
+    path = notebook or _notebook_path(shell)
+    uuid_of_kernel = _kernel_uuid(kernel) if kernel is not None else None
+    front_end = "kernel" if kernel is not None else "terminal" if shell is not None else "program"
+    return SessionIdentity(
+        id=_session_id(shell, kernel),
+        front_end=front_end,
+        path=str(Path(path).absolute()) if path else str(Path.cwd()),
+        # A kernel without a known path must not join all others that were started in its folder.
+        has_path=bool(path) or uuid_of_kernel is None,
+        kernel_uuid=uuid_of_kernel,
+        process=ProcessIdentity.own(),
+    )
+
+
+def _session_id(shell: InteractiveShell | None, kernel: Any) -> str:
+    if kernel is not None:
+        return str(kernel.session.session)
+    # A terminal has no id of its own: it is made once and kept on the shell, so that unloading
+    # and loading the extension does not begin another session.
+    owner: Any = shell if shell is not None else sys.modules[__name__]
+    existing = getattr(owner, "_ipytaskpersist_session", None)
+    if existing is None:
+        existing = str(uuid.uuid4())
+        owner._ipytaskpersist_session = existing
+    return str(existing)
+
+
+def _notebook_path(shell: InteractiveShell | None) -> str:
+    named = os.environ.get("IPYTASKPERSIST_NOTEBOOK", "")
+    if named or shell is None:
+        return named
+    vscode = shell.user_ns.get("__vsc_ipynb_file__")
+    return str(vscode) if vscode else os.environ.get("JPY_SESSION_NAME", "")
+
+
+def _kernel_uuid(kernel: Any) -> str | None:
+    """What the kernel shares with the processes that were restarted in its place.
+
+    A Jupyter server names the connection file after the kernel's uuid. Other front ends use a
+    pid or a random name, which may come again; the connection's secret key does not.
+    """
+    name = _connection_file_name(kernel)
+    found = UUID.search(name)
+    if found:
+        return found.group()
+    key = getattr(kernel.session, "key", b"")
+    return hashlib.sha256(name.encode() + b"\0" + key).hexdigest()[:32] if key else None
+
+
+def _connection_file_name(kernel: Any) -> str:
+    application = getattr(kernel, "parent", None)
+    return Path(getattr(application, "connection_file", "") or "").name

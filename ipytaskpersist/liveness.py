@@ -1,0 +1,46 @@
+"""Decide which sessions are still alive. The only place that does."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from ipytaskpersist.identity import ProcessIdentity, boot_id
+from ipytaskpersist.store import TaskStore
+from ipytaskpersist.records import SessionRecord
+
+SILENCE_S = 120.0
+"""After how long without a heartbeat a session on another host counts as gone."""
+PROCESS_NAMES = {"kernel": "kernel", "terminal": "IPython", "program": "process"}
+
+
+def find_dead(store: TaskStore, *, except_session: str) -> list[tuple[SessionRecord, str]]:
+    """The sessions that did not say how they ended and are gone, or left live tasks, with why."""
+    with_tasks = store.sessions.with_live_tasks()
+    candidates = {session.id: session for session in (*store.sessions.unfinished(), *with_tasks)}
+    candidates.pop(except_session, None)
+    has_tasks = {session.id for session in with_tasks}
+    alive: dict[ProcessIdentity, bool] = {}
+    dead = []
+    for session in candidates.values():
+        reason = session.end_reason or _cause(session, session.id in has_tasks, alive)
+        if reason is not None:
+            dead.append((session, reason))
+    return dead
+
+
+def _cause(
+    session: SessionRecord, has_tasks: bool, alive: dict[ProcessIdentity, bool]
+) -> str | None:
+    """Why the session is gone; None while it is alive, or nobody can tell."""
+    process = ProcessIdentity(session.host, session.boot_id, session.pid, session.process_start)
+    if not process.is_local:
+        # Only a session with running tasks sends heartbeats.
+        silent_s = (datetime.now(UTC) - session.heartbeat_at).total_seconds()
+        if not has_tasks or silent_s < SILENCE_S:
+            return None
+        return f"no sign of life from {session.host} since {session.heartbeat_at:%Y-%m-%d %H:%M} UTC"
+    if session.boot_id != boot_id():
+        return "machine rebooted"
+    if process not in alive:
+        alive[process] = process.is_alive
+    return None if alive[process] else f"{PROCESS_NAMES[session.front_end]} died"

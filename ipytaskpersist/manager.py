@@ -1,0 +1,394 @@
+"""`BackgroundTasks`: launch, find, wait for, cancel and reconcile the tasks of one process."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from traitlets import Enum, Unicode
+from traitlets.config import Configurable
+
+from ipytaskpersist import references
+from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.identity import SessionIdentity, session_identity
+from ipytaskpersist.liveness import find_dead
+from ipytaskpersist.paths import StateDirectory, default_directory
+from ipytaskpersist.payload import Payloads
+from ipytaskpersist.store import NewTask, Selection, TaskStore
+from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from ipytaskpersist.cell import Outcome
+    from ipytaskpersist.patches import Patches
+    from ipytaskpersist.recorder import Recorder
+    from ipytaskpersist.runners.thread import ThreadRunner
+
+POLL_S = 0.02
+RECONCILE_S = 1.0
+SHUTDOWN_S = 3.0
+
+
+class BackgroundTasks(Configurable):
+    """The background tasks of this process, and through the store those of all others."""
+
+    notebook = Unicode(
+        "",
+        help="Path of this notebook, by which its sessions know each other. Empty (the default): "
+        "$IPYTASKPERSIST_NOTEBOOK, else what VS Code or Jupyter say; in a terminal the working "
+        "directory.",
+    ).tag(config=True)
+    synchronous = Enum(
+        ("normal", "full"),
+        "normal",
+        help="'normal' (the default): what is committed survives the end of any process. 'full': "
+        "also a loss of power, at the cost of waiting for the disk with every commit.",
+    ).tag(config=True)
+
+    def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.shell = shell
+        self.directory = StateDirectory(default_directory())
+        self.store = TaskStore(self.directory, synchronous=self.synchronous)
+        self.payloads = Payloads(self.directory)
+        self.on_change: list[Callable[[int], None]] = []
+        """Called with a task's key when a task of this process has ended."""
+        self._session: SessionRecord | None = None
+        self._identity: SessionIdentity | None = None
+        self._recorder: Recorder | None = None
+        self._runner: ThreadRunner | None = None
+        self._patches: Patches | None = None
+
+    # The session.
+
+    @property
+    def identity(self) -> SessionIdentity:
+        """Which session and notebook this process is."""
+        if self._identity is None:
+            self._identity = session_identity(self.shell, self.notebook)
+        return self._identity
+
+    def session(self) -> SessionRecord:
+        """This session, recorded in the store. Makes the store where there is none."""
+        if self._session is None:
+            self.store.open().require_writable()
+            self._session = self.store.sessions.begin(self.identity)
+        return self._session
+
+    def notebook_key(self) -> int | None:
+        """This notebook's key in the store, or None when the store does not know it."""
+        if self._session is not None:
+            return self._session.notebook_key
+        if not self.store.exists:
+            return None
+        notebook = self.store.open().sessions.find_notebook(self.identity)
+        return notebook.key if notebook else None
+
+    def end_session(self, reason: str) -> None:
+        """Record that this process ends: its running tasks are interrupted for this reason."""
+        session = self._session
+        if session is None:
+            return
+
+        def end(store: TaskStore) -> None:
+            store.tasks.interrupt_session(session.id, "thread", reason, time.time())
+            store.sessions.end(session.id, reason)
+
+        try:
+            if self._recorder is not None:
+                self._recorder.change(end, SHUTDOWN_S)
+            else:
+                end(self.store)
+        except StoreError as error:
+            print(f"the end of this session could not be recorded: {error}", file=sys.stderr)
+
+    # Launching.
+
+    def launch_cell(self, source: str, name: str = "") -> TaskRecord:
+        """Run a cell's source in a thread. Returns when the task is durably recorded.
+
+        Raises `InvalidRequest` for an empty cell, `cell.CellSyntaxError` for one that does not
+        compile, and `StoreError` when the store cannot be written; no task is made then.
+        """
+        from ipytaskpersist.cell import compile_cell, run_cell
+
+        shell = self._require_shell()
+        if not source.strip():
+            raise InvalidRequest(
+                "the cell is empty: write the code to run in the background below %%background"
+            )
+        cell = compile_cell(shell, source, shell.execution_count)
+        return self._launch(source, name, lambda task: run_cell(shell, cell, task))
+
+    def launch_function(self, call: Callable[[], Any], source: str, name: str) -> TaskRecord:
+        """Run a function in a thread. Returns when the task is durably recorded."""
+        from ipytaskpersist.cell import run_function
+
+        shell = self._require_shell()
+        return self._launch(source, name, lambda task: run_function(shell, call, task))
+
+    def _launch(self, source: str, name: str, work: Callable[[Any], Outcome]) -> TaskRecord:
+        session, runner = self.session(), self.runner
+        self.store.require_writable()
+        record = self.store.tasks.insert(
+            NewTask(
+                notebook_key=session.notebook_key,
+                session_id=session.id,
+                name=name,
+                kind="python",
+                runner="thread",
+                source=source,
+                cell_id=self._cell_id(),
+                execution_count=self.shell.execution_count if self.shell else None,
+            )
+        )
+        runner.launch(record, work, lambda: self._notify(record.key))
+        return record
+
+    def _require_shell(self) -> InteractiveShell:
+        if self.shell is None:
+            raise InvalidRequest(
+                "a task can only be launched from IPython or a notebook; start one, and type "
+                "%load_ext ipytaskpersist"
+            )
+        return self.shell
+
+    def _cell_id(self) -> str | None:
+        get_parent = getattr(self.shell, "get_parent", None)
+        parent = get_parent() if get_parent is not None else None
+        cell_id = ((parent or {}).get("metadata") or {}).get("cellId")
+        return str(cell_id) if cell_id else None
+
+    def _notify(self, key: int) -> None:
+        for call in self.on_change:
+            call(key)
+
+    @property
+    def runner(self) -> ThreadRunner:
+        """The tasks of this process's threads. Starts capturing at its first use."""
+        if self._runner is None:
+            self._runner = self._make_runner()
+        return self._runner
+
+    def _make_runner(self) -> ThreadRunner:
+        from ipytaskpersist.recorder import Recorder
+        from ipytaskpersist.runners.thread import ThreadRunner
+
+        self._recorder = Recorder(
+            self.store,
+            warn=lambda message: print(message, file=sys.stderr),
+            heartbeat=lambda: self.store.sessions.heartbeat(self.session().id),
+            watch=self._obey_cancel_requests,
+        )
+        self.install_capture()
+        return ThreadRunner(self._recorder, self.payloads, self._text_form)
+
+    def install_capture(self) -> None:
+        """Route output to tasks from now on."""
+        if self._patches is None and self.shell is not None:
+            from ipytaskpersist import capture, cell, figures, inherit
+            from ipytaskpersist.patches import Patches
+
+            self._patches = Patches()
+            capture.install(self.shell, self._patches)
+            inherit.install(self._patches)
+            figures.install(self._patches)
+            cell.install(self.shell, self._patches)
+            atexit.register(self.end_session, "IPython ended")
+
+    def _text_form(self, value: Any) -> str:
+        formatter = self.shell.display_formatter if self.shell else None
+        if formatter is None:
+            return repr(value)
+        data, _metadata = formatter.format(value, include={"text/plain"})
+        return str(data.get("text/plain") or repr(value))
+
+    # Finding.
+
+    def find(self, reference: str | int | None = None) -> TaskRecord:
+        """The task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest.
+
+        Raises `TaskNotFound` or `AmbiguousReference`. Only a full id reaches another notebook.
+        """
+        self.reconcile()
+        return references.find(self.store, self.notebook_key(), reference)
+
+    def find_all(self, given: Iterable[str]) -> list[TaskRecord]:
+        """The task for each reference, each once; the latest one when there is none."""
+        found = {task.key: task for task in map(self.find, list(given) or [None])}
+        return list(found.values())
+
+    def select(self, selection: Selection) -> list[TaskRecord]:
+        """The tasks of a selection, oldest first."""
+        self.reconcile()
+        return self.store.tasks.select(selection) if self.store.exists else []
+
+    def is_own(self, task: TaskRecord) -> bool:
+        """Whether the task is one of this notebook's."""
+        return task.notebook_key == self.notebook_key()
+
+    def refresh(self, task: TaskRecord) -> TaskRecord:
+        """What the store knows of the task now."""
+        found = self.store.tasks.get(task.key)
+        if found is None:
+            raise references.deleted(task)
+        return found
+
+    # Reconciling.
+
+    def reconcile(self) -> None:
+        """Say of every session whose process is gone that it ended, and of its tasks why."""
+        if not self.store.exists:
+            return
+        self.store.open()
+        if self.store.read_only:
+            return
+        own = self.identity.id
+        for session, reason in find_dead(self.store, except_session=own):
+            at = session.heartbeat_at.timestamp()
+            self.store.tasks.interrupt_session(
+                session.id, "thread", session.end_reason or reason, at
+            )
+            self.store.sessions.end(session.id, reason, at)
+
+    # Waiting.
+
+    def wait(
+        self,
+        tasks: Sequence[TaskRecord],
+        timeout_s: float | None = None,
+        on_change: Callable[[list[TaskRecord]], None] | None = None,
+    ) -> list[TaskRecord]:
+        """Wait until all have ended, at most so long, and return what they are then.
+
+        `on_change` is called at once, and whenever the store has changed.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        reconciled_at, version = time.monotonic(), -1
+        current = list(tasks)
+        while True:
+            seen = self.store.database.data_version
+            if seen != version or any(self._just_ended(task) for task in current):
+                version = seen
+                current = [task if task.state.is_final else self.refresh(task) for task in current]
+                if on_change is not None:
+                    on_change(current)
+            if all(task.state.is_final for task in current):
+                return current
+            if deadline is not None and time.monotonic() >= deadline:
+                return current
+            if time.monotonic() - reconciled_at > RECONCILE_S:
+                self.reconcile()
+                reconciled_at = time.monotonic()
+            self._pause(current)
+
+    def _just_ended(self, task: TaskRecord) -> bool:
+        runner = self._runner
+        return (
+            not task.state.is_final
+            and runner is not None
+            and runner.owns(task.key)
+            and runner.ended(task.key).is_set()
+        )
+
+    def _pause(self, tasks: list[TaskRecord]) -> None:
+        """Sleep a little, but wake at once when a task of this process ends."""
+        live = [task for task in tasks if not task.state.is_final]
+        if self._runner is not None and self._runner.owns(live[0].key):
+            self._runner.ended(live[0].key).wait(POLL_S)
+        else:
+            time.sleep(POLL_S)
+
+    # Changing.
+
+    def cancel(self, task: TaskRecord) -> bool:
+        """Ask for a task's cancellation, wherever it runs. Returns whether it was still live."""
+        self.store.require_writable()
+        asked = self.store.tasks.request_cancel(task.key)
+        if asked and self._runner is not None:
+            self._runner.cancel(task.key)
+        return asked
+
+    def _obey_cancel_requests(self) -> None:
+        """Cancel the tasks of this process for which another process has asked."""
+        runner = self._runner
+        if runner is None:
+            return
+        wanted = set(self.store.tasks.cancel_requested(self.session().id))
+        for task in runner.running():
+            if task.record.key in wanted and not task.cancelled:
+                task.cancel()
+
+    def clear(self) -> tuple[int, int]:
+        """Cancel this session's live tasks and take ended ones off the default list.
+
+        Returns how many were cancelled, and how many taken off.
+        """
+        key = self.notebook_key()
+        if key is None:
+            return 0, 0
+        self.store.require_writable()
+        self.reconcile()
+        mine = Selection(key, (TaskState.PENDING, TaskState.RUNNING), self.identity.id)
+        cancelled = [task for task in self.store.tasks.select(mine) if self.cancel(task)]
+        self.wait(cancelled, timeout_s=SHUTDOWN_S)
+        cleared = self.store.tasks.clear(key)
+        return len(cancelled), cleared
+
+    def delete(self, task: TaskRecord) -> None:
+        """Remove an ended task for good, with everything that was stored of it."""
+        self.store.require_writable()
+        if not task.state.is_final:
+            raise InvalidRequest(
+                f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
+            )
+        self.store.tasks.delete(task.key)
+        self.payloads.delete(task.id)
+        if self._runner is not None:
+            self._runner.forget(task.key)
+
+    # Results.
+
+    def outcome(self, task: TaskRecord) -> Outcome | None:
+        """How a task of this very process ended, with its value and exception themselves."""
+        return self._runner.outcome(task.key) if self._runner is not None else None
+
+    # Ending.
+
+    def close(self) -> None:
+        """Put back what was changed, and let go of the store. Running tasks are interrupted."""
+        self.end_session("extension unloaded")
+        if self._recorder is not None:
+            self._recorder.stop(SHUTDOWN_S)
+        if self._patches is not None:
+            self._patches.undo()
+            atexit.unregister(self.end_session)
+        self.store.close()
+
+
+_current: BackgroundTasks | None = None
+
+
+def current() -> BackgroundTasks:
+    """The manager of this process: that of the loaded extension, else one that can only read."""
+    global _current
+    if _current is None:
+        _current = BackgroundTasks(_shell())
+    return _current
+
+
+def set_current(manager: BackgroundTasks | None) -> None:
+    """Make this the manager of the process."""
+    global _current
+    _current = manager
+
+
+def _shell() -> InteractiveShell | None:
+    module: Any = sys.modules.get("IPython.core.getipython")
+    return module.get_ipython() if module is not None else None
+
+

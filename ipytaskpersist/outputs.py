@@ -1,0 +1,202 @@
+"""A task's outputs as a notebook shows them: nbformat outputs, whole or their head or tail."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ipytaskpersist.store import TaskStore
+from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
+
+Output = dict[str, Any]
+"""One output in nbformat's form. A display that can be updated also has ``transient``."""
+
+CHANGES = (OutputKind.UPDATE_DISPLAY_DATA, OutputKind.CLEAR_OUTPUT)
+
+
+class Resolver:
+    """Turns the records of one task, as they happened, into the outputs that they left."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+        self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
+        self._clear_next = False
+
+    def add(self, record: OutputRecord) -> None:
+        """Take in the next record."""
+        if record.kind in STREAM_KINDS:
+            text = self._decoders[record.kind].decode(record.data)
+            if text:
+                self._place({"output_type": "stream", "name": record.kind.value, "text": text})
+            return
+        content = json.loads(record.data)
+        if record.kind is OutputKind.CLEAR_OUTPUT:
+            self._clear(wait=bool(content["wait"]))
+        elif record.kind is OutputKind.UPDATE_DISPLAY_DATA:
+            self._update(content)
+        else:
+            self._place({"output_type": record.kind.value, **content})
+
+    def _place(self, output: Output) -> None:
+        if self._clear_next:
+            self._clear(wait=False)
+        last = self.outputs[-1] if self.outputs else {}
+        if output["output_type"] == "stream" and last.get("name") == output["name"]:
+            last["text"] += output["text"]
+        else:
+            self.outputs.append(output)
+
+    def _clear(self, *, wait: bool) -> None:
+        self._clear_next = wait
+        if not wait:
+            self.outputs.clear()
+
+    def _update(self, content: Output) -> None:
+        wanted = content["transient"].get("display_id")
+        for output in self.outputs:
+            if output.get("transient", {}).get("display_id") == wanted:
+                output.update(data=content["data"], metadata=content["metadata"])
+
+
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
+def resolve(records: Iterable[OutputRecord]) -> list[Output]:
+    """The outputs that these records leave, in their order."""
+    resolver = Resolver()
+    for record in records:
+        resolver.add(record)
+    return resolver.outputs
+
+
+def as_nbformat(outputs: Iterable[Output]) -> list[Output]:
+    """The outputs as a notebook file keeps them."""
+    return [
+        {key: value for key, value in output.items() if key != "transient"} for output in outputs
+    ]
+
+
+def merge_streams(outputs: Iterable[Output]) -> list[Output]:
+    """The outputs with neighbouring pieces of the same stream joined."""
+    merged: list[Output] = []
+    texts: list[str] = []
+
+    def join() -> None:
+        if texts:
+            merged[-1]["text"] = "".join(texts)
+            texts.clear()
+
+    for output in outputs:
+        if output["output_type"] != "stream":
+            join()
+            merged.append(output)
+        elif texts and merged[-1]["name"] == output["name"]:
+            texts.append(output["text"])
+        else:
+            join()
+            merged.append(dict(output))
+            texts.append(output["text"])
+    join()
+    return merged
+
+
+def as_output(record: OutputRecord) -> Output:
+    """One record by itself, as it happened; a character that it cuts shows as a replacement."""
+    if record.kind in STREAM_KINDS:
+        text = record.data.decode("utf-8", "replace")
+        return {"output_type": "stream", "name": record.kind.value, "text": text}
+    return {"output_type": record.kind.value, **json.loads(record.data)}
+
+
+def of_task(
+    store: TaskStore, task_key: int, *, kinds: Sequence[OutputKind] = ()
+) -> Iterator[Output]:
+    """The task's outputs in their order; a stream may come in several pieces.
+
+    What was neither updated nor cleared is passed on piece by piece, so that a gigabyte of text
+    does not have to fit into memory.
+    """
+    records = store.outputs.of(task_key, kinds=kinds)
+    if store.outputs.count(task_key, CHANGES):
+        yield from resolve(records)
+        return
+    decoders = {kind: _decoder() for kind in STREAM_KINDS}
+    for record in records:
+        if record.kind in STREAM_KINDS:
+            text = decoders[record.kind].decode(record.data)
+            yield {"output_type": "stream", "name": record.kind.value, "text": text}
+        else:
+            yield {"output_type": record.kind.value, **json.loads(record.data)}
+
+
+def stream_bytes(
+    store: TaskStore, task_key: int, kinds: Sequence[OutputKind] = STREAM_KINDS
+) -> Iterator[bytes]:
+    """What the task wrote to its streams, exactly, in its order."""
+    for record in store.outputs.of(task_key, kinds=kinds):
+        yield record.data
+
+
+def head(records: Iterable[OutputRecord], lines: int) -> Iterator[OutputRecord]:
+    """The records up to so many lines. A display counts as one line."""
+    left = lines
+    for record in records:
+        if left <= 0:
+            return
+        if record.kind not in STREAM_KINDS:
+            left -= 1
+            yield record
+            continue
+        kept = record.data
+        if kept.count(b"\n") >= left:
+            kept = kept[: _position(kept, left)]
+        left -= kept.count(b"\n")
+        yield _with_data(record, kept)
+
+
+def tail(backwards: Iterable[OutputRecord], lines: int) -> list[OutputRecord]:
+    """The records of the last so many lines, in their order, from records that come last first."""
+    if lines <= 0:
+        return []
+    kept: list[OutputRecord] = []
+    found = 0
+    for record in backwards:
+        is_stream = record.kind in STREAM_KINDS
+        if is_stream and not found and not kept and not record.data.endswith(b"\n"):
+            found += 1  # the line that is not finished
+        kept.append(record)
+        found += record.data.count(b"\n") if is_stream else 1
+        if found > lines:
+            break
+    kept.reverse()
+    return _without_first(kept, found - lines)
+
+
+def _without_first(records: list[OutputRecord], lines: int) -> list[OutputRecord]:
+    rest: list[OutputRecord] = []
+    for record in records:
+        if lines <= 0:
+            rest.append(record)
+        elif record.kind not in STREAM_KINDS:
+            lines -= 1
+        elif record.data.count(b"\n") <= lines:
+            lines -= record.data.count(b"\n")
+        else:
+            rest.append(_with_data(record, record.data[_position(record.data, lines) :]))
+            lines = 0
+    return rest
+
+
+def _position(data: bytes, lines: int) -> int:
+    """Where the line after the first so many begins."""
+    position = 0
+    for _ in range(lines):
+        position = data.index(b"\n", position) + 1
+    return position
+
+
+def _with_data(record: OutputRecord, data: bytes) -> OutputRecord:
+    return OutputRecord(record.sequence, record.kind, record.at, data, record.first_line)

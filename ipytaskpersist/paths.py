@@ -1,0 +1,75 @@
+"""The one place that knows every file that a task leaves behind."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipytaskpersist.errors import StoreError
+
+
+def default_directory() -> Path:
+    """``$IPYTASKPERSIST_DIR``, else the user's state directory for this project."""
+    named = os.environ.get("IPYTASKPERSIST_DIR")
+    if named:
+        return Path(named).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("ipytaskpersist", appauthor=False))
+
+
+@dataclass(frozen=True, slots=True)
+class StateDirectory:
+    """The state directory: open to its owner alone."""
+
+    root: Path
+
+    @property
+    def store(self) -> Path:
+        """The SQLite store; SQLite keeps ``-wal`` and ``-shm`` beside it."""
+        return self.root / "tasks.db"
+
+    @property
+    def key(self) -> Path:
+        """The key that signs this user's pickles."""
+        return self.root / "signing.key"
+
+    @property
+    def payloads(self) -> Path:
+        """The pickled values, a folder for each task."""
+        return self.root / "payloads"
+
+    @property
+    def backups(self) -> Path:
+        """Copies of the store made before a migration."""
+        return self.root / "backups"
+
+    def payload(self, task_id: str, digest: str) -> Path:
+        """The pickle of one value of one task, named after its own content."""
+        return self.payloads / task_id / f"{digest[:32]}.pickle"
+
+    def create(self) -> None:
+        """Make the directory where it is missing, and refuse one that others could write."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.root.stat()
+        except OSError as error:
+            raise StoreError(
+                f"cannot make the state directory {self.root} ({error.strerror}); "
+                "set IPYTASKPERSIST_DIR to a folder that you can write"
+            ) from error
+        if hasattr(os, "getuid") and status.st_uid != os.getuid():
+            raise StoreError(
+                f"the state directory {self.root} belongs to another user; "
+                "set IPYTASKPERSIST_DIR to a folder of your own"
+            )
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            self.root.chmod(0o700)
+
+
+def make_private(folder: Path) -> Path:
+    """Make a folder that only its owner can enter, and return it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

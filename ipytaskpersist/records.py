@@ -1,0 +1,212 @@
+"""The records: what the store knows of a task, a session and an output. All are frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+
+class TaskState(StrEnum):
+    """Where a task stands. The store refuses every transition that is not drawn here.
+
+    ``pending → running → completed · failed · cancelled · interrupted``, and from pending straight
+    to failed, cancelled or interrupted for a task that never began to run.
+    """
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this state has ended."""
+        return self not in LIVE_STATES
+
+
+LIVE_STATES = (TaskState.PENDING, TaskState.RUNNING)
+
+
+class OutputKind(StrEnum):
+    """The kinds of entry in a task's one ordered stream of outputs."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    DISPLAY_DATA = "display_data"
+    UPDATE_DISPLAY_DATA = "update_display_data"
+    CLEAR_OUTPUT = "clear_output"
+    EXECUTE_RESULT = "execute_result"
+    ERROR = "error"
+
+
+STREAM_KINDS = (OutputKind.STDOUT, OutputKind.STDERR)
+
+
+def from_timestamp(seconds: float | None) -> datetime | None:
+    """The UTC time for a number of seconds since the epoch, as the store keeps it."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class NotebookRecord:
+    """What successive sessions share: the thing a person calls "this notebook"."""
+
+    key: int
+    """The notebook's row in the store."""
+    path: str
+    """Where the notebook was when a session of it last began; a directory for a terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """The lifetime of one kernel process."""
+
+    id: str
+    """The kernel session id; in the IPython terminal a uuid4."""
+    notebook_key: int
+    path: str
+    """The notebook's path when the session began."""
+    front_end: str
+    """``kernel``, ``terminal`` or ``program``."""
+    host: str
+    pid: int
+    process_start: str
+    """When the process started, in the form in which `identity` compares it."""
+    boot_id: str
+    started_at: datetime
+    heartbeat_at: datetime
+    """When the session last showed the store that it was alive."""
+    ended_at: datetime | None
+    end_reason: str | None
+    """How it ended, in words; None while it is active."""
+    task_counts: tuple[tuple[str, int], ...] = ()
+    """How many tasks it has in each state, where the query asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One run of one background cell, as the store knows it."""
+
+    key: int
+    """The task's row in the store. Means nothing outside it."""
+    id: str
+    """``<first 8 characters of the session id>-<number>``, unique in the store."""
+    number: int
+    """1, 2, 3 … in its notebook, never used again."""
+    name: str
+    """What the person called it; empty when they did not."""
+    notebook_key: int
+    notebook: str
+    """The notebook's path when the task's session began."""
+    session: str
+    """The id of the session that launched it."""
+    kind: str
+    """``python`` or ``shell``."""
+    runner: str
+    """Where it runs: ``thread`` or ``process``."""
+    state: TaskState
+    reason: str | None
+    """The evidence for the state, in words."""
+    exit_code: int | None
+    source: str
+    """The cell's text as it was typed, without the line that launched it."""
+    cell_id: str | None
+    """The id of the launching cell, where the front end gives one."""
+    execution_count: int | None
+    """The launching cell's ``In [n]``."""
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    cancel_requested_at: datetime | None
+    cleared_at: datetime | None
+    """When it was taken off the default list; None while it is on it."""
+    last_line: str | None = None
+    """The last line it printed as a terminal would show it, where the query asked for it."""
+
+    @property
+    def label(self) -> str:
+        """How messages name the task: ``3 (train)``, or ``3`` when it has no name."""
+        return f"{self.number} ({self.name})" if self.name else str(self.number)
+
+    def elapsed_s(self, now: datetime) -> float | None:
+        """Seconds from start to end, or to `now` for a task that runs; None before it started."""
+        if self.started_at is None:
+            return None
+        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+
+    def as_json(self, now: datetime) -> dict[str, Any]:
+        """The task as ``list --json`` gives it: times in ISO 8601, seconds as numbers."""
+        return {
+            "id": self.id,
+            "number": self.number,
+            "name": self.name or None,
+            "notebook": self.notebook,
+            "session": self.session,
+            "kind": self.kind,
+            "runner": self.runner,
+            "state": self.state.value,
+            "reason": self.reason,
+            "exit_code": self.exit_code,
+            "created_at": self.created_at.isoformat(),
+            "started_at": self.started_at.isoformat() if self.started_at else None,
+            "ended_at": self.ended_at.isoformat() if self.ended_at else None,
+            "elapsed_s": self.elapsed_s(now),
+            "last_line": self.last_line,
+            "cell_id": self.cell_id,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One entry of a task's state history."""
+
+    state: TaskState
+    reason: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """One entry of a task's outputs: a piece of a stream, or one display, result or error."""
+
+    sequence: int
+    """Its place in the store. Grows along a task's outputs, with gaps."""
+    kind: OutputKind
+    at: datetime
+    data: bytes
+    """A stream's bytes as they were written; for other kinds the message's content as JSON."""
+    first_line: int
+    """How many lines its stream held before it (streams only)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSize:
+    """How much a task has written to one of its streams."""
+
+    size_bytes: int
+    lines: int
+    """How many line feeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRecord:
+    """What is known of a task's value: where its pickle is, or why there is none."""
+
+    name: str
+    """Empty for the value of the last expression."""
+    path: str | None
+    """The signed pickle, relative to the state directory; None when it could not be kept."""
+    size_bytes: int | None
+    digest: str | None
+    """SHA-256 of the pickle, in hexadecimal."""
+    signature: str | None
+    """HMAC-SHA256 that binds the digest to task and name, with the user's key."""
+    text: str
+    """The value's text form, shortened when it is long."""
+    problem: str | None
+    """Why there is no pickle."""

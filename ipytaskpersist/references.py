@@ -1,0 +1,70 @@
+"""What a person may type to name a task."""
+
+from __future__ import annotations
+
+import re
+
+from ipytaskpersist.errors import AmbiguousReference, TaskNotFound
+from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.records import TaskRecord
+
+SUGGESTIONS = 5
+
+
+def find(store: TaskStore, notebook_key: int | None, reference: str | int | None) -> TaskRecord:
+    """The task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest for None.
+
+    Only a full id reaches another notebook's task. Raises `TaskNotFound`, `AmbiguousReference`.
+    """
+    text = "-1" if reference is None else str(reference).strip()
+    found = store.open().tasks.by_id(text) if store.exists else None
+    if found is None and store.exists and notebook_key is not None:
+        found = _find_here(store, notebook_key, text)
+    if found is None:
+        raise _not_found(store, notebook_key, reference)
+    return found
+
+
+def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
+    if re.fullmatch(r"\d{1,15}", text, re.ASCII):
+        by_number = store.tasks.by_number(notebook_key, int(text))
+        # A name of digits is reached where no number is in its way.
+        return by_number or store.tasks.by_name(notebook_key, text)
+    if re.fullmatch(r"-\d{1,9}", text, re.ASCII) and int(text) < 0:
+        return store.tasks.from_end(notebook_key, -int(text))
+    named = store.tasks.by_name(notebook_key, text) if text else None
+    return named or _by_prefix(store, notebook_key, text)
+
+
+def _by_prefix(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
+    if not text:
+        return None
+    found = store.tasks.by_id_prefix(notebook_key, text)
+    if len(found) > 1:
+        ids = ", ".join(task.id for task in found[-SUGGESTIONS:])
+        raise AmbiguousReference(
+            f"'{text}' is the beginning of {len(found)} tasks' ids ({ids}); type more of it"
+        )
+    return store.tasks.get(found[0].key) if found else None
+
+
+def _not_found(
+    store: TaskStore, notebook_key: int | None, reference: str | int | None
+) -> TaskNotFound:
+    latest = []
+    if store.exists and notebook_key is not None:
+        latest = store.tasks.select(Selection(notebook_key, limit=SUGGESTIONS))
+    what = "no task" if reference is None else f"no task '{reference}'"
+    if not latest:
+        return TaskNotFound(
+            f"{what} in this notebook, which has none yet; put %%background above a cell, "
+            "or see every notebook's tasks with %bg_list --all"
+        )
+    names = ", ".join(f"{task.number} {task.name}".strip() for task in reversed(latest))
+    count = {1: "the only one is", 2: "the two are"}.get(len(latest), "the last ones are")
+    return TaskNotFound(f"{what} in this notebook; {count} {names}")
+
+
+def deleted(task: TaskRecord) -> TaskNotFound:
+    """The error for a task that was there a moment ago."""
+    return TaskNotFound(f"task {task.label} has been deleted; %bg_list shows those that are left")

@@ -1,0 +1,118 @@
+"""Run tasks in threads of this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ipytaskpersist.active import ActiveTask, active_task, start_outside
+from ipytaskpersist.cell import NOTHING, Outcome
+from ipytaskpersist.children import Children
+from ipytaskpersist.payload import Payloads
+from ipytaskpersist.recorder import Recorder, Recording
+from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
+
+Work = Callable[[ActiveTask], Outcome]
+
+
+class ThreadRunner:
+    """The tasks that run, and have run, in threads of this process."""
+
+    def __init__(
+        self, recorder: Recorder, payloads: Payloads, text_form: Callable[[Any], str]
+    ) -> None:
+        self._recorder = recorder
+        self._payloads = payloads
+        self._text_form = text_form
+        self._active: dict[int, ActiveTask] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._ended: dict[int, threading.Event] = {}
+
+    def launch(self, record: TaskRecord, work: Work, on_end: Callable[[], None]) -> None:
+        """Start the thread of a task that the store has as pending."""
+        recording = Recording(self._recorder, record.key)
+        task = ActiveTask(record, recording, Children(recording))
+        self._active[record.key] = task
+        self._ended[record.key] = threading.Event()
+        self._recorder.live_tasks += 1
+        self._recorder.start()
+        name = f"background-{record.number}"
+        start_outside(
+            threading.Thread(target=self._run, args=(task, work, on_end), name=name, daemon=True)
+        )
+
+    def _run(self, task: ActiveTask, work: Work, on_end: Callable[[], None]) -> None:
+        active_task.set(task)
+        key, started = task.record.key, time.time()
+        self._recorder.post(lambda store: store.tasks.start(key, started))
+        outcome = self._outcome(task, work)
+        ended = time.time()
+        task.children.close()
+        active_task.set(None)
+        result = self._keep(task.record, outcome)
+        self._outcomes[key] = outcome
+
+        def end(store: Any) -> None:
+            if result is not None:
+                store.results.save(key, result)
+            store.tasks.end(key, outcome.state, outcome.reason, outcome.exit_code, ended)
+
+        # Where the store cannot be written this waits, and the task stands as running: what is
+        # not recorded has not happened.
+        self._recorder.change(end)
+        self._active.pop(key, None)
+        self._recorder.live_tasks -= 1
+        self._ended[key].set()
+        on_end()
+
+    def _outcome(self, task: ActiveTask, work: Work) -> Outcome:
+        task.begin()
+        try:
+            outcome = work(task)
+        except BaseException as error:
+            state = TaskState.CANCELLED if task.cancelled else TaskState.FAILED
+            reason = "cancelled" if task.cancelled else f"{type(error).__name__}: {error}"
+            outcome = Outcome(state, reason, None if task.cancelled else 1, error=error)
+        if task.leave():
+            outcome = Outcome(TaskState.CANCELLED, "cancelled")
+        return outcome
+
+    def _keep(self, record: TaskRecord, outcome: Outcome) -> ResultRecord | None:
+        if outcome.value is NOTHING or outcome.value is None:
+            return None
+        try:
+            text = self._text_form(outcome.value)
+        except Exception as error:  # a repr may raise anything
+            text = f"<{type(outcome.value).__name__} whose repr raised {type(error).__name__}>"
+        return self._payloads.save(record.id, "", outcome.value, text)
+
+    def cancel(self, key: int) -> bool:
+        """Cancel a task of this process. Returns whether it was running here."""
+        task = self._active.get(key)
+        if task is not None:
+            task.cancel()
+        return task is not None
+
+    def owns(self, key: int) -> bool:
+        """Whether the task runs, or has run, in this process."""
+        return key in self._ended
+
+    def ended(self, key: int) -> threading.Event:
+        """Set once the end of a task of this process is recorded."""
+        return self._ended[key]
+
+    def outcome(self, key: int) -> Outcome | None:
+        """How a task of this process ended, with the very value and exception; None otherwise."""
+        return self._outcomes.get(key)
+
+    def running(self) -> list[ActiveTask]:
+        """The tasks that run now."""
+        return list(self._active.values())
+
+    def forget(self, key: int) -> None:
+        """Let go of an ended task's value."""
+        if key not in self._active:
+            self._outcomes.pop(key, None)
+            self._ended.pop(key, None)

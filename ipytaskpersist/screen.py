@@ -1,0 +1,113 @@
+"""What a terminal would show of a text: carriage returns, backspaces and cursor moves resolved.
+
+Progress bars draw over themselves: tqdm, pip and wget return to the start of the line, nested
+bars move the cursor up. A list that shows a task's last line must show what a person would see,
+not the raw characters.
+"""
+
+from __future__ import annotations
+
+import re
+
+TOKEN = re.compile(
+    r"\x1b\[(?P<arguments>[0-9;?]*)[ -/]*(?P<command>[@-~])"  # control sequences
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
+    r"|\x1b[@-Z\\-_]?"  # other escapes
+    r"|(?P<control>[\x00-\x08\x0a-\x1f\x7f])"
+    r"|(?P<run>[^\x00-\x08\x0a-\x1f\x7f\x1b]+)"
+)
+TAIL_CHARACTERS = 4096
+LINE_CHARACTERS = 240
+
+
+class Screen:
+    """A terminal of unlimited width: rows of text and a cursor."""
+
+    def __init__(self) -> None:
+        self.rows = [""]
+        self.row = 0
+        self.column = 0
+
+    def feed(self, text: str) -> None:
+        """Show `text`, starting where the cursor is."""
+        for token in TOKEN.finditer(text):
+            if token["run"]:
+                self._write(token["run"])
+            elif token["control"]:
+                self._control(token["control"])
+            elif token["command"]:
+                self._command(token["command"], token["arguments"])
+
+    def _write(self, run: str) -> None:
+        row = self.rows[self.row].ljust(self.column)
+        end = self.column + len(run)
+        self.rows[self.row] = row[: self.column] + run + row[end:]
+        self.column = end
+
+    def _control(self, character: str) -> None:
+        if character == "\r":
+            self.column = 0
+        elif character == "\n":
+            self._move_down(1)
+            self.column = 0
+        elif character == "\b":
+            self.column = max(0, self.column - 1)
+
+    def _move_down(self, count: int) -> None:
+        self.row += count
+        self.rows.extend([""] * (self.row + 1 - len(self.rows)))
+
+    def _command(self, command: str, arguments: str) -> None:
+        first = arguments.split(";")[0]
+        count = min(int(first), TAIL_CHARACTERS) if first.isdigit() else 0
+        if command == "A":
+            self.row = max(0, self.row - max(1, count))
+        elif command == "B":
+            self._move_down(max(1, count))
+        elif command == "C":
+            self.column += max(1, count)
+        elif command == "D":
+            self.column = max(0, self.column - max(1, count))
+        elif command == "G":
+            self.column = max(0, count - 1)
+        elif command == "K":
+            self._erase_line(count)
+        elif command == "J" and count == 2:
+            self.rows, self.row, self.column = [""], 0, 0
+
+    def _erase_line(self, which: int) -> None:
+        row = self.rows[self.row]
+        if which == 0:
+            self.rows[self.row] = row[: self.column]
+        elif which == 1:
+            self.rows[self.row] = " " * self.column + row[self.column :]
+        else:
+            self.rows[self.row] = ""
+
+
+def visible_lines(text: str) -> list[str]:
+    """The lines that a terminal would show of `text`, without colours."""
+    screen = Screen()
+    screen.feed(text)
+    return [row.rstrip() for row in screen.rows]
+
+
+class LastLine:
+    """Follows one stream and knows its last visible line that is not blank."""
+
+    def __init__(self) -> None:
+        self._tail = ""
+        self.text = ""
+
+    def feed(self, text: str) -> str:
+        """Take in the next piece of the stream and return the last line now."""
+        tail = (self._tail + text)[-TAIL_CHARACTERS:]
+        if len(tail) == TAIL_CHARACTERS:
+            # A cut line would look like a line of its own, so begin after one where there is any.
+            start = tail.find("\n", 0, -1)
+            tail = tail[start + 1 :]
+        self._tail = tail
+        filled = [line for line in visible_lines(tail) if line.strip()]
+        if filled:
+            self.text = filled[-1].strip()[:LINE_CHARACTERS]
+        return self.text

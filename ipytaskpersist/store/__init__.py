@@ -1,0 +1,102 @@
+"""The store: one SQLite file for each user, and the only channel between processes.
+
+Only this package speaks SQL. It gives and takes the frozen records of `ipytaskpersist.task`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ipytaskpersist.errors import StoreError
+from ipytaskpersist.paths import StateDirectory, make_private
+from ipytaskpersist.store.database import (
+    SQLITE_VERSION,
+    Database,
+    journal_mode_for,
+)
+from ipytaskpersist.store.migrations import STEPS, migrate
+from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
+from ipytaskpersist.store.sessions import Sessions
+from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
+
+__all__ = ["SQLITE_VERSION", "NewOutput", "NewTask", "Selection", "TaskStore"]
+
+
+class TaskStore:
+    """Everything that is kept, by what it is about: sessions, tasks, outputs, results."""
+
+    def __init__(self, directory: StateDirectory, *, synchronous: str = "normal") -> None:
+        """`synchronous` is ``normal`` or ``full``: whether a commit survives a loss of power."""
+        self.directory = directory
+        self.database = Database(directory, synchronous)
+        self.sessions = Sessions(self.database)
+        self.tasks = Tasks(self.database)
+        self.outputs = Outputs(self.database)
+        self.results = Results(self.database)
+        self._is_open = False
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything to read. Asking does not make a store."""
+        return self.database.exists
+
+    def open(self) -> TaskStore:
+        """Make the store where there is none, bring its schema up to date, and return it.
+
+        Raises `StoreError` when it cannot be used. One that a newer version wrote opens for
+        reading only.
+        """
+        if not self._is_open:
+            self.database.create_file()
+            version = self._schema_version()
+            if version > len(STEPS):
+                self.database.close()
+                self.database.read_only = True
+            elif version < len(STEPS):
+                self._migrate(version)
+            self._is_open = True
+        return self
+
+    @property
+    def read_only(self) -> bool:
+        """Whether a newer version wrote the store, so that this one only reads it."""
+        return self.database.read_only
+
+    def _schema_version(self) -> int:
+        return int(self.database.row("PRAGMA user_version")[0])
+
+    def _migrate(self, version: int) -> None:
+        if version:
+            self.back_up()
+        else:
+            # The journal mode stays with the file, and cannot be changed in a transaction.
+            mode = journal_mode_for(self.directory.root)
+            self.database.execute(f"PRAGMA journal_mode = {mode}")
+        with self.database.transaction() as connection:
+            # Another first starter may have done it while this one waited for the lock.
+            if int(connection.execute("PRAGMA user_version").fetchone()[0]) < len(STEPS):
+                migrate(connection)
+
+    def back_up(self) -> str:
+        """Copy the store through SQLite's backup API, and return the copy's path."""
+        folder = make_private(self.directory.backups)
+        target = folder / f"tasks-{time.strftime('%Y%m%d-%H%M%S')}.db"
+        os.close(os.open(target, os.O_CREAT | os.O_RDWR, 0o600))
+        self.database.copy_to(target)
+        return str(target)
+
+    def require_writable(self) -> None:
+        """Raise `StoreError` when the store is open for reading only."""
+        if self.read_only:
+            raise StoreError(
+                f"the store {self.database.path} was written by a newer version of "
+                "ipytaskpersist, so this one only reads it; upgrade with "
+                "'pip install -U ipytaskpersist'"
+            )
+
+    def close(self) -> None:
+        """Close this process's connections."""
+        self.database.close()
+        self._is_open = False
+

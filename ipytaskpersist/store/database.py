@@ -1,0 +1,217 @@
+"""Connections to the store: one a thread, each in the right mode; transactions; errors in words.
+
+This is the one module that imports SQLite. `pysqlite3` brings its own, newer one where it has a
+wheel: every SQLite from 3.7.0 to 3.51.2, so every CPython's own, has a bug by which two writers
+can corrupt a database in WAL mode (https://sqlite.org/wal.html#walresetbug).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ipytaskpersist.errors import StoreBusy, StoreError
+from ipytaskpersist.paths import StateDirectory
+
+try:
+    from pysqlite3 import dbapi2 as sqlite3
+except ImportError:
+    import sqlite3  # type: ignore[no-redef]
+
+BUSY_TIMEOUT_MS = 20_000
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs afs 9p lustre gpfs ceph beegfs glusterfs fuse.sshfs".split()
+)
+_abandoned: list[Any] = []
+"""Connections that a forked child got from its parent and must neither use nor close."""
+
+
+class Database:
+    """The store's file, and this process's connections to it."""
+
+    def __init__(self, directory: StateDirectory, synchronous: str = "normal") -> None:
+        self.directory = directory
+        self._synchronous = synchronous
+        self.read_only = False
+        self.integrity_error: type[Exception] = sqlite3.IntegrityError
+        self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
+        self._pid = os.getpid()
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self.directory.store
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store yet."""
+        return self.path.exists()
+
+    def create_file(self) -> None:
+        """Make an empty database file that only its owner can read, where there is none."""
+        self.directory.create()
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise StoreError(f"cannot make the store {self.path}: {error.strerror}") from error
+
+    @property
+    def connection(self) -> Any:
+        """The calling thread's own connection, opened when it is first asked for.
+
+        A connection shared by threads loses writes without a word, and one taken through a fork
+        can corrupt the file, so neither ever happens.
+        """
+        if self._pid != os.getpid():
+            _abandoned.append(self._connections)
+            self._connections, self._pid = {}, os.getpid()
+        thread = threading.current_thread()
+        known = self._connections.get(threading.get_ident())
+        if known is not None and known[0]() is thread:
+            return known[1]
+        self._close_for_ended_threads()
+        connection = self._connect()
+        self._connections[threading.get_ident()] = (weakref.ref(thread), connection)
+        return connection
+
+    def _connect(self) -> Any:
+        with self.errors():
+            connection = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            if self.read_only:
+                connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _close_for_ended_threads(self) -> None:
+        for ident, (thread, connection) in list(self._connections.items()):
+            owner = thread()
+            if owner is None or not owner.is_alive():
+                del self._connections[ident]
+                connection.close()
+
+    def close(self) -> None:
+        """Close every connection of this process."""
+        connections, self._connections = self._connections, {}
+        if self._pid != os.getpid():
+            _abandoned.append(connections)
+            return
+        for _thread, connection in connections.values():
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def close_own(self) -> None:
+        """Close the calling thread's connection, if it has one."""
+        known = self._connections.pop(threading.get_ident(), None)
+        if known is not None and self._pid == os.getpid():
+            known[1].close()
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """Run one statement, committed at once outside a transaction."""
+        with self.errors():
+            return self.connection.execute(sql, parameters)
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """All rows of one query."""
+        with self.errors():
+            return list(self.connection.execute(sql, parameters).fetchall())
+
+    def row(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """The first row of one query, or None."""
+        with self.errors():
+            return self.connection.execute(sql, parameters).fetchone()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """A transaction that holds the write lock from its start.
+
+        A deferred one that reads before it writes fails at once when another writer came between,
+        whatever the busy timeout says.
+        """
+        connection = self.connection
+        with self.errors():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the whole database with SQLite's backup API, consistently, while others write."""
+        destination = sqlite3.connect(target)
+        try:
+            with self.errors():
+                self.connection.backup(destination)
+        finally:
+            destination.close()
+
+    @property
+    def data_version(self) -> int:
+        """A number that changes when anyone else has committed: microseconds to ask for."""
+        return int(self.row("PRAGMA data_version")[0])
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into ones that say which store, and what to do."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise self._in_words(error) from error
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+                raise
+            raise StoreError(f"the store {self.path} is damaged ({error})") from error
+
+    def _in_words(self, error: Exception) -> StoreError:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            return StoreBusy(f"the store {self.path} is locked by another program ({text})")
+        if "readonly" in text or "read-only" in text or "query_only" in text:
+            return StoreError(f"the store {self.path} cannot be written ({text})")
+        if "full" in text:
+            return StoreError(f"no room left for the store {self.path} ({text})")
+        return StoreError(f"the store {self.path} cannot be used ({text})")
+
+
+SQLITE_VERSION: str = sqlite3.sqlite_version
+
+
+def journal_mode_for(folder: Path) -> str:
+    """WAL, but the rollback journal on a network file system, where WAL's shared memory fails."""
+    return "TRUNCATE" if file_system_of(folder) in NETWORK_FILE_SYSTEMS else "WAL"
+
+
+def file_system_of(folder: Path) -> str:
+    """The type of the file system that holds `folder`; empty where the system does not tell."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return _deepest_mount(mounts, folder.resolve())
+
+
+def _deepest_mount(mounts: str, folder: Path) -> str:
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        point = Path(fields[1].replace("\\040", " "))
+        if len(point.parts) > best and folder.is_relative_to(point):
+            best, kind = len(point.parts), fields[2]
+    return kind
+

@@ -1,0 +1,191 @@
+"""The store's schema, a function for each step. Steps are only ever added."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlite_utils.db import Database
+
+STEPS: list[Any] = []
+"""The steps in their order. ``PRAGMA user_version`` is how many of them a store has had."""
+
+
+def step(function: Any) -> Any:
+    """Register a step under its own name."""
+    STEPS.append(function)
+    return function
+
+
+@step
+def m001_tasks(db: Database) -> None:
+    """Notebooks, sessions, tasks and their state history."""
+    for statement in (*M001_TABLES, *M001_TRIGGERS):
+        db.conn.execute(statement)
+
+
+M001_TABLES = (
+    """
+    CREATE TABLE notebooks (
+        key INTEGER PRIMARY KEY,
+        path TEXT NOT NULL,
+        last_number INTEGER NOT NULL DEFAULT 0,
+        created_at REAL NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE sessions (
+        id TEXT PRIMARY KEY,
+        notebook_key INTEGER NOT NULL REFERENCES notebooks (key),
+        path TEXT NOT NULL,
+        has_path INTEGER NOT NULL,
+        kernel_uuid TEXT,
+        front_end TEXT NOT NULL,
+        host TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        process_start TEXT NOT NULL,
+        boot_id TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        heartbeat_at REAL NOT NULL,
+        ended_at REAL,
+        end_reason TEXT,
+        CHECK ((ended_at IS NULL) = (end_reason IS NULL))
+    ) STRICT
+    """,
+    "CREATE INDEX sessions_kernel_uuid ON sessions (kernel_uuid, started_at)",
+    "CREATE INDEX sessions_path ON sessions (path, started_at)",
+    "CREATE INDEX sessions_unfinished ON sessions (id) WHERE ended_at IS NULL",
+    "CREATE INDEX sessions_started_at ON sessions (started_at)",
+    """
+    CREATE TABLE tasks (
+        key INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        notebook_key INTEGER NOT NULL REFERENCES notebooks (key),
+        number INTEGER NOT NULL CHECK (number > 0),
+        session_id TEXT NOT NULL REFERENCES sessions (id),
+        name TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('python', 'shell')),
+        runner TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (
+            state IN ('pending', 'running', 'completed', 'failed', 'cancelled', 'interrupted')),
+        reason TEXT,
+        exit_code INTEGER,
+        created_at REAL NOT NULL,
+        started_at REAL,
+        ended_at REAL,
+        cancel_requested_at REAL,
+        cleared_at REAL,
+        cell_id TEXT,
+        execution_count INTEGER,
+        source TEXT NOT NULL,
+        UNIQUE (notebook_key, number),
+        CHECK ((ended_at IS NULL) = (state IN ('pending', 'running'))),
+        CHECK (state <> 'pending' OR started_at IS NULL),
+        CHECK (state NOT IN ('running', 'completed') OR started_at IS NOT NULL),
+        CHECK (state <> 'completed' OR exit_code = 0),
+        CHECK (exit_code IS NULL OR state IN ('completed', 'failed', 'cancelled'))
+    ) STRICT
+    """,
+    "CREATE INDEX tasks_session ON tasks (session_id)",
+    "CREATE INDEX tasks_created_at ON tasks (created_at)",
+    "CREATE INDEX tasks_live ON tasks (session_id) WHERE state IN ('pending', 'running')",
+    """
+    CREATE TABLE events (
+        key INTEGER PRIMARY KEY,
+        task_key INTEGER NOT NULL REFERENCES tasks (key) ON DELETE CASCADE,
+        state TEXT NOT NULL,
+        reason TEXT,
+        at REAL NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX events_task ON events (task_key)",
+)
+
+NOW = "(julianday('now') - 2440587.5) * 86400.0"
+
+M001_TRIGGERS = (
+    """
+    CREATE TRIGGER tasks_begin_pending BEFORE INSERT ON tasks WHEN NEW.state <> 'pending'
+    BEGIN
+        SELECT RAISE(ABORT, 'a task begins as pending');
+    END
+    """,
+    """
+    CREATE TRIGGER tasks_legal_transition BEFORE UPDATE OF state ON tasks WHEN NOT (
+        (OLD.state = 'pending'
+         AND NEW.state IN ('running', 'failed', 'cancelled', 'interrupted'))
+        OR (OLD.state = 'running'
+            AND NEW.state IN ('completed', 'failed', 'cancelled', 'interrupted')))
+    BEGIN
+        SELECT RAISE(ABORT, 'illegal transition of a task''s state');
+    END
+    """,
+    """
+    CREATE TRIGGER tasks_history_begins AFTER INSERT ON tasks
+    BEGIN
+        INSERT INTO events (task_key, state, reason, at)
+        VALUES (NEW.key, NEW.state, NEW.reason, NEW.created_at);
+    END
+    """,
+    f"""
+    CREATE TRIGGER tasks_history AFTER UPDATE OF state ON tasks
+    BEGIN
+        INSERT INTO events (task_key, state, reason, at)
+        VALUES (NEW.key, NEW.state, NEW.reason, coalesce(NEW.ended_at, NEW.started_at, {NOW}));
+    END
+    """,
+)
+
+
+@step
+def m002_outputs(db: Database) -> None:
+    """What tasks print, display and return."""
+    for statement in M002_TABLES:
+        db.conn.execute(statement)
+
+
+M002_TABLES = (
+    """
+    CREATE TABLE outputs (
+        sequence INTEGER PRIMARY KEY,
+        task_key INTEGER NOT NULL REFERENCES tasks (key) ON DELETE CASCADE,
+        kind TEXT NOT NULL,
+        at REAL NOT NULL,
+        first_byte INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        first_line INTEGER NOT NULL,
+        lines INTEGER NOT NULL,
+        last_line TEXT,
+        compression TEXT,
+        data BLOB NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX outputs_task ON outputs (task_key, kind)",
+    "CREATE INDEX outputs_task_order ON outputs (task_key, sequence)",
+    """
+    CREATE TABLE results (
+        key INTEGER PRIMARY KEY,
+        task_key INTEGER NOT NULL REFERENCES tasks (key) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        path TEXT,
+        size_bytes INTEGER,
+        digest TEXT,
+        signature TEXT,
+        text TEXT NOT NULL,
+        problem TEXT,
+        UNIQUE (task_key, name),
+        CHECK ((path IS NULL) = (problem IS NOT NULL))
+    ) STRICT
+    """,
+)
+
+
+def migrate(connection: Any) -> None:
+    """Bring the schema up to date. The caller holds the write lock in a transaction."""
+    from sqlite_utils import Database, Migrations
+
+    migrations = Migrations("ipytaskpersist")
+    for function in STEPS:
+        migrations(name=function.__name__)(function)
+    migrations.apply(Database(connection, execute_plugins=False, recursive_triggers=False))
+    connection.execute(f"PRAGMA user_version = {len(STEPS)}")

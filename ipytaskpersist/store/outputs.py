@@ -1,0 +1,168 @@
+"""What tasks printed, displayed and returned, as rows of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipytaskpersist.store.chunks import pack, unpack
+from ipytaskpersist.store.database import Database
+from ipytaskpersist.records import OutputKind, OutputRecord, ResultRecord, StreamSize, from_timestamp
+
+COLUMNS = "sequence, kind, at, compression, first_line, data"
+INSERT = """INSERT INTO outputs (task_key, kind, at, first_byte, size_bytes, first_line, lines,
+        last_line, compression, data)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+READ_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NewOutput:
+    """A piece of a task's output on its way into the store."""
+
+    task_key: int
+    kind: OutputKind
+    at: float
+    data: bytes
+    first_byte: int = 0
+    """How many bytes its stream held before it."""
+    first_line: int = 0
+    """How many line feeds its stream held before it."""
+    lines: int = 0
+    """How many line feeds it holds."""
+    last_line: str | None = None
+    """The task's last visible line after it."""
+
+    def as_row(self) -> tuple[Any, ...]:
+        """The row to insert, compressed."""
+        compression, packed = pack(self.data)
+        return (
+            self.task_key,
+            self.kind.value,
+            self.at,
+            self.first_byte,
+            len(self.data),
+            self.first_line,
+            self.lines,
+            self.last_line,
+            compression,
+            packed,
+        )
+
+
+def _record(row: Any) -> OutputRecord:
+    sequence, kind, at, compression, first_line, data = row
+    when = from_timestamp(at)
+    assert when is not None
+    return OutputRecord(sequence, OutputKind(kind), when, unpack(compression, data), first_line)
+
+
+class Outputs:
+    """The rows of `outputs`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def append(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Add rows made by `NewOutput.as_row`, all or none. Those of a deleted task are dropped."""
+        try:
+            self._insert(rows)
+        except self._database.integrity_error:
+            alive = {key for (key,) in self._database.rows("SELECT key FROM tasks")}
+            self._insert([row for row in rows if row[0] in alive])
+
+    def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        if len(rows) == 1:
+            # One statement commits by itself, and takes the interpreter's lock once less.
+            self._database.execute(INSERT, rows[0])
+        elif rows:
+            with self._database.transaction() as connection:
+                connection.executemany(INSERT, rows)
+
+    def of(
+        self, task_key: int, *, kinds: Sequence[OutputKind] = (), after: int = 0
+    ) -> Iterator[OutputRecord]:
+        """The task's outputs in their order, a few at a time, beginning after a sequence."""
+        condition = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
+        values = [kind.value for kind in kinds]
+        while True:
+            rows = self._database.rows(
+                f"""SELECT {COLUMNS} FROM outputs INDEXED BY outputs_task_order
+                WHERE task_key = ? AND sequence > ? {condition} ORDER BY sequence LIMIT ?""",
+                (task_key, after, *values, READ_AT_ONCE),
+            )
+            yield from map(_record, rows)
+            if len(rows) < READ_AT_ONCE:
+                return
+            after = rows[-1][0]
+
+    def backwards(
+        self, task_key: int, *, kinds: Sequence[OutputKind] = ()
+    ) -> Iterator[OutputRecord]:
+        """The task's outputs from the last to the first."""
+        condition = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
+        values = [kind.value for kind in kinds]
+        before = 2**62
+        while True:
+            rows = self._database.rows(
+                f"""SELECT {COLUMNS} FROM outputs INDEXED BY outputs_task_order
+                WHERE task_key = ? AND sequence < ? {condition} ORDER BY sequence DESC LIMIT 2""",
+                (task_key, before, *values),
+            )
+            yield from map(_record, rows)
+            if len(rows) < 2:
+                return
+            before = rows[-1][0]
+
+    def stream_size(self, task_key: int, kind: OutputKind) -> StreamSize:
+        """How much the task has written to one of its streams."""
+        row = self._database.row(
+            """SELECT first_byte + size_bytes, first_line + lines FROM outputs
+            WHERE task_key = ? AND kind = ? ORDER BY sequence DESC LIMIT 1""",
+            (task_key, kind.value),
+        )
+        return StreamSize(*(row or (0, 0)))
+
+    def count(self, task_key: int, kinds: Sequence[OutputKind]) -> int:
+        """How many entries of these kinds the task has."""
+        marks = ", ".join("?" * len(kinds))
+        row = self._database.row(
+            f"SELECT count(*) FROM outputs WHERE task_key = ? AND kind IN ({marks})",
+            (task_key, *[kind.value for kind in kinds]),
+        )
+        return int(row[0])
+
+
+class Results:
+    """The rows of `results`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, task_key: int, result: ResultRecord) -> None:
+        """Keep what is known of a task's value."""
+        self._database.execute(
+            """INSERT OR REPLACE INTO results
+                (task_key, name, path, size_bytes, digest, signature, text, problem)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+            (
+                task_key,
+                result.name,
+                result.path,
+                result.size_bytes,
+                result.digest,
+                result.signature,
+                result.text,
+                result.problem,
+            ),
+        )
+
+    def get(self, task_key: int, name: str = "") -> ResultRecord | None:
+        """What is known of a task's value, or None when it has none."""
+        row = self._database.row(
+            """SELECT name, path, size_bytes, digest, signature, text, problem FROM results
+            WHERE task_key = ? AND name = ?""",
+            (task_key, name),
+        )
+        return None if row is None else ResultRecord(*row)

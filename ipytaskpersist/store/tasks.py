@@ -1,0 +1,275 @@
+"""Tasks, their states and their history in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipytaskpersist.store.database import Database
+from ipytaskpersist.records import EventRecord, TaskRecord, TaskState, from_timestamp
+
+COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
+    tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
+    tasks.source, tasks.cell_id, tasks.execution_count, tasks.created_at, tasks.started_at,
+    tasks.ended_at, tasks.cancel_requested_at, tasks.cleared_at"""
+LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND last_line IS NOT NULL
+    ORDER BY sequence DESC LIMIT 1)"""
+FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
+
+
+def _record(row: Any) -> TaskRecord:
+    fields = list(row[:20])
+    fields[9] = TaskState(fields[9])
+    fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
+    return TaskRecord(*fields, *row[20:])
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """What is known of a task before the store gives it a number."""
+
+    notebook_key: int
+    session_id: str
+    name: str
+    kind: str
+    runner: str
+    source: str
+    cell_id: str | None = None
+    execution_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tasks a list is to hold."""
+
+    notebook_key: int | None = None
+    """Only this notebook's; None for every notebook's."""
+    states: Sequence[TaskState] = ()
+    session_prefix: str = ""
+    cleared: bool = True
+    """Whether tasks that were taken off the default list are in it."""
+    limit: int | None = None
+    """Only so many, the newest."""
+
+
+class Tasks:
+    """The rows of `tasks` and `events`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def insert(self, new: NewTask) -> TaskRecord:
+        """Record a pending task under the notebook's next number, durably, and return it."""
+        with self._database.transaction() as connection:
+            (number, path) = connection.execute(
+                """UPDATE notebooks SET last_number = last_number + 1 WHERE key = ?
+                RETURNING last_number, path""",
+                (new.notebook_key,),
+            ).fetchone()
+            task_id = f"{new.session_id[:8]}-{number}"
+            now = time.time()
+            cursor = connection.execute(
+                """INSERT INTO tasks (id, notebook_key, number, session_id, name, kind, runner,
+                    state, created_at, cell_id, execution_count, source)
+                VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?)""",
+                (
+                    task_id,
+                    new.notebook_key,
+                    number,
+                    new.session_id,
+                    new.name,
+                    new.kind,
+                    new.runner,
+                    now,
+                    new.cell_id,
+                    new.execution_count,
+                    new.source,
+                ),
+            )
+            key = cursor.lastrowid
+        created = from_timestamp(now)
+        assert created is not None
+        return TaskRecord(
+            key=key,
+            id=task_id,
+            number=number,
+            name=new.name,
+            notebook_key=new.notebook_key,
+            notebook=path,
+            session=new.session_id,
+            kind=new.kind,
+            runner=new.runner,
+            state=TaskState.PENDING,
+            reason=None,
+            exit_code=None,
+            source=new.source,
+            cell_id=new.cell_id,
+            execution_count=new.execution_count,
+            created_at=created,
+            started_at=None,
+            ended_at=None,
+            cancel_requested_at=None,
+            cleared_at=None,
+        )
+
+    def start(self, key: int, at: float) -> bool:
+        """Pending to running. Returns whether the task was pending."""
+        cursor = self._database.execute(
+            "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ? AND state = 'pending'",
+            (at, key),
+        )
+        return bool(cursor.rowcount)
+
+    def end(
+        self, key: int, state: TaskState, reason: str | None, exit_code: int | None, at: float
+    ) -> bool:
+        """To a final state. Returns False when the task had ended already, which stands."""
+        cursor = self._database.execute(
+            """UPDATE tasks SET state = ?, reason = ?, exit_code = ?,
+                ended_at = max(?, coalesce(started_at, created_at))
+            WHERE key = ? AND state IN ('pending', 'running')""",
+            (state.value, reason, exit_code, at, key),
+        )
+        return bool(cursor.rowcount)
+
+    def interrupt_session(self, session_id: str, runner: str, reason: str, at: float) -> int:
+        """Every live task of the session on this runner to interrupted. Returns how many."""
+        cursor = self._database.execute(
+            """UPDATE tasks SET state = 'interrupted', reason = ?1,
+                ended_at = max(?2, coalesce(started_at, created_at), coalesce(
+                    (SELECT at FROM outputs WHERE task_key = tasks.key
+                     ORDER BY sequence DESC LIMIT 1), 0))
+            WHERE session_id = ?3 AND runner = ?4 AND state IN ('pending', 'running')""",
+            (reason, at, session_id, runner),
+        )
+        return int(cursor.rowcount)
+
+    def request_cancel(self, key: int) -> bool:
+        """Ask the task's owner to cancel it. Returns whether the task was live."""
+        cursor = self._database.execute(
+            """UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, ?)
+            WHERE key = ? AND state IN ('pending', 'running')""",
+            (time.time(), key),
+        )
+        return bool(cursor.rowcount)
+
+    def cancel_requested(self, session_id: str) -> list[int]:
+        """The keys of the session's live tasks that somebody wants cancelled."""
+        rows = self._database.rows(
+            """SELECT key FROM tasks WHERE session_id = ? AND state IN ('pending', 'running')
+            AND cancel_requested_at IS NOT NULL""",
+            (session_id,),
+        )
+        return [key for (key,) in rows]
+
+    def clear(self, notebook_key: int) -> int:
+        """Take the notebook's ended tasks off the default list. Returns how many."""
+        cursor = self._database.execute(
+            """UPDATE tasks SET cleared_at = ? WHERE notebook_key = ? AND cleared_at IS NULL
+            AND state NOT IN ('pending', 'running')""",
+            (time.time(), notebook_key),
+        )
+        return int(cursor.rowcount)
+
+    def delete(self, key: int) -> None:
+        """Remove an ended task and all that was stored of it."""
+        self._database.execute("DELETE FROM tasks WHERE key = ?", (key,))
+
+    def get(self, key: int) -> TaskRecord | None:
+        """The task in this row."""
+        row = self._database.row(
+            f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.key = ?", (key,)
+        )
+        return None if row is None else _record(row)
+
+    def by_number(self, notebook_key: int, number: int) -> TaskRecord | None:
+        """The notebook's task with this number."""
+        return self._first("tasks.notebook_key = ? AND tasks.number = ?", (notebook_key, number))
+
+    def by_id(self, task_id: str) -> TaskRecord | None:
+        """The task with exactly this id, of any notebook."""
+        return self._first("tasks.id = ?", (task_id,))
+
+    def by_name(self, notebook_key: int, name: str) -> TaskRecord | None:
+        """The notebook's latest task of this name."""
+        return self._first("tasks.notebook_key = ? AND tasks.name = ?", (notebook_key, name))
+
+    def from_end(self, notebook_key: int, back: int) -> TaskRecord | None:
+        """The notebook's latest task (1), the one before it (2), and so on."""
+        row = self._database.row(
+            f"""SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.notebook_key = ?
+            ORDER BY tasks.number DESC LIMIT 1 OFFSET ?""",
+            (notebook_key, back - 1),
+        )
+        return None if row is None else _record(row)
+
+    def by_id_prefix(self, notebook_key: int, prefix: str) -> list[TaskRecord]:
+        """The notebook's tasks whose id begins with `prefix`."""
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
+            AND substr(tasks.id, 1, ?) = ? ORDER BY tasks.number""",
+            (notebook_key, len(prefix), prefix),
+        )
+        return [_record(row) for row in rows]
+
+    def _first(self, condition: str, parameters: Sequence[Any]) -> TaskRecord | None:
+        row = self._database.row(
+            f"""SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE {condition}
+            ORDER BY tasks.number DESC LIMIT 1""",
+            parameters,
+        )
+        return None if row is None else _record(row)
+
+    def select(self, selection: Selection) -> list[TaskRecord]:
+        """The tasks of a selection, oldest first."""
+        condition, parameters = _where(selection)
+        order = "tasks.key" if selection.notebook_key is None else "tasks.number"
+        limit = -1 if selection.limit is None else selection.limit
+        rows = self._database.rows(
+            f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE {condition} ORDER BY {order} DESC LIMIT ?",
+            (*parameters, limit),
+        )
+        return [_record(row) for row in reversed(rows)]
+
+    def count(self, selection: Selection) -> int:
+        """How many tasks the selection would hold without its limit."""
+        condition, parameters = _where(selection)
+        return int(self._database.row(f"SELECT count(*) {FROM} WHERE {condition}", parameters)[0])
+
+    def history(self, key: int) -> list[EventRecord]:
+        """The task's states in their order."""
+        rows = self._database.rows(
+            "SELECT state, reason, at FROM events WHERE task_key = ? ORDER BY key", (key,)
+        )
+        return [
+            EventRecord(TaskState(state), reason, at)
+            for state, reason, seconds in rows
+            if (at := from_timestamp(seconds))
+        ]
+
+    def counts(self, notebook_key: int, *, except_session: str) -> dict[TaskState, int]:
+        """How many tasks of the notebook's other sessions, not cleared, are in each state."""
+        rows = self._database.rows(
+            """SELECT state, count(*) FROM tasks WHERE notebook_key = ? AND session_id <> ?
+            AND cleared_at IS NULL GROUP BY state""",
+            (notebook_key, except_session),
+        )
+        return {TaskState(state): count for state, count in rows}
+
+
+def _where(selection: Selection) -> tuple[str, list[Any]]:
+    conditions, parameters = ["1"], []
+    if selection.notebook_key is not None:
+        conditions.append("tasks.notebook_key = ?")
+        parameters.append(selection.notebook_key)
+    if selection.states:
+        conditions.append(f"tasks.state IN ({', '.join('?' * len(selection.states))})")
+        parameters.extend(state.value for state in selection.states)
+    if selection.session_prefix:
+        conditions.append("substr(tasks.session_id, 1, ?) = ?")
+        parameters.extend((len(selection.session_prefix), selection.session_prefix))
+    if not selection.cleared:
+        conditions.append("tasks.cleared_at IS NULL")
+    return " AND ".join(conditions), parameters

@@ -1,0 +1,243 @@
+"""Where a command shows what it has to say: in a terminal, or in a notebook's cell."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import click
+
+from ipytaskpersist import views
+from ipytaskpersist.active import active_task
+from ipytaskpersist.errors import ConfirmationNeeded
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.outputs import Output
+from ipytaskpersist.records import OutputKind, TaskRecord
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Surface:
+    """A terminal. The base, because everything can at least print."""
+
+    is_ipython = False
+
+    def __init__(self, manager: BackgroundTasks) -> None:
+        self.manager = manager
+
+    def listing(self, listing: views.Listing) -> None:
+        """Show a list of tasks."""
+        from ipytaskpersist.terminal import render, task_table
+
+        click.echo(render(*task_table(listing)))
+
+    def output(self, output: Output) -> None:
+        """Show one output of a task: stdout to stdout, stderr and errors to stderr."""
+        if output["output_type"] == "stream":
+            stream = sys.stdout if output["name"] == "stdout" else sys.stderr
+            stream.write(_encodable(output["text"], stream))
+            stream.flush()
+        elif output["output_type"] == "error":
+            self._print("\n".join(output["traceback"]), sys.stderr)
+        elif "data" in output:
+            self._print(str(output["data"].get("text/plain", f"<{', '.join(output['data'])}>")))
+
+    def _print(self, text: str, stream: Any = None) -> None:
+        stream = stream or sys.stdout
+        if not stream.isatty():
+            text = ANSI.sub("", text)
+        print(_encodable(text, stream), file=stream, flush=True)
+
+    def clear_output(self, wait: bool) -> None:
+        """Clear what was shown. A terminal keeps it."""
+
+    def raw(self, pieces: Iterable[bytes]) -> None:
+        """Write bytes exactly as they are."""
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+    def waiting(self) -> Waiting:
+        """The place that shows the tasks for which a command waits."""
+        return TerminalWaiting()
+
+    def confirm(self, question: str, hint: str) -> None:
+        """Return when the person types yes; raise `ConfirmationNeeded` otherwise."""
+        if not sys.stdin or not sys.stdin.isatty():
+            raise ConfirmationNeeded(f"nothing was changed: {hint}")
+        self._require_yes(input(f"{question} Type 'yes' to confirm: "), hint)
+
+    @staticmethod
+    def _require_yes(answer: str, hint: str) -> None:
+        if answer.strip().lower() != "yes":
+            raise ConfirmationNeeded(f"nothing was changed: {hint}")
+
+    def value(self, value: Any) -> Any:
+        """Show a result. IPython shows what is returned."""
+        if value is not None:
+            from pprint import pformat
+
+            click.echo(pformat(value) if not isinstance(value, str) else value)
+        return None
+
+    def exit(self, code: int) -> None:
+        """End with this exit status, where there is one."""
+        raise click.exceptions.Exit(code)
+
+
+def _encodable(text: str, stream: Any) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+class IPythonSurface(Surface):
+    """The IPython terminal."""
+
+    is_ipython = True
+
+    def __init__(self, manager: BackgroundTasks, shell: InteractiveShell) -> None:
+        super().__init__(manager)
+        self.shell = shell
+
+    def value(self, value: Any) -> Any:
+        return value
+
+    def confirm(self, question: str, hint: str) -> None:
+        from IPython.core.error import StdinNotImplementedError
+
+        try:
+            answer = input(f"{question} Type 'yes' to confirm: ")
+        except (StdinNotImplementedError, EOFError):
+            raise ConfirmationNeeded(f"nothing was changed: {hint}") from None
+        self._require_yes(answer, hint)
+
+    def exit(self, code: int) -> None:
+        """A cell has no exit status."""
+
+
+class NotebookSurface(IPythonSurface):
+    """A cell of a notebook."""
+
+    def listing(self, listing: views.Listing) -> None:
+        from ipytaskpersist.terminal import render, task_table
+
+        text = render(*task_table(listing), plain=True)
+        self._publish({"text/html": views.list_html(listing), "text/plain": text})
+
+    def output(self, output: Output) -> None:
+        """Give the front end the very output: what nbclient and nbconvert see is the real kind."""
+        kind = output["output_type"]
+        if kind == "stream":
+            stream, other = sys.stdout, sys.stderr
+            if output["name"] == "stderr":
+                stream, other = other, stream
+            other.flush()
+            stream.write(output["text"])
+        elif kind == "display_data":
+            self._publish(output["data"], output["metadata"], output.get("transient"))
+        else:
+            content = {key: value for key, value in output.items() if key != "output_type"}
+            self._send(kind, content)
+
+    def update(self, output: Output) -> None:
+        """Update a display that was shown before."""
+        self.shell.display_pub.publish(
+            output["data"], output["metadata"], transient=output["transient"], update=True
+        )
+
+    def _publish(self, data: Any, metadata: Any = None, transient: Any = None) -> None:
+        self.shell.display_pub.publish(data, metadata, transient=transient)
+
+    def _send(self, kind: str, content: dict[str, Any]) -> None:
+        task = active_task.get()
+        if task is not None:
+            task.recording.add(OutputKind(kind), content)
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        hook: Any = self.shell.displayhook
+        if kind == "execute_result":
+            content["execution_count"] = self.shell.execution_count
+        hook.session.send(hook.pub_socket, kind, content, parent=hook.parent_header, ident=kind.encode())
+
+    def clear_output(self, wait: bool) -> None:
+        self.shell.display_pub.clear_output(wait)
+
+    def raw(self, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            sys.stdout.write(piece.decode("utf-8", "replace"))
+
+    def waiting(self) -> Waiting:
+        return NotebookWaiting(self.shell)
+
+
+class Waiting:
+    """Shows tasks while a command waits for them."""
+
+    def show(self, tasks: Sequence[TaskRecord]) -> None:
+        """Show how they stand now."""
+
+    def close(self) -> None:
+        """The waiting is over."""
+
+
+class TerminalWaiting(Waiting):
+    """A line on stderr that is written over itself, and at last the state of each task."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._tasks: Sequence[TaskRecord] = ()
+
+    def show(self, tasks: Sequence[TaskRecord]) -> None:
+        self._tasks = tasks
+        if self._live:
+            from ipytaskpersist.terminal import printable
+
+            text = " · ".join(
+                f"{task.label} {task.state.value} {views.duration(task.elapsed_s(views.utc_now()))}"
+                + (f" {task.last_line}" if task.last_line else "")
+                for task in tasks
+            )
+            print(f"\r\x1b[K{views.shorten(printable(text), 78)}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if self._tasks:
+            print(views.cards_text(self._tasks, views.utc_now()), file=sys.stderr)
+
+
+class NotebookWaiting(Waiting):
+    """Status cards that are updated in place."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+        self._display_id = uuid4().hex
+        self._shown = ""
+
+    def show(self, tasks: Sequence[TaskRecord]) -> None:
+        now = views.utc_now()
+        html = views.cards_html(tasks, now)
+        if html != self._shown:
+            self._shell.display_pub.publish(
+                {"text/html": html, "text/plain": views.cards_text(tasks, now)},
+                transient={"display_id": self._display_id},
+                update=bool(self._shown),
+            )
+            self._shown = html
+
+
+@contextlib.contextmanager
+def stopped_by_interrupt(message: str) -> Any:
+    """An interrupt ends what a command does, and says what it did not end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(message, file=sys.stderr)
