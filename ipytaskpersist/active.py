@@ -25,6 +25,7 @@ active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", d
 redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
 """Where the calling context sends its streams and displays instead of to the task: what
 ``redirect_stdout`` and ``%%capture`` set inside a task. DISPLAY_DATA maps to a list."""
+_redirects = redirects.get
 
 
 class ActiveTask:
@@ -34,6 +35,7 @@ class ActiveTask:
         self.record = record
         self.recording = recording
         self.children = children
+        self._record = recording.write
         self.figures: dict[str, Any] = {}
         """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
         self.shown_error: tuple[str, str] | None = None
@@ -49,15 +51,15 @@ class ActiveTask:
         """Print to one of the task's streams, or to where this context has redirected it."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        redirected = redirects.get()
-        if kind in redirected:
+        redirected = _redirects()
+        if redirected and kind in redirected:
             target = redirected[kind]
             return len(text) if target is None else target.write(text)
         if self.children.have_streams:
             self.children.drain()
             if self.children.in_child:
                 return self.children.write_in_child(kind, text)
-        self.recording.write(kind, text)
+        self._record(kind, text)
         return len(text)
 
     def show_error(self, name: str, message: str, traceback: list[str]) -> None:

@@ -16,6 +16,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.displaypub import CapturingDisplayPublisher
@@ -52,9 +53,11 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
 def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str], Any]:
     """A ``write`` that asks to which task the caller belongs."""
 
-    def write(text: str, *rest: Any) -> Any:
-        task = active_task.get()
-        return plain(text, *rest) if task is None else task.write(kind, text)
+    belongs_to = active_task.get
+
+    def write(text: str) -> Any:
+        task = belongs_to()
+        return plain(text) if task is None else task.write(kind, text)
 
     write.plain = plain  # type: ignore[attr-defined]
     return write
@@ -112,7 +115,7 @@ def _routed_class(plain_class: type, kind: OutputKind) -> type:
         return task.children.stream(kind)
 
     namespace = {
-        "write": property(lambda self: self.__dict__["_ipytaskpersist_write"], set_write),
+        "write": property(attrgetter("_ipytaskpersist_write"), set_write),
         "flush": flush,
         "fileno": fileno,
         "_ipytaskpersist_kind": kind,

@@ -12,7 +12,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
@@ -193,10 +193,7 @@ class CellRun:
         return error
 
     async def _steps(self) -> BaseException | None:
-        """Run the statements; return what was raised, once it has been shown.
-
-        The traceback's first frame is this function's, which IPython's formatter leaves out.
-        """
+        """Run the statements; return what was raised, once it has been shown."""
         namespace = self._shell.user_ns
         for step in self._cell.steps:
             try:
@@ -210,21 +207,23 @@ class CellRun:
                 if step.is_async:
                     value = await value
             except (TaskCancelled, asyncio.CancelledError) as error:
-                if self._task.cancelled:
-                    return error
-                self._shell.showtraceback(running_compiled_code=True)
-                return error
-            except SystemExit as error:
-                self._shell.showtraceback(exception_only=True)
-                return error
-            except self._shell.custom_exceptions as error:
-                self._shell.CustomTB(type(error), error, error.__traceback__)
-                return error
+                return error if self._task.cancelled else self._raised(error)
             except BaseException as error:
-                self._shell.showtraceback(running_compiled_code=True)
-                return error
+                return self._raised(error)
             self._show(value)
         return None
+
+    def _raised(self, error: BaseException) -> BaseException:
+        """Show what the cell raised as IPython would, without the frames of this package."""
+        error.__traceback__ = traceback = _user_frames(error.__traceback__)
+        shell, raised = self._shell, (type(error), error, traceback)
+        if isinstance(error, SystemExit):
+            shell.showtraceback(raised, exception_only=True)
+        elif isinstance(error, shell.custom_exceptions):
+            shell.CustomTB(*raised)
+        else:
+            shell.showtraceback(raised, tb_offset=0, running_compiled_code=True)
+        return error
 
     def _show(self, value: Any) -> None:
         self._value = value
@@ -253,6 +252,12 @@ class CellRun:
         if error is not None:
             return Outcome(TaskState.FAILED, describe(error), 1, error=error)
         return Outcome(TaskState.COMPLETED, None, 0, self._value)
+
+
+def _user_frames(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
+    return traceback
 
 
 def describe(error: BaseException) -> str:
@@ -342,7 +347,8 @@ def run_function(shell: InteractiveShell, call: Callable[[], Any], task: ActiveT
         if isinstance(error, SystemExit):
             outcome = _exit_outcome(error)
         else:
-            shell.showtraceback()
+            error.__traceback__ = traceback = _user_frames(error.__traceback__)
+            shell.showtraceback((type(error), error, traceback), tb_offset=0)
             outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
     figures.flush(task)
     return outcome

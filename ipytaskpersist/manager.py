@@ -101,6 +101,9 @@ class BackgroundTasks(Configurable):
         try:
             if self._recorder is not None:
                 self._recorder.change(end, SHUTDOWN_S)
+                # A kernel that ends clears its variables under the threads that still run: the
+                # errors that they then raise are not the task's.
+                self._recorder.stop(SHUTDOWN_S)
             else:
                 end(self.store)
         except StoreError as error:

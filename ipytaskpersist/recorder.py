@@ -1,12 +1,13 @@
 """Group commit: one writer thread a process takes what all tasks print to the store.
 
-A task's thread only puts its output into a queue, which costs about a microsecond. The writer
-commits a quiet stream at once, and lets a busy one gather for at most 10 ms or 256 KiB. State
-changes go the same way, so a task is never said to have ended before its last output is kept,
-and whoever asked for the change waits until it is committed.
+A task's thread only appends its output to a queue of the task, which costs well under a
+microsecond. The writer commits a quiet stream at once, and lets a busy one gather for at most
+10 ms or 256 KiB. State changes go the same way, so a task is never said to have ended before its
+last output is kept, and whoever asked for the change waits until it is committed.
 
-The queue is a `queue.SimpleQueue`: its ``put`` is one call in C, so that neither a cancellation
-raised in the middle of a print nor a print from a finalizer can leave a lock behind.
+The queues are a `collections.deque` for each task and one `queue.SimpleQueue` that wakes the
+writer. Appending to either is one call in C, so that neither a cancellation raised in the middle
+of a print nor a print from a finalizer can leave a lock behind.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ from __future__ import annotations
 import json
 import threading
 import time
-from _thread import allocate_lock
-from collections.abc import Callable
+from _thread import LockType, allocate_lock
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from queue import Empty, SimpleQueue
+from time import sleep
 from typing import Any
 
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import StoreError
+from ipytaskpersist.records import STREAM_KINDS, OutputKind
 from ipytaskpersist.screen import LastLine
 from ipytaskpersist.store import NewOutput, TaskStore
-from ipytaskpersist.records import STREAM_KINDS, OutputKind
 
 GATHER_S = 0.010
 CHUNK_BYTES = 256 * 1024
-QUEUE_CHARACTERS = 4 * 1024 * 1024
+WAITING_CHARACTERS = 4 * 1024 * 1024
 """How much may wait for the writer before a print waits for it too."""
 KEEP_CHARACTERS = 32 * 1024 * 1024
 """How much is kept in memory while the store cannot be written; what is beyond it is counted."""
@@ -38,7 +42,11 @@ QUIET_WAIT_S = 0.002
 HEARTBEAT_S = 15.0
 WATCH_S = 0.1
 
+USUAL_KIND = OutputKind.STDOUT
+"""A constant, because looking up a member of an enumeration costs as much as the rest of a write."""
 Change = Callable[[TaskStore], object]
+Item = str | tuple[OutputKind, str | bytes]
+"""A piece of output on its way: text for stdout, the most frequent, else with its kind."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,34 +63,81 @@ class Recording:
 
     def __init__(self, recorder: Recorder, task_key: int) -> None:
         self.task_key = task_key
-        self.streams = {kind: Stream() for kind in STREAM_KINDS}
+        self.pending: deque[Item] = deque()
+        self._append = self.pending.append
+        self.is_queued = False
+        """Whether the writer knows that something is pending."""
         self._recorder = recorder
-        self._put = recorder.put
+        self._streams = {kind: Stream() for kind in STREAM_KINDS}
+        recorder.recordings.add(self)
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Record a piece of a stream."""
-        self._put(self, kind, text)
+        is_usual = kind is USUAL_KIND and text.__class__ is str
+        self._append(text if is_usual else (kind, text))  # type: ignore[arg-type]
+        recorder = self._recorder
+        waiting = recorder.waiting = recorder.waiting + len(text)
+        if recorder.is_quiet and text[-1:] in ("\n", b"\n"):
+            recorder.commit_now(self)
+        elif not self.is_queued:
+            self.is_queued = True
+            recorder.queue.put((self, None, None))
+        if waiting > WAITING_CHARACTERS:
+            recorder.wait_for_room()
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Record a display, a result or an error: the content of its message."""
-        self._put(self, kind, json.dumps(content, default=str))
+        text = json.dumps(content, default=str)
+        self.pending.append((kind, text))
+        self._recorder.waiting += len(text)
+        self._recorder.commit_now(self)
 
-    def next_outputs(self, kind: OutputKind, at: float, data: bytes) -> list[NewOutput]:
-        """The rows for the next piece. Only the writer asks, in the order of the pieces."""
-        stream = self.streams.get(kind)
+    def take(self, at: float) -> list[NewOutput]:
+        """The rows of what is pending. Only the writer asks."""
+        # Before the queue is emptied: what is appended from now on is announced again.
+        self.is_queued = False
+        take = self.pending.popleft
+        items = [take() for _ in range(len(self.pending))]
+        self._recorder.waiting -= sum(map(size_of, items))
+        rows: list[NewOutput] = []
+        for kind, data in joined(items):
+            rows.extend(self._rows(kind, at, data))
+        return rows
+
+    def _rows(self, kind: OutputKind, at: float, data: bytes) -> list[NewOutput]:
+        stream = self._streams.get(kind)
         if stream is None:
             return [NewOutput(self.task_key, kind, at, data)]
         return [
-            self._next_chunk(stream, kind, at, data[start : start + CHUNK_BYTES])
+            self._chunk(stream, kind, at, data[start : start + CHUNK_BYTES])
             for start in range(0, len(data), CHUNK_BYTES)
         ]
 
-    def _next_chunk(self, stream: Stream, kind: OutputKind, at: float, data: bytes) -> NewOutput:
+    def _chunk(self, stream: Stream, kind: OutputKind, at: float, data: bytes) -> NewOutput:
         before = (stream.size_bytes, stream.lines)
         stream.size_bytes += len(data)
         stream.lines += (lines := data.count(b"\n"))
         last = stream.last_line.feed(data[-4 * 4096 :].decode("utf-8", "replace"))
         return NewOutput(self.task_key, kind, at, data, *before, lines, last or None)
+
+
+def size_of(item: Item) -> int:
+    """How many characters an item holds."""
+    return len(item) if item.__class__ is str else len(item[1])
+
+
+def joined(items: list[Item]) -> Iterator[tuple[OutputKind, bytes]]:
+    """Join neighbouring pieces of the same stream."""
+    for group_type, group in groupby(items, type):
+        if group_type is str:
+            yield OutputKind.STDOUT, encode("".join(group))  # type: ignore[arg-type]
+            continue
+        for kind, pieces in groupby(group, lambda item: item[0]):
+            data = [encode(piece[1]) for piece in pieces]
+            if kind in STREAM_KINDS:
+                yield kind, b"".join(data)  # type: ignore[misc]
+            else:
+                yield from ((kind, each) for each in data)  # type: ignore[misc]
 
 
 def encode(text: str | bytes) -> bytes:
@@ -99,7 +154,7 @@ def encode(text: str | bytes) -> bytes:
 
 
 class Recorder:
-    """The queue, and the thread that empties it into the store."""
+    """The thread that takes what is pending into the store."""
 
     def __init__(
         self,
@@ -110,19 +165,25 @@ class Recorder:
         watch: Callable[[], None],
     ) -> None:
         """`heartbeat` is called now and then while tasks run, `watch` when others have committed."""
+        self.queue: SimpleQueue[tuple[Recording | None, Change | None, LockType | None]] = (
+            SimpleQueue()
+        )
+        self.recordings: set[Recording] = set()
+        self.waiting = 0
+        """How many characters are pending. Counted without a lock, so it is about right."""
+        self.is_quiet = True
+        """Whether the last commit is so long ago that the next print should be committed at once."""
+        self.live_tasks = 0
+        """How many tasks run. The owner counts; while it is zero the writer only waits."""
         self._store = store
         self._warn = warn
         self._heartbeat = heartbeat
         self._watch = watch
-        self._queue: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
-        self._waiting = 0
-        self._committed_at = 0.0
         self._healthy = True
         self._lost_characters = 0
+        self._stopping = False
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
-        self.live_tasks = 0
-        """How many tasks run. The owner counts; while it is zero the writer only waits."""
 
     def start(self) -> None:
         """Start the writer, unless it runs."""
@@ -133,116 +194,102 @@ class Recorder:
                 )
                 start_outside(self._thread)
 
-    def put(self, recording: Recording, kind: OutputKind, data: str | bytes) -> None:
-        """Queue a piece of output. Waits only for a quiet stream's commit or for room."""
-        now = time.time()
-        self._waiting += len(data)
-        if now - self._committed_at > GATHER_S and self._healthy:
-            committed = allocate_lock()
-            committed.acquire()
-            self._queue.put((recording, kind, now, data, committed))
-            committed.acquire(True, QUIET_WAIT_S)
-            return
-        self._queue.put((recording, kind, now, data, None))
-        if self._waiting > QUEUE_CHARACTERS:
-            self._wait_for_room()
+    def commit_now(self, recording: Recording) -> None:
+        """Wake the writer, and give it a moment to commit what is pending.
 
-    def _wait_for_room(self) -> None:
-        while self._waiting > QUEUE_CHARACTERS and self._healthy:
-            time.sleep(0.001)
+        Without the wait a call that keeps the interpreter's lock could follow, and a kernel that
+        is killed in it would lose what was printed long before.
+        """
+        committed = allocate_lock()
+        committed.acquire()
+        recording.is_queued = True
+        self.queue.put((recording, None, committed))
+        if self._healthy:
+            committed.acquire(True, QUIET_WAIT_S)
+
+    def wait_for_room(self) -> None:
+        """Wait until the writer has caught up."""
+        while self.waiting > WAITING_CHARACTERS and self._healthy and not self._stopping:
+            sleep(0.001)
 
     def change(self, change: Change, timeout_s: float | None = None) -> bool:
-        """Make a change of state after all that is queued, and wait until it is committed.
+        """Make a change of state after all that was printed, and wait until it is committed.
 
         Returns False when the store could not take it within `timeout_s`; it is then made as soon
         as the store is back.
         """
         committed = allocate_lock()
         committed.acquire()
-        self._queue.put((None, change, 0.0, "", committed))
+        self.queue.put((None, change, committed))
         return committed.acquire(True, -1 if timeout_s is None else timeout_s)
 
     def post(self, change: Change) -> None:
-        """Make a change of state after all that is queued, without waiting for it."""
-        self._queue.put((None, change, 0.0, "", None))
-
-    def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until everything that is queued now is committed."""
-        return self.change(lambda store: None, timeout_s)
+        """Make a change of state after all that was printed, without waiting for it."""
+        self.queue.put((None, change, None))
 
     def stop(self, timeout_s: float) -> None:
-        """Commit what is queued and end the writer."""
+        """Commit what is pending and end the writer. What is printed later is dropped."""
         thread = self._thread
-        if thread is not None and thread.is_alive():
-            self._queue.put(None)
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            self._stopping = True
+            self.queue.put((None, None, None))
             thread.join(timeout_s)
 
     # The writer thread.
 
     def _run(self) -> None:
-        running = True
         seen = heartbeat_at = 0.0
-        while running:
-            batch, running = self._next_batch()
+        while True:
+            batch = self._next_batch()
             if batch:
                 self._commit(batch)
-            if self.live_tasks and running:
+            if self._stopping:
+                break
+            if self.live_tasks:
                 if time.monotonic() - heartbeat_at > HEARTBEAT_S:
                     heartbeat_at = time.monotonic()
                     self._quietly(self._heartbeat)
                 seen = self._look_around(seen)
         self._store.database.close_own()
 
-    def _next_batch(self) -> tuple[list[tuple[Any, ...]], bool]:
-        """What to commit next, and whether to go on after it."""
+    def _next_batch(self) -> list[tuple[Any, ...]]:
+        """What to commit next; nothing when it is time to look around."""
         try:
-            first = self._queue.get(timeout=WATCH_S if self.live_tasks else None)
+            first = self.queue.get(timeout=GATHER_S)
         except Empty:
-            return [], True
-        if first is None:
-            return self._rest([], 0)
-        batch, size = [first], len(first[3])
-        if first[4] is None:
-            until = time.monotonic() + GATHER_S
-            while size < CHUNK_BYTES and (left := until - time.monotonic()) > 0:
-                try:
-                    item = self._queue.get(timeout=left)
-                except Empty:
-                    break
-                if item is None:
-                    return self._rest(batch, size)
-                batch.append(item)
-                size += len(item[3])
-                if item[4] is not None:
-                    break
-        return batch, True
-
-    def _rest(self, batch: list[tuple[Any, ...]], size: int) -> tuple[list[tuple[Any, ...]], bool]:
-        while not self._queue.empty():
-            item = self._queue.get()
-            if item is not None:
-                batch.append(item)
-        return batch, False
+            self.is_quiet = True
+            try:
+                first = self.queue.get(timeout=WATCH_S if self.live_tasks else None)
+            except Empty:
+                return []
+        batch = [first]
+        until = time.monotonic() + GATHER_S
+        while batch[-1][2] is None and batch[-1][1] is None and self.waiting < CHUNK_BYTES:
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                batch.append(self.queue.get(timeout=min(left, GATHER_S / 5)))
+            except Empty:
+                continue
+        while not self.queue.empty():
+            batch.append(self.queue.get())
+        self.is_quiet = False
+        return batch
 
     def _commit(self, batch: list[tuple[Any, ...]]) -> None:
-        outputs: list[NewOutput] = []
-        for recording, kind_or_change, at, pieces in runs(batch):
+        now, outputs = time.time(), []
+        for recording, change, _committed in batch:
             if recording is not None:
-                data = b"".join(map(encode, pieces))
-                outputs.extend(recording.next_outputs(kind_or_change, at, data))
-            else:
+                outputs.extend(recording.take(now))
+            elif change is not None:
                 self._write(outputs)
                 outputs = []
-                self._persist(lambda change=kind_or_change: change(self._store))
+                self._persist(lambda change=change: change(self._store))
         self._write(outputs)
-        self._committed_at = time.time()
-        for item in batch:
-            self._waiting -= len(item[3])
-            if item[4] is not None:
-                item[4].release()
-        if self._queue.empty():
-            # The count is kept without a lock, so it may have drifted.
-            self._waiting = 0
+        for _recording, _change, committed in batch:
+            if committed is not None:
+                committed.release()
 
     def _write(self, outputs: list[NewOutput]) -> None:
         if outputs:
@@ -257,8 +304,10 @@ class Recorder:
                 break
             except StoreError as error:
                 self._set_unhealthy(error)
+                if self._stopping:
+                    return
                 self._make_room()
-                time.sleep(RETRY_S)
+                sleep(RETRY_S)
         if not self._healthy:
             self._set_healthy()
 
@@ -280,20 +329,11 @@ class Recorder:
 
     def _make_room(self) -> None:
         """Drop the oldest output beyond what may be kept. State changes are never dropped."""
-        if self._waiting <= KEEP_CHARACTERS:
-            return
-        kept = []
-        while not self._queue.empty():
-            item = self._queue.get()
-            if item is None or item[0] is None or self._waiting <= KEEP_CHARACTERS:
-                kept.append(item)
-            else:
-                self._waiting -= len(item[3])
-                self._lost_characters += len(item[3])
-                if item[4] is not None:
-                    item[4].release()
-        for item in kept:
-            self._queue.put(item)
+        for recording in list(self.recordings):
+            while self.waiting > KEEP_CHARACTERS and recording.pending:
+                size = size_of(recording.pending.popleft())
+                self.waiting -= size
+                self._lost_characters += size
 
     def _look_around(self, seen: float) -> float:
         """Call `watch` when another connection has committed since."""
@@ -311,25 +351,3 @@ class Recorder:
             call()
         except StoreError as error:
             self._set_unhealthy(error)
-
-
-def runs(batch: list[tuple[Any, ...]]) -> list[tuple[Any, Any, float, list[Any]]]:
-    """Join neighbouring pieces of the same stream, up to a chunk's size."""
-    joined: list[tuple[Any, Any, float, list[Any]]] = []
-    size = 0
-    for recording, kind, at, data, _committed in batch:
-        last = joined[-1] if joined else None
-        if (
-            last is not None
-            and recording is not None
-            and last[0] is recording
-            and last[1] is kind
-            and kind in STREAM_KINDS
-            and size < CHUNK_BYTES
-        ):
-            last[3].append(data)
-            size += len(data)
-        else:
-            joined.append((recording, kind, at, [data]))
-            size = len(data)
-    return joined

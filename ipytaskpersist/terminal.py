@@ -32,13 +32,19 @@ def render(*renderables: Table | Text | str, plain: bool = False) -> str:
     """What rich makes of tables and texts: for this terminal, or as plain text."""
     target = io.StringIO()
     if plain:
-        console = Console(file=target, width=PLAIN_WIDTH, color_system=None)
+        console = Console(
+            file=target, width=PLAIN_WIDTH, color_system=None, force_jupyter=False
+        )
     else:
-        actual = Console(file=sys.stdout)
+        actual = Console(file=sys.stdout, force_jupyter=False)
         colours = "truecolor" if actual.is_terminal and actual.color_system else None
         width = actual.width if actual.is_terminal else PLAIN_WIDTH
         console = Console(
-            file=target, width=width, force_terminal=actual.is_terminal, color_system=colours
+            file=target,
+            width=width,
+            force_terminal=actual.is_terminal,
+            force_jupyter=False,
+            color_system=colours,
         )
     for renderable in renderables:
         console.print(renderable, highlight=False, markup=False, emoji=False)

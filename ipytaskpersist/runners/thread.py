@@ -64,6 +64,7 @@ class ThreadRunner:
         self._recorder.change(end)
         self._active.pop(key, None)
         self._recorder.live_tasks -= 1
+        self._recorder.recordings.discard(task.recording)
         self._ended[key].set()
         on_end()
 
