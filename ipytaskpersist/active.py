@@ -128,7 +128,7 @@ class ActiveTask:
             self._raise_in_thread()
 
     def sleep(self, seconds: float) -> bool:
-        """Sleep so that a cancellation ends it. Returns False in a thread that is not the cell's."""
+        """Sleep so that a cancellation ends it. False in a thread that is not the cell's own."""
         if threading.get_ident() != self._thread_id or self.cancelled:
             return False
         waiter = self._sleeping = allocate_lock()

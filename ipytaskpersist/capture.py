@@ -183,7 +183,7 @@ def _route_prompt(patches: Patches) -> None:
 
 
 def _route_redirections(patches: Patches) -> None:
-    base = contextlib._RedirectStream  # type: ignore[attr-defined]
+    base = contextlib._RedirectStream
     patches.set(base, "__enter__", _redirect_enter(base.__enter__))
     patches.set(base, "__exit__", _redirect_exit(base.__exit__))
     patches.set(capture_output, "__enter__", _capture_enter(capture_output.__enter__))

@@ -41,9 +41,10 @@ class CellSyntaxError(Exception):
 
 
 def syntax_error(shell: InteractiveShell, error: BaseException) -> CellSyntaxError:
-    """The error to raise for a cell that does not compile: named like the one that it stands for."""
+    """The error to raise for a cell that does not compile: named like what it stands for."""
+    no_frames: Any = []
     if isinstance(error, SyntaxError):
-        rendered = shell.SyntaxTB.structured_traceback(type(error), error, [])
+        rendered = shell.SyntaxTB.structured_traceback(type(error), error, no_frames)
     else:
         rendered = shell.InteractiveTB.get_exception_only(type(error), error)
     named = type(type(error).__name__, (CellSyntaxError,), {"__module__": "builtins"})
@@ -107,7 +108,8 @@ def _steps(shell: InteractiveShell, body: list[ast.stmt], name: str, mode: str) 
                 expression: Any = ast.Expression(node.value)
                 steps.append(Step(shell.compile(expression, name, "eval"), True))
             else:
-                steps.append(Step(shell.compile(ast.Module([node], []), name, "exec"), False))
+                statement: Any = ast.Module([node], [])
+                steps.append(Step(shell.compile(statement, name, "exec"), False))
     return steps
 
 
@@ -152,7 +154,7 @@ class CellRun:
     """One run of a cell in the calling thread, for the task of the calling context."""
 
     def __init__(self, shell: InteractiveShell, cell: Cell, task: ActiveTask) -> None:
-        self._shell = shell
+        self._shell: Any = shell
         self._cell = cell
         self._task = task
         self._value: Any = NOTHING
@@ -299,12 +301,13 @@ def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
     """Make ``get_ipython().run_cell`` inside a task run its cell as a part of that task."""
-    plain = shell.run_cell
+    plain: Any = shell.run_cell
 
     def run(raw_cell: str, *args: Any, **options: Any) -> ExecutionResult:
         task = active_task.get()
         if task is None:
-            return plain(raw_cell, *args, **options)
+            result: ExecutionResult = plain(raw_cell, *args, **options)
+            return result
         return _run_nested(shell, raw_cell, task, silent=bool(options.get("silent")))
 
     patches.set(shell, "run_cell", run)

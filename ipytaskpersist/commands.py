@@ -47,7 +47,9 @@ class Verbs(click.Group):
         """Find the verb, or say which is nearest."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], self.commands, n=1)
-            meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self.commands)}."
+            meant = (
+                f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self.commands)}."
+            )
             raise click.UsageError(f"No verb '{args[0]}'; {meant}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -118,7 +120,7 @@ def _session_prefix(surface: Surface, session: str | None) -> str:
     store = surface.manager.store
     if store.exists and store.open().sessions.find(session):
         return session
-    recent = store.sessions.list(None, 5) if store.exists else []
+    recent = store.sessions.select(None, 5) if store.exists else []
     known = ", ".join(known.id[:8] for known in reversed(recent)) or "none yet"
     raise InvalidRequest(f"no session '{session}'; the most recent are {known}")
 
@@ -188,9 +190,7 @@ def _show(surface: Surface, chosen: Any, as_json: bool) -> None:
         surface.output(each)
 
 
-def _save(
-    surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind], path: Path
-) -> None:
+def _save(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind], path: Path) -> None:
     pieces = outputs.stream_bytes(surface.manager.store, task.key, kinds or STREAM_KINDS)
     try:
         with path.expanduser().open("wb") as file:
@@ -380,7 +380,7 @@ def sessions(surface: Surface, every_notebook: bool, limit: int | None, as_json:
     manager = surface.manager
     manager.reconcile()
     key = None if every_notebook else manager.notebook_key() or -1
-    found = manager.store.sessions.list(key, limit) if manager.store.exists else []
+    found = manager.store.sessions.select(key, limit) if manager.store.exists else []
     if as_json:
         print_json({"sessions": [*map(views.session_json, found)], "count": len(found)})
     else:
@@ -397,4 +397,3 @@ def run(arguments: Sequence[str], surface: Surface, command: click.Command = ver
     program = f"%bg{name}" if surface.is_ipython else "jupyter bg"
     with command.make_context(program, list(arguments), obj=surface) as context:
         return command.invoke(context)
-

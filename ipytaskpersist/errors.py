@@ -48,7 +48,7 @@ class StoreBusy(StoreError):
     """Another program held the store for longer than this one may wait."""
 
 
-class TaskCancelled(BaseException):  # noqa: N818 - named like asyncio's CancelledError
+class TaskCancelled(BaseException):
     """Raised inside a background cell that was cancelled.
 
     A `BaseException`, so that the cell's own ``except Exception`` does not swallow it.

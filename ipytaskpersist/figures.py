@@ -29,7 +29,7 @@ def install(patches: Patches) -> None:
     for name, route in routes.items():
         if name in sys.modules:
             route(sys.modules[name], patches)
-    finder = _AfterImport({name: lambda m, r=route: r(m, patches) for name, route in routes.items()})
+    finder = _AfterImport(routes, patches)
     sys.meta_path.insert(0, finder)
     patches.on_undo(lambda: sys.meta_path.remove(finder))
 
@@ -72,7 +72,7 @@ class TaskFigures(OrderedDict[int, Any]):
         return iter(self._mine)
 
     def __reversed__(self) -> Iterator[int]:
-        return reversed(self._mine)
+        return iter(reversed(self._mine))
 
     def __len__(self) -> int:
         return len(self._mine)
@@ -148,8 +148,11 @@ def _route_inline(module: ModuleType, patches: Patches) -> None:
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls a function with a module as soon as it has been imported."""
 
-    def __init__(self, calls: dict[str, Callable[[ModuleType], None]]) -> None:
-        self._calls = calls
+    def __init__(
+        self, calls: dict[str, Callable[[ModuleType, Patches], None]], patches: Patches
+    ) -> None:
+        self._calls = dict(calls)
+        self._patches = patches
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -165,7 +168,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             plain_exec(module)
-            call(module)
+            call(module, self._patches)
 
         loader.exec_module = exec_module
         return spec

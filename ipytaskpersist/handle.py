@@ -1,4 +1,4 @@
-"""`Task`: what a program holds of a task. It answers from the store, so any process may hold one."""
+"""`Task`: what a program holds of a task. It answers from the store, in any process."""
 
 from __future__ import annotations
 
@@ -150,7 +150,11 @@ class Task:
         if task.state is TaskState.COMPLETED:
             return None
         outcome = self._manager.outcome(task)
-        if outcome is not None and outcome.error is not None and isinstance(outcome.error, Exception):
+        if (
+            outcome is not None
+            and outcome.error is not None
+            and isinstance(outcome.error, Exception)
+        ):
             return outcome.error
         return failure(task, self.outputs)
 
@@ -186,5 +190,3 @@ def failure(task: TaskRecord, task_outputs: list[dict[str, Any]]) -> BackgroundE
 
 def _was(state: TaskState) -> str:
     return "failed" if state is TaskState.FAILED else f"was {state.value}"
-
-

@@ -78,7 +78,9 @@ def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
 
 
 def _submit(plain: Callable[..., Any]) -> Callable[..., Any]:
-    def submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def submit(
+        self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
         # The worker may have been started by another task, or by the foreground.
         task, streams = active_task.get(), redirects.get()
         return plain(self, lambda: run_as(task, streams, lambda: fn(*args, **kwargs)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ipytaskpersist.identity import ProcessIdentity, boot_id
-from ipytaskpersist.store import TaskStore
 from ipytaskpersist.records import SessionRecord
+from ipytaskpersist.store import TaskStore
 
 SILENCE_S = 120.0
 """After how long without a heartbeat a session on another host counts as gone."""
@@ -38,7 +38,9 @@ def _cause(
         silent_s = (datetime.now(UTC) - session.heartbeat_at).total_seconds()
         if not has_tasks or silent_s < SILENCE_S:
             return None
-        return f"no sign of life from {session.host} since {session.heartbeat_at:%Y-%m-%d %H:%M} UTC"
+        return (
+            f"no sign of life from {session.host} since {session.heartbeat_at:%Y-%m-%d %H:%M} UTC"
+        )
     if session.boot_id != boot_id():
         return "machine rebooted"
     if process not in alive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Enum, Unicode
@@ -17,8 +17,8 @@ from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.liveness import find_dead
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
-from ipytaskpersist.store import NewTask, Selection, TaskStore
 from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.store import NewTask, Selection, TaskStore
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -220,10 +220,10 @@ class BackgroundTasks(Configurable):
         self.reconcile()
         return references.find(self.store, self.notebook_key(), reference)
 
-    def find_all(self, given: Iterable[str]) -> list[TaskRecord]:
+    def find_all(self, given: Sequence[str]) -> list[TaskRecord]:
         """The task for each reference, each once; the latest one when there is none."""
-        found = {task.key: task for task in map(self.find, list(given) or [None])}
-        return list(found.values())
+        found = [self.find(reference) for reference in given] if given else [self.find()]
+        return list({task.key: task for task in found}.values())
 
     def select(self, selection: Selection) -> list[TaskRecord]:
         """The tasks of a selection, oldest first."""
@@ -393,5 +393,3 @@ def set_current(manager: BackgroundTasks | None) -> None:
 def _shell() -> InteractiveShell | None:
     module: Any = sys.modules.get("IPython.core.getipython")
     return module.get_ipython() if module is not None else None
-
-

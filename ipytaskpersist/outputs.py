@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ipytaskpersist.store import TaskStore
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
+from ipytaskpersist.store import TaskStore
 
 Output = dict[str, Any]
 """One output in nbformat's form. A display that can be updated also has ``transient``."""

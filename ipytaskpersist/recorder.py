@@ -19,6 +19,7 @@ from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from time import sleep
@@ -43,7 +44,7 @@ HEARTBEAT_S = 15.0
 WATCH_S = 0.1
 
 USUAL_KIND = OutputKind.STDOUT
-"""A constant, because looking up a member of an enumeration costs as much as the rest of a write."""
+"""A constant: looking up a member of an enumeration costs as much as the rest of a write."""
 Change = Callable[[TaskStore], object]
 Item = str | tuple[OutputKind, str | bytes]
 """A piece of output on its way: text for stdout, the most frequent, else with its kind."""
@@ -135,9 +136,9 @@ def joined(items: list[Item]) -> Iterator[tuple[OutputKind, bytes]]:
         for kind, pieces in groupby(group, lambda item: item[0]):
             data = [encode(piece[1]) for piece in pieces]
             if kind in STREAM_KINDS:
-                yield kind, b"".join(data)  # type: ignore[misc]
+                yield kind, b"".join(data)
             else:
-                yield from ((kind, each) for each in data)  # type: ignore[misc]
+                yield from ((kind, each) for each in data)
 
 
 def encode(text: str | bytes) -> bytes:
@@ -164,7 +165,7 @@ class Recorder:
         heartbeat: Callable[[], None],
         watch: Callable[[], None],
     ) -> None:
-        """`heartbeat` is called now and then while tasks run, `watch` when others have committed."""
+        """While tasks run, `heartbeat` is called now and then, `watch` when others have committed."""
         self.queue: SimpleQueue[tuple[Recording | None, Change | None, LockType | None]] = (
             SimpleQueue()
         )
@@ -172,7 +173,7 @@ class Recorder:
         self.waiting = 0
         """How many characters are pending. Counted without a lock, so it is about right."""
         self.is_quiet = True
-        """Whether the last commit is so long ago that the next print should be committed at once."""
+        """Whether the last commit is so long ago that the next print is committed at once."""
         self.live_tasks = 0
         """How many tasks run. The owner counts; while it is zero the writer only waits."""
         self._store = store
@@ -285,7 +286,7 @@ class Recorder:
             elif change is not None:
                 self._write(outputs)
                 outputs = []
-                self._persist(lambda change=change: change(self._store))
+                self._persist(partial(change, self._store))
         self._write(outputs)
         for _recording, _change, committed in batch:
             if committed is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from ipytaskpersist.errors import AmbiguousReference, TaskNotFound
-from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.store import Selection, TaskStore
 
 SUGGESTIONS = 5
 

@@ -58,7 +58,7 @@ class Screen:
         self.rows.extend([""] * (self.row + 1 - len(self.rows)))
 
     def _command(self, command: str, arguments: str) -> None:
-        first = arguments.split(";")[0]
+        first = arguments.split(";", maxsplit=1)[0]
         count = min(int(first), TAIL_CHARACTERS) if first.isdigit() else 0
         if command == "A":
             self.row = max(0, self.row - max(1, count))

@@ -165,7 +165,9 @@ class NotebookSurface(IPythonSurface):
         hook: Any = self.shell.displayhook
         if kind == "execute_result":
             content["execution_count"] = self.shell.execution_count
-        hook.session.send(hook.pub_socket, kind, content, parent=hook.parent_header, ident=kind.encode())
+        hook.session.send(
+            hook.pub_socket, kind, content, parent=hook.parent_header, ident=kind.encode()
+        )
 
     def clear_output(self, wait: bool) -> None:
         self.shell.display_pub.clear_output(wait)
@@ -205,7 +207,9 @@ class TerminalWaiting(Waiting):
                 + (f" {task.last_line}" if task.last_line else "")
                 for task in tasks
             )
-            print(f"\r\x1b[K{views.shorten(printable(text), 78)}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[K{views.shorten(printable(text), 78)}", end="", file=sys.stderr, flush=True
+            )
 
     def close(self) -> None:
         if self._live:

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -32,12 +33,10 @@ def render(*renderables: Table | Text | str, plain: bool = False) -> str:
     """What rich makes of tables and texts: for this terminal, or as plain text."""
     target = io.StringIO()
     if plain:
-        console = Console(
-            file=target, width=PLAIN_WIDTH, color_system=None, force_jupyter=False
-        )
+        console = Console(file=target, width=PLAIN_WIDTH, color_system=None, force_jupyter=False)
     else:
         actual = Console(file=sys.stdout, force_jupyter=False)
-        colours = "truecolor" if actual.is_terminal and actual.color_system else None
+        colours: Any = "truecolor" if actual.is_terminal and actual.color_system else None
         width = actual.width if actual.is_terminal else PLAIN_WIDTH
         console = Console(
             file=target,

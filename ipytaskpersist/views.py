@@ -34,7 +34,8 @@ LOOKS = {
     TaskState.INTERRUPTED: Look("◐", "#c98a00", "yellow"),
 }
 MONOSPACE = (
-    "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;line-height:1.45"
+    "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;"
+    "font-size:12px;line-height:1.45"
 )
 
 
@@ -189,11 +190,15 @@ def list_html(listing: Listing) -> str:
     titles = ["", "name", "state", "time", "", "last line"]
     if listing.every_notebook:
         titles.insert(1, "notebook")
-    head = "".join(f'<th style="{CELL};font-weight:600;opacity:.6">{title}</th>' for title in titles)
+    head = "".join(
+        f'<th style="{CELL};font-weight:600;opacity:.6">{title}</th>' for title in titles
+    )
     rows = "".join(_row_html(task, listing) for task in listing.tasks)
     note = f'<div style="opacity:.7;font-size:12px">{listing.note}</div>' if listing.note else ""
     style = "border-collapse:collapse;font-size:13px"
-    return f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}'
+    return (
+        f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}'
+    )
 
 
 def _row_html(task: TaskRecord, listing: Listing) -> str:

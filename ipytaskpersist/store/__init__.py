@@ -99,4 +99,3 @@ class TaskStore:
         """Close this process's connections."""
         self.database.close()
         self._is_open = False
-

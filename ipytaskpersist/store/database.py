@@ -22,11 +22,14 @@ from ipytaskpersist.paths import StateDirectory
 try:
     from pysqlite3 import dbapi2 as sqlite3
 except ImportError:
-    import sqlite3  # type: ignore[no-redef]
+    import sqlite3
 
 BUSY_TIMEOUT_MS = 20_000
 NETWORK_FILE_SYSTEMS = frozenset(
-    "nfs nfs4 cifs smb3 smbfs afs 9p lustre gpfs ceph beegfs glusterfs fuse.sshfs".split()
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "lustre", "gpfs"),
+        *("ceph", "beegfs", "glusterfs", "fuse.sshfs"),
+    )
 )
 _abandoned: list[Any] = []
 """Connections that a forked child got from its parent and must neither use nor close."""
@@ -214,4 +217,3 @@ def _deepest_mount(mounts: str, folder: Path) -> str:
         if len(point.parts) > best and folder.is_relative_to(point):
             best, kind = len(point.parts), fields[2]
     return kind
-

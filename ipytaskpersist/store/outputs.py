@@ -6,9 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ipytaskpersist.records import (
+    OutputKind,
+    OutputRecord,
+    ResultRecord,
+    StreamSize,
+    from_timestamp,
+)
 from ipytaskpersist.store.chunks import pack, unpack
 from ipytaskpersist.store.database import Database
-from ipytaskpersist.records import OutputKind, OutputRecord, ResultRecord, StreamSize, from_timestamp
 
 COLUMNS = "sequence, kind, at, compression, first_line, data"
 INSERT = """INSERT INTO outputs (task_key, kind, at, first_byte, size_bytes, first_line, lines,

@@ -7,17 +7,17 @@ from collections import Counter
 from typing import Any
 
 from ipytaskpersist.identity import SessionIdentity
-from ipytaskpersist.store.database import Database
 from ipytaskpersist.records import NotebookRecord, SessionRecord, from_timestamp
+from ipytaskpersist.store.database import Database
 
 COLUMNS = """id, notebook_key, path, front_end, host, pid, process_start, boot_id,
     started_at, heartbeat_at, ended_at, end_reason"""
 
 
 def _record(row: Any, counts: tuple[tuple[str, int], ...] = ()) -> SessionRecord:
-    *fields, started, heartbeat, ended, reason = row
-    times = (from_timestamp(started), from_timestamp(heartbeat), from_timestamp(ended))
-    return SessionRecord(*fields, *times, reason, counts)
+    fields = list(row)
+    fields[8:11] = [from_timestamp(seconds) for seconds in fields[8:11]]
+    return SessionRecord(*fields, task_counts=counts)
 
 
 class Sessions:
@@ -114,7 +114,7 @@ class Sessions:
         )
         return [_record(row) for row in rows]
 
-    def list(self, notebook_key: int | None, limit: int | None = None) -> list[SessionRecord]:
+    def select(self, notebook_key: int | None, limit: int | None = None) -> list[SessionRecord]:
         """The sessions of one notebook, or of all, oldest first, with their tasks counted."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS} FROM sessions

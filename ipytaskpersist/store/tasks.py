@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipytaskpersist.store.database import Database
 from ipytaskpersist.records import EventRecord, TaskRecord, TaskState, from_timestamp
+from ipytaskpersist.store.database import Database
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
     tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
@@ -117,7 +117,8 @@ class Tasks:
     def start(self, key: int, at: float) -> bool:
         """Pending to running. Returns whether the task was pending."""
         cursor = self._database.execute(
-            "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ? AND state = 'pending'",
+            """UPDATE tasks SET state = 'running', started_at = ?
+            WHERE key = ? AND state = 'pending'""",
             (at, key),
         )
         return bool(cursor.rowcount)
@@ -260,7 +261,8 @@ class Tasks:
 
 
 def _where(selection: Selection) -> tuple[str, list[Any]]:
-    conditions, parameters = ["1"], []
+    conditions = ["1"]
+    parameters: list[Any] = []
     if selection.notebook_key is not None:
         conditions.append("tasks.notebook_key = ?")
         parameters.append(selection.notebook_key)
