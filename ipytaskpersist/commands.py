@@ -59,6 +59,17 @@ def verbs() -> None:
     """Background cells that outlive their kernel."""
 
 
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("name", nargs=-1)
+def background(name: Sequence[str]) -> None:
+    """Run a cell in the background: %%background [NAME] above its code.
+
+    The cell runs in a thread that shares the notebook's variables, and shows a card with its
+    state. The name is optional; %bg_list, %bg_output and the others take it or the number.
+    %background EXPRESSION runs one line.
+    """
+
+
 surface_and_manager = click.make_pass_decorator(Surface)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")

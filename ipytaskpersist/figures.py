@@ -12,7 +12,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -149,7 +149,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls a function with a module as soon as it has been imported."""
 
     def __init__(
-        self, calls: dict[str, Callable[[ModuleType, Patches], None]], patches: Patches
+        self, calls: Mapping[str, Callable[[ModuleType, Patches], None]], patches: Patches
     ) -> None:
         self._calls = dict(calls)
         self._patches = patches

@@ -1,35 +1,55 @@
-"""``%%background`` and the ``%bg_`` family, made from the commands."""
+"""``%%background`` and the ``%bg_`` family, made from the commands.
+
+The commands are imported when the first one is typed, so that loading the extension is quick.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import click
 from IPython.core.error import UsageError
 
-from ipytaskpersist import views
-from ipytaskpersist.commands import run, verbs
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.surfaces import IPythonSurface, NotebookSurface
 
 if TYPE_CHECKING:
+    import click
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipytaskpersist.cards import Cards
+    from ipytaskpersist.surfaces import IPythonSurface
+
+VERBS = ("list", "output", "show", "wait", "cancel", "result", "clear", "delete", "sessions")
+"""The names of what `commands` defines."""
 
 
-@click.command("background")
-@click.argument("name", nargs=-1)
-def background_options(name: tuple[str, ...]) -> str:
-    """Run this cell in the background: %%background [NAME], and the code below it.
+class Magic:
+    """One magic. Its help is that of its command."""
 
-    The cell runs in a thread that shares the notebook's variables. %background EXPRESSION runs
-    one line. The name is optional; %bg_list, %bg_output and the others take it or the number.
-    """
-    return " ".join(name)
+    def __init__(self, name: str, call: Callable[..., Any]) -> None:
+        self._name = name
+        self._call = call
+
+    def __call__(self, *arguments: str) -> Any:
+        return self._call(*arguments)
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        import click
+
+        command = _command(self._name)
+        return command.get_help(click.Context(command, info_name=f"%{self._name}"))
+
+
+def _command(magic_name: str) -> click.Command:
+    from ipytaskpersist.commands import background, verbs
+
+    if magic_name == "background":
+        return background
+    return verbs.commands[magic_name.removeprefix("bg_")] if "_" in magic_name else verbs
 
 
 class BackgroundMagics:
@@ -39,22 +59,19 @@ class BackgroundMagics:
         self._shell = shell
         self._manager = manager
         self._in_notebook = hasattr(shell, "kernel")
-        surface = NotebookSurface if self._in_notebook else IPythonSurface
-        self._surface = surface(manager, shell)
         self._cards: Cards | None = None
         self._names: list[tuple[str, str]] = []
 
     def register(self) -> None:
         """Make the magics known to the shell."""
-        self._add("cell", "background", self._background_cell, background_options)
-        self._add("line", "background", self._background_line, background_options)
-        self._add("line", "bg", self._line_magic(verbs), verbs)
-        for name, command in verbs.commands.items():
-            self._add("line", f"bg_{name}", self._line_magic(command), command)
+        self._add("cell", "background", self._background_cell)
+        self._add("line", "background", self._background_line)
+        for name in ("bg", *(f"bg_{verb}" for verb in VERBS)):
+            self._add("line", name, self._run(name))
 
-    def _add(self, kind: str, name: str, function: Any, command: click.Command) -> None:
-        function.__doc__ = _help(name, command)
-        self._shell.register_magic_function(function, kind, name)
+    def _add(self, kind: str, name: str, call: Callable[..., Any]) -> None:
+        magic: Any = Magic(name, call)
+        self._shell.register_magic_function(magic, kind, name)
         self._names.append((kind, name))
 
     def unregister(self) -> None:
@@ -62,34 +79,36 @@ class BackgroundMagics:
         for kind, name in self._names:
             self._shell.magics_manager.magics[kind].pop(name, None)
 
-    def _line_magic(self, command: click.Command) -> Callable[[str], Any]:
-        def magic(line: str) -> Any:
-            with _usage_errors(line) as arguments:
-                return run(arguments, self._surface, command)
+    def _run(self, name: str) -> Callable[[str], Any]:
+        def run_line(line: str) -> Any:
+            from ipytaskpersist.commands import run
 
-        return magic
+            with usage_errors():
+                return run(_split(line), self._surface(), _command(name))
 
-    @property
-    def _background_cell(self) -> Callable[[str, str], None]:
-        def background(line: str, cell: str) -> None:
-            with _usage_errors(line) as arguments:
-                context = background_options.make_context("%%background", arguments)
-                self._launch(cell, background_options.invoke(context))
+        return run_line
 
-        return background
+    def _surface(self) -> IPythonSurface:
+        from ipytaskpersist.surfaces import IPythonSurface, NotebookSurface
 
-    @property
-    def _background_line(self) -> Callable[[str], None]:
-        def background(line: str) -> None:
+        return (NotebookSurface if self._in_notebook else IPythonSurface)(
+            self._manager, self._shell
+        )
+
+    def _background_cell(self, line: str, cell: str) -> None:
+        with usage_errors():
+            context = _command("background").make_context("%%background", _split(line))
+            self._launch(cell, " ".join(context.params["name"]))
+
+    def _background_line(self, line: str) -> None:
+        with usage_errors():
             if line.strip() in ("-h", "--help"):
-                print(background.__doc__)
-                return
-            with _usage_errors(""):
-                self._launch(line, "")
-
-        return background
+                _command("background").main(["--help"], "%background")
+            self._launch(line, "")
 
     def _launch(self, source: str, name: str) -> None:
+        from ipytaskpersist import views
+
         task = self._manager.launch_cell(source, name)
         if not self._in_notebook:
             print(views.card_text(task, views.utc_now()))
@@ -101,30 +120,26 @@ class BackgroundMagics:
         self._cards.show(task)
 
 
-def _help(name: str, command: click.Command) -> str:
-    return command.get_help(click.Context(command, info_name=f"%{name}"))
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{error} in: {line}") from None
 
 
-class _usage_errors:  # noqa: N801 - reads as a statement
-    """Splits a magic's line, and makes what goes wrong one line on stderr.
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Make what goes wrong one line on stderr.
 
     IPython shows its own `UsageError` so, but a traceback for any subclass of it.
     """
+    import click
 
-    def __init__(self, line: str) -> None:
-        self._line = line
-
-    def __enter__(self) -> list[str]:
-        try:
-            return shlex.split(self._line)
-        except ValueError as error:
-            raise UsageError(f"{error} in: {self._line}") from None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
-        if isinstance(error, click.exceptions.Exit):
-            return True  # --help has been shown
-        if isinstance(error, click.ClickException):
-            raise UsageError(error.format_message()) from None
-        if isinstance(error, BackgroundError):
-            raise UsageError(str(error)) from None
-        return False
+    try:
+        yield
+    except (click.exceptions.Exit, SystemExit):
+        pass  # --help has been shown
+    except click.ClickException as error:
+        raise UsageError(error.format_message()) from None
+    except BackgroundError as error:
+        raise UsageError(str(error)) from None

@@ -165,7 +165,7 @@ class Recorder:
         heartbeat: Callable[[], None],
         watch: Callable[[], None],
     ) -> None:
-        """While tasks run, `heartbeat` is called now and then, `watch` when others have committed."""
+        """While tasks run, `heartbeat` is called now and then, `watch` when others commit."""
         self.queue: SimpleQueue[tuple[Recording | None, Change | None, LockType | None]] = (
             SimpleQueue()
         )

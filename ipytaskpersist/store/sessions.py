@@ -15,9 +15,9 @@ COLUMNS = """id, notebook_key, path, front_end, host, pid, process_start, boot_i
 
 
 def _record(row: Any, counts: tuple[tuple[str, int], ...] = ()) -> SessionRecord:
-    fields = list(row)
-    fields[8:11] = [from_timestamp(seconds) for seconds in fields[8:11]]
-    return SessionRecord(*fields, task_counts=counts)
+    times: list[Any] = [from_timestamp(seconds) for seconds in row[8:11]]
+    fields: list[Any] = [*row[:8], *times, row[11], counts]
+    return SessionRecord(*fields)
 
 
 class Sessions:

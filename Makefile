@@ -1,0 +1,47 @@
+# Needed: make, and Python 3.11 or newer. Everything else goes into .venv.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test bench lint test-matrix clean
+
+PYTHON ?=
+JOBS   ?= auto
+ARGS   ?=
+export PYTHON
+
+PREPARE := sh .ci/prepare
+RUN     := .venv/bin/python
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\): *## /\1 /p' Makefile | while read -r name words; do \
+		printf '  make %-12s %s\n' "$$name" "$$words"; done
+	@echo
+	@echo '  PYTHON=python3.13   the interpreter to use      (otherwise the first suitable one)'
+	@echo '  JOBS=4              tests to run at once        (otherwise one for each core)'
+	@echo '  ARGS="-k store"     more words for the command that is run'
+
+demo:  ## run notebooks/quickstart.ipynb, restart its kernel halfway, check what survived
+	@$(PREPARE) demo
+	@$(RUN) notebooks/run_demo.py $(ARGS)
+
+test:  ## run all tests, in parallel
+	@$(PREPARE) test
+	@$(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+bench:  ## measure, side by side with what else there is
+	@$(PREPARE) bench
+	@$(RUN) benchmarks/run.py $(ARGS)
+
+lint:  ## ruff check, ruff format --check, mypy
+	@$(PREPARE) dev
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+test-matrix:  ## run all tests on every supported Python and ipykernel that can be had
+	@$(PREPARE) dev
+	@$(RUN) -m nox --session tests $(if $(ARGS),-- $(ARGS))
+
+clean:  ## remove .venv, build and every cache
+	@rm -rf .venv .nox build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

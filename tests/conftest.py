@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests: a private store, and real kernels that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kernels import NotebookKernel, end_processes_of
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state directory of the test's own, which this process and its children use."""
+    directory = tmp_path / "state"
+    monkeypatch.setenv("IPYTASKPERSIST_DIR", str(directory))
+    yield directory
+    end_processes_of(directory)
+
+
+@pytest.fixture
+def make_kernel(state_dir: Path) -> Iterator[Callable[..., NotebookKernel]]:
+    """Start kernels on one store: `make_kernel(notebook=…, env=…, load=True)`."""
+    with ExitStack() as kernels:
+
+        def make(*, load: bool = True, **options: Any) -> NotebookKernel:
+            kernel = kernels.enter_context(NotebookKernel(state_dir, **options))
+            if load:
+                kernel.run("%load_ext ipytaskpersist")
+            return kernel
+
+        yield make
+
+
+@pytest.fixture
+def kernel(make_kernel: Callable[..., NotebookKernel]) -> NotebookKernel:
+    """A kernel with the extension loaded."""
+    return make_kernel()
