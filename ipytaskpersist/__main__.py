@@ -14,16 +14,16 @@ from ipytaskpersist.surfaces import Surface
 
 def main() -> None:
     """Run the command line, and exit with its status: 1 for an error, 2 for a wrong command."""
-    arguments = sys.argv[1:]
+    surface = Surface(current())
     try:
-        run(arguments or ["--help"], Surface(current()), verbs)
+        run(sys.argv[1:] or ["--help"], surface, verbs)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except BackgroundError as error:
-        print(f"jupyter bg: {error}", file=sys.stderr)
+        print(f"jupyter bg: {surface.in_words(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         # The reader, as in `jupyter bg output | head`, has seen enough.

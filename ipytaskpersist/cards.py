@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ from ipytaskpersist import views
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.records import TaskRecord, TaskState
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -33,7 +34,9 @@ class Cards:
     def show(self, task: TaskRecord) -> None:
         """Show a task's card in the running cell, and update it until the task ends."""
         display_id = uuid4().hex
-        html = self._publish(task, display_id, update=False)
+        # Its thread has been started; the card need not wait for the store to say so.
+        started = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
+        html = self._publish(started, display_id, update=False)
         with self._lock:
             self._shown[task.key] = (display_id, task, html)
             if self._thread is None or not self._thread.is_alive():

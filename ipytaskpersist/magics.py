@@ -111,7 +111,7 @@ class BackgroundMagics:
 
         task = self._manager.launch_cell(source, name)
         if not self._in_notebook:
-            print(views.card_text(task, views.utc_now()))
+            print(views.launched_text(task))
             return
         if self._cards is None:
             from ipytaskpersist.cards import Cards

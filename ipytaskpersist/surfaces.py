@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -66,7 +66,11 @@ class Surface:
 
     def waiting(self) -> Waiting:
         """The place that shows the tasks for which a command waits."""
-        return TerminalWaiting()
+        return TerminalWaiting(self.in_words)
+
+    def in_words(self, text: str) -> str:
+        """A text that names commands, as they are typed here."""
+        return views.for_shell(text)
 
     def confirm(self, question: str, hint: str) -> None:
         """Return when the person types yes; raise `ConfirmationNeeded` otherwise."""
@@ -108,6 +112,9 @@ class IPythonSurface(Surface):
 
     def value(self, value: Any) -> Any:
         return value
+
+    def in_words(self, text: str) -> str:
+        return text
 
     def confirm(self, question: str, hint: str) -> None:
         from IPython.core.error import StdinNotImplementedError
@@ -193,7 +200,8 @@ class Waiting:
 class TerminalWaiting(Waiting):
     """A line on stderr that is written over itself, and at last the state of each task."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_words: Callable[[str], str]) -> None:
+        self._in_words = in_words
         self._live = sys.stderr.isatty()
         self._tasks: Sequence[TaskRecord] = ()
 
@@ -215,7 +223,8 @@ class TerminalWaiting(Waiting):
         if self._live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         if self._tasks:
-            print(views.cards_text(self._tasks, views.utc_now()), file=sys.stderr)
+            text = views.cards_text(self._tasks, views.utc_now())
+            print(self._in_words(text), file=sys.stderr)
 
 
 class NotebookWaiting(Waiting):

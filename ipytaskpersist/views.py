@@ -6,6 +6,7 @@ notebook leaves standing. Text colour is inherited, so that one card serves ligh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -146,6 +147,18 @@ def card_text(task: TaskRecord, now: datetime) -> str:
         parts.append(ending(task))
     line = " · ".join(parts) + f"   {next_commands(task)}"
     return f"{line}\n  {task.last_line}" if task.last_line else line
+
+
+def launched_text(task: TaskRecord) -> str:
+    """What a terminal says of a task that was just launched."""
+    look = LOOKS[TaskState.RUNNING]
+    commands = f"%bg_output {task.number} · %bg_cancel {task.number}"
+    return f"{look.glyph} background task {task.label} has started   {commands}"
+
+
+def for_shell(text: str) -> str:
+    """The text with IPython's commands named as the system's shell knows them."""
+    return re.sub(r"%bg_(\w+)", r"jupyter bg \1", text)
 
 
 def cards_html(tasks: Sequence[TaskRecord], now: datetime) -> str:
