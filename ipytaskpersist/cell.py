@@ -264,15 +264,22 @@ def _user_frames(traceback: TracebackType | None) -> TracebackType | None:
 
 def describe(error: BaseException) -> str:
     """An error in one line: its class and the first line of its message."""
-    message = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return one_line(type(error).__name__, str(error))
+
+
+def one_line(name: str, message: str) -> str:
+    """The name of an error's class and the first line of its message."""
+    first = next(iter(message.splitlines()), "")
+    return f"{name}: {first}" if first else name
 
 
 def _exit_outcome(error: SystemExit) -> Outcome:
     """What the interpreter would make of it: no code is 0, a message is 1."""
     code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if abs(code) >= 2**31:
+        code = 255  # what the interpreter makes of a number that is too large
     if code == 0:
-        return Outcome(TaskState.COMPLETED, None, 0)
+        return Outcome(TaskState.COMPLETED, None, 0, error=error)
     return Outcome(TaskState.FAILED, f"exit status {code}", code, error=error)
 
 
@@ -290,10 +297,9 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
 def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:
     """Run a task's cell in the calling thread and context, figures included."""
     outcome = CellRun(shell, cell, task).run()
-    if outcome.state is TaskState.COMPLETED and task.shown_error is not None:
+    if outcome.error is None and task.shown_error is not None:
         # A magic such as %%time shows its cell's error and returns.
-        name, message = task.shown_error
-        outcome = Outcome(TaskState.FAILED, f"{name}: {message.splitlines()[0]}".rstrip(": "), 1)
+        outcome = Outcome(TaskState.FAILED, one_line(*task.shown_error), 1)
     if outcome.state is not TaskState.CANCELLED:
         figures.flush(task)
     return outcome

@@ -309,6 +309,9 @@ class Recorder:
                     return
                 self._make_room()
                 sleep(RETRY_S)
+            except Exception as error:  # one bad record must not end the writer for all tasks
+                self._warn(f"a record could not be stored ({type(error).__name__}: {error})")
+                return
         if not self._healthy:
             self._set_healthy()
 

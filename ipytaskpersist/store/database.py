@@ -193,6 +193,11 @@ class Database:
 SQLITE_VERSION: str = sqlite3.sqlite_version
 
 
+def storable(text: str | None) -> str | None:
+    """The text as SQLite can hold it: halves of surrogate pairs become escapes."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
 def journal_mode_for(folder: Path) -> str:
     """WAL, but the rollback journal on a network file system, where WAL's shared memory fails."""
     return "TRUNCATE" if file_system_of(folder) in NETWORK_FILE_SYSTEMS else "WAL"

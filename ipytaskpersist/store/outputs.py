@@ -14,7 +14,7 @@ from ipytaskpersist.records import (
     from_timestamp,
 )
 from ipytaskpersist.store.chunks import pack, unpack
-from ipytaskpersist.store.database import Database
+from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = "sequence, kind, at, compression, first_line, data"
 INSERT = """INSERT INTO outputs (task_key, kind, at, first_byte, size_bytes, first_line, lines,
@@ -51,7 +51,7 @@ class NewOutput:
             len(self.data),
             self.first_line,
             self.lines,
-            self.last_line,
+            storable(self.last_line),
             compression,
             packed,
         )
@@ -147,11 +147,11 @@ class Results:
         self._database = database
 
     def save(self, task_key: int, result: ResultRecord) -> None:
-        """Keep what is known of a task's value."""
+        """Keep what is known of a task's value. That of a deleted task is dropped."""
         self._database.execute(
             """INSERT OR REPLACE INTO results
                 (task_key, name, path, size_bytes, digest, signature, text, problem)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+            SELECT key, ?2, ?3, ?4, ?5, ?6, ?7, ?8 FROM tasks WHERE key = ?1""",
             (
                 task_key,
                 result.name,
@@ -159,8 +159,8 @@ class Results:
                 result.size_bytes,
                 result.digest,
                 result.signature,
-                result.text,
-                result.problem,
+                storable(result.text),
+                storable(result.problem),
             ),
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipytaskpersist.records import EventRecord, TaskRecord, TaskState, from_timestamp
-from ipytaskpersist.store.database import Database
+from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
     tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
@@ -79,13 +79,13 @@ class Tasks:
                     new.notebook_key,
                     number,
                     new.session_id,
-                    new.name,
+                    storable(new.name),
                     new.kind,
                     new.runner,
                     now,
                     new.cell_id,
                     new.execution_count,
-                    new.source,
+                    storable(new.source),
                 ),
             )
             key = cursor.lastrowid
@@ -131,7 +131,7 @@ class Tasks:
             """UPDATE tasks SET state = ?, reason = ?, exit_code = ?,
                 ended_at = max(?, coalesce(started_at, created_at))
             WHERE key = ? AND state IN ('pending', 'running')""",
-            (state.value, reason, exit_code, at, key),
+            (state.value, storable(reason), exit_code, at, key),
         )
         return bool(cursor.rowcount)
 
