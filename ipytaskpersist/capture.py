@@ -16,6 +16,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -373,15 +374,23 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
 
 def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:
     kernel = getattr(shell, "kernel", None)
-    owners = [(builtins, "input"), (getpass, "getpass")]
+    owners: list[tuple[Any, str]] = [(builtins, "input"), (getpass, "getpass")]
     if kernel is not None:
         owners += [(kernel, "raw_input"), (kernel, "getpass")]
     for owner, name in owners:
         patches.set(owner, name, _refusing(getattr(owner, name), name))
+    if kernel is not None:
+        # While a cell runs the kernel keeps the interpreter's own functions here, and puts them
+        # back at the cell's end: after that they are what a task would call.
+        for name in ("_sys_raw_input", "_save_getpass"):
+            plain = getattr(kernel, name, None)
+            if plain is not None:
+                setattr(kernel, name, _refusing(plain, name))
+                patches.on_undo(partial(setattr, kernel, name, plain))
 
 
 def _refusing(plain: Callable[..., str], name: str) -> Callable[..., str]:
-    asked = "getpass()" if name == "getpass" else "input()"
+    asked = "getpass()" if name.endswith("getpass") else "input()"
 
     def ask(*args: Any, **kwargs: Any) -> str:
         task = active_task.get()

@@ -6,6 +6,7 @@ stay the foreground's, which is why this is not a call of ``run_cell``.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import asyncio
@@ -100,17 +101,25 @@ def _steps(shell: InteractiveShell, body: list[ast.stmt], name: str, mode: str) 
     if mode == "last_expr_or_assign":
         body = [*body, *_value_of_assignment(body)]
     shown = _shown(body, "last_expr" if mode == "last_expr_or_assign" else mode)
-    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0
     steps = []
-    with shell.compile.extra_flags(flags):
-        for node in body:
-            if node in shown and isinstance(node, ast.Expr):
-                expression: Any = ast.Expression(node.value)
-                steps.append(Step(shell.compile(expression, name, "eval"), True))
-            else:
-                statement: Any = ast.Module([node], [])
-                steps.append(Step(shell.compile(statement, name, "exec"), False))
+    for node in body:
+        if node in shown and isinstance(node, ast.Expr):
+            steps.append(Step(_compile(shell, ast.Expression(node.value), name, "eval"), True))
+        else:
+            steps.append(Step(_compile(shell, ast.Module([node], []), name, "exec"), False))
     return steps
+
+
+def _compile(shell: InteractiveShell, node: ast.AST, name: str, mode: str) -> CodeType:
+    """Compile as the shell does, ``from __future__`` of earlier cells included.
+
+    Not with the shell's own compiler, whose flags another thread may be changing.
+    """
+    flags = shell.compile.flags | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0)
+    code: CodeType = compile(node, name, mode, flags, dont_inherit=True)  # type: ignore[call-overload]
+    for feature in __future__.all_feature_names:
+        shell.compile.flags |= code.co_flags & getattr(__future__, feature).compiler_flag
+    return code
 
 
 def _shown(body: list[ast.stmt], mode: str) -> list[ast.stmt]:

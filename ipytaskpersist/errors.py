@@ -44,6 +44,10 @@ class StoreError(BackgroundError):
     """The store cannot be opened, read or written."""
 
 
+class StoreDamaged(StoreError):
+    """The store's file is not what SQLite wrote."""
+
+
 class StoreBusy(StoreError):
     """Another program held the store for longer than this one may wait."""
 

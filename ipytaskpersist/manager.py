@@ -76,6 +76,8 @@ class BackgroundTasks(Configurable):
         """This session, recorded in the store. Makes the store where there is none."""
         if self._session is None:
             self.store.open().require_writable()
+            if self.store.notice:
+                print(self.store.notice, file=sys.stderr)
             self._session = self.store.sessions.begin(self.identity)
         return self._session
 
@@ -268,15 +270,16 @@ class BackgroundTasks(Configurable):
     ) -> list[TaskRecord]:
         """Wait until all have ended, at most so long, and return what they are then.
 
-        `on_change` is called at once, and whenever the store has changed.
+        `on_change` is called at once, whenever the store has changed, and every second.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        reconciled_at, version = time.monotonic(), -1
+        reconciled_at, version, shown_at = time.monotonic(), -1, 0.0
         current = list(tasks)
         while True:
             seen = self.store.database.data_version
-            if seen != version or any(self._just_ended(task) for task in current):
-                version = seen
+            is_old = time.monotonic() - shown_at > 1
+            if is_old or seen != version or any(self._just_ended(task) for task in current):
+                version, shown_at = seen, time.monotonic()
                 current = [task if task.state.is_final else self.refresh(task) for task in current]
                 if on_change is not None:
                     on_change(current)

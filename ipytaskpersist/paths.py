@@ -32,6 +32,11 @@ class StateDirectory:
         return self.root / "tasks.db"
 
     @property
+    def damage_mark(self) -> Path:
+        """Says that SQLite found the store damaged, for whoever opens it next."""
+        return self.root / "tasks.db.damaged"
+
+    @property
     def key(self) -> Path:
         """The key that signs this user's pickles."""
         return self.root / "signing.key"

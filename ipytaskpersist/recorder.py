@@ -175,7 +175,7 @@ class Recorder:
         self.is_quiet = True
         """Whether the last commit is so long ago that the next print is committed at once."""
         self.live_tasks = 0
-        """How many tasks run. The owner counts; while it is zero the writer only waits."""
+        """How many tasks run. Their runner says; while it is zero the writer only waits."""
         self._store = store
         self._warn = warn
         self._heartbeat = heartbeat

@@ -36,7 +36,7 @@ class ThreadRunner:
         task = ActiveTask(record, recording, Children(recording))
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
-        self._recorder.live_tasks += 1
+        self._recorder.live_tasks = len(self._active)
         self._recorder.start()
         name = f"background-{record.number}"
         start_outside(
@@ -63,7 +63,7 @@ class ThreadRunner:
         # not recorded has not happened.
         self._recorder.change(end)
         self._active.pop(key, None)
-        self._recorder.live_tasks -= 1
+        self._recorder.live_tasks = len(self._active)
         self._recorder.recordings.discard(task.recording)
         self._ended[key].set()
         on_end()

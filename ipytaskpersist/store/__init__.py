@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist.errors import StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory, make_private
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
@@ -34,6 +34,8 @@ class TaskStore:
         self.tasks = Tasks(self.database)
         self.outputs = Outputs(self.database)
         self.results = Results(self.database)
+        self.notice = ""
+        """What the person should be told of the opening; empty when all was as ever."""
         self._is_open = False
 
     @property
@@ -48,15 +50,46 @@ class TaskStore:
         reading only.
         """
         if not self._is_open:
-            self.database.create_file()
-            version = self._schema_version()
-            if version > len(STEPS):
-                self.database.close()
-                self.database.read_only = True
-            elif version < len(STEPS):
-                self._migrate(version)
+            try:
+                self._open()
+            except StoreDamaged:
+                self._repair()
             self._is_open = True
         return self
+
+    def _open(self) -> None:
+        self.database.create_file()
+        if self.directory.damage_mark.exists():
+            raise StoreDamaged(f"the store {self.database.path} is damaged")
+        version = self._schema_version()
+        if version > len(STEPS):
+            self.database.close()
+            self.database.read_only = True
+        elif version < len(STEPS):
+            self._migrate(version)
+
+    def _repair(self) -> None:
+        """Set a damaged store aside, and save what can be read of it into another."""
+        from ipytaskpersist.store import repair
+
+        self.database.close()
+        backup = repair.newest_whole_backup(self.directory)
+        damaged = repair.set_aside(self.directory)
+        self.directory.damage_mark.unlink(missing_ok=True)
+        if backup is not None:
+            self.database.create_file()
+            self.database.restore_from(backup)
+        self._open()
+        try:
+            saved = repair.salvage(damaged, self.database)
+            rescued = ", ".join(f"{count} {table}" for table, count in saved.items() if count)
+        except StoreError:
+            rescued = ""
+        base = f"the backup {backup.name}" if backup else "an empty store"
+        self.notice = (
+            f"the store was damaged and has been set aside as {damaged}; begun anew with {base}, "
+            f"and saved from the damaged one: {rescued or 'nothing, it cannot be read'}"
+        )
 
     @property
     def read_only(self) -> bool:
@@ -73,6 +106,12 @@ class TaskStore:
             # The journal mode stays with the file, and cannot be changed in a transaction.
             mode = journal_mode_for(self.directory.root)
             self.database.execute(f"PRAGMA journal_mode = {mode}")
+            if mode != "WAL":
+                self.notice = (
+                    f"the state directory {self.directory.root} is on a network file system, so "
+                    "the store uses SQLite's rollback journal, which is slower; set "
+                    "IPYTASKPERSIST_DIR to a folder on a local disk if you can"
+                )
         with self.database.transaction() as connection:
             # Another first starter may have done it while this one waited for the lock.
             if int(connection.execute("PRAGMA user_version").fetchone()[0]) < len(STEPS):

@@ -16,13 +16,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist.errors import StoreBusy, StoreError
+from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory
 
 try:
     from pysqlite3 import dbapi2 as sqlite3
 except ImportError:
     import sqlite3
+
+__all__ = ["SQLITE_VERSION", "Database", "journal_mode_for", "sqlite3", "storable"]
 
 BUSY_TIMEOUT_MS = 20_000
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -162,6 +164,15 @@ class Database:
         finally:
             destination.close()
 
+    def restore_from(self, source: Path) -> None:
+        """Replace the whole content by that of another database file."""
+        origin = sqlite3.connect(source)
+        try:
+            with self.errors():
+                origin.backup(self.connection)
+        finally:
+            origin.close()
+
     @property
     def data_version(self) -> int:
         """A number that changes when anyone else has committed: microseconds to ask for."""
@@ -177,7 +188,12 @@ class Database:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
-            raise StoreError(f"the store {self.path} is damaged ({error})") from error
+            with suppress(OSError):
+                self.directory.damage_mark.touch(mode=0o600)
+            raise StoreDamaged(
+                f"the store {self.path} is damaged ({error}); restart the kernel and type "
+                "%load_ext ipytaskpersist: it saves what can be read"
+            ) from error
 
     def _in_words(self, error: Exception) -> StoreError:
         text = str(error)

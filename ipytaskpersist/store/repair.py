@@ -1,0 +1,107 @@
+"""Save what can be read of a damaged store.
+
+The damaged file is set aside under a dated name. The newest backup that is whole takes its place,
+or an empty store, and every row that can still be read is copied into it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.store.database import Database, sqlite3
+from ipytaskpersist.store.migrations import M001_TRIGGERS
+
+TABLES = ("notebooks", "sessions", "tasks", "events", "outputs", "results")
+SUFFIXES = ("", "-wal", "-shm")
+
+
+def set_aside(directory: StateDirectory) -> Path:
+    """Rename the store, with SQLite's files beside it, and return its new path."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = directory.root / f"tasks-damaged-{stamp}.db"
+    for suffix in SUFFIXES:
+        file = Path(f"{directory.store}{suffix}")
+        if file.exists():
+            file.rename(f"{aside}{suffix}")
+    return aside
+
+
+def newest_whole_backup(directory: StateDirectory) -> Path | None:
+    """The newest backup that passes SQLite's check."""
+    for backup in sorted(directory.backups.glob("tasks-*.db"), reverse=True):
+        if is_whole(backup):
+            return backup
+    return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether SQLite finds nothing wrong with a database file."""
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            return bool(connection.execute("PRAGMA quick_check").fetchone()[0] == "ok")
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return False
+
+
+def salvage(damaged: Path, database: Database) -> dict[str, int]:
+    """Copy every row that can be read into a store, and return how many of each table came over.
+
+    Rows that are there already stay as they are.
+    """
+    saved = {}
+    source = sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)
+    # Without it SQLite refuses a file that is shorter than its header says.
+    source.execute("PRAGMA writable_schema = ON")
+    try:
+        with database.transaction() as target:
+            # The history is copied, not written anew, and a task does not begin again as pending.
+            _drop_triggers(target)
+            for table in TABLES:
+                saved[table] = _copy(source, target, table)
+            _drop_orphans(target)
+            for trigger in M001_TRIGGERS:
+                target.execute(trigger)
+    finally:
+        source.close()
+    return saved
+
+
+def _drop_triggers(target: Any) -> None:
+    for (name,) in target.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
+        target.execute(f'DROP TRIGGER "{name}"')
+
+
+def _copy(source: Any, target: Any, table: str) -> int:
+    """Read from the front to the damage, then from the end back to it."""
+    columns = [row[1] for row in target.execute(f"PRAGMA table_info({table})")]
+    marks = ", ".join("?" * len(columns))
+    insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+    copied = 0
+    for order in ("ASC", "DESC"):
+        query = f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid {order}"
+        try:
+            for row in source.execute(query):
+                copied += _insert(target, insert, row)
+            break
+        except sqlite3.DatabaseError:
+            continue
+    return copied
+
+
+def _insert(target: Any, insert: str, row: Any) -> int:
+    try:
+        return int(target.execute(insert, row).rowcount)
+    except sqlite3.IntegrityError:
+        return 0  # a damaged value that the schema refuses, or a row whose task is lost
+
+
+def _drop_orphans(target: Any) -> None:
+    """Remove what belongs to tasks that could not be read."""
+    for table in ("events", "outputs", "results"):
+        target.execute(f"DELETE FROM {table} WHERE task_key NOT IN (SELECT key FROM tasks)")

@@ -1,0 +1,105 @@
+"""A damaged store is set aside, and what can be read of it is saved."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ipytaskpersist.errors import StoreDamaged
+from ipytaskpersist.identity import session_identity
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.records import OutputKind, TaskState
+from ipytaskpersist.store import NewOutput, NewTask, Selection, TaskStore
+
+TASKS = 200
+PAGE = 4096
+
+
+@pytest.fixture
+def directory(state_dir: Path) -> StateDirectory:
+    """A store of ended tasks, each with output, closed."""
+    directory = StateDirectory(state_dir)
+    store = TaskStore(directory).open()
+    session = store.sessions.begin(session_identity(None))
+    for number in range(TASKS):
+        new = NewTask(session.notebook_key, session.id, "", "python", "thread", "pass")
+        key = store.tasks.insert(new).key
+        store.tasks.start(key, time.time())
+        data = f"{number}".encode() + os.urandom(2000)
+        output = NewOutput(key, OutputKind.STDOUT, time.time(), data)
+        store.outputs.append([output.as_row()])
+        store.tasks.end(key, TaskState.COMPLETED, None, 0, time.time())
+    store.close()
+    return directory
+
+
+def damage(directory: StateDirectory, change: Callable[[bytearray], bytearray]) -> None:
+    directory.store.write_bytes(change(bytearray(directory.store.read_bytes())))
+
+
+def assert_works(store: TaskStore) -> None:
+    assert store.database.row("PRAGMA integrity_check")[0] == "ok"
+    session = store.sessions.begin(session_identity(None))
+    new = NewTask(session.notebook_key, session.id, "", "python", "thread", "pass")
+    task = store.tasks.insert(new)
+    assert store.tasks.history(task.key)[0].state is TaskState.PENDING
+
+
+def test_garbage_in_the_place_of_the_store_is_set_aside(directory: StateDirectory) -> None:
+    """An empty store is begun, the garbage is kept under a dated name, and both are said."""
+    damage(directory, lambda _: bytearray(os.urandom(5000)))
+    store = TaskStore(directory).open()
+    (aside,) = directory.root.glob("tasks-damaged-*.db")
+    assert str(aside) in store.notice
+    assert "nothing, it cannot be read" in store.notice
+    assert store.tasks.count(Selection()) == 0
+    assert_works(store)
+    store.close()
+
+
+def test_a_store_cut_in_half_gives_what_is_left(directory: StateDirectory) -> None:
+    """Whole tasks with whole outputs come over, and the person is told how many."""
+    damage(directory, lambda content: content[: len(content) // 2])
+    store = TaskStore(directory).open()
+    tasks = store.tasks.select(Selection())
+    assert 0 < len(tasks) < TASKS
+    assert f"{len(tasks)} tasks" in store.notice
+    assert {task.state for task in tasks} == {TaskState.COMPLETED}
+    assert_works(store)
+    store.close()
+
+
+def test_damage_found_later_is_repaired_at_the_next_opening(directory: StateDirectory) -> None:
+    """The error says what to do, and doing it saves every task that can be read."""
+
+    def overwrite_index(content: bytearray) -> bytearray:
+        content[PAGE : 3 * PAGE] = os.urandom(2 * PAGE)
+        return content
+
+    damage(directory, overwrite_index)
+    store = TaskStore(directory).open()
+    with pytest.raises(StoreDamaged, match="%load_ext ipytaskpersist"):
+        assert_works(store)
+    store.close()
+    again = TaskStore(directory).open()
+    assert f"{TASKS} tasks" in again.notice
+    assert again.tasks.count(Selection()) == TASKS
+    assert_works(again)
+    again.close()
+
+
+def test_the_newest_whole_backup_takes_the_place(directory: StateDirectory) -> None:
+    """With a backup nothing that it holds is lost, even if nothing else can be read."""
+    store = TaskStore(directory).open()
+    store.back_up()
+    store.close()
+    damage(directory, lambda _: bytearray(os.urandom(5000)))
+    restored = TaskStore(directory).open()
+    assert "begun anew with the backup tasks-" in restored.notice
+    assert restored.tasks.count(Selection()) == TASKS
+    assert_works(restored)
+    restored.close()
