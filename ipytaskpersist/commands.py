@@ -23,6 +23,7 @@ from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskSta
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import NotebookSurface, Surface, stopped_by_interrupt
 
+HELP = {"help_option_names": ["-h", "--help"]}
 COUNTED_BACK = re.compile(r"-\d+")
 TABLE_LIMIT = 30
 FOLLOW_S = 0.03
@@ -43,6 +44,10 @@ class Verbs(click.Group):
 
     command_class = Verb
 
+    def command(self, *args: Any, **options: Any) -> Any:
+        """Define a verb, which is also called without the group, as ``%bg_VERB``."""
+        return super().command(*args, context_settings=HELP, **options)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb, or say which is nearest."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -54,12 +59,12 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Verbs, context_settings=HELP)
 def verbs() -> None:
     """Background cells that outlive their kernel."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.argument("name", nargs=-1)
 def background(name: Sequence[str]) -> None:
     """Run a cell in the background: %%background [NAME] above its code.

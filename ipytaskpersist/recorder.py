@@ -88,9 +88,10 @@ class Recording:
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Record a display, a result or an error: the content of its message."""
-        text = json.dumps(content, default=str)
-        self.pending.append((kind, text))
-        self._recorder.waiting += len(text)
+        # Half of a surrogate pair, which no front end could be sent, becomes a question mark.
+        data = json.dumps(content, default=str, ensure_ascii=False).encode("utf-8", "replace")
+        self.pending.append((kind, data))
+        self._recorder.waiting += len(data)
         self._recorder.commit_now(self)
 
     def take(self, at: float) -> list[NewOutput]:
