@@ -32,6 +32,10 @@ FOLLOW_S = 0.03
 class Verb(click.Command):
     """A command whose arguments may be ``-1``, ``-2`` …, which click takes for options."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Not taken from the group, because ``%bg_VERB`` calls a verb without it.
+        super().__init__(*args, context_settings=HELP, **options)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put what is counted back behind ``--``, where nothing is an option."""
         back = [arg for arg in args if COUNTED_BACK.fullmatch(arg)]
@@ -43,10 +47,6 @@ class Verbs(click.Group):
     """All verbs. Knows which one was probably meant."""
 
     command_class = Verb
-
-    def command(self, *args: Any, **options: Any) -> Any:
-        """Define a verb, which is also called without the group, as ``%bg_VERB``."""
-        return super().command(*args, context_settings=HELP, **options)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb, or say which is nearest."""
