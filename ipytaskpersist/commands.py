@@ -34,7 +34,7 @@ class Verb(click.Command):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # Not taken from the group, because ``%bg_VERB`` calls a verb without it.
-        super().__init__(*args, context_settings=HELP, **options)
+        super().__init__(*args, **{**options, "context_settings": HELP})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put what is counted back behind ``--``, where nothing is an option."""
