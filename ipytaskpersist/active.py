@@ -31,8 +31,13 @@ _redirects = redirects.get
 class ActiveTask:
     """A task that runs in a thread of this process."""
 
-    def __init__(self, record: TaskRecord, recording: Recording, children: Children) -> None:
+    def __init__(
+        self, record: TaskRecord, recording: Recording, children: Children, context: Context
+    ) -> None:
         self.record = record
+        self.context = context
+        """The values of context variables that its code sees. Belongs to the task by itself."""
+        context.run(active_task.set, self)
         self.recording = recording
         self.children = children
         self._record = recording.write
@@ -50,7 +55,7 @@ class ActiveTask:
     def write(self, kind: OutputKind, text: str) -> int:
         """Print to one of the task's streams, or to where this context has redirected it."""
         if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+            raise TypeError(f"write() argument must be str, not {type(text)}")
         redirected = _redirects()
         if redirected and kind in redirected:
             target = redirected[kind]

@@ -14,6 +14,7 @@ import contextlib
 import getpass
 import io
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,7 @@ from IPython.core.error import StdinNotImplementedError
 from IPython.utils.capture import CapturedIO, capture_output
 
 from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import STREAM_KINDS, OutputKind
 
@@ -366,7 +368,7 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
         task = active_task.get()
         if task is None:
             plain(etype, evalue, stb)
-        else:
+        elif not (task.cancelled and isinstance(evalue, TaskCancelled | CancelledError)):
             task.show_error(etype.__name__, str(evalue), list(stb))
 
     patches.set(shell, "_showtraceback", show)

@@ -11,6 +11,7 @@ import __future__
 import ast
 import asyncio
 import inspect
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import CodeType, TracebackType
@@ -58,12 +59,19 @@ class Step:
     """One compiled top-level statement."""
 
     code: CodeType
-    shows_value: bool
-    """Whether it is an expression whose value is displayed."""
+    value_name: str | None = None
+    """Where it leaves its value, when it is an expression whose value is displayed.
+
+    A variable of the notebook, for the moment between the statement and its display: IPython runs
+    statements, and its own way to a value goes through a hook that all threads share.
+    """
 
     @property
     def is_async(self) -> bool:
         return bool(self.code.co_flags & inspect.CO_COROUTINE)
+
+
+_value_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +112,22 @@ def _steps(shell: InteractiveShell, body: list[ast.stmt], name: str, mode: str) 
     steps = []
     for node in body:
         if node in shown and isinstance(node, ast.Expr):
-            steps.append(Step(_compile(shell, ast.Expression(node.value), name, "eval"), True))
+            value_name = f"_ipytaskpersist_value_{next(_value_numbers)}"
+            target = ast.copy_location(ast.Name(value_name, ast.Store()), node)
+            node = ast.copy_location(ast.Assign([target], node.value), node)  # noqa: PLW2901
+            steps.append(Step(_compile(shell, node, name), value_name))
         else:
-            steps.append(Step(_compile(shell, ast.Module([node], []), name, "exec"), False))
+            steps.append(Step(_compile(shell, node, name)))
     return steps
 
 
-def _compile(shell: InteractiveShell, node: ast.AST, name: str, mode: str) -> CodeType:
+def _compile(shell: InteractiveShell, node: ast.stmt, name: str) -> CodeType:
     """Compile as the shell does, ``from __future__`` of earlier cells included.
 
     Not with the shell's own compiler, whose flags another thread may be changing.
     """
     flags = shell.compile.flags | (ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0)
-    code: CodeType = compile(node, name, mode, flags, dont_inherit=True)  # type: ignore[call-overload]
+    code: CodeType = compile(ast.Module([node], []), name, "exec", flags, dont_inherit=True)
     for feature in __future__.all_feature_names:
         shell.compile.flags |= code.co_flags & getattr(__future__, feature).compiler_flag
     return code
@@ -166,7 +177,7 @@ class CellRun:
         self._shell: Any = shell
         self._cell = cell
         self._task = task
-        self._value: Any = NOTHING
+        self.value: Any = NOTHING
 
     def run(self) -> Outcome:
         """Run the cell, to the end of the asyncio tasks that it started.
@@ -177,19 +188,27 @@ class CellRun:
         if hasattr(self._shell, "kernel") or self._cell.is_async:
             return self._run_in_loop()
         try:
-            steps = self._steps()
-            steps.send(None)
-        except StopIteration as stop:
-            return self._outcome(stop.value)
+            return self._outcome(self._task.context.run(self.run_without_loop))
         except BaseException as error:
             return self._outcome(error)
-        raise AssertionError("a cell without await does not suspend")
+
+    def run_without_loop(self) -> BaseException | None:
+        """Run a cell that does not await, in the calling context; return what it raised."""
+        steps = self._steps()
+        try:
+            steps.send(None)
+        except StopIteration as stop:
+            error: BaseException | None = stop.value
+            return error
+        steps.close()
+        return RuntimeError("a cell inside a cell cannot await")
 
     def _run_in_loop(self) -> Outcome:
         loop = asyncio.new_event_loop()
         self._task.loop = loop
         try:
-            return self._outcome(loop.run_until_complete(self._with_its_tasks()))
+            main = loop.create_task(self._with_its_tasks(), context=self._task.context)
+            return self._outcome(loop.run_until_complete(main))
         except BaseException as error:
             return self._outcome(error)
         finally:
@@ -204,40 +223,18 @@ class CellRun:
         return error
 
     async def _steps(self) -> BaseException | None:
-        """Run the statements; return what was raised, once it has been shown."""
-        namespace = self._shell.user_ns
+        """Run the statements; return what was raised, once IPython has shown it."""
         for step in self._cell.steps:
-            try:
-                if not step.shows_value:
-                    if step.is_async:
-                        await eval(step.code, namespace)
-                    else:
-                        exec(step.code, namespace)
-                    continue
-                value = eval(step.code, namespace)
-                if step.is_async:
-                    value = await value
-            except (TaskCancelled, asyncio.CancelledError) as error:
-                return error if self._task.cancelled else self._raised(error)
-            except BaseException as error:
-                return self._raised(error)
-            self._show(value)
+            result: Any = ExecutionResult(None)
+            if await self._shell.run_code(step.code, result, async_=step.is_async):
+                error: BaseException = result.error_in_exec or RuntimeError("the cell failed")
+                return error
+            if step.value_name is not None:
+                self._show(self._shell.user_ns.pop(step.value_name, None))
         return None
 
-    def _raised(self, error: BaseException) -> BaseException:
-        """Show what the cell raised as IPython would, without the frames of this package."""
-        error.__traceback__ = traceback = _user_frames(error.__traceback__)
-        shell, raised = self._shell, (type(error), error, traceback)
-        if isinstance(error, SystemExit):
-            shell.showtraceback(raised, exception_only=True)
-        elif isinstance(error, shell.custom_exceptions):
-            shell.CustomTB(*raised)
-        else:
-            shell.showtraceback(raised, tb_offset=0, running_compiled_code=True)
-        return error
-
     def _show(self, value: Any) -> None:
-        self._value = value
+        self.value = value
         if value is None or self._cell.quiet:
             return
         shown_before = self._task.shown_error
@@ -262,7 +259,7 @@ class CellRun:
             return _exit_outcome(error)
         if error is not None:
             return Outcome(TaskState.FAILED, describe(error), 1, error=error)
-        return Outcome(TaskState.COMPLETED, None, 0, self._value)
+        return Outcome(TaskState.COMPLETED, None, 0, self.value)
 
 
 def _user_frames(traceback: TracebackType | None) -> TracebackType | None:
@@ -340,24 +337,17 @@ def _run_nested(
         shell._showtraceback(type(error), error, error._render_traceback_())
         return result
     nested = CellRun(shell, cell, task)
-    steps = nested._steps()
-    try:
-        steps.send(None)
-    except StopIteration as stop:
-        result.error_in_exec = stop.value
-    else:
-        steps.close()
-        result.error_in_exec = RuntimeError("a cell inside a cell cannot await")
-    result.result = None if nested._value is NOTHING else nested._value
+    result.error_in_exec = nested.run_without_loop()
+    result.result = None if nested.value is NOTHING else nested.value
     return result
 
 
 def run_function(shell: InteractiveShell, call: Callable[[], Any], task: ActiveTask) -> Outcome:
     """Run a function as a task, in the calling thread and context."""
     try:
-        value = call()
+        value = task.context.run(call)
         if inspect.isawaitable(value):
-            value = asyncio.run(_wait_for(value))
+            value = task.context.run(asyncio.run, _wait_for(value))
         outcome = Outcome(TaskState.COMPLETED, None, 0, value)
     except BaseException as error:
         if task.cancelled and isinstance(error, TaskCancelled | asyncio.CancelledError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import Any
 
 from ipytaskpersist.active import ActiveTask, active_task, start_outside
 from ipytaskpersist.cell import NOTHING, Outcome
 from ipytaskpersist.children import Children
+from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
@@ -26,30 +28,35 @@ class ThreadRunner:
         self._recorder = recorder
         self._payloads = payloads
         self._text_form = text_form
+        self._contexts = Contexts()
         self._active: dict[int, ActiveTask] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._ended: dict[int, threading.Event] = {}
 
     def launch(self, record: TaskRecord, work: Work, on_end: Callable[[], None]) -> None:
         """Start the thread of a task that the store has as pending."""
-        recording = Recording(self._recorder, record.key)
-        task = ActiveTask(record, recording, Children(recording))
+        recording, foreground = Recording(self._recorder, record.key), copy_context()
+        task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
         self._recorder.start()
-        name = f"background-{record.number}"
-        start_outside(
-            threading.Thread(target=self._run, args=(task, work, on_end), name=name, daemon=True)
+        # A cell's code runs in the thread of this name, and log lines say so.
+        thread = threading.Thread(
+            target=self._run, args=(task, work, foreground, on_end), name="MainThread", daemon=True
         )
+        start_outside(thread)
 
-    def _run(self, task: ActiveTask, work: Work, on_end: Callable[[], None]) -> None:
+    def _run(
+        self, task: ActiveTask, work: Work, foreground: Context, on_end: Callable[[], None]
+    ) -> None:
         active_task.set(task)
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: store.tasks.start(key, started))
         outcome = self._outcome(task, work)
         ended = time.time()
         task.children.close()
+        self._contexts.keep(foreground, task.context)
         active_task.set(None)
         result = self._keep(task.record, outcome)
         self._outcomes[key] = outcome
