@@ -30,7 +30,7 @@ test:  ## run all tests, in parallel
 
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench
-	@$(RUN) benchmarks/run.py $(ARGS)
+	@$(RUN) -m benchmarks $(ARGS)
 
 lint:  ## ruff check, ruff format --check, mypy
 	@$(PREPARE) dev

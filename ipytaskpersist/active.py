@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import threading
 from _thread import LockType, allocate_lock
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +82,7 @@ class ActiveTask:
         """Note that the calling thread runs the task's cell from now on, and may be cancelled."""
         self._thread_id = threading.get_ident()
         self._cancellable = True
+        FOREGROUND.tasks.add(self)
 
     def leave(self) -> bool:
         """Note that the cell has ended: nothing is raised in it any more.
@@ -141,6 +144,44 @@ class ActiveTask:
         waiter.acquire(True, seconds)
         self._sleeping = None
         return True
+
+
+class Foreground:
+    """Whether the foreground runs code of a person's own, and which tasks run beside it."""
+
+    def __init__(self) -> None:
+        self.is_busy = True
+        self.tasks: set[ActiveTask] = set()
+
+    def begin_cell(self, *_event: Any) -> None:
+        """A foreground cell begins."""
+        self.is_busy = True
+
+    def end_cell(self, *_event: Any) -> None:
+        """A foreground cell has ended, or does nothing but wait for tasks."""
+        self.is_busy = False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The foreground waits for tasks, as ``%bg_wait`` does."""
+        was_busy, self.is_busy = self.is_busy, False
+        try:
+            yield
+        finally:
+            self.is_busy = was_busy
+
+    @property
+    def only_task(self) -> ActiveTask | None:
+        """The task that runs while nothing else does.
+
+        What arrives on the process's own file descriptors can only be from it.
+        """
+        if self.is_busy or len(self.tasks) != 1:
+            return None
+        return next(iter(self.tasks.copy()), None)
+
+
+FOREGROUND = Foreground()
 
 
 def start_outside(thread: threading.Thread) -> None:

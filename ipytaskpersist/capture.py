@@ -13,19 +13,25 @@ import builtins
 import contextlib
 import getpass
 import io
+import select
 import sys
+import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
+from threading import get_ident
+from time import sleep
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.error import StdinNotImplementedError
 from IPython.utils.capture import CapturedIO, capture_output
 
-from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, redirects
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import STREAM_KINDS, OutputKind
@@ -33,6 +39,11 @@ from ipytaskpersist.records import STREAM_KINDS, OutputKind
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+SETTLE_S = 0.02
+PACKAGE = str(Path(__file__).parent)
+_watchers: dict[int | None, int] = {}
+"""The kernel's threads that read what C code writes to file descriptors 1 and 2, each with the file
+descriptor that it reads. Nothing in what they read says who has written it."""
 _displayed_by: dict[str, ActiveTask] = {}
 """Which task first showed a display with this id: updates go there, whoever makes them."""
 
@@ -46,8 +57,14 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     _route_errors(shell, patches)
     _refuse_input(shell, patches)
     if hasattr(shell, "_tee") and not _is_kernel_stream(sys.stdout):
-        patches.set(shell, "_tee", _tee(shell._tee, patches))
+        patches.set(shell, "_tee", _tee(shell._tee))
     _route_prompt(patches)
+    for event, call in (
+        ("pre_execute", FOREGROUND.begin_cell),
+        ("post_execute", FOREGROUND.end_cell),
+    ):
+        shell.events.register(event, call)
+        patches.on_undo(partial(shell.events.unregister, event, call))
 
 
 # Streams.
@@ -60,10 +77,27 @@ def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str
 
     def write(text: str) -> Any:
         task = belongs_to()
+        if task is None:
+            if get_ident() not in _watchers:
+                return plain(text)
+            task = FOREGROUND.only_task
         return plain(text) if task is None else task.write(kind, text)
 
     write.plain = plain  # type: ignore[attr-defined]
     return write
+
+
+def settle(task: ActiveTask) -> None:
+    """Let the kernel's watchers read what the ending task has written past Python."""
+    deadline = time.monotonic() + SETTLE_S
+    was_readable = False
+    while _watchers and FOREGROUND.only_task is task and time.monotonic() < deadline:
+        if not select.select(list(_watchers.values()), [], [], 0)[0]:
+            if was_readable:
+                sleep(SETTLE_S / 20)  # what was read has still to be recorded
+            return
+        was_readable = True
+        sleep(SETTLE_S / 20)
 
 
 def _is_kernel_stream(stream: Any) -> bool:
@@ -91,6 +125,10 @@ def _route_kernel_stream(stream: Any, kind: OutputKind, patches: Patches) -> Non
     plain = stream.__dict__.pop("write", stream.write)
     stream.__class__ = _routed_class(plain_class, kind)
     stream.write = plain
+    watcher = getattr(stream, "watch_fd_thread", None)
+    if watcher is not None:
+        _watchers[watcher.ident] = stream._fid
+        patches.on_undo(partial(_watchers.__delitem__, watcher.ident))
 
     def undo() -> None:
         write = stream.__dict__.pop("_ipytaskpersist_write").plain
@@ -150,7 +188,7 @@ def _stand_before(name: str, kind: OutputKind) -> None:
         setattr(sys, name, RoutedText(stream, kind))
 
 
-def _tee(plain_tee: Any, patches: Patches) -> Any:
+def _tee(plain_tee: Any) -> Any:
     """IPython's copying of a cell's output, kept behind the routing also in a terminal."""
 
     @contextmanager
@@ -372,6 +410,33 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
             task.show_error(etype.__name__, str(evalue), list(stb))
 
     patches.set(shell, "_showtraceback", show)
+    plain_whole = shell.showtraceback
+
+    def show_whole(*args: Any, **options: Any) -> None:
+        if active_task.get() is not None:
+            hide_own_frames(sys.exc_info()[1])
+        plain_whole(*args, **options)
+
+    patches.set(shell, "showtraceback", show_whole)
+
+
+def hide_own_frames(error: BaseException | None) -> None:
+    """Take the frames of this package out of the traceback of an error and of its causes."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.__traceback__ = _without_own(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _without_own(traceback: TracebackType | None) -> TracebackType | None:
+    if traceback is None:
+        return None
+    rest = _without_own(traceback.tb_next)
+    if traceback.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        return rest
+    traceback.tb_next = rest
+    return traceback
 
 
 def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:

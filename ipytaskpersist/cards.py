@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from time import sleep
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 INTERVAL_S = 0.25
+FIRST_UPDATE_S = 0.05
 
 
 class Cards:
@@ -50,6 +52,8 @@ class Cards:
             self._wake.set()
 
     def _run(self) -> None:
+        # The cell that launched the task replies first: an update now would only delay it.
+        sleep(FIRST_UPDATE_S)
         while True:
             self._wake.wait(INTERVAL_S)
             self._wake.clear()

@@ -14,7 +14,7 @@ import inspect
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import CodeType, TracebackType
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
@@ -262,12 +262,6 @@ class CellRun:
         return Outcome(TaskState.COMPLETED, None, 0, self.value)
 
 
-def _user_frames(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
-        traceback = traceback.tb_next
-    return traceback
-
-
 def describe(error: BaseException) -> str:
     """An error in one line: its class and the first line of its message."""
     return one_line(type(error).__name__, str(error))
@@ -355,8 +349,7 @@ def run_function(shell: InteractiveShell, call: Callable[[], Any], task: ActiveT
         if isinstance(error, SystemExit):
             outcome = _exit_outcome(error)
         else:
-            error.__traceback__ = traceback = _user_frames(error.__traceback__)
-            shell.showtraceback((type(error), error, traceback), tb_offset=0)
+            shell.showtraceback(tb_offset=0)
             outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
     figures.flush(task)
     return outcome

@@ -5,7 +5,6 @@ A command parses, makes one call, and shows what came back on the surface from w
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import time
@@ -51,6 +50,8 @@ class Verbs(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb, or say which is nearest."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(args[0], self.commands, n=1)
             meant = (
                 f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self.commands)}."

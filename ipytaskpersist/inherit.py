@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -22,6 +24,8 @@ from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import OutputKind
 
 SHORT_SLEEP_S = 0.05
+START_NEW_SESSION, PROCESS_GROUP, PREEXEC_FN = 15, 16, 21
+"""Places among the arguments of ``_posixsubprocess.fork_exec``, on Python 3.11 to 3.14."""
 
 _installed = False
 _kernel_streams: dict[int, tuple[int, int]] = {}
@@ -44,7 +48,10 @@ def _install_for_processes(patches: Patches) -> None:
     for descriptor in DESCRIPTORS.values():
         status = os.fstat(descriptor)
         _kernel_streams[descriptor] = (status.st_dev, status.st_ino)
-    patches.set(subprocess.Popen, "__init__", _popen_init(subprocess.Popen.__init__))
+    popen: Any = subprocess.Popen
+    patches.set(popen, "_get_handles", _get_handles(popen._get_handles))
+    if hasattr(subprocess, "_fork_exec"):
+        patches.set(subprocess, "_fork_exec", _fork_exec(subprocess._fork_exec))
     patches.set(os, "system", _system(os.system))
     patches.set(os, "fork", _fork(os.fork, with_streams=True))
     patches.set(os, "forkpty", _fork(os.forkpty, with_streams=False))
@@ -56,34 +63,36 @@ def _stop_adopting() -> None:
     _installed = False
 
 
-def run_as(task: ActiveTask | None, streams: dict[OutputKind, Any], call: Callable[[], Any]) -> Any:
-    """Call something as a part of a task, in a thread that may be of another."""
-    token, streams_token = active_task.set(task), redirects.set(streams)
-    try:
-        return call()
-    finally:
-        redirects.reset(streams_token)
-        active_task.reset(token)
+def context_of(task: ActiveTask | None) -> Context:
+    """A new context for code that belongs to a task and begins with nothing else set.
+
+    What it runs is called from C, so that no frame of this package stands in its tracebacks.
+    """
+    context = Context()
+    context.run(active_task.set, task)
+    context.run(redirects.set, redirects.get())
+    return context
 
 
 def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
     def start(self: threading.Thread) -> None:
         task = active_task.get()
         if task is not None:
-            run, streams = self.run, redirects.get()
-            self.run = lambda: run_as(task, streams, run)  # type: ignore[method-assign]
+            self.run = partial(context_of(task).run, self.run)  # type: ignore[method-assign]
         plain(self)
 
     return start
 
 
 def _submit(plain: Callable[..., Any]) -> Callable[..., Any]:
-    def submit(
-        self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
+    def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        task = active_task.get()
+        if task is not None:
+            self._ipytaskpersist_used_by_tasks = True
+        if not getattr(self, "_ipytaskpersist_used_by_tasks", False):
+            return plain(self, fn, *args, **kwargs)
         # The worker may have been started by another task, or by the foreground.
-        task, streams = active_task.get(), redirects.get()
-        return plain(self, lambda: run_as(task, streams, lambda: fn(*args, **kwargs)))
+        return plain(self, context_of(task).run, fn, *args, **kwargs)
 
     return submit
 
@@ -97,30 +106,36 @@ def _sleep(plain: Callable[[float], None]) -> Callable[[float], None]:
     return sleep
 
 
-def _popen_init(plain: Callable[..., None]) -> Callable[..., None]:
-    def __init__(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+def _get_handles(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def _get_handles(self: Any, stdin: Any, stdout: Any, stderr: Any) -> Any:
+        task = active_task.get()
+        if task is not None and not task.children.in_child:
+            stdin = subprocess.DEVNULL if stdin is None else stdin
+            stdout = task.children.stream(OutputKind.STDOUT) if stdout is None else stdout
+            stderr = task.children.stream(OutputKind.STDERR) if stderr is None else stderr
+        return plain(self, stdin, stdout, stderr)
+
+    return _get_handles
+
+
+def _fork_exec(plain: Callable[..., int]) -> Callable[..., int]:
+    """The C function that starts a command, for `subprocess` and for spawned processes.
+
+    Replaced rather than ``Popen.__init__``, which stands in the traceback of a command that is
+    not there.
+    """
+
+    def fork_exec(*args: Any) -> int:
         task = active_task.get()
         if task is None or task.children.in_child:
-            return plain(self, args, *rest, **options)
-        names = ("bufsize", "executable", "stdin", "stdout", "stderr")
-        options.update(zip(names, rest, strict=False))
-        _give_streams(task, options)
-        plain(self, args, *rest[len(names) :], **options)
-        task.children.add(self.pid)
-        return None
+            return plain(*args)
+        if not args[START_NEW_SESSION] and args[PROCESS_GROUP] == -1 and args[PREEXEC_FN] is None:
+            args = (*args[:PROCESS_GROUP], 0, *args[PROCESS_GROUP + 1 :])
+        pid = plain(*args)
+        task.children.add(pid)
+        return pid
 
-    return __init__
-
-
-def _give_streams(task: ActiveTask, options: dict[str, Any]) -> None:
-    if options.get("stdin") is None:
-        options["stdin"] = subprocess.DEVNULL
-    for kind in DESCRIPTORS:
-        if options.get(kind.value) is None:
-            options[kind.value] = task.children.stream(kind)
-    own_group = ("start_new_session", "process_group", "preexec_fn")
-    if not any(options.get(name) not in (None, False) for name in own_group):
-        options["process_group"] = 0
+    return fork_exec
 
 
 def _system(plain: Callable[[Any], int]) -> Callable[[Any], int]:

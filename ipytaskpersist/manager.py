@@ -12,6 +12,7 @@ from traitlets import Enum, Unicode
 from traitlets.config import Configurable
 
 from ipytaskpersist import references
+from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.liveness import find_dead
@@ -272,6 +273,15 @@ class BackgroundTasks(Configurable):
 
         `on_change` is called at once, whenever the store has changed, and every second.
         """
+        with FOREGROUND.waiting():
+            return self._wait(tasks, timeout_s, on_change)
+
+    def _wait(
+        self,
+        tasks: Sequence[TaskRecord],
+        timeout_s: float | None,
+        on_change: Callable[[list[TaskRecord]], None] | None,
+    ) -> list[TaskRecord]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         reconciled_at, version, shown_at = time.monotonic(), -1, 0.0
         current = list(tasks)

@@ -37,6 +37,11 @@ class StateDirectory:
         return self.root / "tasks.db.damaged"
 
     @property
+    def repair_lock(self) -> Path:
+        """Locked by the process that repairs the store."""
+        return self.root / "repair.lock"
+
+    @property
     def key(self) -> Path:
         """The key that signs this user's pickles."""
         return self.root / "signing.key"

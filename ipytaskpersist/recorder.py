@@ -33,7 +33,7 @@ from ipytaskpersist.store import NewOutput, TaskStore
 
 GATHER_S = 0.010
 CHUNK_BYTES = 256 * 1024
-WAITING_CHARACTERS = 4 * 1024 * 1024
+WAITING_CHARACTERS = 1024 * 1024
 """How much may wait for the writer before a print waits for it too."""
 KEEP_CHARACTERS = 32 * 1024 * 1024
 """How much is kept in memory while the store cannot be written; what is beyond it is counted."""

@@ -151,9 +151,7 @@ class NotebookKernel:
         env: Mapping[str, str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self._temporary = tempfile.TemporaryDirectory(
-            prefix="kernel-", ignore_cleanup_errors=True
-        )
+        self._temporary = tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True)
         self.folder = folder or Path(self._temporary.name).resolve()
         self.cwd = self._make("work")
         self._log = self.folder / "kernel.log"
@@ -331,7 +329,7 @@ class NotebookKernel:
                 continue
 
     def _take_output(self, cell: Cell | None, message: Message) -> None:
-        """Give `message` to the cell it is for, and to the displays it updates, wherever they are."""
+        """Give `message` to the cell that it is for, and to all displays that it updates."""
         transient = message["content"].get("transient") or {}
         displays = self._displays.setdefault(transient.get("display_id"), [])
         if message["msg_type"] in {"display_data", "update_display_data"}:

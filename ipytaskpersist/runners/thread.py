@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from time import sleep
 from typing import Any
 
-from ipytaskpersist.active import ActiveTask, active_task, start_outside
+from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
+from ipytaskpersist.capture import settle
 from ipytaskpersist.cell import NOTHING, Outcome
 from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
@@ -16,6 +18,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
 
+LET_REPLY_S = 0.003
 Work = Callable[[ActiveTask], Outcome]
 
 
@@ -50,11 +53,15 @@ class ThreadRunner:
     def _run(
         self, task: ActiveTask, work: Work, foreground: Context, on_end: Callable[[], None]
     ) -> None:
+        # The cell that launched it replies first: two threads at once would delay each other.
+        sleep(LET_REPLY_S)
         active_task.set(task)
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: store.tasks.start(key, started))
         outcome = self._outcome(task, work)
         ended = time.time()
+        settle(task)
+        FOREGROUND.tasks.discard(task)
         task.children.close()
         self._contexts.keep(foreground, task.context)
         active_task.set(None)

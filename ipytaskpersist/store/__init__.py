@@ -58,9 +58,12 @@ class TaskStore:
         return self
 
     def _open(self) -> None:
-        self.database.create_file()
         if self.directory.damage_mark.exists():
             raise StoreDamaged(f"the store {self.database.path} is damaged")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.database.create_file()
         version = self._schema_version()
         if version > len(STEPS):
             self.database.close()
@@ -73,13 +76,24 @@ class TaskStore:
         from ipytaskpersist.store import repair
 
         self.database.close()
+        with repair.one_at_a_time(self.directory):
+            mark = self.directory.damage_mark
+            if mark.exists() and not repair.is_whole(self.directory.store):
+                self._replace()
+            # Otherwise another process has just repaired it, or nothing is wrong after all.
+            # Until here the mark keeps others from beginning a store of their own.
+            mark.unlink(missing_ok=True)
+            self._prepare()
+
+    def _replace(self) -> None:
+        from ipytaskpersist.store import repair
+
         backup = repair.newest_whole_backup(self.directory)
         damaged = repair.set_aside(self.directory)
-        self.directory.damage_mark.unlink(missing_ok=True)
         if backup is not None:
             self.database.create_file()
             self.database.restore_from(backup)
-        self._open()
+        self._prepare()
         try:
             saved = repair.salvage(damaged, self.database)
             rescued = ", ".join(f"{count} {table}" for table, count in saved.items() if count)

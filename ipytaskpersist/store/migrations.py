@@ -82,7 +82,7 @@ M001_TABLES = (
         CHECK ((ended_at IS NULL) = (state IN ('pending', 'running'))),
         CHECK (state <> 'pending' OR started_at IS NULL),
         CHECK (state NOT IN ('running', 'completed') OR started_at IS NOT NULL),
-        CHECK (state <> 'completed' OR exit_code = 0),
+        CHECK (state <> 'completed' OR exit_code IS 0),
         CHECK (exit_code IS NULL OR state IN ('completed', 'failed', 'cancelled'))
     ) STRICT
     """,

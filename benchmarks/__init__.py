@@ -1,0 +1,1 @@
+"""What ipytaskpersist costs, measured through real kernels beside what else there is."""
