@@ -79,10 +79,16 @@ class ActiveTask:
     # Cancelling.
 
     def begin(self) -> None:
-        """Note that the calling thread runs the task's cell from now on, and may be cancelled."""
+        """Note that the calling thread runs the task's cell from now on, and may be cancelled.
+
+        Raises `TaskCancelled` when it was cancelled before.
+        """
         self._thread_id = threading.get_ident()
-        self._cancellable = True
         FOREGROUND.tasks.add(self)
+        with self._lock:
+            self._cancellable = True
+        if self.cancelled:
+            raise TaskCancelled
 
     def leave(self) -> bool:
         """Note that the cell has ended: nothing is raised in it any more.

@@ -12,6 +12,7 @@ import ast
 import asyncio
 import inspect
 import itertools
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import CodeType
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ipytaskpersist.patches import Patches
 
 NOTHING: Any = object()
+END_TASKS_S = 1.0
 
 
 class CellSyntaxError(Exception):
@@ -204,8 +206,7 @@ class CellRun:
         return RuntimeError("a cell inside a cell cannot await")
 
     def _run_in_loop(self) -> Outcome:
-        loop = asyncio.new_event_loop()
-        self._task.loop = loop
+        loop = self._task.loop = _loop_of_thread()
         try:
             main = loop.create_task(self._with_its_tasks(), context=self._task.context)
             return self._outcome(loop.run_until_complete(main))
@@ -213,7 +214,11 @@ class CellRun:
             return self._outcome(error)
         finally:
             self._task.loop = None
-            _close(loop)
+            _end_tasks(loop)
+            if self._task.cancelled:
+                # A cancellation may have hit the loop itself.
+                del _threads.loop
+                loop.close()
 
     async def _with_its_tasks(self) -> BaseException | None:
         error = await self._steps()
@@ -275,7 +280,7 @@ def one_line(name: str, message: str) -> str:
 
 def _exit_outcome(error: SystemExit) -> Outcome:
     """What the interpreter would make of it: no code is 0, a message is 1."""
-    code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    code = int(error.code) if isinstance(error.code, int) else 0 if error.code is None else 1
     if abs(code) >= 2**31:
         code = 255  # what the interpreter makes of a number that is too large
     if code == 0:
@@ -283,15 +288,24 @@ def _exit_outcome(error: SystemExit) -> Outcome:
     return Outcome(TaskState.FAILED, f"exit status {code}", code, error=error)
 
 
-def _close(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        for task in (pending := asyncio.all_tasks(loop)):
-            task.cancel()
-        if pending:
-            loop.run_until_complete(asyncio.wait(pending, timeout=1))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()
+_threads = threading.local()
+
+
+def _loop_of_thread() -> asyncio.AbstractEventLoop:
+    """The event loop of the calling thread, in which its next cell finds the last one's locks."""
+    loop: asyncio.AbstractEventLoop | None = getattr(_threads, "loop", None)
+    if loop is None:
+        loop = _threads.loop = asyncio.new_event_loop()
+    return loop
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """End the asyncio tasks that a failed or cancelled cell has left."""
+    pending = asyncio.all_tasks(loop)
+    for task in pending:
+        task.cancel()
+    if pending:
+        loop.run_until_complete(asyncio.wait(pending, timeout=END_TASKS_S))
 
 
 def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:

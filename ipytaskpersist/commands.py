@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,18 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put what is counted back behind ``--``, where nothing is an option."""
-        back = [arg for arg in args if COUNTED_BACK.fullmatch(arg)]
-        rest = [arg for arg in args if not COUNTED_BACK.fullmatch(arg)]
-        return super().parse_args(ctx, [*rest, *(["--"] if back else []), *back])
+        end = args.index("--") if "--" in args else len(args)
+        with_value = {name for param in self.params for name in param.opts if _takes_value(param)}
+        back: list[str] = []
+        rest: list[str] = []
+        for before, arg in zip(["", *args], args[:end], strict=False):
+            is_reference = COUNTED_BACK.fullmatch(arg) and before not in with_value
+            (back if is_reference else rest).append(arg)
+        return super().parse_args(ctx, [*rest, "--", *back, *args[end + 1 :]])
+
+
+def _takes_value(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and not param.is_flag
 
 
 class Verbs(click.Group):
@@ -169,37 +178,34 @@ def output(
     as_json: bool,
 ) -> None:
     """Show what a task printed, displayed and raised, in the order in which it happened."""
-    if sum((head is not None, tail is not None, follow)) > 1:
-        raise InvalidRequest("--head, --tail and --follow exclude each other; give one of them")
+    _refuse_together({"--head": head is not None, "--tail": tail is not None, "--follow": follow})
+    ways = {"--follow": follow, "--save": save is not None, "--raw": raw, "--json": as_json}
+    _refuse_together(ways)
     task = surface.manager.find(ref)
     chosen = {OutputKind.STDOUT: stdout, OutputKind.STDERR: stderr}
     kinds = tuple(kind for kind, wanted in chosen.items() if wanted)
     if follow:
         _follow(surface, task, kinds)
-    elif save is not None:
-        _save(surface, task, kinds, save)
-    elif raw:
-        surface.raw(outputs.stream_bytes(surface.manager.store, task.key, kinds or STREAM_KINDS))
+    elif save is not None or raw:
+        cut = outputs.Cut(kinds or STREAM_KINDS, head, tail)
+        pieces = outputs.stream_bytes(surface.manager.store, task.key, cut)
+        if save is None:
+            surface.raw(pieces)
+        else:
+            _save(task, pieces, save)
     else:
-        _show(surface, _chosen(surface, task, kinds, head, tail), as_json)
+        cut = outputs.Cut(kinds, head, tail)
+        _show(surface, outputs.of_task(surface.manager.store, task.key, cut), as_json)
 
 
-def _chosen(
-    surface: Surface,
-    task: TaskRecord,
-    kinds: Sequence[OutputKind],
-    head: int | None,
-    tail: int | None,
-) -> Any:
-    store = surface.manager.store
-    if head is not None:
-        return outputs.resolve(outputs.head(store.outputs.of(task.key, kinds=kinds), head))
-    if tail is not None:
-        return outputs.resolve(outputs.tail(store.outputs.backwards(task.key, kinds=kinds), tail))
-    return outputs.of_task(store, task.key, kinds=kinds)
+def _refuse_together(given: dict[str, bool]) -> None:
+    """Refuse flags of which only one makes sense."""
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise InvalidRequest(f"{' and '.join(names)} exclude each other; give one of them")
 
 
-def _show(surface: Surface, chosen: Any, as_json: bool) -> None:
+def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
     if as_json:
         print_json(outputs.as_nbformat(outputs.merge_streams(chosen)))
         return
@@ -207,8 +213,7 @@ def _show(surface: Surface, chosen: Any, as_json: bool) -> None:
         surface.output(each)
 
 
-def _save(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind], path: Path) -> None:
-    pieces = outputs.stream_bytes(surface.manager.store, task.key, kinds or STREAM_KINDS)
+def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
     try:
         with path.expanduser().open("wb") as file:
             size = sum(file.write(piece) for piece in pieces)
@@ -219,6 +224,7 @@ def _save(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind], path:
 
 def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
     manager, after, version = surface.manager, 0, -1
+    follower = outputs.Follower()
     with stopped_by_interrupt(f"\nno longer following; task {task.label} runs on"):
         while True:
             seen = manager.store.database.data_version
@@ -227,7 +233,7 @@ def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> 
             if seen != version or task.state.is_final:
                 version = seen
                 for record in manager.store.outputs.of(task.key, kinds=kinds, after=after):
-                    _pass_on(surface, record.kind, outputs.as_output(record))
+                    _pass_on(surface, record.kind, follower.output(record))
                     after = record.sequence
             if task.state.is_final:
                 return

@@ -91,7 +91,8 @@ class Task:
         return self._text(OutputKind.STDERR)
 
     def _text(self, kind: OutputKind) -> str:
-        pieces = outputs.stream_bytes(self._manager.store, self._record.key, (kind,))
+        cut = outputs.Cut((kind,))
+        pieces = outputs.stream_bytes(self._manager.store, self._record.key, cut)
         return b"".join(pieces).decode("utf-8", "replace")
 
     @property

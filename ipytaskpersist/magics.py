@@ -139,7 +139,10 @@ def usage_errors() -> Iterator[None]:
         yield
     except (click.exceptions.Exit, SystemExit):
         pass  # --help has been shown
-    except click.ClickException as error:
-        raise UsageError(error.format_message()) from None
+    except click.UsageError as error:
+        message = error.format_message()
+        if error.ctx and not message.endswith("?"):
+            message = f"{message.rstrip('.')}; see {error.ctx.info_name} --help"
+        raise UsageError(message) from None
     except BackgroundError as error:
         raise UsageError(str(error)) from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
@@ -103,41 +105,73 @@ def merge_streams(outputs: Iterable[Output]) -> list[Output]:
     return merged
 
 
-def as_output(record: OutputRecord) -> Output:
-    """One record by itself, as it happened; a character that it cuts shows as a replacement."""
-    if record.kind in STREAM_KINDS:
-        text = record.data.decode("utf-8", "replace")
-        return {"output_type": "stream", "name": record.kind.value, "text": text}
-    return {"output_type": record.kind.value, **json.loads(record.data)}
+class Follower:
+    """Turns the records of one task into outputs one by one, as they happened."""
+
+    def __init__(self) -> None:
+        self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
+
+    def output(self, record: OutputRecord) -> Output:
+        """The record by itself. A character that it cuts comes with the next one."""
+        if record.kind in STREAM_KINDS:
+            text = self._decoders[record.kind].decode(record.data)
+            return {"output_type": "stream", "name": record.kind.value, "text": text}
+        return {"output_type": record.kind.value, **json.loads(record.data)}
 
 
-def of_task(
-    store: TaskStore, task_key: int, *, kinds: Sequence[OutputKind] = ()
-) -> Iterator[Output]:
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which part of a task's outputs is wanted."""
+
+    kinds: Sequence[OutputKind] = ()
+    """Only these; all when empty."""
+    head: int | None = None
+    """Only the first so many lines. A display counts as one."""
+    tail: int | None = None
+    """Only the last so many lines."""
+
+
+def of_task(store: TaskStore, task_key: int, cut: Cut = Cut()) -> Iterator[Output]:
     """The task's outputs in their order; a stream may come in several pieces.
 
     What was neither updated nor cleared is passed on piece by piece, so that a gigabyte of text
     does not have to fit into memory.
     """
-    records = store.outputs.of(task_key, kinds=kinds)
     if store.outputs.count(task_key, CHANGES):
-        yield from resolve(records)
+        yield from _cut_outputs(resolve(store.outputs.of(task_key)), cut)
         return
-    decoders = {kind: _decoder() for kind in STREAM_KINDS}
-    for record in records:
-        if record.kind in STREAM_KINDS:
-            text = decoders[record.kind].decode(record.data)
-            yield {"output_type": "stream", "name": record.kind.value, "text": text}
-        else:
-            yield {"output_type": record.kind.value, **json.loads(record.data)}
+    follower = Follower()
+    for record in _records(store, task_key, cut):
+        yield follower.output(record)
 
 
-def stream_bytes(
-    store: TaskStore, task_key: int, kinds: Sequence[OutputKind] = STREAM_KINDS
-) -> Iterator[bytes]:
+def stream_bytes(store: TaskStore, task_key: int, cut: Cut) -> Iterator[bytes]:
     """What the task wrote to its streams, exactly, in its order."""
-    for record in store.outputs.of(task_key, kinds=kinds):
+    for record in _records(store, task_key, cut):
         yield record.data
+
+
+def _records(store: TaskStore, task_key: int, cut: Cut) -> Iterable[OutputRecord]:
+    if cut.tail is not None:
+        return tail(store.outputs.backwards(task_key, kinds=cut.kinds), cut.tail)
+    records = store.outputs.of(task_key, kinds=cut.kinds)
+    return records if cut.head is None else head(records, cut.head)
+
+
+def _cut_outputs(outputs: list[Output], cut: Cut) -> list[Output]:
+    """The wanted part of outputs that are whole already."""
+    kinds = {kind.value for kind in cut.kinds}
+    wanted = [out for out in outputs if not kinds or out.get("name") in kinds]
+    if cut.head is None and cut.tail is None:
+        return wanted
+    lines = [(out, line) for out in wanted for line in _lines(out)]
+    kept = lines[: cut.head] if cut.tail is None else lines[max(0, len(lines) - cut.tail) :]
+    return merge_streams({**out, "text": line} if line else out for out, line in kept)
+
+
+def _lines(output: Output) -> list[str]:
+    is_stream = output["output_type"] == "stream"
+    return re.findall(r"[^\n]*\n|[^\n]+", output["text"]) if is_stream else [""]
 
 
 def head(records: Iterable[OutputRecord], lines: int) -> Iterator[OutputRecord]:

@@ -20,6 +20,7 @@ from ipytaskpersist.paths import StateDirectory, make_private
 from ipytaskpersist.records import ResultRecord, TaskRecord
 
 TEXT_CHARACTERS = 4000
+LINE_CHARACTERS = 200
 KEY_BYTES = 32
 
 
@@ -62,30 +63,30 @@ class Payloads:
     def load(self, task: TaskRecord, result: ResultRecord) -> Any:
         """The value. Raises `ResultUnavailable` when there is none or it cannot be trusted."""
         where = f"the value of task {task.label}"
+        text = " ".join(result.text.split())
+        if len(text) > LINE_CHARACTERS:
+            text = text[:LINE_CHARACTERS] + " …"
+        text = f"its text form: {text}"
         if result.path is None or result.digest is None:
-            raise ResultUnavailable(
-                f"{where} could not be kept ({result.problem}); its text form: {result.text}"
-            )
+            raise ResultUnavailable(f"{where} could not be kept ({result.problem}); {text}")
         try:
             data = (self._directory.root / result.path).read_bytes()
         except OSError as error:
             raise ResultUnavailable(
-                f"{where} cannot be read ({error.strerror}: {result.path}); "
-                f"its text form: {result.text}"
+                f"{where} cannot be read ({error.strerror}: {result.path}); {text}"
             ) from error
         digest = hashlib.sha256(data).hexdigest()
         signature = self._sign(task.id, result.name, digest)
         if not hmac.compare_digest(signature, result.signature or ""):
             raise ResultUnavailable(
                 f"{where} was not loaded: its file does not carry your signature, so it may have "
-                f"been changed ({result.path}); its text form: {result.text}"
+                f"been changed ({result.path}); {text}"
             )
         try:
             return pickle.loads(data)
         except Exception as error:  # whatever a class raises when it is unpickled
             raise ResultUnavailable(
-                f"{where} cannot be unpickled here ({type(error).__name__}: {error}); "
-                f"its text form: {result.text}"
+                f"{where} cannot be unpickled here ({type(error).__name__}: {error}); {text}"
             ) from error
 
     def delete(self, task_id: str) -> None:

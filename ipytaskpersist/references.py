@@ -28,8 +28,8 @@ def find(store: TaskStore, notebook_key: int | None, reference: str | int | None
 def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
     if re.fullmatch(r"\d{1,15}", text, re.ASCII):
         by_number = store.tasks.by_number(notebook_key, int(text))
-        # A name of digits is reached where no number is in its way.
-        return by_number or store.tasks.by_name(notebook_key, text)
+        if by_number is not None:
+            return by_number  # names and ids of digits are reached where no number is in the way
     if re.fullmatch(r"-\d{1,9}", text, re.ASCII) and int(text) < 0:
         return store.tasks.from_end(notebook_key, -int(text))
     named = store.tasks.by_name(notebook_key, text) if text else None

@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 
 TOKEN = re.compile(
-    r"\x1b\[(?P<arguments>[0-9;?]*)[ -/]*(?P<command>[@-~])"  # control sequences
+    r"(?:\x1b\[|\x9b)(?P<arguments>[0-9;?]*)[ -/]*(?P<command>[@-~])"  # control sequences
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
     r"|\x1b[@-Z\\-_]?"  # other escapes
-    r"|(?P<control>[\x00-\x08\x0a-\x1f\x7f])"
-    r"|(?P<run>[^\x00-\x08\x0a-\x1f\x7f\x1b]+)"
+    r"|(?P<control>[\x00-\x1f\x7f-\x9f])"
+    r"|(?P<run>[^\x00-\x1f\x7f-\x9f]+)"
 )
 TAIL_CHARACTERS = 4096
 LINE_CHARACTERS = 240
+TAB = 8
 
 
 class Screen:
@@ -50,6 +51,8 @@ class Screen:
         elif character == "\n":
             self._move_down(1)
             self.column = 0
+        elif character == "\t":
+            self.column += TAB - self.column % TAB
         elif character == "\b":
             self.column = max(0, self.column - 1)
 

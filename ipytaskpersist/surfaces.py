@@ -208,15 +208,16 @@ class TerminalWaiting(Waiting):
     def show(self, tasks: Sequence[TaskRecord]) -> None:
         self._tasks = tasks
         if self._live:
-            from ipytaskpersist.terminal import printable
-
             text = " · ".join(
                 f"{task.label} {task.state.value} {views.duration(task.elapsed_s(views.utc_now()))}"
                 + (f" {task.last_line}" if task.last_line else "")
                 for task in tasks
             )
             print(
-                f"\r\x1b[K{views.shorten(printable(text), 78)}", end="", file=sys.stderr, flush=True
+                f"\r\x1b[K{views.shorten(views.printable(text), 78)}",
+                end="",
+                file=sys.stderr,
+                flush=True,
             )
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from ipytaskpersist.views import (
     duration,
     ending,
     notebook_name,
+    printable,
     reference,
     session_end,
     shorten,
@@ -65,8 +66,12 @@ def task_table(listing: Listing) -> list[Table | Text]:
     if listing.every_notebook:
         titles[:1] = ["id", "notebook"]
     table = _table(*titles)
-    for task in listing.tasks:
-        table.add_row(*_task_cells(task, listing))
+    rows = [_task_cells(task, listing) for task in listing.tasks]
+    for cells in rows:
+        table.add_row(*cells)
+    for column, cells in zip(table.columns[:-1], zip(*rows, strict=True), strict=False):
+        # The last line gives way when the terminal is narrow, and nothing else.
+        column.min_width = max(cell.cell_len for cell in cells)
     return [table, Text(listing.note, style="dim")] if listing.note else [table]
 
 
@@ -83,11 +88,6 @@ def _task_cells(task: TaskRecord, listing: Listing) -> list[Text]:
     if listing.every_notebook:
         cells.insert(1, Text(printable(notebook_name(task.notebook))))
     return cells
-
-
-def printable(text: str) -> str:
-    """The text without characters that would steer a terminal."""
-    return "".join(c if c.isprintable() or c == " " else "�" for c in text)
 
 
 def session_table(sessions: Sequence[SessionRecord], now: datetime) -> list[Table | Text]:

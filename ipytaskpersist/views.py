@@ -85,6 +85,11 @@ def about(task: TaskRecord, now: datetime) -> str:
     return f"Python thread · finished {ended}"
 
 
+def printable(text: str) -> str:
+    """The text without characters that would steer a terminal."""
+    return "".join(c if c.isprintable() or c == " " else "�" for c in text)
+
+
 # The status card.
 
 
@@ -145,15 +150,15 @@ def card_text(task: TaskRecord, now: datetime) -> str:
         parts.append(duration(task.elapsed_s(now)))
     if task.state.is_final and ending(task):
         parts.append(ending(task))
-    line = " · ".join(parts) + f"   {next_commands(task)}"
-    return f"{line}\n  {task.last_line}" if task.last_line else line
+    line = printable(" · ".join(parts)) + f"   {next_commands(task)}"
+    return f"{line}\n  {printable(task.last_line)}" if task.last_line else line
 
 
 def launched_text(task: TaskRecord) -> str:
     """What a terminal says of a task that was just launched."""
     look = LOOKS[TaskState.RUNNING]
     commands = f"%bg_output {task.number} · %bg_cancel {task.number}"
-    return f"{look.glyph} background task {task.label} has started   {commands}"
+    return f"{look.glyph} background task {printable(task.label)} has started   {commands}"
 
 
 def for_shell(text: str) -> str:

@@ -154,7 +154,7 @@ class NotebookKernel:
         self._temporary = tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True)
         self.folder = folder or Path(self._temporary.name).resolve()
         self.cwd = self._make("work")
-        self._log = self.folder / "kernel.log"
+        self._log_file = (self.folder / "kernel.log").open("ab")
         self._env = self._environment(state_dir, notebook) | dict(env or {})
         self._cells: dict[str, Cell] = {}
         self._displays: dict[str | None, list[NotebookNode]] = {}
@@ -166,11 +166,9 @@ class NotebookKernel:
 
     def __enter__(self) -> NotebookKernel:
         try:
-            # A file, because the kernel's own stdout and stderr must not fill a pipe or our report.
-            with self._log.open("ab") as log:
-                self._manager.start_kernel(
-                    cwd=str(self.cwd), env=self._env, stdout=log.fileno(), stderr=log.fileno()
-                )
+            # A restart starts the kernel with the same arguments, so the log stays open till the end.
+            log = self._log_file.fileno()
+            self._manager.start_kernel(cwd=str(self.cwd), env=self._env, stdout=log, stderr=log)
             self._connect()
         except BaseException:
             self.shutdown()
@@ -203,7 +201,7 @@ class NotebookKernel:
     @property
     def log(self) -> str:
         """What the kernel process wrote to its own stdout and stderr."""
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
+        return Path(self._log_file.name).read_text(errors="replace")
 
     def start(self, source: str) -> Cell:
         """Send a cell and return at once; the cell's `wait` waits for its end."""
@@ -252,6 +250,7 @@ class NotebookKernel:
         self._disconnect()
         if self._manager.has_kernel:
             self._manager.shutdown_kernel(now=not self.alive)
+        self._log_file.close()
         self._temporary.cleanup()
 
     def _make(self, name: str) -> Path:
@@ -351,15 +350,15 @@ def processes_of(state_dir: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter()
-        if process.pid != os.getpid() and _environment_of(process) == str(state_dir)
+        if process.pid != os.getpid() and _keeps_tasks_in(state_dir, process)
     ]
 
 
-def _environment_of(process: psutil.Process) -> str | None:
+def _keeps_tasks_in(state_dir: Path, process: psutil.Process) -> bool:
     try:
-        return process.environ().get("IPYTASKPERSIST_DIR")
-    except (psutil.Error, OSError):
-        return None
+        return bool(process.environ().get("IPYTASKPERSIST_DIR") == str(state_dir))
+    except (psutil.Error, OSError):  # It has ended, or is somebody else's.
+        return False
 
 
 def end_processes_of(state_dir: Path) -> None:

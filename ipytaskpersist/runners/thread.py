@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
@@ -22,6 +23,27 @@ LET_REPLY_S = 0.003
 Work = Callable[[ActiveTask], Outcome]
 
 
+class Worker:
+    """A thread that runs one task after the other."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # A cell's code runs in the thread of this name, and log lines say so.
+        start_outside(threading.Thread(target=self._run, name="MainThread", daemon=True))
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Do this next."""
+        self._jobs.put(job)
+
+    def retire(self) -> None:
+        """End after what is being done."""
+        self._jobs.put(None)
+
+
 class ThreadRunner:
     """The tasks that run, and have run, in threads of this process."""
 
@@ -32,6 +54,7 @@ class ThreadRunner:
         self._payloads = payloads
         self._text_form = text_form
         self._contexts = Contexts()
+        self._idle: list[Worker] = []
         self._active: dict[int, ActiveTask] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._ended: dict[int, threading.Event] = {}
@@ -44,29 +67,47 @@ class ThreadRunner:
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
         self._recorder.start()
-        # A cell's code runs in the thread of this name, and log lines say so.
-        thread = threading.Thread(
-            target=self._run, args=(task, work, foreground, on_end), name="MainThread", daemon=True
-        )
-        start_outside(thread)
+        worker = self._idle.pop() if self._idle else Worker()
+        worker.do(lambda: self._run(task, work, foreground, worker, on_end))
 
     def _run(
-        self, task: ActiveTask, work: Work, foreground: Context, on_end: Callable[[], None]
+        self,
+        task: ActiveTask,
+        work: Work,
+        foreground: Context,
+        worker: Worker,
+        on_end: Callable[[], None],
     ) -> None:
         # The cell that launched it replies first: two threads at once would delay each other.
         sleep(LET_REPLY_S)
-        active_task.set(task)
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: store.tasks.start(key, started))
+        active_task.set(task)
         outcome = self._outcome(task, work)
         ended = time.time()
         settle(task)
         FOREGROUND.tasks.discard(task)
         task.children.close()
-        self._contexts.keep(foreground, task.context)
         active_task.set(None)
-        result = self._keep(task.record, outcome)
+        self._contexts.keep(foreground, task.context)
         self._outcomes[key] = outcome
+        self._release(worker, task)
+        self._record_end(task, outcome, ended)
+        on_end()
+
+    def _release(self, worker: Worker, task: ActiveTask) -> None:
+        """Give the thread to the next task.
+
+        Before the end is told, so that a cell launched after it finds its predecessor's thread:
+        some objects, as sqlite3's connections, are bound to one.
+        """
+        if task.cancelled:
+            worker.retire()
+        else:
+            self._idle.append(worker)
+
+    def _record_end(self, task: ActiveTask, outcome: Outcome, ended: float) -> None:
+        key, result = task.record.key, self._keep(task.record, outcome)
 
         def end(store: Any) -> None:
             if result is not None:
@@ -80,11 +121,10 @@ class ThreadRunner:
         self._recorder.live_tasks = len(self._active)
         self._recorder.recordings.discard(task.recording)
         self._ended[key].set()
-        on_end()
 
     def _outcome(self, task: ActiveTask, work: Work) -> Outcome:
-        task.begin()
         try:
+            task.begin()
             outcome = work(task)
         except BaseException as error:
             state = TaskState.CANCELLED if task.cancelled else TaskState.FAILED
