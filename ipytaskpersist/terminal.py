@@ -66,12 +66,10 @@ def task_table(listing: Listing) -> list[Table | Text]:
     if listing.every_notebook:
         titles[:1] = ["id", "notebook"]
     table = _table(*titles)
-    rows = [_task_cells(task, listing) for task in listing.tasks]
-    for cells in rows:
-        table.add_row(*cells)
-    for column, cells in zip(table.columns[:-1], zip(*rows, strict=True), strict=False):
-        # The last line gives way when the terminal is narrow, and nothing else.
-        column.min_width = max(cell.cell_len for cell in cells)
+    # The last line gives way when the terminal is narrow, and nothing else.
+    table.expand, table.columns[-1].ratio = True, 1
+    for task in listing.tasks:
+        table.add_row(*_task_cells(task, listing))
     return [table, Text(listing.note, style="dim")] if listing.note else [table]
 
 

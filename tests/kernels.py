@@ -166,7 +166,7 @@ class NotebookKernel:
 
     def __enter__(self) -> NotebookKernel:
         try:
-            # A restart starts the kernel with the same arguments, so the log stays open till the end.
+            # A restart uses the same arguments, so the log stays open till the end.
             log = self._log_file.fileno()
             self._manager.start_kernel(cwd=str(self.cwd), env=self._env, stdout=log, stderr=log)
             self._connect()
