@@ -145,7 +145,7 @@ def of_task(store: TaskStore, task_key: int, cut: Cut = Cut()) -> Iterator[Outpu
         yield follower.output(record)
 
 
-def stream_bytes(store: TaskStore, task_key: int, cut: Cut) -> Iterator[bytes]:
+def stream_bytes(store: TaskStore, task_key: int, cut: Cut = STREAMS) -> Iterator[bytes]:
     """What the task wrote to its streams, exactly, in its order."""
     for record in _records(store, task_key, cut):
         yield record.data

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 
 TOKEN = re.compile(
-    r"(?:\x1b\[|\x9b)(?P<arguments>[0-9;?]*)[ -/]*(?P<command>[@-~])"  # control sequences
+    r"(?:\x1b\[|\x9b)(?P<arguments>[0-?]*)[ -/]*(?P<command>[@-~])"  # control sequences
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
-    r"|\x1b[@-Z\\-_]?"  # other escapes
+    r"|\x1b[ -/]*[0-~]?"  # other escapes
     r"|(?P<control>[\x00-\x1f\x7f-\x9f])"
     r"|(?P<run>[^\x00-\x1f\x7f-\x9f]+)"
 )
