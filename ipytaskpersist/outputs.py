@@ -131,7 +131,11 @@ class Cut:
     """Only the last so many lines."""
 
 
-def of_task(store: TaskStore, task_key: int, cut: Cut = Cut()) -> Iterator[Output]:
+EVERYTHING = Cut()
+STREAMS = Cut(STREAM_KINDS)
+
+
+def of_task(store: TaskStore, task_key: int, cut: Cut = EVERYTHING) -> Iterator[Output]:
     """The task's outputs in their order; a stream may come in several pieces.
 
     What was neither updated nor cleared is passed on piece by piece, so that a gigabyte of text

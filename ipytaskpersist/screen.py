@@ -62,7 +62,7 @@ class Screen:
 
     def _command(self, command: str, arguments: str) -> None:
         first = arguments.split(";", maxsplit=1)[0]
-        count = min(int(first), TAIL_CHARACTERS) if first.isdigit() else 0
+        count = min(int(first[:9]), TAIL_CHARACTERS) if first.isdecimal() else 0
         if command == "A":
             self.row = max(0, self.row - max(1, count))
         elif command == "B":
