@@ -236,6 +236,8 @@ def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> 
                     _pass_on(surface, record.kind, follower.output(record))
                     after = record.sequence
             if task.state.is_final:
+                for each in follower.finish():
+                    surface.output(each)
                 return
             time.sleep(FOLLOW_S)
 

@@ -41,6 +41,12 @@ class Resolver:
         else:
             self._place({"output_type": record.kind.value, **content})
 
+    def finish(self) -> list[Output]:
+        """The outputs at the end. A character of which only a part came shows as missing."""
+        for output in _unfinished(self._decoders):
+            self._place(output)
+        return self.outputs
+
     def _place(self, output: Output) -> None:
         if self._clear_next:
             self._clear(wait=False)
@@ -66,12 +72,19 @@ def _decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
+def _unfinished(decoders: dict[OutputKind, codecs.IncrementalDecoder]) -> Iterator[Output]:
+    for kind, decoder in decoders.items():
+        text = decoder.decode(b"", final=True)
+        if text:
+            yield {"output_type": "stream", "name": kind.value, "text": text}
+
+
 def resolve(records: Iterable[OutputRecord]) -> list[Output]:
     """The outputs that these records leave, in their order."""
     resolver = Resolver()
     for record in records:
         resolver.add(record)
-    return resolver.outputs
+    return resolver.finish()
 
 
 def as_nbformat(outputs: Iterable[Output]) -> list[Output]:
@@ -118,6 +131,10 @@ class Follower:
             return {"output_type": "stream", "name": record.kind.value, "text": text}
         return {"output_type": record.kind.value, **json.loads(record.data)}
 
+    def finish(self) -> Iterator[Output]:
+        """What is left at the end: a character of which only a part came shows as missing."""
+        return _unfinished(self._decoders)
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -147,6 +164,7 @@ def of_task(store: TaskStore, task_key: int, cut: Cut = EVERYTHING) -> Iterator[
     follower = Follower()
     for record in _records(store, task_key, cut):
         yield follower.output(record)
+    yield from follower.finish()
 
 
 def stream_bytes(store: TaskStore, task_key: int, cut: Cut = STREAMS) -> Iterator[bytes]:
