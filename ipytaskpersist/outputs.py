@@ -238,11 +238,13 @@ def _without_first(records: list[OutputRecord], lines: int) -> list[OutputRecord
             rest.append(record)
         elif record.kind not in STREAM_KINDS:
             lines -= 1
-        elif record.data.count(b"\n") <= lines:
+        elif record.data.count(b"\n") < lines:
             lines -= record.data.count(b"\n")
         else:
-            rest.append(_with_data(record, record.data[_position(record.data, lines) :]))
+            data = record.data[_position(record.data, lines) :]
             lines = 0
+            if data:
+                rest.append(_with_data(record, data))
     return rest
 
 

@@ -12,6 +12,7 @@ of a print nor a print from a finalizer can leave a lock behind.
 
 from __future__ import annotations
 
+import codecs
 import json
 import threading
 import time
@@ -28,13 +29,14 @@ from typing import Any
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.records import STREAM_KINDS, OutputKind
-from ipytaskpersist.screen import LastLine
+from ipytaskpersist.screen import TAIL_CHARACTERS, LastLine
 from ipytaskpersist.store import NewOutput, TaskStore
 
 GATHER_S = 0.010
 CHUNK_BYTES = 256 * 1024
 WAITING_CHARACTERS = 1024 * 1024
 """How much may wait for the writer before a print waits for it too."""
+END_BYTES = 4 * TAIL_CHARACTERS
 KEEP_CHARACTERS = 32 * 1024 * 1024
 """How much is kept in memory while the store cannot be written; what is beyond it is counted."""
 RETRY_S = 0.25
@@ -50,6 +52,11 @@ Item = str | tuple[OutputKind, str | bytes]
 """A piece of output on its way: text for stdout, the most frequent, else with its kind."""
 
 
+def new_decoder() -> codecs.IncrementalDecoder:
+    """A decoder for text that comes in pieces."""
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
 @dataclass(slots=True, eq=False)
 class Stream:
     """How far one of a task's two streams has come."""
@@ -57,6 +64,14 @@ class Stream:
     size_bytes: int = 0
     lines: int = 0
     last_line: LastLine = field(default_factory=LastLine)
+    decoder: codecs.IncrementalDecoder = field(default_factory=new_decoder)
+
+    def decode_end(self, data: bytes) -> str:
+        """The text at the end of the next piece, which may begin and end inside a character."""
+        if len(data) > END_BYTES:
+            self.decoder.reset()
+            data = data[-END_BYTES:]
+        return self.decoder.decode(data)
 
 
 class Recording:
@@ -119,7 +134,7 @@ class Recording:
         before = (stream.size_bytes, stream.lines)
         stream.size_bytes += len(data)
         stream.lines += (lines := data.count(b"\n"))
-        last = stream.last_line.feed(data[-4 * 4096 :].decode("utf-8", "replace"))
+        last = stream.last_line.feed(stream.decode_end(data))
         return NewOutput(self.task_key, kind, at, data, *before, lines, last or None)
 
 
@@ -132,7 +147,7 @@ def joined(items: list[Item]) -> Iterator[tuple[OutputKind, bytes]]:
     """Join neighbouring pieces of the same stream."""
     for group_type, group in groupby(items, type):
         if group_type is str:
-            yield OutputKind.STDOUT, encode("".join(group))  # type: ignore[arg-type]
+            yield OutputKind.STDOUT, encode_all(list(group))  # type: ignore[arg-type]
             continue
         for kind, pieces in groupby(group, lambda item: item[0]):
             data = [encode(piece[1]) for piece in pieces]
@@ -140,6 +155,14 @@ def joined(items: list[Item]) -> Iterator[tuple[OutputKind, bytes]]:
                 yield kind, b"".join(data)
             else:
                 yield from ((kind, each) for each in data)
+
+
+def encode_all(texts: list[str]) -> bytes:
+    """The bytes of many texts: each as it would be alone, but the usual way is the fast one."""
+    try:
+        return "".join(texts).encode()
+    except UnicodeEncodeError:
+        return b"".join(map(encode, texts))
 
 
 def encode(text: str | bytes) -> bytes:
