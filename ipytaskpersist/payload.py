@@ -110,6 +110,8 @@ class Payloads:
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with open(descriptor, "wb") as file:
                 file.write(secrets.token_bytes(KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
             try:
                 # Unlike a rename, a link never replaces a key that another process has made.
                 os.link(temporary, path)
@@ -117,7 +119,13 @@ class Payloads:
                 pass
             finally:
                 temporary.unlink()
-        return path.read_bytes()
+        key = path.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise ResultUnavailable(
+                f"the key that signs your results is damaged ({path}); delete it, and a new one is "
+                "made. Results that the old one has signed are then only there as text"
+            )
+        return key
 
 
 class _Hashing:

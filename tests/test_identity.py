@@ -1,0 +1,327 @@
+"""A process is not mistaken for another, nor a dead session for one that is alive."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kernels import NotebookKernel, until
+from programs import run_command, run_python
+
+from ipytaskpersist.identity import ProcessIdentity, SessionIdentity, boot_id, process_start
+from ipytaskpersist.liveness import SILENCE_S, find_dead
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.records import SessionRecord, TaskState
+from ipytaskpersist.store import NewTask, TaskStore
+
+OWN = ProcessIdentity.own()
+
+
+@contextmanager
+def a_child(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs until the block is left, unless it is ended before."""
+    arguments = command or (sys.executable, "-c", "input()")
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def identity_of(child: subprocess.Popen[bytes]) -> ProcessIdentity:
+    identity = ProcessIdentity.of(child.pid)
+    assert identity is not None
+    return identity
+
+
+def of_an_ended_process() -> ProcessIdentity:
+    with a_child() as child:
+        return identity_of(child)
+
+
+# Processes.
+
+
+def test_this_process_is_alive() -> None:
+    assert OWN.is_alive
+    assert OWN.is_local
+    assert ProcessIdentity.of(OWN.pid) == OWN
+
+
+def test_a_child_is_alive_until_it_ends() -> None:
+    with a_child() as child:
+        identity = identity_of(child)
+        assert identity.is_alive
+        assert identity != OWN
+        child.kill()
+        child.wait(30)
+        assert not identity.is_alive
+        assert ProcessIdentity.of(child.pid) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows stops no process")
+def test_a_stopped_process_is_alive() -> None:
+    """A kernel that was suspended goes on some day."""
+    with a_child() as child:
+        identity = identity_of(child)
+        child.send_signal(signal.SIGSTOP)
+        assert identity.is_alive
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_zombie_is_not_alive() -> None:
+    """It has ended; only its parent has not asked yet."""
+    with a_child() as child:
+        identity = identity_of(child)
+        child.kill()
+        stat = Path(f"/proc/{child.pid}/stat")
+        until(lambda: b") Z " in stat.read_bytes(), message="the child is a zombie")
+        assert not identity.is_alive
+        assert ProcessIdentity.of(child.pid) is None
+
+
+def test_a_later_process_with_the_same_pid_is_another() -> None:
+    assert not replace(OWN, start="1").is_alive
+    assert not replace(OWN, start="").is_alive
+
+
+def test_a_process_of_another_boot_is_not_alive() -> None:
+    assert not replace(OWN, boot_id="00000000-0000-0000-0000-000000000000").is_alive
+
+
+def test_a_pid_that_nobody_has_is_nobody() -> None:
+    assert process_start(2**30) is None
+    assert ProcessIdentity.of(2**30) is None
+
+
+LOOK = """
+import sys
+from ipytaskpersist.identity import boot_id, process_start
+print(process_start(int(sys.argv[1])), boot_id())
+"""
+
+
+def test_two_processes_say_the_same_of_a_third(state_dir: Path) -> None:
+    with a_child() as child:
+        mine = f"{process_start(child.pid)} {boot_id()}\n"
+        assert run_python(LOOK, state_dir, str(child.pid)).stdout == mine
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_name_of_a_program_cannot_pass_for_its_state(tmp_path: Path) -> None:
+    """The line in /proc has the name in the middle, in parentheses, whatever is in it."""
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    named = tmp_path / "x) Z 1 2 (y"
+    named.symlink_to(sleep)
+    with a_child(str(named), "60") as child:
+        with a_child(sleep, "60") as neighbour:
+            start = until(lambda: process_start(child.pid))
+            assert int(start) <= int(process_start(neighbour.pid) or 0)
+        assert identity_of(child).is_alive
+
+
+# Sessions.
+
+
+@pytest.fixture
+def store(state_dir: Path) -> Iterator[TaskStore]:
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        yield store
+
+
+def begin(
+    store: TaskStore, process: ProcessIdentity, front_end: str = "kernel", tasks: int = 1
+) -> SessionRecord:
+    identity = SessionIdentity(
+        f"{time.monotonic_ns():x}"[-8:] + "-x", front_end, "/a.ipynb", True, None, process
+    )
+    session = store.sessions.begin(identity)
+    for _ in range(tasks):
+        task = store.tasks.insert(
+            NewTask(session.notebook_key, session.id, "", "python", "thread", "1")
+        )
+        store.tasks.start(task.key, time.time())
+    return session
+
+
+def silent_for(store: TaskStore, session: SessionRecord, seconds: float) -> None:
+    store.database.execute(
+        "UPDATE sessions SET heartbeat_at = ? WHERE id = ?", (time.time() - seconds, session.id)
+    )
+
+
+def dead(store: TaskStore, except_session: str = "") -> dict[str, str]:
+    found = find_dead(store, except_session=except_session)
+    return {session.id: reason for session, reason in found}
+
+
+def test_a_session_whose_process_runs_is_alive(store: TaskStore) -> None:
+    session = begin(store, OWN)
+    silent_for(store, session, 10 * SILENCE_S)
+    assert dead(store) == {}
+
+
+@pytest.mark.parametrize(
+    ("front_end", "reason"),
+    [("kernel", "kernel died"), ("terminal", "IPython died"), ("program", "process died")],
+)
+@pytest.mark.parametrize("tasks", [0, 2])
+def test_a_session_whose_process_has_ended_is_dead(
+    store: TaskStore, front_end: str, reason: str, tasks: int
+) -> None:
+    session = begin(store, of_an_ended_process(), front_end, tasks)
+    assert dead(store) == {session.id: reason}
+
+
+def test_a_session_of_another_boot_ended_with_it(store: TaskStore) -> None:
+    session = begin(store, replace(OWN, boot_id="00000000-0000-0000-0000-000000000000"))
+    assert dead(store) == {session.id: "machine rebooted"}
+
+
+def test_a_session_on_another_host_is_judged_by_its_heartbeat(store: TaskStore) -> None:
+    """Its process cannot be seen from here, whatever runs here under its pid."""
+    elsewhere = replace(OWN, host="other", boot_id="of-other", pid=1)
+    lively, silent = begin(store, elsewhere), begin(store, elsewhere)
+    silent_for(store, lively, SILENCE_S / 2)
+    silent_for(store, silent, SILENCE_S + 1)
+    found = dead(store)
+    assert found.keys() == {silent.id}
+    assert found[silent.id].startswith("no sign of life from other since ")
+
+
+def test_a_session_on_another_host_without_tasks_may_be_silent(store: TaskStore) -> None:
+    """Only a session that runs tasks sends heartbeats."""
+    session = begin(store, replace(OWN, host="other"), tasks=0)
+    silent_for(store, session, 10 * SILENCE_S)
+    assert dead(store) == {}
+
+
+def test_a_session_does_not_judge_itself(store: TaskStore) -> None:
+    session = begin(store, of_an_ended_process())
+    assert dead(store, except_session=session.id) == {}
+
+
+def test_what_a_session_said_of_its_end_is_believed(store: TaskStore) -> None:
+    """It ended in order, and had no time to say so of its tasks."""
+    session = begin(store, OWN)
+    store.sessions.end(session.id, "kernel restarted")
+    finished = begin(store, OWN, tasks=0)
+    store.sessions.end(finished.id, "kernel shut down")
+    assert dead(store) == {session.id: "kernel restarted"}
+
+
+def test_asking_from_any_process_says_what_became_of_dead_sessions(
+    store: TaskStore, state_dir: Path
+) -> None:
+    gone, alive = begin(store, of_an_ended_process()), begin(store, OWN)
+    answer = run_command(state_dir, "list", "--all", "--json")
+    states = {
+        task["session"]: (task["state"], task["reason"])
+        for task in json.loads(answer.stdout)["tasks"]
+    }
+    assert states == {gone.id: ("interrupted", "kernel died"), alive.id: ("running", None)}
+    ended = store.sessions.get(gone.id)
+    assert ended is not None
+    assert ended.end_reason == "kernel died"
+    assert ended.ended_at == ended.heartbeat_at
+    still = store.sessions.get(alive.id)
+    assert still is not None
+    assert still.ended_at is None
+
+
+# Kernels.
+
+TELL = """
+import json
+from ipytaskpersist.identity import session_identity
+identity = session_identity(get_ipython())
+print(json.dumps([identity.id, identity.front_end, identity.path, identity.has_path,
+                  identity.kernel_uuid, identity.process.pid]))
+"""
+
+MakeKernel = Callable[..., NotebookKernel]
+
+
+def told(kernel: NotebookKernel) -> dict[str, Any]:
+    names = ("id", "front_end", "path", "has_path", "kernel_uuid", "pid")
+    return dict(zip(names, json.loads(kernel.run(TELL).stream("stdout")), strict=True))
+
+
+def uuid_in(kernel: NotebookKernel) -> str:
+    return kernel.connection_file.stem.removeprefix("kernel-")
+
+
+def test_a_kernel_of_a_server_knows_its_notebook_and_keeps_its_uuid_through_restarts(
+    make_kernel: MakeKernel,
+) -> None:
+    kernel = make_kernel(load=False, env={"JPY_SESSION_NAME": "/home/me/a.ipynb"})
+    before = told(kernel)
+    assert before["front_end"] == "kernel"
+    assert (before["path"], before["has_path"]) == ("/home/me/a.ipynb", True)
+    assert before["kernel_uuid"] == uuid_in(kernel)
+    assert before["pid"] == kernel.pid
+    kernel.restart()
+    after = told(kernel)
+    assert after["kernel_uuid"] == before["kernel_uuid"]
+    assert after["path"] == before["path"]
+    assert after["pid"] == kernel.pid
+    assert after["id"] != before["id"]
+
+
+def test_a_kernel_without_a_path_stands_in_its_folder_for_itself_alone(
+    make_kernel: MakeKernel,
+) -> None:
+    kernel = make_kernel(load=False)
+    identity = told(kernel)
+    assert (identity["path"], identity["has_path"]) == (str(kernel.cwd), False)
+    assert identity["kernel_uuid"] == uuid_in(kernel)
+
+
+VS_CODE = "__vsc_ipynb_file__ = '/code.ipynb'"
+JUPYTER = {"JPY_SESSION_NAME": "/jupyter.ipynb"}
+NAMED = {"IPYTASKPERSIST_NOTEBOOK": "/named.ipynb"}
+
+
+@pytest.mark.parametrize(
+    ("setup", "env", "path"),
+    [
+        (VS_CODE, {}, "/code.ipynb"),
+        (VS_CODE, JUPYTER, "/code.ipynb"),
+        (VS_CODE, JUPYTER | NAMED, "/named.ipynb"),
+        ("get_ipython().config.BackgroundTasks.notebook = '/trait.ipynb'", NAMED, "/trait.ipynb"),
+    ],
+)
+def test_the_most_deliberate_name_of_the_notebook_counts(
+    make_kernel: MakeKernel, setup: str, env: dict[str, str], path: str
+) -> None:
+    """The trait, then the environment variable, then VS Code, then Jupyter."""
+    kernel = make_kernel(load=False, env=env)
+    kernel.run(f"{setup}\n%load_ext ipytaskpersist\n%background 1")
+    listed = json.loads(kernel.run("%bg_list --json").stream("stdout"))
+    assert [task["notebook"] for task in listed["tasks"]] == [path]
+
+
+def test_tasks_of_a_killed_kernel_are_interrupted_and_their_output_is_there(
+    make_kernel: MakeKernel,
+) -> None:
+    kernel = make_kernel()
+    kernel.run("%%background doomed\nimport time\nprint('begun')\nwhile True: time.sleep(0.01)")
+    until(lambda: "begun" in kernel.run("%bg_output").text)
+    kernel.kill()
+    kernel.revive()
+    greeting = kernel.run("%load_ext ipytaskpersist").text
+    assert "1 task from before, 1 interrupted" in greeting
+    (task,) = json.loads(kernel.run("%bg_list --json").stream("stdout"))["tasks"]
+    assert (task["state"], task["reason"]) == (TaskState.INTERRUPTED, "kernel died")
+    assert kernel.run("%bg_output doomed").text == "begun\n"
