@@ -127,7 +127,7 @@ class BackgroundTasks(Configurable):
             raise InvalidRequest(
                 "the cell is empty: write the code to run in the background below %%background"
             )
-        cell = compile_cell(shell, source, shell.execution_count)
+        cell = compile_cell(shell, source, self._execution_count())
         return self._launch(source, name, lambda task: run_cell(shell, cell, task))
 
     def launch_function(self, call: Callable[[], Any], source: str, name: str) -> TaskRecord:
@@ -149,7 +149,7 @@ class BackgroundTasks(Configurable):
                 runner="thread",
                 source=source,
                 cell_id=self._cell_id(),
-                execution_count=self.shell.execution_count if self.shell else None,
+                execution_count=self._execution_count(),
             )
         )
         runner.launch(record, work, lambda: self._notify(record.key))
@@ -162,6 +162,11 @@ class BackgroundTasks(Configurable):
                 "%load_ext ipytaskpersist"
             )
         return self.shell
+
+    def _execution_count(self) -> int:
+        # IPython 9 counts at the beginning of a cell, IPython 8 at its end; the hook knows.
+        hook: Any = self.shell.displayhook if self.shell else None
+        return int(hook.prompt_count) if hook is not None else 0
 
     def _cell_id(self) -> str | None:
         get_parent = getattr(self.shell, "get_parent", None)

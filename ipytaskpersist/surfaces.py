@@ -171,7 +171,7 @@ class NotebookSurface(IPythonSurface):
         sys.stderr.flush()
         hook: Any = self.shell.displayhook
         if kind == "execute_result":
-            content["execution_count"] = self.shell.execution_count
+            content["execution_count"] = hook.prompt_count
         hook.session.send(
             hook.pub_socket, kind, content, parent=hook.parent_header, ident=kind.encode()
         )
