@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", default=None)
 redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
-"""Where the calling context sends its streams and displays instead of to the task: what
-``redirect_stdout`` and ``%%capture`` set inside a task. DISPLAY_DATA maps to a list."""
-_redirects = redirects.get
+"""Where a task's context sends its streams and displays instead: what ``redirect_stdout`` and
+``%%capture`` set inside it. STDOUT and STDERR map to a `Redirect`, DISPLAY_DATA to a list."""
 
 
 class ActiveTask:
@@ -55,13 +54,9 @@ class ActiveTask:
         self._sleeping: LockType | None = None
 
     def write(self, kind: OutputKind, text: str) -> int:
-        """Print to one of the task's streams, or to where this context has redirected it."""
+        """Print to one of the task's streams."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text)}")
-        redirected = _redirects()
-        if redirected and kind in redirected:
-            target = redirected[kind]
-            return len(text) if target is None else target.write(text)
         if self.children.have_streams:
             self.children.drain()
             if self.children.in_child:
@@ -75,6 +70,11 @@ class ActiveTask:
         content = {"ename": name, "evalue": message, "traceback": traceback}
         self.recording.add(OutputKind.ERROR, content)
         self.shown_error = (name, message)
+
+    def silent(self) -> ActiveTask:
+        """The same task, but nothing that is printed or displayed to it is kept."""
+        recording: Any = Silence()
+        return ActiveTask(self.record, recording, type(self.children)(recording), Context())
 
     # Cancelling.
 
@@ -150,6 +150,16 @@ class ActiveTask:
         waiter.acquire(True, seconds)
         self._sleeping = None
         return True
+
+
+class Silence:
+    """Stands in a recording's place and keeps nothing."""
+
+    def write(self, kind: OutputKind, text: str | bytes) -> None:
+        """Drop a piece of a stream."""
+
+    def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
+        """Drop a display, a result or an error."""
 
 
 class Foreground:

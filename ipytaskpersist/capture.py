@@ -15,10 +15,13 @@ import getpass
 import io
 import select
 import sys
+import threading
 import time
 from asyncio import CancelledError
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -27,6 +30,7 @@ from time import sleep
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.error import StdinNotImplementedError
 from IPython.utils.capture import CapturedIO, capture_output
@@ -54,6 +58,7 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
         route_stream(getattr(sys, kind.value), kind, patches)
     _route_redirections(patches)
     _route_displays(shell, patches)
+    _route_results(shell, patches)
     _route_errors(shell, patches)
     _refuse_input(shell, patches)
     if hasattr(shell, "_tee") and not _is_kernel_stream(sys.stdout):
@@ -166,25 +171,65 @@ def _routed_class(plain_class: type, kind: OutputKind) -> type:
     return type(plain_class.__name__, (plain_class,), namespace)
 
 
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Where a task's context sends one of its streams."""
+
+    target: Any
+    """A file, or None to drop what is printed."""
+    outer: dict[OutputKind, Any]
+    """What held before: it holds for the target too, which may copy to the stream before it."""
+
+    def write(self, text: str) -> Any:
+        """Write to the target."""
+        if self.target is None:
+            return len(text)
+        token = redirects.set(self.outer)
+        try:
+            return self.target.write(text)
+        finally:
+            redirects.reset(token)
+
+
 class RoutedText:
-    """Stands in ``sys.stdout`` or ``sys.stderr`` before a stream that must not be changed."""
+    """Stands in ``sys.stdout`` or ``sys.stderr``, and asks who prints and whether it redirects.
+
+    Only what is printed through ``sys`` comes here: a log handler that holds the stream itself is
+    not redirected, in a task as in the foreground.
+    """
 
     def __init__(self, plain: Any, kind: OutputKind) -> None:
         self._plain = plain
-        self.write = routed_write(kind, plain.write)
+        self._kind = kind
+
+    @property
+    def _behind(self) -> Any:
+        """What the calling context has in place of this."""
+        redirect = redirects.get().get(self._kind)
+        return self._plain if redirect is None else redirect.target
+
+    def write(self, text: str) -> Any:
+        """Write to where the calling context redirects, to its task, or to the stream behind."""
+        redirect = redirects.get().get(self._kind)
+        if redirect is not None:
+            return redirect.write(text)
+        task = active_task.get()
+        return self._plain.write(text) if task is None else task.write(self._kind, text)
 
     def flush(self) -> None:
-        """Flush the stream behind, for code that does not belong to a task."""
-        if active_task.get() is None:
-            self._plain.flush()
+        """Flush what is behind, for code that does not print to a task."""
+        behind = self._behind
+        if behind is not None and (behind is not self._plain or active_task.get() is None):
+            behind.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._plain, name)
+        return getattr(self._behind, name)
 
 
 def _stand_before(name: str, kind: OutputKind) -> None:
+    """Put a `RoutedText` before what is in ``sys`` now, unless one is there."""
     stream = getattr(sys, name)
-    if stream is not None and not hasattr(getattr(stream, "write", None), "plain"):
+    if stream is not None and not isinstance(stream, RoutedText):
         setattr(sys, name, RoutedText(stream, kind))
 
 
@@ -237,8 +282,54 @@ class _Previous:
     def __init__(self) -> None:
         self.redirects = redirects.get()
 
+        self._streams: list[OutputKind] = []
+
+    def redirect(self, targets: dict[OutputKind, Any]) -> None:
+        """Redirect the calling context's streams, and catch its displays in a list."""
+        redirected = dict(self.redirects)
+        for kind, target in targets.items():
+            if kind in STREAM_KINDS:
+                _STANDING.begin(kind)
+                self._streams.append(kind)
+                redirected[kind] = Redirect(target, self.redirects)
+            else:
+                redirected[kind] = target
+        redirects.set(redirected)
+
     def restore(self) -> None:
+        """End the redirection."""
         redirects.set(self.redirects)
+        for kind in self._streams:
+            _STANDING.end(kind)
+
+
+class _Standing:
+    """What stands before the kernel's streams for as long as any task redirects its own."""
+
+    def __init__(self) -> None:
+        self._count = Counter[OutputKind]()
+        self._placed: dict[OutputKind, RoutedText] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, kind: OutputKind) -> None:
+        """A task begins to redirect a stream."""
+        with self._lock:
+            self._count[kind] += 1
+            stream = getattr(sys, kind.value)
+            if not isinstance(stream, RoutedText):
+                self._placed[kind] = RoutedText(stream, kind)
+                setattr(sys, kind.value, self._placed[kind])
+
+    def end(self, kind: OutputKind) -> None:
+        """A task's redirection ends; after the last one the stream itself is back."""
+        with self._lock:
+            self._count[kind] -= 1
+            placed = self._placed.get(kind)
+            if not self._count[kind] and placed is getattr(sys, kind.value):
+                setattr(sys, kind.value, self._placed.pop(kind)._plain)
+
+
+_STANDING = _Standing()
 
 
 def _redirect_enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -250,8 +341,9 @@ def _redirect_enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
             target = plain(self)
             _stand_before(self._stream, kind)
             return target
-        self._old_targets.append(_Previous())
-        redirects.set({**redirects.get(), kind: self._new_target})
+        previous = _Previous()
+        self._old_targets.append(previous)
+        previous.redirect({kind: self._new_target})
         return self._new_target
 
     return __enter__
@@ -274,14 +366,13 @@ def _capture_enter(plain: Callable[[Any], CapturedIO]) -> Callable[[Any], Captur
             for kind in STREAM_KINDS:
                 _stand_before(kind.value, kind)
             return captured
-        self._ipytaskpersist_previous = _Previous()
         targets: dict[OutputKind, Any] = {
             OutputKind.STDOUT: io.StringIO() if self.stdout else None,
             OutputKind.STDERR: io.StringIO() if self.stderr else None,
             OutputKind.DISPLAY_DATA: [] if self.display else None,
         }
-        taken = {kind: target for kind, target in targets.items() if target is not None}
-        redirects.set({**redirects.get(), **taken})
+        previous = self._ipytaskpersist_previous = _Previous()
+        previous.redirect({kind: to for kind, to in targets.items() if to is not None})
         return CapturedIO(*targets.values())
 
     return __enter__
@@ -396,6 +487,54 @@ def clean(data: Any) -> dict[str, Any]:
     }
 
 
+# Results.
+
+
+def _route_results(shell: InteractiveShell, patches: Patches) -> None:
+    """Make IPython's display hook, and with it ``sys.displayhook``, show a task's values to it."""
+    classes: list[Any] = [DisplayHook]
+    if "ipykernel.displayhook" in sys.modules:
+        # What a kernel has in `sys.displayhook` while no cell runs.
+        classes.append(sys.modules["ipykernel.displayhook"].ZMQDisplayHook)
+    for hook_class in classes:
+        patches.set(hook_class, "__call__", _display_hook(shell, hook_class.__call__))
+    # What is there only while a cell runs, `get_ipython` without an import, is there for tasks.
+    shell.builtin_trap.__enter__()
+    patches.on_undo(partial(shell.builtin_trap.__exit__, None, None, None))
+
+
+def _display_hook(shell: InteractiveShell, plain: Callable[..., None]) -> Callable[..., None]:
+    def __call__(self: Any, value: Any = None) -> None:
+        task = active_task.get()
+        if task is None:
+            plain(self, value)
+        else:
+            show_result(shell, task, value)
+
+    return __call__
+
+
+def show_result(shell: Any, task: ActiveTask, value: Any) -> str | None:
+    """Record a value as a cell's result is shown. Returns its text form; None for no value."""
+    if value is None:
+        return None
+    shown_before = task.shown_error
+    data, metadata = shell.display_formatter.format(value)
+    # A value whose repr fails shows that, but its cell has not failed.
+    task.shown_error = shown_before
+    if not data:
+        return ""
+    content = {"data": clean(data), "metadata": metadata}
+    captured = redirects.get().get(OutputKind.DISPLAY_DATA)
+    if captured is not None:
+        captured.append(content)
+    else:
+        task.children.drain()
+        content["execution_count"] = task.record.execution_count
+        task.recording.add(OutputKind.EXECUTE_RESULT, content)
+    return str(data.get("text/plain", ""))
+
+
 # Errors and input.
 
 
@@ -430,13 +569,18 @@ def hide_own_frames(error: BaseException | None) -> None:
 
 
 def _without_own(traceback: TracebackType | None) -> TracebackType | None:
-    if traceback is None:
-        return None
-    rest = _without_own(traceback.tb_next)
-    if traceback.tb_frame.f_code.co_filename.startswith(PACKAGE):
-        return rest
-    traceback.tb_next = rest
+    while traceback is not None and _is_own(traceback):
+        traceback = traceback.tb_next
+    kept = traceback
+    while kept is not None:
+        while kept.tb_next is not None and _is_own(kept.tb_next):
+            kept.tb_next = kept.tb_next.tb_next
+        kept = kept.tb_next
     return traceback
+
+
+def _is_own(traceback: TracebackType) -> bool:
+    return traceback.tb_frame.f_code.co_filename.startswith(PACKAGE)
 
 
 def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 
 from ipytaskpersist import figures
-from ipytaskpersist.active import ActiveTask, active_task, redirects
-from ipytaskpersist.capture import clean
+from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.capture import show_result
 from ipytaskpersist.errors import TaskCancelled
-from ipytaskpersist.records import OutputKind, TaskState
+from ipytaskpersist.records import TaskState
 
 if TYPE_CHECKING:
     from ipytaskpersist.patches import Patches
@@ -70,6 +70,7 @@ class Step:
 
     @property
     def is_async(self) -> bool:
+        """Whether it awaits."""
         return bool(self.code.co_flags & inspect.CO_COROUTINE)
 
 
@@ -83,11 +84,10 @@ class Cell:
     steps: tuple[Step, ...]
     quiet: bool
     """Whether a semicolon at the end keeps the last value from being displayed."""
-    execution_count: int
-    """The launching cell's; it stands in results and tracebacks."""
 
     @property
     def is_async(self) -> bool:
+        """Whether any of its statements awaits."""
         return any(step.is_async for step in self.steps)
 
 
@@ -104,7 +104,7 @@ def compile_cell(
     except (SyntaxError, OverflowError, ValueError, TypeError, MemoryError) as error:
         raise syntax_error(shell, error) from None
     quiet = shell.displayhook.semicolon_at_end_of_expression(transformed)
-    return Cell(steps, quiet, execution_count)
+    return Cell(steps, quiet)
 
 
 def _steps(shell: InteractiveShell, body: list[ast.stmt], name: str, mode: str) -> list[Step]:
@@ -164,6 +164,8 @@ class Outcome:
     exit_code: int | None = None
     value: Any = NOTHING
     """What its last expression gave; `NOTHING` when it ended otherwise."""
+    text: str | None = None
+    """The value's text form, where it has been shown."""
     error: BaseException | None = None
 
     @property
@@ -180,6 +182,7 @@ class CellRun:
         self._cell = cell
         self._task = task
         self.value: Any = NOTHING
+        self.text: str | None = None
 
     def run(self) -> Outcome:
         """Run the cell, to the end of the asyncio tasks that it started.
@@ -240,22 +243,8 @@ class CellRun:
 
     def _show(self, value: Any) -> None:
         self.value = value
-        if value is None or self._cell.quiet:
-            return
-        shown_before = self._task.shown_error
-        data, metadata = self._shell.display_formatter.format(value)
-        # A value whose repr fails shows that, but its cell has not failed.
-        self._task.shown_error = shown_before
-        if not data:
-            return
-        content = {"data": clean(data), "metadata": metadata}
-        captured = redirects.get().get(OutputKind.DISPLAY_DATA)
-        if captured is not None:
-            captured.append(content)
-            return
-        self._task.children.drain()
-        content["execution_count"] = self._cell.execution_count
-        self._task.recording.add(OutputKind.EXECUTE_RESULT, content)
+        if not self._cell.quiet:
+            self.text = show_result(self._shell, self._task, value)
 
     def _outcome(self, error: BaseException | None) -> Outcome:
         if self._task.cancelled and isinstance(error, TaskCancelled | asyncio.CancelledError):
@@ -264,7 +253,7 @@ class CellRun:
             return _exit_outcome(error)
         if error is not None:
             return Outcome(TaskState.FAILED, describe(error), 1, error=error)
-        return Outcome(TaskState.COMPLETED, None, 0, self.value)
+        return Outcome(TaskState.COMPLETED, None, 0, self.value, self.text)
 
 
 def describe(error: BaseException) -> str:
@@ -310,6 +299,7 @@ def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:
     """Run a task's cell in the calling thread and context, figures included."""
+    figures.begin(task)
     outcome = CellRun(shell, cell, task).run()
     if outcome.error is None and task.shown_error is not None:
         # A magic such as %%time shows its cell's error and returns.

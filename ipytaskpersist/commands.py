@@ -200,9 +200,9 @@ def output(
 
 def _refuse_together(given: dict[str, bool]) -> None:
     """Refuse flags of which only one makes sense."""
-    names = [name for name, is_given in given.items() if is_given]
-    if len(names) > 1:
-        raise InvalidRequest(f"{' and '.join(names)} exclude each other; give one of them")
+    if sum(given.values()) > 1:
+        *names, last = given
+        raise InvalidRequest(f"{', '.join(names)} and {last} exclude each other; give one of them")
 
 
 def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:

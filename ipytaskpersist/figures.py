@@ -7,9 +7,11 @@ that cell's outputs and never with another's.
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import io
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +19,17 @@ from types import ModuleType
 from typing import Any
 
 from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.capture import publish_for_task
 from ipytaskpersist.patches import Patches
 
 FIGURES = "matplotlib._pylab_helpers"
 INLINE = "matplotlib_inline.backend_inline"
+PYPLOT = "matplotlib.pyplot"
 
 
 def install(patches: Patches) -> None:
     """Separate the figures of tasks, now or as soon as matplotlib is imported."""
-    routes = {FIGURES: _route_figures, INLINE: _route_inline}
+    routes = {FIGURES: _route_figures, INLINE: _route_inline, PYPLOT: _route_pyplot}
     for name, route in routes.items():
         if name in sys.modules:
             route(sys.modules[name], patches)
@@ -34,11 +38,42 @@ def install(patches: Patches) -> None:
     patches.on_undo(lambda: sys.meta_path.remove(finder))
 
 
+def begin(task: ActiveTask) -> None:
+    """Give a task the figures that the tasks before it have left open."""
+    if _left_open:
+        task.figures["open"] = OrderedDict(_left_open)
+
+
 def flush(task: ActiveTask) -> None:
     """Show the figures that the ending cell has left open, as the end of any cell does."""
+    if not task.figures:
+        return
     inline = sys.modules.get(INLINE)
-    if inline is not None and task.figures:
+    if inline is not None and _uses_inline():
         inline.flush_figures()
+    else:
+        show_as_png(task)
+    _left_open.clear()
+    _left_open.update(task.figures.get("open", {}))
+
+
+_left_open: OrderedDict[int, Any] = OrderedDict()
+"""What stays open after its cell, where the inline backend is told not to close figures."""
+
+
+def _uses_inline() -> bool:
+    import matplotlib
+
+    return "inline" in str(matplotlib.rcParams._get("backend")).lower()
+
+
+def show_as_png(task: ActiveTask) -> None:
+    """Show and close a task's open figures, where no inline backend does."""
+    for manager in task.figures.pop("open", {}).values():
+        image = io.BytesIO()
+        manager.canvas.figure.savefig(image, format="png")
+        data = {"image/png": image.getvalue(), "text/plain": repr(manager.canvas.figure)}
+        publish_for_task(data, {}, {})
 
 
 class TaskFigures(OrderedDict[int, Any]):
@@ -143,6 +178,26 @@ def _route_inline(module: ModuleType, patches: Patches) -> None:
     plain = module.show
     if not isinstance(plain, TaskShow):
         patches.set(module, "show", TaskShow(plain))
+
+
+def _route_pyplot(module: Any, patches: Patches) -> None:
+    """Keep the windows of a graphical backend away from threads: a task's figures are images."""
+    plain_new, plain_show = module.new_figure_manager, module.show
+
+    def new_figure_manager(*args: Any, **kwargs: Any) -> Any:
+        if active_task.get() is None or _uses_inline():
+            return plain_new(*args, **kwargs)
+        agg: Any = importlib.import_module("matplotlib.backends.backend_agg")
+        return agg.new_figure_manager(*args, **kwargs)
+
+    def show(*args: Any, **kwargs: Any) -> Any:
+        task = active_task.get()
+        if task is None or _uses_inline():
+            return plain_show(*args, **kwargs)
+        return show_as_png(task)
+
+    patches.set(module, "new_figure_manager", new_figure_manager)
+    patches.set(module, "show", functools.update_wrapper(show, plain_show))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

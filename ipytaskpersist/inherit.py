@@ -75,10 +75,13 @@ def context_of(task: ActiveTask | None) -> Context:
 
 
 def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
-    def start(self: threading.Thread) -> None:
+    def start(self: Any) -> None:
         task = active_task.get()
         if task is not None:
-            self.run = partial(context_of(task).run, self.run)  # type: ignore[method-assign]
+            # Around the whole of the thread: what it raises is printed after `run` has ended.
+            self._bootstrap_inner = partial(context_of(task).run, self._bootstrap_inner)
+            if getattr(self, "_context", self) is None:
+                self._context = context_of(task)  # Python 3.14 would run it in an empty one
         plain(self)
 
     return start

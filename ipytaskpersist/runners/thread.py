@@ -88,11 +88,14 @@ class ThreadRunner:
         settle(task)
         FOREGROUND.tasks.discard(task)
         task.children.close()
+        # What a class prints while it is pickled, or shown once more, is no output of the cell.
+        active_task.set(task.silent())
+        result = self._keep(task.record, outcome)
         active_task.set(None)
         self._contexts.keep(foreground, task.context)
         self._outcomes[key] = outcome
         self._release(worker, task)
-        self._record_end(task, outcome, ended)
+        self._record_end(task, outcome, result, ended)
         on_end()
 
     def _release(self, worker: Worker, task: ActiveTask) -> None:
@@ -106,8 +109,10 @@ class ThreadRunner:
         else:
             self._idle.append(worker)
 
-    def _record_end(self, task: ActiveTask, outcome: Outcome, ended: float) -> None:
-        key, result = task.record.key, self._keep(task.record, outcome)
+    def _record_end(
+        self, task: ActiveTask, outcome: Outcome, result: ResultRecord | None, ended: float
+    ) -> None:
+        key = task.record.key
 
         def end(store: Any) -> None:
             if result is not None:
@@ -137,11 +142,15 @@ class ThreadRunner:
     def _keep(self, record: TaskRecord, outcome: Outcome) -> ResultRecord | None:
         if outcome.value is NOTHING or outcome.value is None:
             return None
-        try:
-            text = self._text_form(outcome.value)
-        except Exception as error:  # a repr may raise anything
-            text = f"<{type(outcome.value).__name__} whose repr raised {type(error).__name__}>"
+        text = self._text_of(outcome.value) if outcome.text is None else outcome.text
+        text = text or f"<{type(outcome.value).__name__}>"
         return self._payloads.save(record.id, "", outcome.value, text)
+
+    def _text_of(self, value: Any) -> str:
+        try:
+            return self._text_form(value)
+        except Exception as error:  # a repr may raise anything
+            return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
 
     def cancel(self, key: int) -> bool:
         """Cancel a task of this process. Returns whether it was running here."""

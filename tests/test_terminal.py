@@ -1,0 +1,484 @@
+"""In IPython's terminal, and in the system's, a task is what it is in a notebook."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kernels import until
+from programs import TIMEOUT_S, environment
+
+from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
+from ipytaskpersist.store import NewOutput, NewTask, Selection, TaskStore
+
+if sys.platform == "win32":
+    pytest.skip("Windows has no pseudo-terminals of this kind", allow_module_level=True)
+
+import pexpect
+
+COMMAND = [sys.executable, "-m", "ipytaskpersist"]
+ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[78=>])|\r")
+
+
+class Terminal:
+    """A program at a pseudo-terminal, and a person who types."""
+
+    def __init__(self, arguments: list[str], cwd: Path, env: dict[str, str]) -> None:
+        self.log = io.StringIO()
+        self.process: Any = pexpect.spawn(
+            arguments[0], arguments[1:], cwd=str(cwd), env=env, encoding="utf-8",
+            codec_errors="replace", timeout=TIMEOUT_S, dimensions=(40, 160), echo=False,
+        )  # fmt: skip
+        self.process.logfile_read = self.log
+
+    def expect(self, pattern: str) -> str:
+        """Wait for `pattern`, and return what came before it, without control sequences."""
+        try:
+            self.process.expect(pattern)
+        except pexpect.ExceptionPexpect as error:
+            shown = ANSI.sub("", self.log.getvalue())
+            raise AssertionError(f"{pattern!r} did not come, but:\n{shown}") from error
+        return ANSI.sub("", self.process.before)
+
+    def type(self, line: str) -> None:
+        self.process.sendline(line)
+
+    def end(self) -> str:
+        """Wait for the end of the program, and return what was still shown."""
+        return self.expect(pexpect.EOF)
+
+    def close(self) -> None:
+        self.process.close(force=True)
+
+
+class IPython(Terminal):
+    """IPython's terminal, at its first prompt."""
+
+    def __init__(self, options: list[str], cwd: Path, env: dict[str, str]) -> None:
+        start = [sys.executable, "-m", "IPython", "--no-banner", "--no-confirm-exit"]
+        super().__init__([*start, *options], cwd, env)
+        self.count = 1
+        self.expect(r"In \[1\]: ")
+
+    def run(self, *lines: str) -> str:
+        """Type a cell, and return what was shown from then to the next prompt."""
+        for line in lines:
+            self.type(line)
+        if len(lines) > 1:
+            self.type("")
+            self.type("")
+        return self.until_prompt()
+
+    def until_prompt(self) -> str:
+        self.count += 1
+        return self.expect(rf"In \[{self.count}\]: ")
+
+    def leave(self) -> str:
+        self.type("exit")
+        return self.end()
+
+
+PROMPTS = {"simple": ["--simple-prompt"], "full": ["--colors=NoColor"]}
+
+
+@pytest.fixture(params=PROMPTS)
+def prompt(request: pytest.FixtureRequest) -> list[str]:
+    """With the plain prompt, and with that of prompt_toolkit."""
+    return PROMPTS[request.param]
+
+
+@pytest.fixture
+def start(state_dir: Path, tmp_path: Path) -> Iterator[Callable[..., IPython]]:
+    """Start IPython, with the extension loaded: `start(prompt, folder)`."""
+    with ExitStack() as cleanup:
+
+        def start_one(options: list[str], folder: str = "work", load: bool = True) -> IPython:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            env = environment(
+                state_dir,
+                {
+                    "IPYTHONDIR": str(tmp_path / "ipython"),
+                    "HOME": str(tmp_path),
+                    # Nobody answers where the cursor is.
+                    "PROMPT_TOOLKIT_NO_CPR": "1",
+                },
+            )
+            terminal = IPython(options, tmp_path / folder, env)
+            cleanup.callback(terminal.close)
+            if load:
+                terminal.greeting = terminal.run("%load_ext ipytaskpersist")
+            return terminal
+
+        yield start_one
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    return tmp_path / "gate"
+
+
+def wait_for(gate: Path) -> str:
+    """A line of Python that waits until the file is there."""
+    return f"import os, time; [time.sleep(.01) for _ in iter(lambda: os.path.exists({str(gate)!r}), 1)]"
+
+
+def stored(state_dir: Path) -> list[TaskRecord]:
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        return store.tasks.select(Selection())
+
+
+def ended(state_dir: Path) -> TaskRecord:
+    """The only task, once it has ended."""
+
+    def look() -> TaskRecord | None:
+        (task,) = stored(state_dir)
+        return task if task.state.is_final else None
+
+    found = until(look, message="the end of the task")
+    assert found is not None
+    return found
+
+
+# What is printed goes to whom it belongs. No marker stands as such in what is typed, because the
+# terminal shows that as well.
+
+
+def test_the_foreground_and_a_task_print_apart(
+    start: Callable[..., IPython], prompt: list[str], state_dir: Path
+) -> None:
+    terminal = start(prompt)
+    launched = terminal.run(
+        "%%background talk", "import time",
+        "for n in range(100): print('ta'+'sk', n); time.sleep(.005)",
+    )  # fmt: skip
+    assert "background task 1 (talk) has started" in launched
+    shown = terminal.run(
+        "import time; [(print('fore'+'ground', n), time.sleep(.005)) and 0 for n in range(100)][0]"
+    )
+    waited = terminal.run("%bg_wait")
+    read = terminal.run("%bg_output")
+    assert re.findall(r"foreground (\d+)", shown) == [str(n) for n in range(100)]
+    assert "task " not in (shown + waited).replace("%bg", "").replace("1 (talk)", "")
+    assert re.findall(r"task (\d+)", read) == [str(n) for n in range(100)]
+    assert "foreground" not in read
+
+
+def test_a_task_that_prints_while_the_prompt_waits_does_not_disturb_it(
+    start: Callable[..., IPython], prompt: list[str], gate: Path, state_dir: Path
+) -> None:
+    terminal = start(prompt)
+    terminal.run(
+        "%%background", wait_for(gate), "import sys",
+        "print('mark'+'er'); print('mark'+'er', file=sys.stderr); sys.stdout.flush()",
+    )  # fmt: skip
+    gate.touch()
+    assert ended(state_dir).last_line == "marker"
+    assert "marker" not in terminal.run("1")
+    assert terminal.run("%bg_output").count("marker") == 2
+
+
+def test_commands_that_a_task_starts_print_into_it(
+    start: Callable[..., IPython], prompt: list[str], state_dir: Path
+) -> None:
+    terminal = start(prompt)
+    shown = terminal.run("%%background", "!echo com''mand")
+    assert ended(state_dir).last_line == "command"
+    assert "command" not in shown + terminal.run("1")
+    assert "command" in terminal.run("%bg_output")
+
+
+def test_what_a_task_returns_does_not_become_the_last_output(
+    start: Callable[..., IPython], prompt: list[str]
+) -> None:
+    terminal = start(prompt)
+    terminal.run("6 * 7")
+    terminal.run("%%background", "1000 + 1")
+    terminal.run("%bg_wait")
+    assert re.search(r"Out\[\d+\]: 42", terminal.run("_"))
+    assert re.search(r"Out\[\d+\]: 1001", terminal.run("%bg_result"))
+
+
+def test_a_failed_task_shows_its_traceback_and_its_reason(
+    start: Callable[..., IPython], prompt: list[str]
+) -> None:
+    terminal = start(prompt)
+    terminal.run("%%background bad", "1 / 0")
+    assert "failed · 1 (bad)" in terminal.run("%bg_wait")
+    assert "ZeroDivisionError: division by zero" in terminal.run("%bg_list")
+    shown = terminal.run("%bg_output")
+    assert "----> 1 1 / 0" in shown
+    assert "ipytaskpersist" not in shown
+
+
+def test_the_list_fits_the_terminal(start: Callable[..., IPython], prompt: list[str]) -> None:
+    terminal = start(prompt)
+    terminal.run("%%background long", "print('x' * 1000)")
+    terminal.run("%bg_wait")
+    lines = terminal.run("%bg_list").splitlines()
+    (row,) = [line for line in lines if line.split()[:2] == ["1", "long"]]
+    assert 100 < len(row) <= 160
+
+
+# Interrupts.
+
+
+def test_an_interrupt_ends_the_waiting_and_not_the_task(
+    start: Callable[..., IPython], prompt: list[str], gate: Path, state_dir: Path
+) -> None:
+    terminal = start(prompt)
+    terminal.run("%%background slow", wait_for(gate), "'fin'+'ished'")
+    terminal.type("%bg_wait")
+    terminal.expect("running")
+    terminal.process.sendintr()
+    assert "no longer waiting; 1 (slow) runs on" in terminal.until_prompt()
+    assert "running" in terminal.run("%bg_show")
+    gate.touch()
+    assert ended(state_dir).state is TaskState.COMPLETED
+    assert "'finished'" in terminal.run("%bg_result")
+
+
+def test_an_interrupt_of_the_foreground_reaches_neither_a_task_nor_its_commands(
+    start: Callable[..., IPython], prompt: list[str], gate: Path, state_dir: Path
+) -> None:
+    terminal = start(prompt)
+    script = f"while [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.05; done; echo sur''vived"
+    terminal.run("%%background", f"!{script}")
+    terminal.type("print('be'+'gun'); import time; time.sleep(1000)")
+    terminal.expect("begun")
+    terminal.process.sendintr()
+    assert "KeyboardInterrupt" in terminal.until_prompt()
+    gate.touch()
+    task = ended(state_dir)
+    assert (task.state, task.last_line) == (TaskState.COMPLETED, "survived")
+
+
+def test_cancelling_ends_the_commands_of_a_task(
+    start: Callable[..., IPython], prompt: list[str], tmp_path: Path, state_dir: Path
+) -> None:
+    terminal = start(prompt)
+    pid_file = tmp_path / "pid"
+    terminal.run("%%background", f"!echo $$ > {shlex.quote(str(pid_file))}; exec sleep 1000")
+    pid = int(until(lambda: pid_file.exists() and pid_file.read_text()))
+    assert ProcessIdentity.of(pid)
+    terminal.run("%bg_cancel")
+    assert ended(state_dir).state is TaskState.CANCELLED
+    until(lambda: ProcessIdentity.of(pid) is None, message="the end of the command")
+
+
+# The end, and the next beginning.
+
+
+def test_the_next_ipython_in_the_folder_has_everything(
+    start: Callable[..., IPython], prompt: list[str], state_dir: Path
+) -> None:
+    first = start(prompt)
+    first.run("%%background done", "print('prin'+'ted')", "[1, 2, 3]")
+    first.run("%bg_wait")
+    first.run("%%background live", "print('be'+'gun')", "import time; time.sleep(1000)")
+    until(lambda: stored(state_dir)[-1].last_line == "begun")
+    begun = time.monotonic()
+    first.leave()
+    assert time.monotonic() - begun < 10
+    assert (first.process.exitstatus, first.process.signalstatus) == (0, None)
+
+    second = start(prompt)
+    assert "2 tasks from before, 1 completed, 1 interrupted. %bg_list shows them" in second.greeting
+    assert "printed" in second.run("%bg_output done")
+    assert "[1, 2, 3]" in second.run("%bg_result done")
+    assert "begun" in second.run("%bg_output live")
+    assert "interrupted" in second.run("%bg_show live")
+    assert stored(state_dir)[-1].reason == "IPython ended"
+    assert "background task 3" in second.run("%%background", "1")
+
+
+def test_a_killed_ipython_is_noticed(start: Callable[..., IPython], state_dir: Path) -> None:
+    first = start(PROMPTS["simple"])
+    first.run("%%background live", "print('be'+'gun')", "import time; time.sleep(1000)")
+    until(lambda: stored(state_dir)[-1].last_line == "begun")
+    first.process.kill(9)
+    first.end()
+    first.close()
+    second = start(PROMPTS["simple"])
+    assert "1 task from before, 1 interrupted" in second.greeting
+    (task,) = stored(state_dir)
+    assert (task.state, task.reason) == (TaskState.INTERRUPTED, "IPython died")
+
+
+def test_another_folder_has_tasks_of_its_own(start: Callable[..., IPython]) -> None:
+    here = start(PROMPTS["simple"], "here")
+    here.run("%background 1")
+    there = start(PROMPTS["simple"], "there")
+    assert "before" not in there.greeting
+    assert "no background tasks" in there.run("%bg_list")
+    assert "completed" in there.run("%bg_list --all")
+
+
+def test_unloading_puts_the_terminal_back(start: Callable[..., IPython], prompt: list[str]) -> None:
+    terminal = start(prompt, load=False)
+    terminal.run("import builtins, os, subprocess, sys, threading, time")
+    look = (
+        "[type(sys.stdout), type(sys.stderr), threading.Thread.start, time.sleep, os.fork,"
+        " builtins.input, subprocess.Popen._get_handles, get_ipython()._tee.__func__,"
+        " get_ipython()._showtraceback.__func__, sys.modules['IPython.terminal.interactiveshell']"
+        ".patch_stdout, threading.active_count()]"
+    )
+    terminal.run(f"before = {look}")
+    terminal.run("%load_ext ipytaskpersist")
+    terminal.run("%%background", "print(1)", "!echo 2")
+    terminal.run("%bg_wait")
+    terminal.run("%unload_ext ipytaskpersist")
+    terminal.run("time.sleep(.5)")
+    assert "same True" in terminal.run(f"print('sa'+'me', before == {look})")
+    assert "not found" in terminal.run("%bg_list")
+    assert "printed as ever" in terminal.run("print('printed as '+'ever')")
+    plain = "print('wri'+'te', sys.stdout.write.__qualname__)"
+    assert "routed_write" not in terminal.run(plain)
+
+
+# Questions.
+
+
+@pytest.mark.parametrize(("answer", "is_deleted"), [("no", False), ("", False), ("yes", True)])
+def test_delete_asks_in_ipython(
+    start: Callable[..., IPython], state_dir: Path, answer: str, is_deleted: bool
+) -> None:
+    terminal = start(PROMPTS["simple"])
+    terminal.run("%background 1")
+    ended(state_dir)
+    terminal.type("%bg_delete 1")
+    terminal.expect("Delete 1 with all outputs.*Type 'yes' to confirm: ")
+    shown = terminal.run(answer)
+    assert ("deleted 1" in shown) is is_deleted
+    assert ("nothing was changed" in shown) is not is_deleted
+    assert (stored(state_dir) == []) is is_deleted
+
+
+@pytest.fixture
+def task(state_dir: Path) -> TaskRecord:
+    """An ended task of another notebook, with a megabyte of output."""
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        identity = SessionIdentity("a1b2c3d4-x", "kernel", "/a", True, "u", ProcessIdentity.own())
+        session = store.sessions.begin(identity)
+        new = NewTask(session.notebook_key, session.id, "big", "python", "thread", "")
+        task = store.tasks.insert(new)
+        store.tasks.start(task.key, time.time())
+        text = "".join(f"{number:063}\n" for number in range(4000)).encode()
+        row = NewOutput(task.key, OutputKind.STDOUT, time.time(), text, 0, 0, 4000, "x").as_row()
+        for _ in range(4):
+            store.outputs.append([row])
+        store.tasks.end(task.key, TaskState.COMPLETED, None, 0, time.time())
+        return task
+
+
+@pytest.mark.parametrize(("answer", "is_deleted"), [("no", False), ("yes", True)])
+def test_delete_asks_in_a_terminal(
+    task: TaskRecord, state_dir: Path, tmp_path: Path, answer: str, is_deleted: bool
+) -> None:
+    terminal = Terminal([*COMMAND, "delete", task.id], tmp_path, environment(state_dir))
+    with closing(terminal):
+        # Of another notebook as well: one question is enough.
+        terminal.expect("Type 'yes' to confirm: ")
+        terminal.type(answer)
+        shown = terminal.end()
+        assert ("deleted 1 (big)" in shown) is is_deleted
+        assert (stored(state_dir) == []) is is_deleted
+        terminal.process.wait()
+        assert terminal.process.exitstatus == (0 if is_deleted else 1)
+
+
+def test_an_interrupt_at_the_question_changes_nothing(
+    task: TaskRecord, state_dir: Path, tmp_path: Path
+) -> None:
+    terminal = Terminal([*COMMAND, "delete", task.id], tmp_path, environment(state_dir))
+    with closing(terminal):
+        terminal.expect("Type 'yes' to confirm: ")
+        terminal.process.sendintr()
+        assert "Traceback" not in terminal.end()
+        terminal.process.wait()
+        assert terminal.process.exitstatus == 130
+        assert [each.id for each in stored(state_dir)] == [task.id]
+
+
+# Pipes.
+
+
+def shell(
+    state_dir: Path, command: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command.replace("bg ", f"{shlex.join(COMMAND)} ")],
+        env=environment(state_dir), cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", ["", "--raw", "--json", "--follow", "--stdout --tail 3000"])
+def test_a_reader_that_has_seen_enough_is_no_error(
+    task: TaskRecord, state_dir: Path, options: str
+) -> None:
+    piped = shell(state_dir, f"bg output {task.id} {options} | head -n 2")
+    assert (piped.returncode, piped.stderr) == (0, "")
+    assert len(piped.stdout.splitlines()) == 2
+
+
+def test_a_reader_that_reads_nothing_is_no_error(task: TaskRecord, state_dir: Path) -> None:
+    for command in ("bg list --all", f"bg show {task.id}", f"bg output {task.id} --tail 1"):
+        piped = shell(state_dir, f"{command} | true")
+        assert (piped.returncode, piped.stdout, piped.stderr) == (0, "", ""), command
+
+
+def test_output_is_whole_through_a_pipe(task: TaskRecord, state_dir: Path) -> None:
+    counted = shell(state_dir, f"bg output {task.id} | wc -lc")
+    assert counted.stdout.split() == ["16000", str(16000 * 64)]
+
+
+def test_there_are_colours_in_a_terminal_and_none_in_a_pipe(
+    task: TaskRecord, state_dir: Path, tmp_path: Path
+) -> None:
+    terminal = Terminal([*COMMAND, "list", "--all"], tmp_path, environment(state_dir))
+    with closing(terminal):
+        terminal.end()
+        assert "\x1b[" in terminal.log.getvalue()
+        assert "✓ completed" in ANSI.sub("", terminal.log.getvalue())
+    piped = shell(state_dir, "bg list --all | cat")
+    assert "✓ completed" in piped.stdout
+    assert "\x1b" not in piped.stdout
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_error(task: TaskRecord, state_dir: Path) -> None:
+    for command in ("list --all", f"show {task.id}", f"wait {task.id}", f"output {task.id}"):
+        listed = shell(state_dir, f"PYTHONUTF8=0 PYTHONIOENCODING=ascii LC_ALL=C bg {command}")
+        assert listed.returncode == 0, listed.stderr
+        assert "Traceback" not in listed.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are texts")
+def test_a_folder_whose_name_is_no_text_is_a_notebook_like_any_other(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    Path(os.fsdecode(folder)).mkdir()
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        path = os.fsdecode(folder)
+        identity = SessionIdentity(
+            "a1b2c3d4-x", "terminal", path, True, None, ProcessIdentity.own()
+        )
+        session = store.sessions.begin(identity)
+        store.tasks.insert(
+            NewTask(session.notebook_key, session.id, "here", "python", "thread", "")
+        )
+    listed = shell(state_dir, "bg list", Path(os.fsdecode(folder)))
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "here" in listed.stdout
