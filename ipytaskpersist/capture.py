@@ -61,8 +61,8 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     _route_results(shell, patches)
     _route_errors(shell, patches)
     _refuse_input(shell, patches)
-    if hasattr(shell, "_tee") and not _is_kernel_stream(sys.stdout):
-        patches.set(shell, "_tee", _tee(shell._tee))
+    if hasattr(shell, "_tee"):
+        patches.set(shell, "_tee", _tee(shell._tee, patches))
     _route_prompt(patches)
     for event, call in (
         ("pre_execute", FOREGROUND.begin_cell),
@@ -233,19 +233,39 @@ def _stand_before(name: str, kind: OutputKind) -> None:
         setattr(sys, name, RoutedText(stream, kind))
 
 
-def _tee(plain_tee: Any) -> Any:
-    """IPython's copying of a cell's output, kept behind the routing also in a terminal."""
+def _tee(plain_tee: Any, patches: Patches) -> Any:
+    """IPython's copying of a cell's output, kept behind the routing also in a terminal.
+
+    What IPython restores at a cell's end is what it found at its beginning, so in a cell that has
+    unloaded the extension the routing is taken away once more.
+    """
 
     @contextmanager
     def tee(channel: str) -> Iterator[None]:
-        kind, stream = OutputKind(channel), getattr(sys, channel)
+        kind = OutputKind(channel)
+        stream: Any = sys.stdout if kind is OutputKind.STDOUT else sys.stderr
         if not hasattr(stream.write, "plain"):
             stream.write = routed_write(kind, stream.write)
         with plain_tee(channel):
-            stream.write = routed_write(kind, stream.write)
+            if not _is_kernel_stream(stream):
+                stream.write = routed_write(kind, stream.write)
             yield
+        if patches.are_undone:
+            _unroute(stream)
 
     return tee
+
+
+def _unroute(stream: Any) -> None:
+    write: Any = stream.__dict__.get("write")
+    if not hasattr(write, "plain"):
+        return
+    while hasattr(write, "plain"):
+        write = write.plain
+    if getattr(write, "__self__", None) is stream:
+        del stream.write
+    else:
+        stream.write = write
 
 
 def _route_prompt(patches: Patches) -> None:

@@ -30,7 +30,7 @@ class Cards:
         self._shown: dict[int, tuple[str, TaskRecord, str]] = {}
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._closed = False
         manager.on_change.append(self._on_end)
 
     def show(self, task: TaskRecord) -> None:
@@ -39,30 +39,33 @@ class Cards:
         # Its thread has been started; the card need not wait for the store to say so.
         started = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
         html = self._publish(started, display_id, update=False)
-        with self._lock:
-            self._shown[task.key] = (display_id, task, html)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._run, name="ipytaskpersist-cards", daemon=True
-                )
-                start_outside(self._thread)
+        self._shown[task.key] = (display_id, task, html)
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name="ipytaskpersist-cards", daemon=True
+            )
+            start_outside(self._thread)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Leave the cards as they are."""
+        self._closed = True
+        self._wake.set()
 
     def _on_end(self, key: int) -> None:
         if key in self._shown:
             self._wake.set()
 
     def _run(self) -> None:
-        # The cell that launched the task replies first: an update now would only delay it.
-        sleep(FIRST_UPDATE_S)
         while True:
-            self._wake.wait(INTERVAL_S)
+            self._wake.wait(INTERVAL_S if self._shown else None)
             self._wake.clear()
+            # The cell that launched a task replies first: an update now would only delay it.
+            sleep(FIRST_UPDATE_S)
+            if self._closed:
+                return
             for key, (display_id, task, html) in list(self._shown.items()):
                 self._update(key, display_id, task, html)
-            with self._lock:
-                if not self._shown:
-                    self._thread = None
-                    return
 
     def _update(self, key: int, display_id: str, task: TaskRecord, html: str) -> None:
         try:

@@ -220,8 +220,7 @@ class CellRun:
             _end_tasks(loop)
             if self._task.cancelled:
                 # A cancellation may have hit the loop itself.
-                del _threads.loop
-                loop.close()
+                close_loop_of_thread()
 
     async def _with_its_tasks(self) -> BaseException | None:
         error = await self._steps()
@@ -286,6 +285,13 @@ def _loop_of_thread() -> asyncio.AbstractEventLoop:
     if loop is None:
         loop = _threads.loop = asyncio.new_event_loop()
     return loop
+
+
+def close_loop_of_thread() -> None:
+    """Close the calling thread's event loop, if it has one: its last cell has run."""
+    loop = _threads.__dict__.pop("loop", None)
+    if loop is not None:
+        loop.close()
 
 
 def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:

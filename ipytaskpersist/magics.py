@@ -76,6 +76,8 @@ class BackgroundMagics:
 
     def unregister(self) -> None:
         """Take the magics away."""
+        if self._cards is not None:
+            self._cards.close()
         for kind, name in self._names:
             self._shell.magics_manager.magics[kind].pop(name, None)
 

@@ -383,6 +383,8 @@ class BackgroundTasks(Configurable):
     def close(self) -> None:
         """Put back what was changed, and let go of the store. Running tasks are interrupted."""
         self.end_session("extension unloaded")
+        if self._runner is not None:
+            self._runner.close()
         if self._recorder is not None:
             self._recorder.stop(SHUTDOWN_S)
         if self._patches is not None:

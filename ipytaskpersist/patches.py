@@ -13,6 +13,7 @@ class Patches:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self.are_undone = False
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute, remembering what the owner itself had under that name."""
@@ -35,5 +36,6 @@ class Patches:
 
     def undo(self) -> None:
         """Put everything back, the last change first."""
+        self.are_undone = True
         while self._undo:
             self._undo.pop()()

@@ -35,11 +35,11 @@ class Payloads:
         shown = text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + " …"
         try:
             path, size, digest = self._write(task_id, value)
+            signature = self._sign(task_id, name, digest)
         except Exception as error:  # whatever a class raises when it is pickled
             problem = f"{type(error).__name__}: {error}".splitlines()[0][:500]
             return ResultRecord(name, None, None, None, None, shown, problem)
         relative = str(path.relative_to(self._directory.root))
-        signature = self._sign(task_id, name, digest)
         return ResultRecord(name, relative, size, digest, signature, shown, None)
 
     def _write(self, task_id: str, value: Any) -> tuple[Path, int, str]:

@@ -51,6 +51,7 @@ _CHANGING = [
         (r"The slowest run took .*\n", ""),
         (r"\d+ more times", "… more times"),
         # where a recursion ends depends on where it began
+        (r"(skipping similar frames: .*) \(\d+ times\)", r"\1"),
         (r"(maximum recursion depth exceeded)[^'\"\n]*", r"\1"),
         # unittest
         (r"(Ran \d+ tests? in) [\d.]+s", r"\1 …s"),

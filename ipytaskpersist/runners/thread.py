@@ -12,7 +12,7 @@ from typing import Any
 
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.capture import settle
-from ipytaskpersist.cell import NOTHING, Outcome
+from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
 from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.payload import Payloads
@@ -20,6 +20,7 @@ from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
 
 LET_REPLY_S = 0.003
+IDLE_WORKERS = 4
 Work = Callable[[ActiveTask], Outcome]
 
 
@@ -34,6 +35,7 @@ class Worker:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+        close_loop_of_thread()
 
     def do(self, job: Callable[[], None]) -> None:
         """Do this next."""
@@ -104,7 +106,7 @@ class ThreadRunner:
         Before the end is told, so that a cell launched after it finds its predecessor's thread:
         some objects, as sqlite3's connections, are bound to one.
         """
-        if task.cancelled:
+        if task.cancelled or len(self._idle) >= IDLE_WORKERS:
             worker.retire()
         else:
             self._idle.append(worker)
@@ -174,6 +176,11 @@ class ThreadRunner:
     def running(self) -> list[ActiveTask]:
         """The tasks that run now."""
         return list(self._active.values())
+
+    def close(self) -> None:
+        """End the threads that wait for another task."""
+        while self._idle:
+            self._idle.pop().retire()
 
     def forget(self, key: int) -> None:
         """Let go of an ended task's value."""
