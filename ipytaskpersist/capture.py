@@ -262,7 +262,8 @@ def _unroute(stream: Any) -> None:
         return
     while hasattr(write, "plain"):
         write = write.plain
-    if getattr(write, "__self__", None) is stream:
+    is_of_class = getattr(write, "__self__", None) is stream
+    if is_of_class:
         del stream.write
     else:
         stream.write = write
