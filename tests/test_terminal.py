@@ -43,7 +43,7 @@ class Terminal:
         )  # fmt: skip
         self.process.logfile_read = self.log
 
-    def expect(self, pattern: str) -> str:
+    def expect(self, pattern: Any) -> str:
         """Wait for `pattern`, and return what came before it, without control sequences."""
         try:
             self.process.expect(pattern)
@@ -57,7 +57,9 @@ class Terminal:
 
     def end(self) -> str:
         """Wait for the end of the program, and return what was still shown."""
-        return self.expect(pexpect.EOF)
+        shown = self.expect(pexpect.EOF)
+        self.process.wait()
+        return shown
 
     def close(self) -> None:
         self.process.close(force=True)
@@ -326,26 +328,47 @@ def test_another_folder_has_tasks_of_its_own(start: Callable[..., IPython]) -> N
     assert "completed" in there.run("%bg_list --all")
 
 
-def test_unloading_puts_the_terminal_back(start: Callable[..., IPython], prompt: list[str]) -> None:
+LOOK = """
+import builtins, os, subprocess, sys, threading, time
+def look():
+    shell = get_ipython()
+    def function(method):
+        return getattr(method, "__func__", method)
+    names = [thread.name for thread in threading.enumerate()]
+    return {
+        "stdout": type(sys.stdout), "stderr": type(sys.stderr), "sleep": time.sleep,
+        "start": threading.Thread.start, "fork": os.fork, "input": builtins.input,
+        "handles": subprocess.Popen._get_handles, "tee": function(shell._tee),
+        "error": function(shell._showtraceback), "run_cell": function(shell.run_cell),
+        "prompt": sys.modules["IPython.terminal.interactiveshell"].patch_stdout,
+        "publish": function(shell.display_pub.publish), "workers": names.count("MainThread"),
+        "own": [name for name in names if "taskpersist" in name],
+        "magics": sorted(shell.magics_manager.magics["line"]),
+    }
+def changed():
+    now = look()
+    return [name for name in now if now[name] != before[name]]
+before = look()
+"""
+
+
+def test_unloading_puts_the_terminal_back(
+    start: Callable[..., IPython], prompt: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "look.py").write_text(LOOK)
     terminal = start(prompt, load=False)
-    terminal.run("import builtins, os, subprocess, sys, threading, time")
-    look = (
-        "[type(sys.stdout), type(sys.stderr), threading.Thread.start, time.sleep, os.fork,"
-        " builtins.input, subprocess.Popen._get_handles, get_ipython()._tee.__func__,"
-        " get_ipython()._showtraceback.__func__, sys.modules['IPython.terminal.interactiveshell']"
-        ".patch_stdout, threading.active_count()]"
-    )
-    terminal.run(f"before = {look}")
+    terminal.run("%unload_ext nothing")  # IPython makes this magic when it is first used
+    terminal.run("%run -i ../look.py")
     terminal.run("%load_ext ipytaskpersist")
     terminal.run("%%background", "print(1)", "!echo 2")
     terminal.run("%bg_wait")
+    assert "'start'" in terminal.run("print(changed())")
     terminal.run("%unload_ext ipytaskpersist")
-    terminal.run("time.sleep(.5)")
-    assert "same True" in terminal.run(f"print('sa'+'me', before == {look})")
-    assert "not found" in terminal.run("%bg_list")
-    assert "printed as ever" in terminal.run("print('printed as '+'ever')")
+    terminal.run("_ = [time.sleep(.01) for n in range(300) if changed()]")
+    assert "changed: []" in terminal.run("print('chan'+'ged:', changed())")
     plain = "print('wri'+'te', sys.stdout.write.__qualname__)"
     assert "routed_write" not in terminal.run(plain)
+    assert "printed as ever" in terminal.run("print('printed as '+'ever')")
 
 
 # Questions.
@@ -395,7 +418,6 @@ def test_delete_asks_in_a_terminal(
         shown = terminal.end()
         assert ("deleted 1 (big)" in shown) is is_deleted
         assert (stored(state_dir) == []) is is_deleted
-        terminal.process.wait()
         assert terminal.process.exitstatus == (0 if is_deleted else 1)
 
 
@@ -407,7 +429,6 @@ def test_an_interrupt_at_the_question_changes_nothing(
         terminal.expect("Type 'yes' to confirm: ")
         terminal.process.sendintr()
         assert "Traceback" not in terminal.end()
-        terminal.process.wait()
         assert terminal.process.exitstatus == 130
         assert [each.id for each in stored(state_dir)] == [task.id]
 
