@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
@@ -15,6 +15,7 @@ from ipytaskpersist.store import TaskStore
 Output = dict[str, Any]
 """One output in nbformat's form. A display that can be updated also has ``transient``."""
 
+NO_TIME = datetime.min.replace(tzinfo=UTC)
 CHANGES = (OutputKind.UPDATE_DISPLAY_DATA, OutputKind.CLEAR_OUTPUT)
 
 
@@ -186,14 +187,23 @@ def _cut_outputs(outputs: list[Output], cut: Cut) -> list[Output]:
     wanted = [out for out in outputs if not kinds or out.get("name") in kinds]
     if cut.head is None and cut.tail is None:
         return wanted
-    lines = [(out, line) for out in wanted for line in _lines(out)]
-    kept = lines[: cut.head] if cut.tail is None else lines[max(0, len(lines) - cut.tail) :]
-    return merge_streams({**out, "text": line} if line else out for out, line in kept)
+    # As records once more, so that what a line is, is said in one place.
+    records = [_as_record(place, out) for place, out in enumerate(wanted)]
+    if cut.tail is not None:
+        kept: Iterable[OutputRecord] = tail(reversed(records), cut.tail)
+    else:
+        kept = head(records, cut.head or 0)
+    return [
+        {**wanted[record.sequence], "text": record.data.decode()}
+        if record.kind in STREAM_KINDS
+        else wanted[record.sequence]
+        for record in kept
+    ]
 
 
-def _lines(output: Output) -> list[str]:
-    is_stream = output["output_type"] == "stream"
-    return re.findall(r"[^\n]*\n|[^\n]+", output["text"]) if is_stream else [""]
+def _as_record(place: int, output: Output) -> OutputRecord:
+    kind = OutputKind(str(output.get("name") or output["output_type"]))
+    return OutputRecord(place, kind, NO_TIME, output.get("text", "").encode(), 0)
 
 
 def head(records: Iterable[OutputRecord], lines: int) -> Iterator[OutputRecord]:

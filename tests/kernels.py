@@ -162,6 +162,10 @@ class NotebookKernel:
         self._manager = KernelManager(
             kernel_spec_manager=_ThisInterpreter(),
             connection_file=str(self._make("runtime") / f"kernel-{uuid.uuid4()}.json"),
+            # Not TCP, whose ports another kernel may take between choosing and using them. A
+            # socket's path is short in any system, so not in the folder of a test.
+            transport="ipc",
+            ip=str(Path(self._temporary.name) / "zmq"),
         )
 
     def __enter__(self) -> NotebookKernel:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 
 # What says something about the person, or the test run, that started the tests.
 _FOREIGN = ("IPYTASKPERSIST_", "JPY_", "PYTEST_", "VSCODE", "COLUMNS", "LINES")

@@ -198,6 +198,13 @@ def test_another_program_may_hold_the_store_for_a_while(
     """A print does not wait for a locked store, and what it printed is stored afterwards."""
     kernel.run("%%background first\n1")
     kernel.run("%bg_wait --check")
+    kernel.run("""%%background second
+import time
+while not globals().get("locked"):
+    time.sleep(0.001)
+for number in range(1000):
+    print(number)
+printed = True""")
     locker = subprocess.Popen(
         [sys.executable, "-c", LOCKER, str(state_dir / "tasks.db")],
         stdin=subprocess.PIPE,
@@ -205,13 +212,6 @@ def test_another_program_may_hold_the_store_for_a_while(
         text=True,
     )
     try:
-        kernel.run("""%%background second
-import time
-while not globals().get("locked"):
-    time.sleep(0.001)
-for number in range(1000):
-    print(number)
-printed = True""")
         assert locker.stdout is not None
         assert locker.stdin is not None
         assert locker.stdout.readline() == "locked\n"

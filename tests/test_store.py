@@ -563,6 +563,66 @@ store.close()
 """
 
 
+STARTER = """
+import time
+from pathlib import Path
+from ipytaskpersist.paths import StateDirectory, default_directory
+from ipytaskpersist.store import TaskStore
+
+import sqlite_utils
+root, place = default_directory(), sys.argv[1]
+start_together()
+for turn in range(40):
+    here = root / str(turn)
+    here.mkdir(parents=True, exist_ok=True)
+    (here / place).touch()
+    while len(list(here.iterdir())) < 4:
+        time.sleep(0)
+    try:
+        TaskStore(StateDirectory(root / f"store-{turn}")).open().close()
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_a_store_is_made_by_whoever_comes_first_and_the_others_wait(state_dir: Path) -> None:
+    """Forty times, because they meet at the wrong moment only now and then."""
+    ended = run_together(STARTER, state_dir, 4)
+    assert [each.stdout + each.stderr for each in ended] == [""] * 4
+
+
+DAMAGE_FINDER = """
+from ipytaskpersist.paths import StateDirectory, default_directory
+from ipytaskpersist.store import Selection, TaskStore
+
+import sqlite_utils
+from ipytaskpersist.store import repair
+store = TaskStore(StateDirectory(default_directory()))
+start_together()
+print(store.open().tasks.count(Selection()))
+"""
+
+
+def test_processes_that_find_damage_at_once_repair_it_once(
+    state_dir: Path, store: TaskStore, session: SessionRecord
+) -> None:
+    """A second repair would set the first one's work aside."""
+    for _ in range(100):
+        insert(store, session, source="x" * 500)
+    store.close()
+    content = bytearray((state_dir / "tasks.db").read_bytes())
+    # The last page of the file belongs to the tasks; the first ones say where everything is.
+    content[-4096:-3000] = b"\xff" * 1096
+    (state_dir / "tasks.db").write_bytes(content)
+    store.directory.damage_mark.touch()
+    ended = run_together(DAMAGE_FINDER, state_dir, 4)
+    assert [(each.returncode, each.stderr[-500:]) for each in ended] == [(0, "")] * 4
+    saved = {each.stdout for each in ended}
+    assert len(saved) == 1
+    assert int(saved.pop()) > 50
+    assert len(list(state_dir.glob("tasks-damaged-*.db"))) == 1
+
+
 def schema(store: TaskStore) -> list[Any]:
     return store.database.rows("SELECT type, name, sql FROM sqlite_schema ORDER BY name")
 
