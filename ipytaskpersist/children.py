@@ -156,6 +156,13 @@ class Reader:
         self._wake = -1
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """End the thread. What children print from now on is not recorded."""
+        with self._lock:
+            wake, self._selector, self._wake = self._wake, None, -1
+        if wake >= 0:
+            os.close(wake)
+
     def watch(self, children: Children) -> None:
         """Record what these children print, from now on."""
         with self._lock:
@@ -164,7 +171,7 @@ class Reader:
             assert self._selector is not None
             for descriptor in children.read_ends:
                 self._selector.register(descriptor, selectors.EVENT_READ, children)
-        os.write(self._wake, b".")
+            os.write(self._wake, b".")
 
     def forget(self, descriptor: int) -> None:
         """Stop watching a file descriptor that is about to be closed."""
@@ -184,13 +191,16 @@ class Reader:
 
     @staticmethod
     def _run(selector: selectors.BaseSelector, wake: int) -> None:
-        while True:
+        is_open = True
+        while is_open:
             for key, _events in selector.select():
-                if key.data is None:
-                    with suppress(BlockingIOError):
-                        os.read(wake, READ_BYTES)
-                else:
+                if key.data is not None:
                     key.data.drain()
+                else:
+                    # Its other end is closed when the reader is to end.
+                    is_open = bool(os.read(wake, READ_BYTES))
+        selector.close()
+        os.close(wake)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, which has no copy of the thread."""

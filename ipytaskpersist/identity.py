@@ -130,17 +130,12 @@ def session_identity(shell: InteractiveShell | None, notebook: str = "") -> Sess
     return SessionIdentity(
         id=_session_id(shell, kernel),
         front_end=front_end,
-        path=_as_text(Path(path).absolute() if path else Path.cwd()),
+        path=str(Path(path).absolute() if path else Path.cwd()),
         # A kernel without a known path must not join all others that were started in its folder.
         has_path=bool(path) or uuid_of_kernel is None,
         kernel_uuid=uuid_of_kernel,
         process=ProcessIdentity.own(),
     )
-
-
-def _as_text(path: Path) -> str:
-    """The path as text that any file can hold, also where its name is no UTF-8."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _session_id(shell: InteractiveShell | None, kernel: Any) -> str:

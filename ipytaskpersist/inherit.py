@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ipytaskpersist.active import ActiveTask, active_task, redirects
-from ipytaskpersist.children import DESCRIPTORS
+from ipytaskpersist.children import DESCRIPTORS, READER
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import OutputKind
 
@@ -42,6 +42,7 @@ def install(patches: Patches) -> None:
         _install_for_processes(patches)
         _installed = True
         patches.on_undo(_stop_adopting)
+        patches.on_undo(READER.close)
 
 
 def _install_for_processes(patches: Patches) -> None:

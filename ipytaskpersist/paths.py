@@ -37,9 +37,9 @@ class StateDirectory:
         return self.root / "tasks.db.damaged"
 
     @property
-    def repair_lock(self) -> Path:
-        """Locked by the process that repairs the store."""
-        return self.root / "repair.lock"
+    def lock(self) -> Path:
+        """Locked by the process that makes or repairs the store."""
+        return self.root / "tasks.db.lock"
 
     @property
     def key(self) -> Path:

@@ -14,6 +14,7 @@ from ipytaskpersist.store.database import (
     SQLITE_VERSION,
     Database,
     journal_mode_for,
+    one_at_a_time,
 )
 from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
@@ -60,7 +61,13 @@ class TaskStore:
     def _open(self) -> None:
         if self.directory.damage_mark.exists():
             raise StoreDamaged(f"the store {self.database.path} is damaged")
-        self._prepare()
+        self.database.create_file()
+        if self._schema_version() < len(STEPS):
+            # SQLite does not wait for another process that makes the same store.
+            with one_at_a_time(self.directory):
+                self._prepare()
+        else:
+            self._prepare()
 
     def _prepare(self) -> None:
         self.database.create_file()
@@ -76,7 +83,7 @@ class TaskStore:
         from ipytaskpersist.store import repair
 
         self.database.close()
-        with repair.one_at_a_time(self.directory):
+        with one_at_a_time(self.directory):
             mark = self.directory.damage_mark
             if mark.exists() and not repair.is_whole(self.directory.store):
                 self._replace()

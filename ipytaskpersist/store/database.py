@@ -24,7 +24,14 @@ try:
 except ImportError:
     import sqlite3
 
-__all__ = ["SQLITE_VERSION", "Database", "journal_mode_for", "sqlite3", "storable"]
+__all__ = [
+    "SQLITE_VERSION",
+    "Database",
+    "journal_mode_for",
+    "one_at_a_time",
+    "sqlite3",
+    "storable",
+]
 
 BUSY_TIMEOUT_MS = 20_000
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -212,6 +219,20 @@ SQLITE_VERSION: str = sqlite3.sqlite_version
 def storable(text: str | None) -> str | None:
     """The text as SQLite can hold it: halves of surrogate pairs become escapes."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def one_at_a_time(directory: StateDirectory) -> Iterator[None]:
+    """Keep other processes from making or repairing the same store meanwhile."""
+    descriptor = os.open(directory.lock, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def journal_mode_for(folder: Path) -> str:

@@ -6,10 +6,7 @@ or an empty store, and every row that can still be read is copied into it.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +16,6 @@ from ipytaskpersist.store.migrations import M001_TRIGGERS
 
 TABLES = ("notebooks", "sessions", "tasks", "events", "outputs", "results")
 SUFFIXES = ("", "-wal", "-shm")
-
-
-@contextmanager
-def one_at_a_time(directory: StateDirectory) -> Iterator[None]:
-    """Keep other processes from repairing the same store meanwhile."""
-    descriptor = os.open(directory.repair_lock, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def set_aside(directory: StateDirectory) -> Path:

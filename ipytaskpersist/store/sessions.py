@@ -8,7 +8,7 @@ from typing import Any
 
 from ipytaskpersist.identity import SessionIdentity
 from ipytaskpersist.records import NotebookRecord, SessionRecord, from_timestamp
-from ipytaskpersist.store.database import Database
+from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = """id, notebook_key, path, front_end, host, pid, process_start, boot_id,
     started_at, heartbeat_at, ended_at, end_reason"""
@@ -39,7 +39,7 @@ class Sessions:
                 key = notebook.key if notebook else self._new_notebook(connection, identity, now)
                 self._insert(connection, identity, key, now)
                 connection.execute(
-                    "UPDATE notebooks SET path = ? WHERE key = ?", (identity.path, key)
+                    "UPDATE notebooks SET path = ? WHERE key = ?", (storable(identity.path), key)
                 )
             elif known.ended_at is not None:
                 connection.execute(
@@ -52,7 +52,8 @@ class Sessions:
 
     def _new_notebook(self, connection: Any, identity: SessionIdentity, now: float) -> int:
         cursor = connection.execute(
-            "INSERT INTO notebooks (path, created_at) VALUES (?, ?)", (identity.path, now)
+            "INSERT INTO notebooks (path, created_at) VALUES (?, ?)",
+            (storable(identity.path), now),
         )
         return int(cursor.lastrowid)
 
@@ -65,7 +66,7 @@ class Sessions:
             (
                 identity.id,
                 key,
-                identity.path,
+                storable(identity.path),
                 int(identity.has_path),
                 identity.kernel_uuid,
                 identity.front_end,
@@ -97,7 +98,7 @@ class Sessions:
                 JOIN notebooks ON notebooks.key = sessions.notebook_key
                 WHERE sessions.path = ? AND sessions.has_path
                 ORDER BY sessions.started_at DESC LIMIT 1""",
-                (identity.path,),
+                (storable(identity.path),),
             )
         return None if row is None else NotebookRecord(*row)
 
