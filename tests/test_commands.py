@@ -160,8 +160,7 @@ def test_list_tells_number_name_state_and_last_line(notebook: Notebook, run: Run
     (line,) = [
         line for line in answer.text.splitlines() if line.split()[:1] == [str(task["number"])]
     ]
-    assert line.split()[1:4] == ["listed", "✓", "completed"]
-    assert line.endswith("exit 0  last words")
+    assert line.split()[1:] == ["listed", "✓", "completed", "0:00", "exit", "0", "last", "words"]
     assert not answer.failed
 
 
@@ -232,6 +231,21 @@ def test_cancel_says_that_a_task_had_ended(notebook: Notebook, run: Run) -> None
     answer = run("cancel", task["id"])
     assert answer.stdout == f"task {task['number']} had ended: completed\n"
     assert notebook.show(task["id"])["state"] == "completed"
+
+
+def test_cancelling_a_call_of_c_code_says_that_it_takes_effect_when_the_call_returns(
+    notebook: Notebook, run: Run
+) -> None:
+    notebook.kernel.run("import os\nreading, writing = os.pipe()")
+    task = notebook.launch("print('begun')\nos.read(reading, 1)\nprint('never')", "stuck")
+    until(lambda: notebook.show("stuck")["last_line"] == "begun")
+    answer = run("cancel", "stuck")
+    assert not answer.failed
+    assert f"task {task['number']} (stuck): cancellation requested; it runs on" in answer.stdout
+    assert notebook.show("stuck")["state"] == "running"
+    notebook.kernel.run("os.write(writing, b'x')")
+    assert notebook.ended(task)["state"] == "cancelled"
+    assert notebook.underscored("output", "stuck").text == "begun\n"
 
 
 def test_result_gives_the_value(notebook: Notebook, run: Run) -> None:
@@ -377,6 +391,15 @@ def test_an_ambiguous_beginning_is_an_error_that_names_the_candidates(store: Tas
     tasks = record(store, "", "")
     with pytest.raises(AmbiguousReference, match=r"a1b2c3d4-1, a1b2c3d4-2.*type more of it"):
         references.find(store, tasks[0].notebook_key, "a1b2")
+
+
+def test_an_ambiguous_beginning_is_one_line(notebook: Notebook, run: Run) -> None:
+    ids = [notebook.finish(source)["id"] for source in ("1", "2")]
+    answer = run("show", ids[0].partition("-")[0] + "-")
+    assert answer.failed
+    assert ids[1] in answer.stderr
+    assert "type more of it" in answer.stderr
+    assert answer.stderr.count("\n") == 1
 
 
 def test_a_number_goes_before_a_name_and_a_name_before_an_id(store: TaskStore) -> None:
@@ -624,6 +647,29 @@ def test_the_stop_button_ends_the_waiting_and_not_the_task(notebook: Notebook) -
         assert f"no longer waiting; {task['number']} (patient) runs on" in waiting.text
         assert notebook.show("patient")["state"] == "running"
     assert notebook.ended(task)["state"] == "completed"
+
+
+@pytest.mark.parametrize("command", ["wait", "output --follow"])
+def test_who_waits_in_a_terminal_notices_that_the_kernel_has_died(
+    make_notebook: Callable[..., Notebook], command: str
+) -> None:
+    own = make_notebook()
+    task = own.launch("print('begun')\nimport time\nwhile True: time.sleep(0.01)")
+    until(lambda: own.show()["last_line"] == "begun")
+    arguments = [sys.executable, "-m", "ipytaskpersist", *command.split(), task["id"]]
+    with subprocess.Popen(
+        arguments, env=environment(own.state_dir), stdout=subprocess.PIPE, text=True
+    ) as waiting:
+        try:
+            if "--follow" in command:
+                assert waiting.stdout is not None
+                assert waiting.stdout.readline() == "begun\n"
+            own.kernel.kill()
+            assert waiting.wait(30) == (1 if command == "wait" else 0)
+        finally:
+            waiting.kill()
+    ended = own.in_terminal("show", task["id"], "--json").json()
+    assert (ended["state"], ended["reason"]) == ("interrupted", "kernel died")
 
 
 # Outputs.

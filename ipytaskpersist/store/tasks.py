@@ -26,6 +26,20 @@ def _record(row: Any) -> TaskRecord:
     return TaskRecord(*fields, *row[20:])
 
 
+def _pending_record(key: int, path: str, row: dict[str, Any]) -> TaskRecord:
+    """The record of a row that was just inserted."""
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("reason", "exit_code", "started_at", "ended_at", "cancel_requested_at", "cleared_at")
+    )
+    known: dict[str, Any] = {
+        **{name: value for name, value in row.items() if name != "session_id"},
+        "session": row["session_id"],
+        "state": TaskState.PENDING,
+        "created_at": from_timestamp(row["created_at"]),
+    }
+    return TaskRecord(key=key, notebook=path, **known, **unknown)
+
+
 @dataclass(frozen=True, slots=True)
 class NewTask:
     """What is known of a task before the store gives it a number."""
@@ -68,51 +82,26 @@ class Tasks:
                 RETURNING last_number, path""",
                 (new.notebook_key,),
             ).fetchone()
-            task_id = f"{new.session_id[:8]}-{number}"
             now = time.time()
+            row = {
+                "id": f"{new.session_id[:8]}-{number}",
+                "number": number,
+                "name": storable(new.name),
+                "notebook_key": new.notebook_key,
+                "session_id": new.session_id,
+                "kind": new.kind,
+                "runner": new.runner,
+                "source": storable(new.source),
+                "cell_id": new.cell_id,
+                "execution_count": new.execution_count,
+                "created_at": now,
+                "state": TaskState.PENDING.value,
+            }
+            names, marks = ", ".join(row), ", ".join("?" * len(row))
             cursor = connection.execute(
-                """INSERT INTO tasks (id, notebook_key, number, session_id, name, kind, runner,
-                    state, created_at, cell_id, execution_count, source)
-                VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?)""",
-                (
-                    task_id,
-                    new.notebook_key,
-                    number,
-                    new.session_id,
-                    storable(new.name),
-                    new.kind,
-                    new.runner,
-                    now,
-                    new.cell_id,
-                    new.execution_count,
-                    storable(new.source),
-                ),
+                f"INSERT INTO tasks ({names}) VALUES ({marks})", [*row.values()]
             )
-            key = cursor.lastrowid
-        created = from_timestamp(now)
-        assert created is not None
-        return TaskRecord(
-            key=key,
-            id=task_id,
-            number=number,
-            name=new.name,
-            notebook_key=new.notebook_key,
-            notebook=path,
-            session=new.session_id,
-            kind=new.kind,
-            runner=new.runner,
-            state=TaskState.PENDING,
-            reason=None,
-            exit_code=None,
-            source=new.source,
-            cell_id=new.cell_id,
-            execution_count=new.execution_count,
-            created_at=created,
-            started_at=None,
-            ended_at=None,
-            cancel_requested_at=None,
-            cleared_at=None,
-        )
+        return _pending_record(cursor.lastrowid, path, row)
 
     def start(self, key: int, at: float) -> bool:
         """Pending to running. Returns whether the task was pending."""

@@ -1,0 +1,37 @@
+"""Route what code prints and displays to the task to which it belongs.
+
+Nothing is captured by replacing ``sys.stdout`` while a task runs: that would catch what the
+foreground prints meanwhile. Instead the objects that everybody prints to learn to ask, with each
+write, which task the writing context belongs to. Handlers that hold such an object since before
+the task began are therefore routed too.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ipytaskpersist.active import FOREGROUND
+from ipytaskpersist.capture import displays, interaction, redirection, streams
+from ipytaskpersist.capture.displays import publish_for_task, show_result
+from ipytaskpersist.capture.streams import settle
+from ipytaskpersist.patches import Patches
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["install", "publish_for_task", "settle", "show_result"]
+
+
+def install(shell: InteractiveShell, patches: Patches) -> None:
+    """Route from now on, until the patches are undone."""
+    streams.install(shell, patches)
+    redirection.install(patches)
+    displays.install(shell, patches)
+    interaction.install(shell, patches)
+    for event, call in (
+        ("pre_execute", FOREGROUND.begin_cell),
+        ("post_execute", FOREGROUND.end_cell),
+    ):
+        shell.events.register(event, call)
+        patches.on_undo(partial(shell.events.unregister, event, call))

@@ -1,0 +1,168 @@
+"""Displays and results: recorded for the task that makes them."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import CapturingDisplayPublisher
+
+from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.patches import Patches
+from ipytaskpersist.records import OutputKind
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+_displayed_by: dict[str, ActiveTask] = {}
+"""Which task first showed a display with this id: updates go there, whoever makes them."""
+
+
+def install(shell: InteractiveShell, patches: Patches) -> None:
+    """Route what is displayed from now on."""
+    _route_displays(shell, patches)
+    _route_results(shell, patches)
+
+
+def _route_displays(shell: InteractiveShell, patches: Patches) -> None:
+    publisher: Any = shell.display_pub
+    patches.set(publisher, "publish", _publish(publisher.publish))
+    patches.set(publisher, "clear_output", _clear_output(publisher.clear_output))
+    # The foreground's %%capture puts one of these in the publisher's place.
+    capturing: Any = CapturingDisplayPublisher
+    patches.set(capturing, "publish", _publish_of_class(capturing.publish))
+    patches.set(capturing, "clear_output", _clear_output_of_class(capturing.clear_output))
+    patches.on_undo(_displayed_by.clear)
+
+
+def _publish(plain: Callable[..., None]) -> Callable[..., None]:
+    def publish(data: Any, metadata: Any = None, *args: Any, **options: Any) -> None:
+        if not publish_for_task(data, metadata, options):
+            plain(data, metadata, *args, **options)
+
+    return publish
+
+
+def _publish_of_class(plain: Callable[..., None]) -> Callable[..., None]:
+    def publish(self: Any, data: Any, metadata: Any = None, *args: Any, **options: Any) -> None:
+        if not publish_for_task(data, metadata, options):
+            plain(self, data, metadata, *args, **options)
+
+    return publish
+
+
+def _clear_output(plain: Callable[..., None]) -> Callable[..., None]:
+    def clear_output(wait: bool = False) -> None:
+        if not _clear_for_task(wait):
+            plain(wait)
+
+    return clear_output
+
+
+def _clear_output_of_class(plain: Callable[..., None]) -> Callable[..., None]:
+    def clear_output(self: Any, wait: bool = False) -> None:
+        if not _clear_for_task(wait):
+            plain(self, wait)
+
+    return clear_output
+
+
+def publish_for_task(data: Any, metadata: Any, options: dict[str, Any]) -> bool:
+    """Record a display for the task that it belongs to. Returns False when the front end gets it.
+
+    An update belongs to the task that first showed the display. A task that updates a display of
+    the foreground has named it by its id, and means it.
+    """
+    task = active_task.get()
+    transient = options.get("transient") or {}
+    display_id, update = transient.get("display_id"), bool(options.get("update"))
+    owner = _displayed_by.get(display_id, task) if display_id else task
+    if update and display_id not in _displayed_by:
+        return False
+    if task is None and not update:
+        return False
+    assert owner is not None
+    content = {"data": clean(data), "metadata": metadata or {}, "transient": transient}
+    captured = redirects.get().get(OutputKind.DISPLAY_DATA)
+    if task is not None and captured is not None:
+        captured.append({**content, "update": update})
+        return True
+    if display_id and not update and task is not None:
+        _displayed_by[display_id] = task
+    record_display(owner, content, update=update)
+    return task is not None
+
+
+def record_display(task: ActiveTask, content: dict[str, Any], *, update: bool = False) -> None:
+    """Record a display, after what the task's children have printed before it."""
+    if task.children.in_child:
+        task.write(OutputKind.STDOUT, str(content["data"].get("text/plain", "")) + "\n")
+        return
+    task.children.drain()
+    kind = OutputKind.UPDATE_DISPLAY_DATA if update else OutputKind.DISPLAY_DATA
+    task.recording.add(kind, content)
+
+
+def _clear_for_task(wait: bool) -> bool:
+    task = active_task.get()
+    if task is None:
+        return False
+    task.recording.add(OutputKind.CLEAR_OUTPUT, {"wait": wait})
+    return True
+
+
+def clean(data: Any) -> dict[str, Any]:
+    """A MIME bundle as JSON can hold it: bytes become base64, as in a notebook file."""
+    return {
+        mime: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for mime, value in dict(data).items()
+    }
+
+
+def _route_results(shell: InteractiveShell, patches: Patches) -> None:
+    """Make IPython's display hook, and with it ``sys.displayhook``, show a task's values to it."""
+    classes: list[Any] = [DisplayHook]
+    if "ipykernel.displayhook" in sys.modules:
+        # What a kernel has in `sys.displayhook` while no cell runs.
+        classes.append(sys.modules["ipykernel.displayhook"].ZMQDisplayHook)
+    for hook_class in classes:
+        patches.set(hook_class, "__call__", _display_hook(shell, hook_class.__call__))
+    # What is there only while a cell runs, `get_ipython` without an import, is there for tasks.
+    shell.builtin_trap.__enter__()
+    patches.on_undo(partial(shell.builtin_trap.__exit__, None, None, None))
+
+
+def _display_hook(shell: InteractiveShell, plain: Callable[..., None]) -> Callable[..., None]:
+    def __call__(self: Any, value: Any = None) -> None:
+        task = active_task.get()
+        if task is None:
+            plain(self, value)
+        else:
+            show_result(shell, task, value)
+
+    return __call__
+
+
+def show_result(shell: Any, task: ActiveTask, value: Any) -> str | None:
+    """Record a value as a cell's result is shown. Returns its text form; None for no value."""
+    if value is None:
+        return None
+    shown_before = task.shown_error
+    data, metadata = shell.display_formatter.format(value)
+    # A value whose repr fails shows that, but its cell has not failed.
+    task.shown_error = shown_before
+    if not data:
+        return ""
+    content = {"data": clean(data), "metadata": metadata}
+    captured = redirects.get().get(OutputKind.DISPLAY_DATA)
+    if captured is not None:
+        captured.append(content)
+    else:
+        task.children.drain()
+        content["execution_count"] = task.record.execution_count
+        task.recording.add(OutputKind.EXECUTE_RESULT, content)
+    return str(data.get("text/plain", ""))

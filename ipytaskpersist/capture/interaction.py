@@ -1,0 +1,119 @@
+"""Errors that are shown, and input that is asked for, in a task."""
+
+from __future__ import annotations
+
+import builtins
+import getpass
+import sys
+from asyncio import CancelledError
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import StdinNotImplementedError
+
+from ipytaskpersist.active import active_task
+from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.patches import Patches
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+LAST_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")
+PACKAGE = str(Path(__file__).parent.parent)
+
+
+def install(shell: InteractiveShell, patches: Patches) -> None:
+    """Route errors, and refuse input, from now on."""
+    _route_errors(shell, patches)
+    _refuse_input(shell, patches)
+
+
+def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
+    plain = shell._showtraceback
+
+    def show(etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+        task = active_task.get()
+        if task is None:
+            plain(etype, evalue, stb)
+        elif not (task.cancelled and isinstance(evalue, TaskCancelled | CancelledError)):
+            task.show_error(etype.__name__, str(evalue), list(stb))
+
+    patches.set(shell, "_showtraceback", show)
+    plain_whole = shell.showtraceback
+
+    def show_whole(*args: Any, **options: Any) -> None:
+        if active_task.get() is None:
+            plain_whole(*args, **options)
+            return
+        hide_own_frames(sys.exc_info()[1])
+        last = {name: getattr(sys, name) for name in LAST_ERROR if hasattr(sys, name)}
+        try:
+            plain_whole(*args, **options)
+        finally:
+            # What %tb and %debug look at is the foreground's own last error.
+            for name in LAST_ERROR:
+                if name in last:
+                    setattr(sys, name, last[name])
+                elif hasattr(sys, name):
+                    delattr(sys, name)
+
+    patches.set(shell, "showtraceback", show_whole)
+
+
+def hide_own_frames(error: BaseException | None) -> None:
+    """Take the frames of this package out of the traceback of an error and of its causes."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.__traceback__ = _without_own(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _without_own(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and _is_own(traceback):
+        traceback = traceback.tb_next
+    kept = traceback
+    while kept is not None:
+        while kept.tb_next is not None and _is_own(kept.tb_next):
+            kept.tb_next = kept.tb_next.tb_next
+        kept = kept.tb_next
+    return traceback
+
+
+def _is_own(traceback: TracebackType) -> bool:
+    return traceback.tb_frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:
+    kernel = getattr(shell, "kernel", None)
+    owners: list[tuple[Any, str]] = [(builtins, "input"), (getpass, "getpass")]
+    if kernel is not None:
+        owners += [(kernel, "raw_input"), (kernel, "getpass")]
+    for owner, name in owners:
+        patches.set(owner, name, _refusing(getattr(owner, name), name))
+    if kernel is not None:
+        # While a cell runs the kernel keeps the interpreter's own functions here, and puts them
+        # back at the cell's end: after that they are what a task would call.
+        for name in ("_sys_raw_input", "_save_getpass"):
+            plain = getattr(kernel, name, None)
+            if plain is not None:
+                setattr(kernel, name, _refusing(plain, name))
+                patches.on_undo(partial(setattr, kernel, name, plain))
+
+
+def _refusing(plain: Callable[..., str], name: str) -> Callable[..., str]:
+    asked = "getpass()" if name.endswith("getpass") else "input()"
+
+    def ask(*args: Any, **kwargs: Any) -> str:
+        task = active_task.get()
+        if task is None:
+            return plain(*args, **kwargs)
+        raise StdinNotImplementedError(
+            f"{asked} was called in background task {task.record.label}, which has no keyboard; "
+            "ask in a foreground cell and use the variable in the background"
+        )
+
+    return ask

@@ -1,0 +1,247 @@
+"""Streams that ask, with each write, to which task the writer belongs."""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from threading import get_ident
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, redirects
+from ipytaskpersist.patches import Patches
+from ipytaskpersist.records import STREAM_KINDS, OutputKind
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+SETTLE_S = 0.02
+_watchers: dict[int | None, int] = {}
+"""The kernel's threads that read what C code writes to file descriptors 1 and 2, each with the file
+descriptor that it reads. Nothing in what they read says who has written it."""
+
+
+def install(shell: InteractiveShell, patches: Patches) -> None:
+    """Route what is printed from now on."""
+    for kind in STREAM_KINDS:
+        route_stream(getattr(sys, kind.value), kind, patches)
+    if hasattr(shell, "_tee"):
+        patches.set(shell, "_tee", _tee(shell._tee, patches))
+    _route_prompt(patches)
+
+
+def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A ``write`` that asks to which task the caller belongs."""
+
+    belongs_to = active_task.get
+
+    def write(text: str) -> Any:
+        task = belongs_to()
+        if task is None:
+            if get_ident() not in _watchers:
+                return plain(text)
+            task = FOREGROUND.only_task
+        return plain(text) if task is None else task.write(kind, text)
+
+    write.plain = plain  # type: ignore[attr-defined]
+    return write
+
+
+def settle(task: ActiveTask) -> None:
+    """Let the kernel's watchers read what the ending task has written past Python."""
+    deadline = time.monotonic() + SETTLE_S
+    was_readable = False
+    while _watchers and FOREGROUND.only_task is task and time.monotonic() < deadline:
+        if not select.select(list(_watchers.values()), [], [], 0)[0]:
+            if was_readable:
+                sleep(SETTLE_S / 20)  # what was read has still to be recorded
+            return
+        was_readable = True
+        sleep(SETTLE_S / 20)
+
+
+def _is_kernel_stream(stream: Any) -> bool:
+    return type(stream).__module__.startswith("ipykernel.")
+
+
+def route_stream(stream: Any, kind: OutputKind, patches: Patches) -> None:
+    """Make one stream object ask, in place."""
+    if _is_kernel_stream(stream):
+        _route_kernel_stream(stream, kind, patches)
+    elif hasattr(stream, "__dict__") and not hasattr(stream.write, "plain"):
+        patches.set(stream, "write", routed_write(kind, stream.write))
+
+
+def _route_kernel_stream(stream: Any, kind: OutputKind, patches: Patches) -> None:
+    """Give ipykernel's stream a class in which ``write`` is a property.
+
+    IPython (from 9.0) sets ``stream.write`` anew with each cell and puts its own back at the
+    end. The property takes what it sets as the plain way, and stays in front of it: otherwise
+    what tasks print during a cell would also pile up in that cell's history.
+    """
+    plain_class = type(stream)
+    if getattr(plain_class, "_ipytaskpersist_kind", None) is not None:
+        return
+    plain = stream.__dict__.pop("write", stream.write)
+    stream.__class__ = _routed_class(plain_class, kind)
+    stream.write = plain
+    watcher = getattr(stream, "watch_fd_thread", None)
+    if watcher is not None:
+        _watchers[watcher.ident] = stream._fid
+        patches.on_undo(partial(_watchers.__delitem__, watcher.ident))
+
+    def undo() -> None:
+        write = stream.__dict__.pop("_ipytaskpersist_write").plain
+        stream.__class__ = plain_class
+        if getattr(write, "__func__", None) is not plain_class.write:
+            stream.write = write
+
+    patches.on_undo(undo)
+
+
+def _routed_class(plain_class: type, kind: OutputKind) -> type:
+    def set_write(self: Any, write: Any) -> None:
+        plain = getattr(write, "plain", write)
+        self.__dict__["_ipytaskpersist_write"] = routed_write(kind, plain)
+
+    def flush(self: Any) -> None:
+        # What a task prints is on its way to the store at once: there is nothing to push.
+        if active_task.get() is None:
+            plain_class.flush(self)  # type: ignore[attr-defined]
+
+    def fileno(self: Any) -> int:
+        task = active_task.get()
+        if task is None:
+            return int(plain_class.fileno(self))  # type: ignore[attr-defined]
+        return task.children.stream(kind)
+
+    namespace = {
+        "write": property(attrgetter("_ipytaskpersist_write"), set_write),
+        "flush": flush,
+        "fileno": fileno,
+        "_ipytaskpersist_kind": kind,
+        "__module__": plain_class.__module__,
+        "__qualname__": plain_class.__qualname__,
+    }
+    return type(plain_class.__name__, (plain_class,), namespace)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Where a task's context sends one of its streams."""
+
+    target: Any
+    """A file, or None to drop what is printed."""
+    outer: dict[OutputKind, Any]
+    """What held before: it holds for the target too, which may copy to the stream before it."""
+
+    def write(self, text: str) -> Any:
+        """Write to the target."""
+        if self.target is None:
+            return len(text)
+        token = redirects.set(self.outer)
+        try:
+            return self.target.write(text)
+        finally:
+            redirects.reset(token)
+
+
+class RoutedText:
+    """Stands in ``sys.stdout`` or ``sys.stderr``, and asks who prints and whether it redirects.
+
+    Only what is printed through ``sys`` comes here: a log handler that holds the stream itself is
+    not redirected, in a task as in the foreground.
+    """
+
+    def __init__(self, plain: Any, kind: OutputKind) -> None:
+        self._plain = plain
+        self._kind = kind
+
+    @property
+    def _behind(self) -> Any:
+        """What the calling context has in place of this."""
+        redirect = redirects.get().get(self._kind)
+        return self._plain if redirect is None else redirect.target
+
+    def write(self, text: str) -> Any:
+        """Write to where the calling context redirects, to its task, or to the stream behind."""
+        redirect = redirects.get().get(self._kind)
+        if redirect is not None:
+            return redirect.write(text)
+        task = active_task.get()
+        return self._plain.write(text) if task is None else task.write(self._kind, text)
+
+    def flush(self) -> None:
+        """Flush what is behind, for code that does not print to a task."""
+        behind = self._behind
+        if behind is not None and (behind is not self._plain or active_task.get() is None):
+            behind.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._behind, name)
+
+
+def stand_before(name: str, kind: OutputKind) -> None:
+    """Put a `RoutedText` before what is in ``sys`` now, unless one is there."""
+    stream = getattr(sys, name)
+    if stream is not None and not isinstance(stream, RoutedText):
+        setattr(sys, name, RoutedText(stream, kind))
+
+
+def _tee(plain_tee: Any, patches: Patches) -> Any:
+    """IPython's copying of a cell's output, kept behind the routing also in a terminal.
+
+    What IPython restores at a cell's end is what it found at its beginning, so in a cell that has
+    unloaded the extension the routing is taken away once more.
+    """
+
+    @contextmanager
+    def tee(channel: str) -> Iterator[None]:
+        kind = OutputKind(channel)
+        stream: Any = sys.stdout if kind is OutputKind.STDOUT else sys.stderr
+        if not hasattr(stream.write, "plain"):
+            stream.write = routed_write(kind, stream.write)
+        with plain_tee(channel):
+            if not _is_kernel_stream(stream):
+                stream.write = routed_write(kind, stream.write)
+            yield
+        if patches.are_undone:
+            _unroute(stream)
+
+    return tee
+
+
+def _unroute(stream: Any) -> None:
+    write: Any = stream.__dict__.get("write")
+    if not hasattr(write, "plain"):
+        return
+    while hasattr(write, "plain"):
+        write = write.plain
+    is_of_class = getattr(write, "__self__", None) is stream
+    if is_of_class:
+        del stream.write
+    else:
+        stream.write = write
+
+
+def _route_prompt(patches: Patches) -> None:
+    """While IPython's terminal waits at its prompt, both streams are one object of another kind."""
+    terminal = sys.modules.get("IPython.terminal.interactiveshell")
+    if terminal is None or not hasattr(terminal, "patch_stdout"):
+        return
+    plain = terminal.patch_stdout
+
+    @contextmanager
+    def patch_stdout(*args: Any, **kwargs: Any) -> Iterator[None]:
+        with plain(*args, **kwargs):
+            for kind in STREAM_KINDS:
+                stand_before(kind.value, kind)
+            yield
+
+    patches.set(terminal, "patch_stdout", patch_stdout)
