@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ipytaskpersist.commands import run, verbs
+from ipytaskpersist.commands import run
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import current
 from ipytaskpersist.surfaces import Surface
@@ -16,7 +16,7 @@ def main() -> None:
     """Run the command line, and exit with its status: 1 for an error, 2 for a wrong command."""
     surface = Surface(current())
     try:
-        run(sys.argv[1:] or ["--help"], surface, verbs)
+        run(sys.argv[1:], surface)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:

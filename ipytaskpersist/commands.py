@@ -365,7 +365,8 @@ def clear(surface: Surface) -> None:
     """Cancel this session's running tasks and take ended ones off the list. Deletes nothing."""
     cancelled, cleared = surface.manager.clear()
     stopped = f"cancelled {cancelled}, " if cancelled else ""
-    click.echo(f"{stopped}took {cleared} off the list; list --cleared still shows them")
+    shows = surface.in_words("%bg_list --cleared")
+    click.echo(f"{stopped}took {cleared} off the list; {shows} still shows them")
 
 
 @verbs.command()
@@ -420,5 +421,6 @@ def run(arguments: Sequence[str], surface: Surface, command: click.Command = ver
     """
     name = "" if command is verbs else f"_{command.name}"
     program = f"%bg{name}" if surface.is_ipython else "jupyter bg"
-    with command.make_context(program, list(arguments), obj=surface) as context:
+    words = list(arguments) or (["--help"] if command is verbs else [])
+    with command.make_context(program, words, obj=surface) as context:
         return command.invoke(context)

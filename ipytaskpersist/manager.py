@@ -59,6 +59,7 @@ class BackgroundTasks(Configurable):
         self.on_change: list[Callable[[int], None]] = []
         """Called with a task's key when a task of this process has ended."""
         self._session: SessionRecord | None = None
+        self._has_ended = False
         self._identity: SessionIdentity | None = None
         self._recorder: Recorder | None = None
         self._runner: ThreadRunner | None = None
@@ -94,8 +95,9 @@ class BackgroundTasks(Configurable):
     def end_session(self, reason: str) -> None:
         """Record that this process ends: its running tasks are interrupted for this reason."""
         session = self._session
-        if session is None:
+        if session is None or self._has_ended:
             return
+        self._has_ended = True
 
         def end(store: TaskStore) -> None:
             store.tasks.interrupt_session(session.id, "thread", reason, time.time())

@@ -241,8 +241,10 @@ class Recorder:
         """Make a change of state after all that was printed, and wait until it is committed.
 
         Returns False when the store could not take it within `timeout_s`; it is then made as soon
-        as the store is back.
+        as the store is back. After `stop` nothing is changed any more.
         """
+        if self._stopping:
+            return False
         committed = allocate_lock()
         committed.acquire()
         self.queue.put((None, change, committed))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kernels import Cell, NotebookKernel, until
+
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.store import TaskStore
 
 MakeKernel = Callable[..., NotebookKernel]
 
@@ -300,3 +305,22 @@ def test_no_file_stays_open(fresh: NotebookKernel, state_dir: Path) -> None:
         assert len(open_files(fresh.pid, state_dir)) > before
         fresh.run(UNLOAD)
     until(lambda: len(open_files(fresh.pid, state_dir)) <= before, timeout=5)
+
+
+def test_a_kernel_that_has_run_tasks_ends_as_quickly_as_another(
+    make_kernel: MakeKernel, state_dir: Path
+) -> None:
+    """A server kills one that is slow, and the person at the restart button waits for it."""
+
+    def seconds_to_end(kernel: NotebookKernel) -> float:
+        begun = time.monotonic()
+        kernel.shutdown()
+        return time.monotonic() - begun
+
+    plain, used = make_kernel(load=False), make_kernel()
+    used.run(f"{USE}_run('background', '', 'import time; time.sleep(1000)')")
+    assert seconds_to_end(used) < seconds_to_end(plain) + 1.5
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        (session,) = store.sessions.select(None)
+    assert session.end_reason == "kernel shut down"
+    assert dict(session.task_counts) == {"completed": 2, "failed": 1, "interrupted": 1}
