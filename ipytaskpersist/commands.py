@@ -306,6 +306,8 @@ def _exit_status(task: TaskRecord) -> int:
 def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -> None:
     """Cancel tasks. A thread inside a call of C code ends when that call returns."""
     manager = surface.manager
+    if every_task and refs:
+        raise InvalidRequest("cancel takes either --all or the tasks' references, not both")
     if every_task:
         live = (TaskState.PENDING, TaskState.RUNNING)
         tasks = manager.select(Selection(manager.notebook_key() or -1, live))

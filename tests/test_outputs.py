@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ipytaskpersist import outputs
@@ -28,6 +28,9 @@ from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore
 
 STDOUT, STDERR, DISPLAY, UPDATE, CLEAR, RESULT, ERROR = OutputKind
+
+unhurried = settings(deadline=None)
+"""A machine that does something else at the same time is no error."""
 
 Document = dict[str, Any]
 Event = tuple[OutputKind | None, Any]
@@ -214,6 +217,7 @@ events_in_lines = st.lists(
 # Whole.
 
 
+@unhurried
 @given(events=whole_streams)
 @example(events=[(STDOUT, "\ud800"), (STDOUT, "\udc80")])
 @example(events=[PAUSE, (STDOUT, "x\n"), (STDOUT, "\ud800"), (STDOUT, "\udc80\n")])
@@ -229,6 +233,7 @@ def test_streams_come_back_byte_for_byte(desk: Desk, events: list[Event]) -> Non
     assert desk.written(key) == in_order
 
 
+@unhurried
 @given(events=all_events)
 def test_outputs_come_back_as_a_notebook_would_show_them(desk: Desk, events: list[Event]) -> None:
     key = desk.record(events)
@@ -236,12 +241,14 @@ def test_outputs_come_back_as_a_notebook_would_show_them(desk: Desk, events: lis
     assert desk.resolved(key) == what_is_shown(events)
 
 
+@unhurried
 @given(events=all_events)
 def test_outputs_are_what_a_notebook_file_may_hold(desk: Desk, events: list[Event]) -> None:
     for output in outputs.as_nbformat(desk.resolved(desk.record(events))):
         nbformat.validate(output, ref="output", version=4, version_minor=5)
 
 
+@unhurried
 @given(text=st.text(st.sampled_from("aé€😀\n"), max_size=200), data=st.data())
 def test_a_text_whose_bytes_come_in_pieces_is_not_broken(
     desk: Desk, text: str, data: st.DataObject
@@ -269,6 +276,7 @@ def test_a_stream_that_ends_inside_a_character_shows_that(desk: Desk) -> None:
 # In part.
 
 
+@unhurried
 @given(events=events_in_lines | all_events, count=st.integers(0, 12))
 def test_head_and_tail_are_the_first_and_the_last_lines_of_what_is_shown(
     desk: Desk, events: list[Event], count: int
@@ -280,6 +288,7 @@ def test_head_and_tail_are_the_first_and_the_last_lines_of_what_is_shown(
     assert flat(lines_of(desk.resolved(key, tail=count))) == flat(last)
 
 
+@unhurried
 @given(events=events_in_lines, kind=stream_kinds, count=st.integers(0, 12))
 def test_head_and_tail_of_one_stream_are_its_own_lines(
     desk: Desk, events: list[Event], kind: OutputKind, count: int
@@ -294,6 +303,7 @@ def test_head_and_tail_of_one_stream_are_its_own_lines(
         assert b"".join(outputs.stream_bytes(desk.store, key, cut)).decode() == "".join(kept)
 
 
+@unhurried
 @given(events=all_events, kinds=st.sampled_from([(STDOUT,), (STDERR,), (STDOUT, STDERR)]))
 def test_some_kinds_alone_come_in_their_order(
     desk: Desk, events: list[Event], kinds: tuple[OutputKind, ...]
