@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -17,6 +18,7 @@ def main() -> None:
     surface = Surface(current())
     try:
         run(sys.argv[1:], surface)
+        sys.stdout.flush()
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
@@ -26,8 +28,9 @@ def main() -> None:
         print(f"jupyter bg: {surface.in_words(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader, as in `jupyter bg output | head`, has seen enough.
-        sys.stderr.close()
+        # The reader, as in `jupyter bg output | head`, has seen enough. What is left in the
+        # buffer goes nowhere, or the interpreter would complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)

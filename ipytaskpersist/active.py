@@ -169,9 +169,10 @@ class Foreground:
         self.is_busy = True
         self.tasks: set[ActiveTask] = set()
 
-    def begin_cell(self, *_event: Any) -> None:
-        """A foreground cell begins."""
-        self.is_busy = True
+    def begin_cell(self, info: Any = None) -> None:
+        """A foreground cell begins. One of this package's own commands is no code of a person."""
+        source = str(getattr(info, "raw_cell", "")).lstrip()
+        self.is_busy = not source.startswith(("%bg", "%background", "%%background"))
 
     def end_cell(self, *_event: Any) -> None:
         """A foreground cell has ended, or does nothing but wait for tasks."""

@@ -288,7 +288,10 @@ def wait(surface: Surface, refs: Sequence[str], timeout: float | None, check: bo
         raise TaskNotDone(f"still running after {timeout:g} s: {labels}")
     failed = [task for task in ended if task.state.is_final and task.exit_code != 0]
     if failed and check:
-        raise TaskFailed(str(failure(failed[0], [])))
+        message = str(failure(failed[0], []))
+        if surface.is_ipython:
+            raise TaskFailed(message)
+        click.echo(surface.in_words(message), err=True)
     surface.exit(_exit_status(failed[0]) if failed else 0 if ended else 130)
 
 
@@ -346,8 +349,9 @@ def _confirm_others(surface: Surface, tasks: Sequence[TaskRecord], verb: str, ye
 
 @verbs.command()
 @one
+@as_json
 @surface_and_manager
-def result(surface: Surface, ref: str | None) -> Any:
+def result(surface: Surface, ref: str | None, as_json: bool) -> Any:
     """The value of a task's last expression."""
     manager = surface.manager
     task = manager.find(ref)
@@ -358,7 +362,28 @@ def result(surface: Surface, ref: str | None) -> Any:
         )
     if task.state is not TaskState.COMPLETED:
         raise failure(task, [])
-    return surface.value(Task(manager, task).value())
+    value = Task(manager, task).value()
+    if as_json:
+        kept = manager.store.results.get(task.key)
+        print_json(
+            {
+                "id": task.id,
+                "number": task.number,
+                "name": task.name or None,
+                "value": _json_or_none(value),
+                "text": kept.text if kept else None,
+            }
+        )
+        return None
+    return surface.value(value)
+
+
+def _json_or_none(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return None
+    return value
 
 
 @verbs.command()

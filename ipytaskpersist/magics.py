@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 
@@ -112,6 +113,8 @@ class BackgroundMagics:
         from ipytaskpersist import views
 
         task = self._manager.launch_cell(source, name)
+        # What is left of this cell is no code of a person's own.
+        FOREGROUND.end_cell()
         if not self._in_notebook:
             print(views.launched_text(task))
             return

@@ -73,10 +73,16 @@ _CHANGING = [
 _REDRAWN = re.compile(r"(?:\r[^\r\n]*\[…[^\r\n]*)+(?=\r[^\r\n]*\[…)")
 
 # ipykernel buffers stdout and stderr apart, so that a plain run shows them in an order of its own.
-# With this, it shows them in the order in which the cell wrote.
-_WRITE_THROUGH = """
+# With this, a stream is sent before the other one is written to: the order is that of the cell.
+_KEEP_ORDER = """
+import sys as _sys
 from ipykernel.iostream import OutStream as _OutStream
-_OutStream._schedule_flush = _OutStream.flush
+def _send_the_other(stream, _schedule=_OutStream._schedule_flush):
+    other = _sys.stderr if stream is _sys.stdout else _sys.stdout
+    if getattr(other, "_buffers", None):
+        other.flush()
+    _schedule(stream)
+_OutStream._schedule_flush = _send_the_other
 """
 
 
@@ -109,7 +115,7 @@ def compare(path: Path, folder: Path) -> list[str]:
     background = run_notebook(path, folder, run_in_background, setup="%load_ext ipytaskpersist")
     foreground = run_notebook(path, folder, run_in_foreground)
     if problems := list(differences([foreground], background)):
-        in_order = run_notebook(path, folder, run_in_foreground, setup=_WRITE_THROUGH)
+        in_order = run_notebook(path, folder, run_in_foreground, setup=_KEEP_ORDER)
         problems = list(differences([foreground, in_order], background))
     return problems
 

@@ -572,7 +572,7 @@ from ipytaskpersist.store import TaskStore
 import sqlite_utils
 root, place = default_directory(), sys.argv[1]
 start_together()
-for turn in range(40):
+for turn in range(20):
     here = root / str(turn)
     here.mkdir(parents=True, exist_ok=True)
     (here / place).touch()
@@ -586,7 +586,7 @@ for turn in range(40):
 
 
 def test_a_store_is_made_by_whoever_comes_first_and_the_others_wait(state_dir: Path) -> None:
-    """Forty times, because they meet at the wrong moment only now and then."""
+    """Twenty times, because they meet at the wrong moment only now and then."""
     ended = run_together(STARTER, state_dir, 4)
     assert [each.stdout + each.stderr for each in ended] == [""] * 4
 

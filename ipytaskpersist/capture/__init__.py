@@ -30,8 +30,8 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     displays.install(shell, patches)
     interaction.install(shell, patches)
     for event, call in (
-        ("pre_execute", FOREGROUND.begin_cell),
-        ("post_execute", FOREGROUND.end_cell),
+        ("pre_run_cell", FOREGROUND.begin_cell),
+        ("post_run_cell", FOREGROUND.end_cell),
     ):
         shell.events.register(event, call)
         patches.on_undo(partial(shell.events.unregister, event, call))

@@ -12,6 +12,7 @@ from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.capture.streams import is_routed
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import OutputKind
 
@@ -141,8 +142,11 @@ def _display_hook(shell: InteractiveShell, plain: Callable[..., None]) -> Callab
         task = active_task.get()
         if task is None:
             plain(self, value)
-        else:
+        elif is_routed(sys.stdout):
             show_result(shell, task, value)
+        else:
+            # A tool that runs code of its own, such as doctest, waits for it in a stream.
+            sys.__displayhook__(value)
 
     return __call__
 

@@ -21,7 +21,6 @@ from ipytaskpersist.patches import Patches
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-LAST_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")
 PACKAGE = str(Path(__file__).parent.parent)
 
 
@@ -45,20 +44,9 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
     plain_whole = shell.showtraceback
 
     def show_whole(*args: Any, **options: Any) -> None:
-        if active_task.get() is None:
-            plain_whole(*args, **options)
-            return
-        hide_own_frames(sys.exc_info()[1])
-        last = {name: getattr(sys, name) for name in LAST_ERROR if hasattr(sys, name)}
-        try:
-            plain_whole(*args, **options)
-        finally:
-            # What %tb and %debug look at is the foreground's own last error.
-            for name in LAST_ERROR:
-                if name in last:
-                    setattr(sys, name, last[name])
-                elif hasattr(sys, name):
-                    delattr(sys, name)
+        if active_task.get() is not None:
+            hide_own_frames(sys.exc_info()[1])
+        plain_whole(*args, **options)
 
     patches.set(shell, "showtraceback", show_whole)
 

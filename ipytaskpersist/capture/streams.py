@@ -187,6 +187,11 @@ class RoutedText:
         return getattr(self._behind, name)
 
 
+def is_routed(stream: Any) -> bool:
+    """Whether a stream asks to whom its writer belongs, so that nobody else has replaced it."""
+    return isinstance(stream, RoutedText) or hasattr(getattr(stream, "write", None), "plain")
+
+
 def stand_before(name: str, kind: OutputKind) -> None:
     """Put a `RoutedText` before what is in ``sys`` now, unless one is there."""
     stream = getattr(sys, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 BUSY_TIMEOUT_MS = 20_000
+LOCK_POLL_S = 0.01
 NETWORK_FILE_SYSTEMS = frozenset(
     (
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "lustre", "gpfs"),
@@ -221,15 +223,31 @@ def storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
+def _lock(descriptor: int, directory: StateDirectory) -> None:
+    import fcntl
+
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreBusy(
+                    f"another process is making or repairing the store {directory.store} and does "
+                    "not come to an end; try again when it has"
+                ) from None
+            time.sleep(LOCK_POLL_S)
+        else:
+            return
+
+
 @contextmanager
 def one_at_a_time(directory: StateDirectory) -> Iterator[None]:
     """Keep other processes from making or repairing the same store meanwhile."""
     descriptor = os.open(directory.lock, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, directory)
         yield
     finally:
         os.close(descriptor)
