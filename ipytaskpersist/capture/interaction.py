@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from ipytaskpersist.active import active_task
+from ipytaskpersist.active import FOREGROUND, active_task
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.patches import Patches
 
@@ -28,6 +28,27 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     """Route errors, and refuse input, from now on."""
     _route_errors(shell, patches)
     _refuse_input(shell, patches)
+    _keep_warnings_apart(shell, patches)
+
+
+def _keep_warnings_apart(shell: Any, patches: Patches) -> None:
+    """Let a foreground cell begin without making running tasks repeat their warnings.
+
+    IPython forgets at each cell's beginning which warnings were shown, for all code of the
+    notebook; while a task runs it must not.
+    """
+    plain = getattr(shell, "_clear_warning_registry", None)
+    if plain is None:
+        return
+
+    def clear() -> None:
+        if not FOREGROUND.tasks:
+            plain()
+
+    shell.events.unregister("pre_execute", plain)
+    shell.events.register("pre_execute", clear)
+    patches.on_undo(partial(shell.events.register, "pre_execute", plain))
+    patches.on_undo(partial(shell.events.unregister, "pre_execute", clear))
 
 
 def _route_errors(shell: InteractiveShell, patches: Patches) -> None:

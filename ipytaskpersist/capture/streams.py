@@ -32,7 +32,7 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     for kind in STREAM_KINDS:
         route_stream(getattr(sys, kind.value), kind, patches)
     if hasattr(shell, "_tee"):
-        patches.set(shell, "_tee", _tee(shell._tee, patches))
+        patches.set(shell, "_tee", _tee(shell._tee, (sys.stdout, sys.stderr), patches))
     _route_prompt(patches)
 
 
@@ -199,7 +199,7 @@ def stand_before(name: str, kind: OutputKind) -> None:
         setattr(sys, name, RoutedText(stream, kind))
 
 
-def _tee(plain_tee: Any, patches: Patches) -> Any:
+def _tee(plain_tee: Any, own_streams: tuple[Any, Any], patches: Patches) -> Any:
     """IPython's copying of a cell's output, kept behind the routing also in a terminal.
 
     What IPython restores at a cell's end is what it found at its beginning, so in a cell that has
@@ -210,10 +210,12 @@ def _tee(plain_tee: Any, patches: Patches) -> Any:
     def tee(channel: str) -> Iterator[None]:
         kind = OutputKind(channel)
         stream: Any = sys.stdout if kind is OutputKind.STDOUT else sys.stderr
-        if not hasattr(stream.write, "plain"):
+        # Another object may stand there for a task, as doctest's does: that one is left alone.
+        is_own = any(stream is own for own in own_streams) and not _is_kernel_stream(stream)
+        if is_own and not hasattr(stream.write, "plain"):
             stream.write = routed_write(kind, stream.write)
         with plain_tee(channel):
-            if not _is_kernel_stream(stream):
+            if is_own:
                 stream.write = routed_write(kind, stream.write)
             yield
         if patches.are_undone:
