@@ -13,7 +13,9 @@ import asyncio
 import inspect
 import itertools
 import threading
-from collections.abc import Awaitable, Callable
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -84,6 +86,8 @@ class Cell:
     steps: tuple[Step, ...]
     quiet: bool
     """Whether a semicolon at the end keeps the last value from being displayed."""
+    warnings: tuple[Any, ...] = ()
+    """What the compiler warned of: shown with the task's output, not the launching cell's."""
 
     @property
     def is_async(self) -> bool:
@@ -95,6 +99,47 @@ def compile_cell(
     shell: InteractiveShell, source: str, execution_count: int, interactivity: str = ""
 ) -> Cell:
     """Compile a cell as IPython would. Raises `CellSyntaxError`."""
+    with kept_warnings() as warned:
+        return _compile_cell(shell, source, execution_count, interactivity, warned)
+
+
+@contextmanager
+def kept_warnings() -> Iterator[list[Any]]:
+    """Keep the warnings of the calling thread in a list instead of showing them.
+
+    Not by `warnings.catch_warnings`, which makes all other threads repeat theirs.
+    """
+    kept: list[Any] = []
+    module: Any = warnings
+    plain, here = module._showwarnmsg, threading.get_ident()
+
+    def keep(message: Any) -> None:
+        if threading.get_ident() == here:
+            kept.append(message)
+        else:
+            plain(message)
+
+    module._showwarnmsg = keep
+    try:
+        yield kept
+    finally:
+        module._showwarnmsg = plain
+
+
+def show_warnings(messages: Iterable[Any]) -> None:
+    """Show warnings that were kept."""
+    module: Any = warnings
+    for message in messages:
+        module._showwarnmsg(message)
+
+
+def _compile_cell(
+    shell: InteractiveShell,
+    source: str,
+    execution_count: int,
+    interactivity: str,
+    warned: list[Any],
+) -> Cell:
     try:
         transformed = shell.transform_cell(source)
         name = shell.compile.cache(transformed, execution_count, raw_code=source)
@@ -104,7 +149,7 @@ def compile_cell(
     except (SyntaxError, OverflowError, ValueError, TypeError, MemoryError) as error:
         raise syntax_error(shell, error) from None
     quiet = shell.displayhook.semicolon_at_end_of_expression(transformed)
-    return Cell(steps, quiet)
+    return Cell(steps, quiet, tuple(warned))
 
 
 def _steps(shell: InteractiveShell, body: list[ast.stmt], name: str, mode: str) -> list[Step]:
@@ -231,6 +276,7 @@ class CellRun:
 
     async def _steps(self) -> BaseException | None:
         """Run the statements; return what was raised, once IPython has shown it."""
+        show_warnings(self._cell.warnings)
         for step in self._cell.steps:
             result: Any = ExecutionResult(None)
             if await self._shell.run_code(step.code, result, async_=step.is_async):

@@ -51,6 +51,9 @@ def _install_for_processes(patches: Patches) -> None:
         _kernel_streams[descriptor] = (status.st_dev, status.st_ino)
     popen: Any = subprocess.Popen
     patches.set(popen, "_get_handles", _get_handles(popen._get_handles))
+    if hasattr(subprocess, "_USE_POSIX_SPAWN"):
+        # A spawned shell command could be given no process group, and nobody would learn its pid.
+        patches.set(subprocess, "_USE_POSIX_SPAWN", False)
     if hasattr(subprocess, "_fork_exec"):
         patches.set(subprocess, "_fork_exec", _fork_exec(subprocess._fork_exec))
     patches.set(os, "system", _system(os.system))

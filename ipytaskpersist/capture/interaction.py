@@ -70,6 +70,16 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
         plain_whole(*args, **options)
 
     patches.set(shell, "showtraceback", show_whole)
+    plain_format: Any = shell.InteractiveTB.structured_traceback
+
+    def format_again(*args: Any, **options: Any) -> Any:
+        try:
+            return plain_format(*args, **options)
+        except SystemError:
+            # CPython 3.11 may fail to build a syntax tree while another thread builds one.
+            return plain_format(*args, **options)
+
+    patches.set(shell.InteractiveTB, "structured_traceback", format_again)
 
 
 def hide_own_frames(error: BaseException | None) -> None:
