@@ -41,8 +41,8 @@ _CHANGING = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"In ?\[\d+\]", "In[…]"),
-        # From Python 3.12 on a kernel warns of a cell that it parses to see whether it awaits, before
-        # it runs it: a warning of the kernel's, beside the cell's own one.
+        # From Python 3.12 on a kernel warns of a cell that it parses to see whether it awaits,
+        # before it runs it: a warning of the kernel's, beside the cell's own one.
         (r"<>:\d+: SyntaxWarning: .*\n", ""),
         (r"(?:ipykernel_\d+[/\\])?\b\d{5,}\.py\b", "<cell>.py"),
         (r"\b0x[0-9a-fA-F]{6,16}\b", "0x…"),
