@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ipytaskpersist.cards import Cards
     from ipytaskpersist.surfaces import IPythonSurface
 
-VERBS = ("list", "output", "show", "wait", "cancel", "result", "clear", "delete", "sessions")
+VERBS = ("cancel", "clear", "delete", "list", "output", "result", "sessions", "show", "wait")
 """The names of what `commands` defines."""
 
 

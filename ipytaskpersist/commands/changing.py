@@ -1,0 +1,131 @@
+"""The verbs that wait for tasks and change them: wait, cancel, clear, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from ipytaskpersist import views
+from ipytaskpersist.commands.definition import several, surface_and_manager, verbs, yes
+from ipytaskpersist.errors import InvalidRequest, TaskFailed, TaskNotDone
+from ipytaskpersist.handle import failure
+from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.store import Selection
+from ipytaskpersist.surfaces import Surface, stopped_by_interrupt
+
+
+@verbs.command()
+@several
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="At most S seconds.")
+@click.option("--check", is_flag=True, help="An error when a task did not complete.")
+@surface_and_manager
+def wait(surface: Surface, refs: Sequence[str], timeout: float | None, check: bool) -> None:
+    """Wait until tasks have ended. An interrupt ends the waiting, not the task."""
+    tasks = surface.manager.find_all(refs)
+    waiting = surface.waiting()
+    names = ", ".join(task.label for task in tasks)
+    ended: list[TaskRecord] = []
+    try:
+        with stopped_by_interrupt(f"no longer waiting; {names} runs on"):
+            ended = surface.manager.wait(tasks, timeout, waiting.show)
+    finally:
+        waiting.close()
+    late = [task for task in ended if not task.state.is_final]
+    if late and (check or not surface.is_ipython):
+        labels = ", ".join(task.label for task in late)
+        raise TaskNotDone(f"still running after {timeout:g} s: {labels}")
+    failed = [task for task in ended if task.state.is_final and task.exit_code != 0]
+    if failed and check:
+        message = str(failure(failed[0], []))
+        if surface.is_ipython:
+            raise TaskFailed(message)
+        click.echo(surface.in_words(message), err=True)
+    surface.exit(_exit_status(failed[0]) if failed else 0 if ended else 130)
+
+
+def _exit_status(task: TaskRecord) -> int:
+    """A task's exit code as a shell gives it: 128 and the number for a signal, 1 without any."""
+    code = 1 if task.exit_code is None else task.exit_code
+    return 128 - code if code < 0 else code
+
+
+@verbs.command()
+@several
+@click.option("--all", "every_task", is_flag=True, help="All live tasks of this notebook.")
+@yes
+@surface_and_manager
+def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -> None:
+    """Cancel tasks. A thread inside a call of C code ends when that call returns."""
+    manager = surface.manager
+    if every_task and refs:
+        raise InvalidRequest("cancel takes either --all or the tasks' references, not both")
+    if every_task:
+        live = (TaskState.PENDING, TaskState.RUNNING)
+        tasks = manager.select(Selection(manager.notebook_key() or -1, live))
+    else:
+        tasks = manager.find_all(refs)
+    _confirm_others(surface, tasks, "Cancel", yes)
+    asked = [task for task in tasks if manager.cancel(task)]
+    current = {task.key: task for task in manager.wait(asked, timeout_s=1.0)}
+    for task in tasks:
+        click.echo(_cancelled(task, current.get(task.key)))
+    if not tasks:
+        click.echo("nothing to cancel")
+
+
+def _cancelled(task: TaskRecord, now: TaskRecord | None) -> str:
+    if now is None:
+        return f"task {task.label} had ended: {task.state.value}"
+    if now.state.is_final:
+        return f"task {task.label}: {now.state.value}"
+    return (
+        f"task {task.label}: cancellation requested; it runs on until the call that it is in "
+        "returns, because a thread cannot be stopped inside C code"
+    )
+
+
+def _confirm_others(surface: Surface, tasks: Sequence[TaskRecord], verb: str, yes: bool) -> None:
+    others = [task for task in tasks if not surface.manager.is_own(task)]
+    if others and not yes:
+        ids = ", ".join(task.id for task in others)
+        places = ", ".join(sorted({views.notebook_name(task.notebook) for task in others}))
+        surface.confirm(
+            f"{verb} {ids} of another notebook ({places})?",
+            f"{ids} belongs to another notebook ({places}); add --yes to {verb.lower()} it",
+        )
+
+
+@verbs.command()
+@surface_and_manager
+def clear(surface: Surface) -> None:
+    """Cancel this session's running tasks and take ended ones off the list. Deletes nothing."""
+    cancelled, cleared = surface.manager.clear()
+    stopped = f"cancelled {cancelled}, " if cancelled else ""
+    shows = surface.in_words("%bg_list --cleared")
+    click.echo(f"{stopped}took {cleared} off the list; {shows} still shows them")
+
+
+@verbs.command()
+@several
+@yes
+@surface_and_manager
+def delete(surface: Surface, refs: Sequence[str], yes: bool) -> None:
+    """Delete ended tasks for good, with their outputs and results."""
+    if not refs:
+        raise InvalidRequest("which task? delete takes its number, name or id: %bg_delete 3")
+    tasks = surface.manager.find_all(refs)
+    for task in tasks:
+        if not task.state.is_final:
+            raise InvalidRequest(
+                f"task {task.label} is {task.state.value}; cancel it first: "
+                f"%bg_cancel {task.number}"
+            )
+    labels = ", ".join(task.label for task in tasks)
+    if not yes:
+        surface.confirm(
+            f"Delete {labels} with all outputs?", f"add --yes to delete {labels} for good"
+        )
+    for task in tasks:
+        surface.manager.delete(task)
+    click.echo(f"deleted {labels}")

@@ -1,0 +1,94 @@
+"""What all verbs have in common: how they are parsed, and the options that many take."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.surfaces import Surface
+
+HELP = {"help_option_names": ["-h", "--help"]}
+COUNTED_BACK = re.compile(r"-\d+")
+
+
+class Verb(click.Command):
+    """A command whose arguments may be ``-1``, ``-2`` …, which click takes for options."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Not taken from the group, because ``%bg_VERB`` calls a verb without it.
+        super().__init__(*args, **{**options, "context_settings": HELP})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put what is counted back behind ``--``, where nothing is an option."""
+        end = args.index("--") if "--" in args else len(args)
+        with_value = {name for param in self.params for name in param.opts if _takes_value(param)}
+        back: list[str] = []
+        rest: list[str] = []
+        for before, arg in zip(["", *args], args[:end], strict=False):
+            is_reference = COUNTED_BACK.fullmatch(arg) and before not in with_value
+            (back if is_reference else rest).append(arg)
+        return super().parse_args(ctx, [*rest, "--", *back, *args[end + 1 :]])
+
+
+def _takes_value(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and not param.is_flag
+
+
+class Verbs(click.Group):
+    """All verbs. Knows which one was probably meant."""
+
+    command_class = Verb
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the verb, or say which is nearest."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            meant = (
+                f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self.commands)}."
+            )
+            raise click.UsageError(f"No verb '{args[0]}'; {meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, context_settings=HELP)
+def verbs() -> None:
+    """Background cells that outlive their kernel."""
+
+
+surface_and_manager = click.make_pass_decorator(Surface)
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+yes = click.option("--yes", is_flag=True, help="Do not ask.")
+one = click.argument("ref", required=False, metavar="[REF]")
+several = click.argument("refs", nargs=-1, metavar="[REF]...")
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def refuse_together(given: dict[str, bool]) -> None:
+    """Refuse flags of which only one makes sense."""
+    if sum(given.values()) > 1:
+        *names, last = given
+        raise InvalidRequest(f"{', '.join(names)} and {last} exclude each other; give one of them")
+
+
+def run(arguments: Sequence[str], surface: Surface, command: click.Command = verbs) -> Any:
+    """Run one command line, and return what it returns.
+
+    Raises `BackgroundError` for what went wrong, and `click.ClickException` for what was typed
+    wrong.
+    """
+    name = "" if command is verbs else f"_{command.name}"
+    program = f"%bg{name}" if surface.is_ipython else "jupyter bg"
+    words = list(arguments) or (["--help"] if command is verbs else [])
+    with command.make_context(program, words, obj=surface) as context:
+        return command.invoke(context)

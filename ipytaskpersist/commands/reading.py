@@ -1,0 +1,250 @@
+"""The verbs that tell what is known: list, output, show, result, sessions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipytaskpersist import outputs, views
+from ipytaskpersist.commands.definition import (
+    as_json,
+    one,
+    print_json,
+    refuse_together,
+    surface_and_manager,
+    verbs,
+)
+from ipytaskpersist.errors import InvalidRequest, TaskNotDone
+from ipytaskpersist.handle import Task, failure
+from ipytaskpersist.outputs import Output
+from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
+from ipytaskpersist.store import Selection
+from ipytaskpersist.surfaces import NotebookSurface, Surface, stopped_by_interrupt
+
+TABLE_LIMIT = 30
+FOLLOW_S = 0.03
+
+
+@verbs.command("list")
+@click.option("--all", "every_notebook", is_flag=True, help="The tasks of every notebook.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice([state.value for state in TaskState]),
+    help="Only tasks in this state. May be given several times.",
+)  # fmt: skip
+@click.option("--session", metavar="ID", help="Only this session's; 8 characters are enough.")
+@click.option("--cleared", is_flag=True, help="Also those that clear took off the list.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N",
+    help=f"Only the newest N. Default: {TABLE_LIMIT} in a table, all with --json.",
+)  # fmt: skip
+@as_json
+@surface_and_manager
+def list_(
+    surface: Surface,
+    every_notebook: bool,
+    states: Sequence[str],
+    session: str | None,
+    cleared: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List this notebook's background tasks, newest last."""
+    manager = surface.manager
+    every_notebook = every_notebook or bool(session)
+    selection = Selection(
+        notebook_key=None if every_notebook else manager.notebook_key() or -1,
+        states=[TaskState(state) for state in states],
+        session_prefix=_session_prefix(surface, session),
+        cleared=cleared or bool(session),
+        limit=limit or (None if as_json else TABLE_LIMIT),
+    )
+    tasks = manager.select(selection)
+    now = views.utc_now()
+    if as_json:
+        print_json({"tasks": [task.as_json(now) for task in tasks], "count": len(tasks)})
+        return
+    full = len(tasks) == selection.limit
+    total = manager.store.tasks.count(selection) if full else len(tasks)
+    surface.listing(views.Listing(tasks, total, every_notebook, now))
+
+
+def _session_prefix(surface: Surface, session: str | None) -> str:
+    if not session:
+        return ""
+    store = surface.manager.store
+    if store.exists and store.open().sessions.find(session):
+        return session
+    recent = store.sessions.select(None, 5) if store.exists else []
+    known = ", ".join(known.id[:8] for known in reversed(recent)) or "none yet"
+    raise InvalidRequest(f"no session '{session}'; the most recent are {known}")
+
+
+@verbs.command()
+@one
+@click.option("--stdout", is_flag=True, help="Only its standard output.")
+@click.option("--stderr", is_flag=True, help="Only its standard error.")
+@click.option("--raw", is_flag=True, help="The bytes of its streams as they were written.")
+@click.option("--head", type=click.IntRange(min=0), metavar="N", help="Only the first N lines.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@click.option("--follow", is_flag=True, help="Go on until the task ends; interrupt to leave.")
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write its streams to a file instead, as they were written.",
+)  # fmt: skip
+@as_json
+@surface_and_manager
+def output(
+    surface: Surface,
+    ref: str | None,
+    stdout: bool,
+    stderr: bool,
+    raw: bool,
+    head: int | None,
+    tail: int | None,
+    follow: bool,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what a task printed, displayed and raised, in the order in which it happened."""
+    refuse_together({"--head": head is not None, "--tail": tail is not None, "--follow": follow})
+    ways = {"--follow": follow, "--save": save is not None, "--raw": raw, "--json": as_json}
+    refuse_together(ways)
+    task = surface.manager.find(ref)
+    chosen = {OutputKind.STDOUT: stdout, OutputKind.STDERR: stderr}
+    kinds = tuple(kind for kind, wanted in chosen.items() if wanted)
+    if follow:
+        _follow(surface, task, kinds)
+    elif save is not None or raw:
+        cut = outputs.Cut(kinds or STREAM_KINDS, head, tail)
+        pieces = outputs.stream_bytes(surface.manager.store, task.key, cut)
+        if save is None:
+            surface.raw(pieces)
+        else:
+            _save(task, pieces, save)
+    else:
+        cut = outputs.Cut(kinds, head, tail)
+        _show(surface, outputs.of_task(surface.manager.store, task.key, cut), as_json)
+
+
+def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
+    if as_json:
+        print_json(outputs.as_nbformat(outputs.merge_streams(chosen)))
+        return
+    for each in chosen:
+        surface.output(each)
+
+
+def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
+    try:
+        with path.expanduser().open("wb") as file:
+            size = sum(file.write(piece) for piece in pieces)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
+    click.echo(f"task {task.label}: {size:,} bytes written to {path}")
+
+
+def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
+    manager, after, version = surface.manager, 0, -1
+    follower = outputs.Follower()
+    with stopped_by_interrupt(f"\nno longer following; task {task.label} runs on"):
+        while True:
+            seen = manager.store.database.data_version
+            manager.reconcile()
+            task = manager.refresh(task)
+            if seen != version or task.state.is_final:
+                version = seen
+                for record in manager.store.outputs.of(task.key, kinds=kinds, after=after):
+                    _pass_on(surface, record.kind, follower.output(record))
+                    after = record.sequence
+            if task.state.is_final:
+                for each in follower.finish():
+                    surface.output(each)
+                return
+            time.sleep(FOLLOW_S)
+
+
+def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
+    if kind is OutputKind.CLEAR_OUTPUT:
+        surface.clear_output(bool(output["wait"]))
+    elif kind is OutputKind.UPDATE_DISPLAY_DATA and isinstance(surface, NotebookSurface):
+        surface.update(output)
+    else:
+        surface.output(output)
+
+
+@verbs.command()
+@one
+@as_json
+@surface_and_manager
+def show(surface: Surface, ref: str | None, as_json: bool) -> None:
+    """Show all that is known of one task: its state history, sizes, result and source."""
+    from ipytaskpersist.details import as_document, as_text
+
+    task = surface.manager.find(ref)
+    if as_json:
+        print_json(as_document(surface.manager, task))
+    else:
+        click.echo(as_text(surface.manager, task))
+
+
+@verbs.command()
+@one
+@as_json
+@surface_and_manager
+def result(surface: Surface, ref: str | None, as_json: bool) -> Any:
+    """The value of a task's last expression."""
+    manager = surface.manager
+    task = manager.find(ref)
+    if not task.state.is_final:
+        raise TaskNotDone(
+            f"task {task.label} is {task.state.value}, so it has no result yet; "
+            f"%bg_wait {task.number} waits for it"
+        )
+    if task.state is not TaskState.COMPLETED:
+        raise failure(task, [])
+    value = Task(manager, task).value()
+    if as_json:
+        kept = manager.store.results.get(task.key)
+        print_json(
+            {
+                "id": task.id,
+                "number": task.number,
+                "name": task.name or None,
+                "value": _json_or_none(value),
+                "text": kept.text if kept else None,
+            }
+        )
+        return None
+    return surface.value(value)
+
+
+def _json_or_none(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return None
+    return value
+
+
+@verbs.command()
+@click.option("--all", "every_notebook", is_flag=True, help="The sessions of every notebook.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
+@as_json
+@surface_and_manager
+def sessions(surface: Surface, every_notebook: bool, limit: int | None, as_json: bool) -> None:
+    """List this notebook's sessions, newest last."""
+    from ipytaskpersist.terminal import render, session_table
+
+    manager = surface.manager
+    manager.reconcile()
+    key = None if every_notebook else manager.notebook_key() or -1
+    found = manager.store.sessions.select(key, limit) if manager.store.exists else []
+    if as_json:
+        print_json({"sessions": [*map(views.session_json, found)], "count": len(found)})
+    else:
+        click.echo(render(*session_table(found, views.utc_now()), plain=surface.is_ipython))
