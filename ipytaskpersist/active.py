@@ -74,7 +74,7 @@ class ActiveTask:
     def silent(self) -> ActiveTask:
         """The same task, but nothing that is printed or displayed to it is kept."""
         recording: Any = Silence()
-        return ActiveTask(self.record, recording, type(self.children)(recording), Context())
+        return ActiveTask(self.record, recording, self.children.silent(recording), Context())
 
     # Cancelling.
 

@@ -3,36 +3,77 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ipytaskpersist.active import active_task
+from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.handle import Task
+from ipytaskpersist.launcher import PROCESS, SHELL, THREAD, Request
 from ipytaskpersist.manager import current
+from ipytaskpersist.records import Options
 from ipytaskpersist.store import Selection
 
 
-def background(source: str, name: str = "") -> Task:
+def background(
+    source: str,
+    name: str = "",
+    *,
+    shell: bool = False,
+    process: bool = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    pty: bool = False,
+    shell_path: str | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
+    `shell` makes the source a shell command, `process` runs Python in a process of its own; both
+    outlive the kernel, and a shell command can be launched by any program. For them, `cwd` is the
+    directory, `env` further environment variables, and `timeout` the seconds after which they are
+    ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and `outputs` name
+    the variables that a Python process is given and leaves; by default those that the source uses
+    and assigns.
+
     Returns as soon as the task is durably recorded. Raises what `%%background` reports: a
-    `BackgroundError` for an empty source or a store that cannot be written, and the error itself
-    for a source that does not compile.
+    `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
+    written, and the error itself for a source that does not compile.
     """
     manager = current()
-    return Task(manager, manager.launch_cell(source, name))
+    if shell and process:
+        raise InvalidRequest("a task is either a shell command or Python in a process, not both")
+    where = SHELL if shell else PROCESS if process else ""
+    options = Options(
+        cwd=None if cwd is None else os.fspath(cwd),
+        env=dict(env or {}),
+        timeout_s=timeout,
+        pty=pty,
+        shell_path=shell_path,
+        inputs=None if inputs is None else list(inputs),
+        outputs=None if outputs is None else list(outputs),
+    )
+    return Task(manager, manager.launcher.launch(source, Request(name, where, options)))
 
 
-def submit(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
+def submit(
+    function: Callable[..., Any], /, *args: Any, process: bool = False, **kwargs: Any
+) -> Task:
     """Call ``function(*args, **kwargs)`` in the background and return its task.
 
-    The task is named after the function. An ``async`` function is run to its end.
+    The task is named after the function. An ``async`` function is run to its end. With `process`
+    the call runs in a process of its own, which gets copies of function and arguments and outlives
+    the kernel.
     """
     manager = current()
     call = partial(function, *args, **kwargs)
     name = getattr(function, "__name__", type(function).__name__)
-    return Task(manager, manager.launch_function(call, _source(function), name))
+    request = Request(name, PROCESS if process else THREAD)
+    return Task(manager, manager.launcher.launch_function(call, _source(function), request))
 
 
 def _source(function: Callable[..., Any]) -> str:

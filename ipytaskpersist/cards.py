@@ -36,9 +36,11 @@ class Cards:
     def show(self, task: TaskRecord) -> None:
         """Show a task's card in the running cell, and update it until the task ends."""
         display_id = uuid4().hex
-        # Its thread has been started; the card need not wait for the store to say so.
-        started = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
-        html = self._publish(started, display_id, update=False)
+        shown = task
+        if task.runner == "thread":
+            # It has been started; the card need not wait for the store to say so.
+            shown = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
+        html = self._publish(shown, display_id, update=False)
         self._shown[task.key] = (display_id, task, html)
         if self._thread is None:
             self._thread = threading.Thread(

@@ -39,6 +39,10 @@ class Children:
         self._ended = False
         self.have_streams = False
 
+    def silent(self, recording: Recording) -> Children:
+        """Others, whose output goes to a recording that keeps nothing."""
+        return Children(recording)
+
     @property
     def in_child(self) -> bool:
         """Whether this is a forked copy, in a child of the task."""

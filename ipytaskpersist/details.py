@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from ipytaskpersist import views
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.records import OutputKind, ResultRecord, TaskRecord
+from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskRecord
 from ipytaskpersist.terminal import details, history_line, render
+
+LONG_WORD = 200
 
 
 def as_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]:
     """The JSON document of ``show --json``."""
     sizes = {kind: manager.store.outputs.stream_size(task.key, kind) for kind in _STREAMS}
     kept = manager.store.results.get(task.key)
+    process = manager.store.processes.get(task.key)
+    variables = manager.store.results.variables(task.key)
     return {
         **task.as_json(views.utc_now()),
         "history": [
@@ -25,6 +30,9 @@ def as_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]:
             for kind, size in sizes.items()
         },
         "result": None if kept is None else _result_document(kept),
+        "variables": {each.name: _result_document(each) for each in variables},
+        "process": None if process is None else _process_document(process),
+        "rerun_of": _id_of(manager, task.rerun_of),
     }
 
 
@@ -35,10 +43,32 @@ def _result_document(kept: ResultRecord) -> dict[str, Any]:
     return {"text": kept.text, "size_bytes": kept.size_bytes, "problem": kept.problem}
 
 
+def _process_document(process: ProcessRecord) -> dict[str, Any]:
+    return {
+        "command": list(process.command),
+        "directory": process.directory,
+        "pid": process.pid,
+        "cpu_s": process.cpu_s,
+        "peak_memory_bytes": process.peak_memory_bytes,
+        "timeout_s": process.timeout_s,
+        "env": dict(process.options.env),
+    }
+
+
+def _id_of(manager: BackgroundTasks, key: int | None) -> str | None:
+    task = None if key is None else manager.store.tasks.get(key)
+    return None if task is None else task.id
+
+
 def as_text(manager: BackgroundTasks, task: TaskRecord) -> str:
     """What ``show`` prints."""
     plain = manager.shell is not None
-    rows = [*_facts(task), *_what_is_kept(manager, task), *_history(manager, task)]
+    rows = [
+        *_facts(task),
+        *_process(manager, task),
+        *_what_is_kept(manager, task),
+        *_history(manager, task),
+    ]
     return f"{render(details(rows), plain=plain)}\n\n{task.source.rstrip()}"
 
 
@@ -60,6 +90,32 @@ def _facts(task: TaskRecord) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
+def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
+    process = manager.store.processes.get(task.key)
+    if process is None:
+        return [("rerun of", _id_of(manager, task.rerun_of) or "")] if task.rerun_of else []
+    facts = [
+        ("rerun of", _id_of(manager, task.rerun_of) or ""),
+        ("command", _command(process) if task.kind == "shell" else ""),
+        ("directory", process.directory),
+        ("pid", "" if process.pid is None else str(process.pid)),
+        ("time limit", "" if process.timeout_s is None else f"{process.timeout_s:g} s"),
+        ("CPU time", "" if process.cpu_s is None else f"{process.cpu_s:.2f} s"),
+        ("peak memory", _size(process.peak_memory_bytes)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _command(process: ProcessRecord) -> str:
+    """The command without its script, which stands below as the task's source."""
+    shown = [word for word in process.command if "\n" not in word and len(word) < LONG_WORD]
+    return " ".join(map(shlex.quote, shown))
+
+
+def _size(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else f"{size_bytes / 2**20:,.1f} MB"
+
+
 def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
     rows = []
     for kind in _STREAMS:
@@ -73,7 +129,16 @@ def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str,
         rows.append(("result", f"{shown}{size_text}"))
         if kept.problem:
             rows.append(("not kept", kept.problem))
+    rows.extend(
+        (f"left {each.name}", _variable(each)) for each in manager.store.results.variables(task.key)
+    )
     return rows
+
+
+def _variable(kept: ResultRecord) -> str:
+    if kept.problem:
+        return f"not kept: {kept.problem}"
+    return f"{views.shorten(kept.text, 100)} ({kept.size_bytes:,} bytes)"
 
 
 def _history(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:

@@ -28,6 +28,10 @@ class ConfirmationNeeded(BackgroundError):
     """The command changes what it should not change by accident, and nobody said yes."""
 
 
+class AlreadyRunAgain(BackgroundError):
+    """The interrupted task that was to be resumed has been run again by somebody else."""
+
+
 class TaskNotDone(BackgroundError):
     """The task has not ended, so what was asked for is not there yet."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
 from ipytaskpersist.magics import BackgroundMagics
 from ipytaskpersist.manager import BackgroundTasks, set_current
 from ipytaskpersist.patches import Patches
@@ -59,6 +59,19 @@ class Extension:
             total = sum(counts.values())
             tasks = "1 task" if total == 1 else f"{total} tasks"
             print(f"session {session.id[:8]}: {tasks} from before, {parts}. %bg_list shows them")
+        if manager.auto_resume:
+            self._resume()
+
+    def _resume(self) -> None:
+        for task in self.manager.resumable():
+            try:
+                again = self.manager.launcher.rerun(task, once=True)
+            except AlreadyRunAgain:
+                continue
+            except BackgroundError as error:
+                print(f"task {task.label} could not be resumed: {error}", file=sys.stderr)
+            else:
+                print(f"resumed task {task.label} as {again.number}")
 
     def unload(self) -> None:
         """Put everything back. Running thread tasks are interrupted."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ipytaskpersist import outputs, views
-from ipytaskpersist.errors import BackgroundError, TaskFailed
+from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskFailed
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import EventRecord, OutputKind, TaskRecord, TaskState
 
@@ -118,6 +118,15 @@ class Task:
     def cancel(self) -> bool:
         """Ask for its cancellation. Returns False when it had ended."""
         return self._manager.cancel(self._record)
+
+    def rerun(self) -> Task:
+        """Run it again with the same options, and return the new task.
+
+        Raises `InvalidRequest` when it has not ended.
+        """
+        if not self.done():
+            raise InvalidRequest(f"task {self._record.label} is {self.state}; cancel it first")
+        return Task(self._manager, self._manager.launcher.rerun(self._record))
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait, and return the value of its last expression, or of its function.

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipytaskpersist import processes
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -48,27 +50,8 @@ def process_start(pid: int) -> str | None:
 
     A zombie counts as gone: it has ended, and only its parent has not noticed.
     """
-    if sys.platform != "linux":
-        return _process_start_psutil(pid)
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    # The command's name is in parentheses and may hold anything, so count from the last one.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
-
-
-def _process_start_psutil(pid: int) -> str | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return f"{process.create_time():.2f}"
-    except psutil.Error:
-        return None
+    process = processes.find(pid)
+    return None if process is None or process.is_zombie else process.start
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,14 +35,19 @@ _kernel_streams: dict[int, tuple[int, int]] = {}
 def install(patches: Patches) -> None:
     """Hand tasks on from now on."""
     global _installed
-    patches.set(threading.Thread, "start", _thread_start(threading.Thread.start))
-    patches.set(ThreadPoolExecutor, "submit", _submit(ThreadPoolExecutor.submit))
+    install_for_threads(patches)
     patches.set(time, "sleep", _sleep(time.sleep))
     if sys.platform != "win32":
         _install_for_processes(patches)
         _installed = True
         patches.on_undo(_stop_adopting)
         patches.on_undo(READER.close)
+
+
+def install_for_threads(patches: Patches) -> None:
+    """Hand tasks on to threads and pools of threads."""
+    patches.set(threading.Thread, "start", _thread_start(threading.Thread.start))
+    patches.set(ThreadPoolExecutor, "submit", _submit(ThreadPoolExecutor.submit))
 
 
 def _install_for_processes(patches: Patches) -> None:

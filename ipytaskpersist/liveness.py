@@ -1,11 +1,11 @@
-"""Decide which sessions are still alive. The only place that does."""
+"""Decide which sessions and supervisors are still alive. The only place that does."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ipytaskpersist.identity import ProcessIdentity, boot_id
-from ipytaskpersist.records import SessionRecord
+from ipytaskpersist.identity import ProcessIdentity, boot_id, host_name
+from ipytaskpersist.records import SessionRecord, SupervisorRecord
 from ipytaskpersist.store import TaskStore
 
 SILENCE_S = 120.0
@@ -28,21 +28,31 @@ def find_dead(store: TaskStore, *, except_session: str) -> list[tuple[SessionRec
     return dead
 
 
+def find_dead_supervisors(store: TaskStore) -> list[tuple[SupervisorRecord, str]]:
+    """The supervisors that did not say how they ended and are gone, with why."""
+    found = ((each, _gone(each, "supervisor died", {})) for each in store.supervisors.unfinished())
+    return [(supervisor, reason) for supervisor, reason in found if reason is not None]
+
+
 def _cause(
     session: SessionRecord, has_tasks: bool, alive: dict[ProcessIdentity, bool]
 ) -> str | None:
     """Why the session is gone; None while it is alive, or nobody can tell."""
-    process = ProcessIdentity(session.host, session.boot_id, session.pid, session.process_start)
+    if session.host != host_name() and not has_tasks:
+        return None  # only a session with running tasks sends heartbeats
+    return _gone(session, f"{PROCESS_NAMES[session.front_end]} died", alive)
+
+
+def _gone(
+    owner: SessionRecord | SupervisorRecord, died: str, alive: dict[ProcessIdentity, bool]
+) -> str | None:
+    process = ProcessIdentity(owner.host, owner.boot_id, owner.pid, owner.process_start)
     if not process.is_local:
-        # Only a session with running tasks sends heartbeats.
-        silent_s = (datetime.now(UTC) - session.heartbeat_at).total_seconds()
-        if not has_tasks or silent_s < SILENCE_S:
-            return None
-        return (
-            f"no sign of life from {session.host} since {session.heartbeat_at:%Y-%m-%d %H:%M} UTC"
-        )
-    if session.boot_id != boot_id():
+        silent_s = (datetime.now(UTC) - owner.heartbeat_at).total_seconds()
+        since = f"{owner.heartbeat_at:%Y-%m-%d %H:%M} UTC"
+        return None if silent_s < SILENCE_S else f"no sign of life from {owner.host} since {since}"
+    if owner.boot_id != boot_id():
         return "machine rebooted"
     if process not in alive:
         alive[process] = process.is_alive
-    return None if alive[process] else f"{PROCESS_NAMES[session.front_end]} died"
+    return None if alive[process] else died

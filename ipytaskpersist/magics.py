@@ -15,15 +15,20 @@ from IPython.core.error import UsageError
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.records import TaskRecord
 
 if TYPE_CHECKING:
     import click
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipytaskpersist.cards import Cards
+    from ipytaskpersist.launcher import Request
     from ipytaskpersist.surfaces import IPythonSurface
 
-VERBS = ("cancel", "clear", "delete", "list", "output", "result", "sessions", "show", "wait")
+VERBS = (
+    *("cancel", "clear", "delete", "list", "load", "output", "rerun", "result", "resume"),
+    *("sessions", "show", "wait"),
+)
 """The names of what `commands` defines."""
 
 
@@ -94,35 +99,36 @@ class BackgroundMagics:
     def _surface(self) -> IPythonSurface:
         from ipytaskpersist.surfaces import IPythonSurface, NotebookSurface
 
-        return (NotebookSurface if self._in_notebook else IPythonSurface)(
-            self._manager, self._shell
-        )
+        if self._in_notebook:
+            return NotebookSurface(self._manager, self._shell, self._show_card)
+        return IPythonSurface(self._manager, self._shell)
 
-    def _background_cell(self, line: str, cell: str) -> None:
-        with usage_errors():
-            context = _command("background").make_context("%%background", _split(line))
-            self._launch(cell, " ".join(context.params["name"]))
-
-    def _background_line(self, line: str) -> None:
-        with usage_errors():
-            if line.strip() in ("-h", "--help"):
-                _command("background").main(["--help"], "%background")
-            self._launch(line, "")
-
-    def _launch(self, source: str, name: str) -> None:
-        from ipytaskpersist import views
-
-        task = self._manager.launch_cell(source, name)
-        # What is left of this cell is no code of a person's own.
-        FOREGROUND.end_cell()
-        if not self._in_notebook:
-            print(views.launched_text(task))
-            return
+    def _show_card(self, task: TaskRecord) -> None:
         if self._cards is None:
             from ipytaskpersist.cards import Cards
 
             self._cards = Cards(self._shell, self._manager)
         self._cards.show(task)
+
+    def _background_cell(self, line: str, cell: str) -> None:
+        with usage_errors():
+            command = _command("background")
+            with command.make_context("%%background", _split(line)) as context:
+                self._launch(cell, command.invoke(context))
+
+    def _background_line(self, line: str) -> None:
+        from ipytaskpersist.launcher import Request
+
+        with usage_errors():
+            if line.strip() in ("-h", "--help"):
+                _command("background").main(["--help"], "%background")
+            self._launch(line, Request())
+
+    def _launch(self, source: str, request: Request) -> None:
+        task = self._manager.launcher.launch(source, request)
+        # What is left of this cell is no code of a person's own.
+        FOREGROUND.end_cell()
+        self._surface().launched(task)
 
 
 def _split(line: str) -> list[str]:

@@ -8,25 +8,27 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Enum, Unicode
+from traitlets import Bool, Enum, Float, Unicode
 from traitlets.config import Configurable
 
-from ipytaskpersist import references
+from ipytaskpersist import reconciling, references
 from ipytaskpersist.active import FOREGROUND
-from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone
 from ipytaskpersist.identity import SessionIdentity, session_identity
-from ipytaskpersist.liveness import find_dead
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
-from ipytaskpersist.store import NewTask, Selection, TaskStore
+from ipytaskpersist.store import Selection, TaskStore
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipytaskpersist.cell import Outcome
+    from ipytaskpersist.delivery import Delivery, Loaded
+    from ipytaskpersist.launcher import Launcher
     from ipytaskpersist.patches import Patches
     from ipytaskpersist.recorder import Recorder
+    from ipytaskpersist.runners.process import ProcessRunner
     from ipytaskpersist.runners.thread import ThreadRunner
 
 POLL_S = 0.02
@@ -50,6 +52,28 @@ class BackgroundTasks(Configurable):
         "also a loss of power, at the cost of waiting for the disk with every commit.",
     ).tag(config=True)
 
+    runner = Enum(
+        ("thread", "process"),
+        "thread",
+        help="Where a Python cell runs when neither --thread nor --process is given. 'thread' (the "
+        "default): it shares the notebook's variables and ends with the kernel. 'process': it gets "
+        "copies of the variables that it uses, and outlives the kernel.",
+    ).tag(config=True)
+    shell_path = Unicode(
+        "/bin/sh", help="The shell that runs the body of %%background --shell. Default: /bin/sh."
+    ).tag(config=True)
+    cancel_grace_s = Float(
+        5.0,
+        min=0,
+        help="Seconds between SIGTERM and SIGKILL when a process or shell task is cancelled or its "
+        "time is over. Default: 5.",
+    ).tag(config=True)
+    auto_resume = Bool(
+        False,
+        help="Whether loading the extension runs this notebook's interrupted tasks again, each "
+        "once. Default: False.",
+    ).tag(config=True)
+
     def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.shell = shell
@@ -62,7 +86,9 @@ class BackgroundTasks(Configurable):
         self._has_ended = False
         self._identity: SessionIdentity | None = None
         self._recorder: Recorder | None = None
-        self._runner: ThreadRunner | None = None
+        self._threads: ThreadRunner | None = None
+        self._processes: ProcessRunner | None = None
+        self._delivery: Delivery | None = None
         self._patches: Patches | None = None
 
     # The session.
@@ -116,78 +142,35 @@ class BackgroundTasks(Configurable):
 
     # Launching.
 
-    def launch_cell(self, source: str, name: str = "") -> TaskRecord:
-        """Run a cell's source in a thread. Returns when the task is durably recorded.
+    @property
+    def launcher(self) -> Launcher:
+        """What launches tasks in this process."""
+        from ipytaskpersist.launcher import Launcher
 
-        Raises `InvalidRequest` for an empty cell, `cell.CellSyntaxError` for one that does not
-        compile, and `StoreError` when the store cannot be written; no task is made then.
-        """
-        from ipytaskpersist.cell import compile_cell, run_cell
+        return Launcher(self)
 
-        shell = self._require_shell()
-        if not source.strip():
-            raise InvalidRequest(
-                "the cell is empty: write the code to run in the background below %%background"
-            )
-        cell = compile_cell(shell, source, self._execution_count())
-        return self._launch(source, name, lambda task: run_cell(shell, cell, task))
-
-    def launch_function(self, call: Callable[[], Any], source: str, name: str) -> TaskRecord:
-        """Run a function in a thread. Returns when the task is durably recorded."""
-        from ipytaskpersist.cell import run_function
-
-        shell = self._require_shell()
-        return self._launch(source, name, lambda task: run_function(shell, call, task))
-
-    def _launch(self, source: str, name: str, work: Callable[[Any], Outcome]) -> TaskRecord:
-        session, runner = self.session(), self.runner
-        self.store.require_writable()
-        record = self.store.tasks.insert(
-            NewTask(
-                notebook_key=session.notebook_key,
-                session_id=session.id,
-                name=name,
-                kind="python",
-                runner="thread",
-                source=source,
-                cell_id=self._cell_id(),
-                execution_count=self._execution_count(),
-            )
-        )
-        runner.launch(record, work, lambda: self._notify(record.key))
-        return record
-
-    def _require_shell(self) -> InteractiveShell:
-        if self.shell is None:
-            raise InvalidRequest(
-                "a task can only be launched from IPython or a notebook; start one, and type "
-                "%load_ext ipytaskpersist"
-            )
-        return self.shell
-
-    def _execution_count(self) -> int:
-        # IPython 9 counts at the beginning of a cell, IPython 8 at its end; the hook knows.
-        hook: Any = self.shell.displayhook if self.shell else None
-        return int(hook.prompt_count) if hook is not None else 0
-
-    def _cell_id(self) -> str | None:
-        get_parent = getattr(self.shell, "get_parent", None)
-        parent = get_parent() if get_parent is not None else None
-        cell_id = ((parent or {}).get("metadata") or {}).get("cellId")
-        return str(cell_id) if cell_id else None
-
-    def _notify(self, key: int) -> None:
+    def notify(self, key: int) -> None:
+        """Tell who wants to know that a task of this process has ended."""
         for call in self.on_change:
             call(key)
 
     @property
-    def runner(self) -> ThreadRunner:
-        """The tasks of this process's threads. Starts capturing at its first use."""
-        if self._runner is None:
-            self._runner = self._make_runner()
-        return self._runner
+    def processes(self) -> ProcessRunner:
+        """The tasks of this session that run in processes of their own."""
+        if self._processes is None:
+            from ipytaskpersist.runners.process import ProcessRunner
 
-    def _make_runner(self) -> ThreadRunner:
+            self._processes = ProcessRunner(self.store, self.directory, self.payloads, self.session)
+        return self._processes
+
+    @property
+    def threads(self) -> ThreadRunner:
+        """The tasks of this process's threads. Starts capturing at its first use."""
+        if self._threads is None:
+            self._threads = self._make_threads()
+        return self._threads
+
+    def _make_threads(self) -> ThreadRunner:
         from ipytaskpersist.recorder import Recorder
         from ipytaskpersist.runners.thread import ThreadRunner
 
@@ -235,6 +218,23 @@ class BackgroundTasks(Configurable):
         found = [self.find(reference) for reference in given] if given else [self.find()]
         return list({task.key: task for task in found}.values())
 
+    def interrupted(self) -> list[TaskRecord]:
+        """This notebook's interrupted tasks that nobody has run again, oldest first."""
+        self.reconcile()
+        key = self.notebook_key()
+        return [] if key is None else self.store.tasks.interrupted(key)
+
+    def resumable(self) -> list[TaskRecord]:
+        """Those of `interrupted` that may be resumed without being asked for.
+
+        One that has been run again before and whose kernel died under it may be what killed it.
+        """
+        return [
+            task
+            for task in self.interrupted()
+            if task.rerun_of is None or task.reason not in ("kernel died", "supervisor died")
+        ]
+
     def select(self, selection: Selection) -> list[TaskRecord]:
         """The tasks of a selection, oldest first."""
         self.reconcile()
@@ -260,13 +260,20 @@ class BackgroundTasks(Configurable):
         self.store.open()
         if self.store.read_only:
             return
-        own = self.identity.id
-        for session, reason in find_dead(self.store, except_session=own):
-            at = session.heartbeat_at.timestamp()
-            self.store.tasks.interrupt_session(
-                session.id, "thread", session.end_reason or reason, at
-            )
-            self.store.sessions.end(session.id, reason, at)
+        losses = reconciling.reconcile(self.store, self.identity.id)
+        if self._processes is not None:
+            for loss in losses:
+                if loss.supervisor.session == self.identity.id:
+                    self._say_lost(loss)
+            self._processes.serve_pending()
+
+    @staticmethod
+    def _say_lost(loss: reconciling.Loss) -> None:
+        tasks = "1 task" if loss.interrupted == 1 else f"{loss.interrupted} tasks"
+        print(
+            f"the {loss.reason}: {tasks} interrupted; %bg_resume --all runs them again",
+            file=sys.stderr,
+        )
 
     # Waiting.
 
@@ -310,7 +317,7 @@ class BackgroundTasks(Configurable):
             self._pause(current)
 
     def _just_ended(self, task: TaskRecord) -> bool:
-        runner = self._runner
+        runner = self._threads
         return (
             not task.state.is_final
             and runner is not None
@@ -321,8 +328,8 @@ class BackgroundTasks(Configurable):
     def _pause(self, tasks: list[TaskRecord]) -> None:
         """Sleep a little, but wake at once when a task of this process ends."""
         live = [task for task in tasks if not task.state.is_final]
-        if self._runner is not None and self._runner.owns(live[0].key):
-            self._runner.ended(live[0].key).wait(POLL_S)
+        if self._threads is not None and self._threads.owns(live[0].key):
+            self._threads.ended(live[0].key).wait(POLL_S)
         else:
             time.sleep(POLL_S)
 
@@ -332,13 +339,13 @@ class BackgroundTasks(Configurable):
         """Ask for a task's cancellation, wherever it runs. Returns whether it was still live."""
         self.store.require_writable()
         asked = self.store.tasks.request_cancel(task.key)
-        if asked and self._runner is not None:
-            self._runner.cancel(task.key)
+        if asked and self._threads is not None:
+            self._threads.cancel(task.key)
         return asked
 
     def _obey_cancel_requests(self) -> None:
         """Cancel the tasks of this process for which another process has asked."""
-        runner = self._runner
+        runner = self._threads
         if runner is None:
             return
         wanted = set(self.store.tasks.cancel_requested(self.session().id))
@@ -371,27 +378,60 @@ class BackgroundTasks(Configurable):
             )
         self.store.tasks.delete(task.key)
         self.payloads.delete(task.id)
-        if self._runner is not None:
-            self._runner.forget(task.key)
+        if self._threads is not None:
+            self._threads.forget(task.key)
 
-    # Results.
+    # Variables and results.
+
+    @property
+    def delivery(self) -> Delivery:
+        """What brings variables of process tasks back before the next cell."""
+        if self._delivery is None:
+            from ipytaskpersist.delivery import Delivery
+
+            self._delivery = Delivery(self.store, self.load_variables, self._say_loaded)
+            if self.shell is not None:
+                self.shell.events.register("pre_run_cell", self._delivery.before_cell)
+        return self._delivery
+
+    def load_variables(self, task: TaskRecord, names: Sequence[str] = ()) -> Loaded:
+        """Put the variables that a process task has left into the notebook: all, or those named.
+
+        Raises `TaskNotDone` when it has not ended, and `InvalidRequest` for a name that it has not
+        left.
+        """
+        from ipytaskpersist.delivery import load
+
+        if not task.state.is_final:
+            raise TaskNotDone(
+                f"task {task.label} is {task.state.value}, so it has left nothing yet; "
+                f"%bg_wait {task.number} waits for it"
+            )
+        assert self.shell is not None
+        return load(self.store, self.payloads, task, self.shell.user_ns, names)
+
+    @staticmethod
+    def _say_loaded(task: TaskRecord, loaded: Loaded) -> None:
+        print(loaded.in_words(task))
 
     def outcome(self, task: TaskRecord) -> Outcome | None:
         """How a task of this very process ended, with its value and exception themselves."""
-        return self._runner.outcome(task.key) if self._runner is not None else None
+        return self._threads.outcome(task.key) if self._threads is not None else None
 
     # Ending.
 
     def close(self) -> None:
         """Put back what was changed, and let go of the store. Running tasks are interrupted."""
         self.end_session("extension unloaded")
-        if self._runner is not None:
-            self._runner.close()
+        if self._threads is not None:
+            self._threads.close()
         if self._recorder is not None:
             self._recorder.stop(SHUTDOWN_S)
         if self._patches is not None:
             self._patches.undo()
             atexit.unregister(self.end_session)
+        if self._delivery is not None and self.shell is not None:
+            self.shell.events.unregister("pre_run_cell", self._delivery.before_cell)
         self.store.close()
 
 

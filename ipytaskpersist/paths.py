@@ -56,6 +56,10 @@ class StateDirectory:
         """Copies of the store made before a migration."""
         return self.root / "backups"
 
+    def supervisor_log(self, session_id: str) -> Path:
+        """What a session's supervisor has to say that has no place in the store."""
+        return self.root / "logs" / f"supervisor-{session_id[:8]}.log"
+
     def payload(self, task_id: str, digest: str) -> Path:
         """The pickle of one value of one task, named after its own content."""
         return self.payloads / task_id / f"{digest[:32]}.pickle"

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import os
 import pickle
 import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +25,23 @@ from ipytaskpersist.records import ResultRecord, TaskRecord
 TEXT_CHARACTERS = 4000
 LINE_CHARACTERS = 200
 KEY_BYTES = 32
+INPUTS = "<inputs>"
+"""The name of what a Python process task is given; no variable can have it."""
+NAMESPACE_ID = "namespace"
+Namespace = dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A pickle that is written, and that no task has yet."""
+
+    path: Path
+    size_bytes: int
+    digest: str
+
+    def discard(self) -> None:
+        """Remove it, if no task has taken it."""
+        self.path.unlink(missing_ok=True)
 
 
 class Payloads:
@@ -30,64 +50,106 @@ class Payloads:
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
 
-    def save(self, task_id: str, name: str, value: Any, text: str) -> ResultRecord:
-        """Pickle and sign one value. `text` is its text form, kept in any case."""
-        shown = text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + " …"
+    def save(
+        self, task_id: str, name: str, value: Any, text: str, namespace: Namespace = None
+    ) -> ResultRecord:
+        """Pickle and sign one value. `text` is its text form, kept in any case.
+
+        Functions whose global variables are `namespace` find them, once loaded, in the namespace
+        into which they are loaded.
+        """
         try:
-            path, size, digest = self._write(task_id, value)
-            signature = self._sign(task_id, name, digest)
+            return self.adopt(task_id, name, self.prepare([value], namespace), text)
         except Exception as error:  # whatever a class raises when it is pickled
             problem = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-            return ResultRecord(name, None, None, None, None, shown, problem)
-        relative = str(path.relative_to(self._directory.root))
-        return ResultRecord(name, relative, size, digest, signature, shown, None)
+            return ResultRecord(name, None, None, None, None, _shortened(text), problem)
 
-    def _write(self, task_id: str, value: Any) -> tuple[Path, int, str]:
-        import cloudpickle
-
+    def prepare(self, values: Iterable[Any], namespace: Namespace = None) -> Prepared:
+        """Pickle values, one after the other, into a file that belongs to no task yet."""
         self._directory.create()
-        make_private(self._directory.payloads)
-        folder = make_private(self._directory.payloads / task_id)
+        folder = make_private(self._directory.payloads)
         temporary = folder / f".{secrets.token_hex(8)}.part"
         try:
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with open(descriptor, "wb") as file:
                 writer = _Hashing(file)
-                cloudpickle.dump(value, writer, protocol=pickle.HIGHEST_PROTOCOL)
-            path = self._directory.payload(task_id, writer.digest)
-            temporary.replace(path)
-        finally:
+                pickler = _pickler(writer, namespace)
+                for value in values:
+                    pickler.dump(value)
+        except BaseException:
             temporary.unlink(missing_ok=True)
-        return path, writer.size, writer.digest
+            raise
+        return Prepared(temporary, writer.size, writer.digest)
 
-    def load(self, task: TaskRecord, result: ResultRecord) -> Any:
-        """The value. Raises `ResultUnavailable` when there is none or it cannot be trusted."""
-        where = f"the value of task {task.label}"
-        text = " ".join(result.text.split())
-        if len(text) > LINE_CHARACTERS:
-            text = text[:LINE_CHARACTERS] + " …"
-        text = f"its text form: {text}"
+    def adopt(self, task_id: str, name: str, prepared: Prepared, text: str) -> ResultRecord:
+        """Give a prepared file to a task, under its final name, and sign it."""
+        try:
+            signature = self._sign(task_id, name, prepared.digest)
+            path = self._directory.payload(task_id, prepared.digest)
+            make_private(path.parent)
+            prepared.path.replace(path)
+        finally:
+            prepared.path.unlink(missing_ok=True)
+        relative = str(path.relative_to(self._directory.root))
+        shown = _shortened(text)
+        return ResultRecord(
+            name, relative, prepared.size_bytes, prepared.digest, signature, shown, None
+        )
+
+    def copy(self, task: TaskRecord, result: ResultRecord) -> Prepared:
+        """A task's file once more, for another task. Raises `ResultUnavailable`."""
+        data = self._trusted(task, result)
+        temporary = self._directory.payloads / f".{secrets.token_hex(8)}.part"
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        return Prepared(temporary, len(data), hashlib.sha256(data).hexdigest())
+
+    def load(self, task: TaskRecord, result: ResultRecord, namespace: Namespace = None) -> Any:
+        """The value. Raises `ResultUnavailable` when there is none or it cannot be trusted.
+
+        Names that `namespace` has keep their values, whatever a loaded function brings along.
+        """
+        known = dict(namespace or {})
+        try:
+            return self.unpickler(task, result, {} if namespace is None else namespace).load()
+        except ResultUnavailable:
+            raise
+        except Exception as error:  # whatever a class raises when it is unpickled
+            raise ResultUnavailable(
+                f"{_where(task, result)} cannot be unpickled here ({type(error).__name__}: "
+                f"{error}); {_text_form(result)}"
+            ) from error
+        finally:
+            if namespace is not None:
+                namespace.update(known)
+
+    def unpickler(
+        self, task: TaskRecord, result: ResultRecord, namespace: dict[str, Any]
+    ) -> pickle.Unpickler:
+        """What loads the values of a file one after the other. Raises `ResultUnavailable`."""
+        return _Unpickler(io.BytesIO(self._trusted(task, result)), namespace)
+
+    def _trusted(self, task: TaskRecord, result: ResultRecord) -> bytes:
+        """The content of a file that carries the user's signature."""
+        where = _where(task, result)
         if result.path is None or result.digest is None:
-            raise ResultUnavailable(f"{where} could not be kept ({result.problem}); {text}")
+            problem = f"could not be kept ({result.problem})"
+            raise ResultUnavailable(f"{where} {problem}; {_text_form(result)}")
         try:
             data = (self._directory.root / result.path).read_bytes()
         except OSError as error:
             raise ResultUnavailable(
-                f"{where} cannot be read ({error.strerror}: {result.path}); {text}"
+                f"{where} cannot be read ({error.strerror}: {result.path}); {_text_form(result)}"
             ) from error
         digest = hashlib.sha256(data).hexdigest()
         signature = self._sign(task.id, result.name, digest)
         if not hmac.compare_digest(signature, result.signature or ""):
             raise ResultUnavailable(
                 f"{where} was not loaded: its file does not carry your signature, so it may have "
-                f"been changed ({result.path}); {text}"
+                f"been changed ({result.path}); {_text_form(result)}"
             )
-        try:
-            return pickle.loads(data)
-        except Exception as error:  # whatever a class raises when it is unpickled
-            raise ResultUnavailable(
-                f"{where} cannot be unpickled here ({type(error).__name__}: {error}); {text}"
-            ) from error
+        return data
 
     def delete(self, task_id: str) -> None:
         """Remove all values of a task."""
@@ -126,6 +188,54 @@ class Payloads:
                 "made. Results that the old one has signed are then only there as text"
             )
         return key
+
+
+def _where(task: TaskRecord, result: ResultRecord) -> str:
+    if result.name == INPUTS:
+        return f"what task {task.label} was given"
+    return f"{result.name or 'the value'} of task {task.label}"
+
+
+def _text_form(result: ResultRecord) -> str:
+    text = " ".join(result.text.split())
+    return "its text form: " + (
+        text if len(text) <= LINE_CHARACTERS else text[:LINE_CHARACTERS] + " …"
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + " …"
+
+
+def _pickler(file: Any, namespace: Namespace) -> Any:
+    """A pickler that takes functions of the notebook by value, and their globals by name."""
+    import cloudpickle
+
+    if namespace is None:
+        return cloudpickle.Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
+    globals_of_functions: dict[str, Any] = {"__name__": "__main__"}
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, value: Any) -> str | None:
+            return NAMESPACE_ID if value is globals_of_functions else None
+
+    pickler = Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
+    # What cloudpickle makes the globals of every function whose globals these are.
+    pickler.globals_ref[id(namespace)] = globals_of_functions
+    return pickler
+
+
+class _Unpickler(pickle.Unpickler):
+    """Gives loaded functions a namespace for their globals."""
+
+    def __init__(self, file: BinaryIO, namespace: dict[str, Any]) -> None:
+        super().__init__(file)
+        self._namespace = namespace
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid != NAMESPACE_ID:
+            raise pickle.UnpicklingError(f"unknown persistent id {pid!r}")
+        return self._namespace
 
 
 class _Hashing:

@@ -103,8 +103,10 @@ class Recording:
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Record a display, a result or an error: the content of its message."""
-        # Half of a surrogate pair, which no front end could be sent, becomes a question mark.
-        data = json.dumps(content, default=str, ensure_ascii=False).encode("utf-8", "replace")
+        self.add_encoded(kind, encode_content(content))
+
+    def add_encoded(self, kind: OutputKind, data: bytes) -> None:
+        """Record a display, a result or an error that is JSON already."""
         self.pending.append((kind, data))
         self._recorder.waiting += len(data)
         self._recorder.commit_now(self)
@@ -136,6 +138,14 @@ class Recording:
         stream.lines += (lines := data.count(b"\n"))
         last = stream.last_line.feed(stream.decode_end(data))
         return NewOutput(self.task_key, kind, at, data, *before, lines, last or None)
+
+
+def encode_content(content: dict[str, Any]) -> bytes:
+    """A message's content as JSON.
+
+    Half of a surrogate pair, which no front end could be sent, becomes a question mark.
+    """
+    return json.dumps(content, default=str, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def size_of(item: Item) -> int:
@@ -187,9 +197,13 @@ class Recorder:
         *,
         warn: Callable[[str], None],
         heartbeat: Callable[[], None],
-        watch: Callable[[], None],
+        watch: Callable[[], None] | None = None,
+        quiet_wait_s: float = QUIET_WAIT_S,
     ) -> None:
-        """While tasks run, `heartbeat` is called now and then, `watch` when others commit."""
+        """While tasks run, `heartbeat` is called now and then, `watch` when others commit.
+
+        `quiet_wait_s` is how long a print to a quiet stream waits for its commit.
+        """
         self.queue: SimpleQueue[tuple[Recording | None, Change | None, LockType | None]] = (
             SimpleQueue()
         )
@@ -204,6 +218,8 @@ class Recorder:
         self._warn = warn
         self._heartbeat = heartbeat
         self._watch = watch
+        self._watch_s = HEARTBEAT_S if watch is None else WATCH_S
+        self._quiet_wait_s = quiet_wait_s
         self._healthy = True
         self._lost_characters = 0
         self._stopping = False
@@ -229,8 +245,8 @@ class Recorder:
         committed.acquire()
         recording.is_queued = True
         self.queue.put((recording, None, committed))
-        if self._healthy:
-            committed.acquire(True, QUIET_WAIT_S)
+        if self._healthy and self._quiet_wait_s:
+            committed.acquire(True, self._quiet_wait_s)
 
     def wait_for_room(self) -> None:
         """Wait until the writer has caught up."""
@@ -276,7 +292,8 @@ class Recorder:
                 if time.monotonic() - heartbeat_at > HEARTBEAT_S:
                     heartbeat_at = time.monotonic()
                     self._quietly(self._heartbeat)
-                seen = self._look_around(seen)
+                if self._watch is not None:
+                    seen = self._look_around(seen, self._watch)
         self._store.database.close_own()
 
     def _next_batch(self) -> list[tuple[Any, ...]]:
@@ -286,7 +303,7 @@ class Recorder:
         except Empty:
             self.is_quiet = True
             try:
-                first = self.queue.get(timeout=WATCH_S if self.live_tasks else None)
+                first = self.queue.get(timeout=self._watch_s if self.live_tasks else None)
             except Empty:
                 return []
         batch = [first]
@@ -365,14 +382,14 @@ class Recorder:
                 self.waiting -= size
                 self._lost_characters += size
 
-    def _look_around(self, seen: float) -> float:
+    def _look_around(self, seen: float, watch: Callable[[], None]) -> float:
         """Call `watch` when another connection has committed since."""
         try:
             version = self._store.database.data_version
         except StoreError:
             return seen
         if version != seen:
-            self._quietly(self._watch)
+            self._quietly(watch)
         return version
 
     def _quietly(self, call: Callable[[], None]) -> None:

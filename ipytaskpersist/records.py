@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -124,6 +126,10 @@ class TaskRecord:
     cancel_requested_at: datetime | None
     cleared_at: datetime | None
     """When it was taken off the default list; None while it is on it."""
+    rerun_of: int | None
+    """The row of the task whose source and options it runs again."""
+    is_call: bool
+    """Whether it calls a function, so that its source alone does not say what it does."""
     last_line: str | None = None
     """The last line it printed as a terminal would show it, where the query asked for it."""
 
@@ -159,6 +165,87 @@ class TaskRecord:
             "cell_id": self.cell_id,
             "source": self.source,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person said about where and how a task's process runs."""
+
+    cwd: str | None = None
+    """The directory in which it runs, as it was typed."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of its own."""
+    timeout_s: float | None = None
+    """Seconds after which it is ended; None for never."""
+    pty: bool = False
+    """Whether it sees a terminal, for programs that draw their progress only there."""
+    shell_path: str | None = None
+    """The shell that runs the command."""
+    inputs: Sequence[str] | None = None
+    """The variables that it is given; None for those that its source uses."""
+    outputs: Sequence[str] | None = None
+    """The variables that are kept at its end; None for those that its source assigns."""
+
+    def as_json(self) -> str:
+        """The options as the store keeps them: those that were given."""
+        given = {
+            name: value for name, value in asdict(self).items() if value not in (None, False, {})
+        }
+        return json.dumps(given)
+
+    @classmethod
+    def from_json(cls, text: str) -> Options:
+        """The options that `as_json` has written."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """The process of a task that runs outside the kernel."""
+
+    task_key: int
+    task_id: str
+    kind: str
+    """``python`` or ``shell``."""
+    command: Sequence[str]
+    """The program and its arguments."""
+    script: str | None
+    """A script that the program reads; None when all is in the command."""
+    script_as: str | None
+    """How it reads the script: from ``stdin``, or as a ``file`` named by its last argument."""
+    directory: str
+    environment: Mapping[str, str | None]
+    """How its environment differs from its supervisor's; None for a variable it must not have."""
+    pty: bool
+    timeout_s: float | None
+    grace_s: float
+    """Seconds between SIGTERM and SIGKILL when it is cancelled."""
+    options: Options
+    supervisor_key: int | None
+    """Which supervisor has claimed it; None while it is pending."""
+    pid: int | None
+    process_start: str | None
+    """When the process started, in the form in which `identity` compares it."""
+    cpu_s: float | None
+    """Seconds of processor time that it and its children used; None while it runs."""
+    peak_memory_bytes: int | None
+    """The most memory that any one of its processes had."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorRecord:
+    """The detached process that owns the process tasks of one session."""
+
+    key: int
+    session: str
+    host: str
+    boot_id: str
+    pid: int
+    process_start: str
+    started_at: datetime
+    heartbeat_at: datetime
+    ended_at: datetime | None
+    end_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

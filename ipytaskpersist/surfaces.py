@@ -38,6 +38,10 @@ class Surface:
 
         click.echo(render(*task_table(listing)))
 
+    def launched(self, task: TaskRecord) -> None:
+        """Show a task that was just launched."""
+        click.echo(self.in_words(views.launched_text(task)))
+
     def output(self, output: Output) -> None:
         """Show one output of a task: stdout to stdout, stderr and errors to stderr."""
         if output["output_type"] == "stream":
@@ -131,6 +135,18 @@ class IPythonSurface(Surface):
 
 class NotebookSurface(IPythonSurface):
     """A cell of a notebook."""
+
+    def __init__(
+        self,
+        manager: BackgroundTasks,
+        shell: InteractiveShell,
+        show_card: Callable[[TaskRecord], None],
+    ) -> None:
+        super().__init__(manager, shell)
+        self._show_card = show_card
+
+    def launched(self, task: TaskRecord) -> None:
+        self._show_card(task)
 
     def listing(self, listing: views.Listing) -> None:
         from ipytaskpersist.terminal import render, task_table

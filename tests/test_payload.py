@@ -31,7 +31,7 @@ def a_task(number: int = 1) -> TaskRecord:
         notebook="/a.ipynb", session="a1b2c3d4-x", kind="python", runner="thread",
         state=TaskState.COMPLETED, reason=None, exit_code=0, source="", cell_id=None,
         execution_count=None, created_at=now, started_at=now, ended_at=now,
-        cancel_requested_at=None, cleared_at=None,
+        cancel_requested_at=None, cleared_at=None, rerun_of=None, is_call=False,
     )  # fmt: skip
 
 

@@ -30,11 +30,15 @@ LAYERS = (
         "terminal", "views", "api", "handle",
     },
     {"manager"},
-    {"runners", "references", "liveness"},
+    {"launcher", "delivery", "reconciling"},
+    {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
     {"store"},
-    {"active", "contexts", "records", "identity", "paths", "errors", "screen", "patches"},
+    {
+        "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
+        "patches",
+    },
 )  # fmt: skip
 
 HEAVY = {"rich", "sqlite_utils", "numpy", "pandas", "matplotlib", "cloudpickle"}

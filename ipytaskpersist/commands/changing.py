@@ -56,7 +56,7 @@ def _exit_status(task: TaskRecord) -> int:
 @yes
 @surface_and_manager
 def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -> None:
-    """Cancel tasks. A thread inside a call of C code ends when that call returns."""
+    """Cancel tasks. A process is killed if need be; a thread ends when its call of C code does."""
     manager = surface.manager
     if every_task and refs:
         raise InvalidRequest("cancel takes either --all or the tasks' references, not both")
@@ -79,6 +79,8 @@ def _cancelled(task: TaskRecord, now: TaskRecord | None) -> str:
         return f"task {task.label} had ended: {task.state.value}"
     if now.state.is_final:
         return f"task {task.label}: {now.state.value}"
+    if now.runner == "process":
+        return f"task {task.label}: was told to end; what is left after the grace will be killed"
     return (
         f"task {task.label}: cancellation requested; it runs on until the call that it is in "
         "returns, because a thread cannot be stopped inside C code"

@@ -51,7 +51,9 @@ class Verbs(click.Group):
 
             near = difflib.get_close_matches(args[0], self.commands, n=1)
             meant = (
-                f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self.commands)}."
+                f"did you mean '{near[0]}'?"
+                if near
+                else f"there are {', '.join(sorted(self.commands))}."
             )
             raise click.UsageError(f"No verb '{args[0]}'; {meant}", ctx)
         return super().resolve_command(ctx, args)

@@ -1,20 +1,144 @@
-"""What launches tasks: ``%%background`` itself."""
+"""What launches tasks: ``%%background``, rerun and resume; and load, for what they leave."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
-from ipytaskpersist.commands.definition import HELP
+from ipytaskpersist.commands.definition import (
+    HELP,
+    one,
+    refuse_together,
+    several,
+    surface_and_manager,
+    verbs,
+)
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.launcher import PROCESS, SHELL, THREAD, Request
+from ipytaskpersist.records import Options, TaskRecord
+from ipytaskpersist.surfaces import Surface
+
+
+def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
+    """``a,b`` as a list; an empty one where nothing stands before or after a comma."""
+    return None if given is None else [name for name in given.replace(",", " ").split() if name]
+
+
+def _variables(_context: Any, _parameter: Any, given: Sequence[str]) -> dict[str, str]:
+    pairs = dict(pair.partition("=")[::2] for pair in given)
+    for pair in given:
+        if "=" not in pair or pair.startswith("="):
+            raise click.BadParameter(f"'{pair}' is not of the form NAME=VALUE")
+    return pairs
+
+
+OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--thread", is_flag=True, help="In a thread, with the notebook's variables."),
+    click.option("--process", is_flag=True, help="In a process of its own: outlives the kernel."),
+    click.option("--shell", is_flag=True, help="The body is a shell command: outlives the kernel."),
+    click.option("--cwd", metavar="DIR", help="The directory in which the process runs."),
+    click.option(
+        "--env", multiple=True, metavar="NAME=VALUE", callback=_variables,
+        help="An environment variable of the process. May be given several times.",
+    ),
+    click.option(
+        "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+        help="End the process after S seconds.",
+    ),
+    click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
+    click.option("--shell-path", metavar="PATH", help="The shell that runs the command."),
+    click.option(
+        "--in", "inputs", metavar="NAMES", callback=_names,
+        help="The variables a Python process is given: a,b. Default: those that it uses.",
+    ),
+    click.option(
+        "--out", "outputs", metavar="NAMES", callback=_names,
+        help="The variables it leaves: a,b. Default: those that it assigns.",
+    ),
+)  # fmt: skip
+
+
+def with_options(function: Any) -> Any:
+    """Add the options of a launch to a command."""
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
 
 
 @click.command(context_settings=HELP)
+@with_options
 @click.argument("name", nargs=-1)
-def background(name: Sequence[str]) -> None:
+def background(name: Sequence[str], **given: Any) -> Request:
     """Run a cell in the background: %%background [NAME] above its code.
 
-    The cell runs in a thread that shares the notebook's variables, and shows a card with its
-    state. The name is optional; %bg_list, %bg_output and the others take it or the number.
+    The cell runs in a thread that shares the notebook's variables, or with --process in a process
+    of its own. A body that begins with %%bash, %%sh or %%script X, or has nothing but ! lines, is a
+    shell command. The name is optional; %bg_list, %bg_output and the others take it or the number.
     %background EXPRESSION runs one line.
     """
+    places = {f"--{where}": bool(given.pop(where)) for where in (THREAD, PROCESS, SHELL)}
+    refuse_together(places)
+    where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
+    given["timeout_s"] = given.pop("timeout")
+    return Request(" ".join(name), where, Options(**given))
+
+
+@verbs.command()
+@one
+@surface_and_manager
+def rerun(surface: Surface, ref: str | None) -> None:
+    """Run an ended task's source again with the same options, as a new task."""
+    manager = surface.manager
+    task = manager.find(ref)
+    if not task.state.is_final:
+        raise InvalidRequest(
+            f"task {task.label} is {task.state.value}; cancel it first: %bg_cancel {task.number}"
+        )
+    surface.launched(manager.launcher.rerun(task))
+
+
+@verbs.command()
+@several
+@click.option("--all", "every_task", is_flag=True, help="All that were interrupted, each once.")
+@surface_and_manager
+def resume(surface: Surface, refs: Sequence[str], every_task: bool) -> None:
+    """Run interrupted tasks again. One that ended by itself is run again by rerun."""
+    manager = surface.manager
+    refuse_together({"--all": every_task, "references": bool(refs)})
+    waiting = manager.interrupted()
+    chosen = [*map(manager.find, refs)] if refs else waiting if every_task else waiting[-1:]
+    for task in chosen:
+        if task.key not in {each.key for each in waiting}:
+            raise InvalidRequest(_why_not(task))
+    for task in chosen:
+        surface.launched(manager.launcher.rerun(task, once=True))
+    if not chosen:
+        click.echo("nothing to resume: no task of this notebook is interrupted")
+
+
+def _why_not(task: TaskRecord) -> str:
+    if not task.state.is_final:
+        return f"task {task.label} is {task.state.value}; there is nothing to resume"
+    why = (
+        "has been run again already"
+        if task.state.value == "interrupted"
+        else (f"is {task.state.value}: it ended by itself")
+    )
+    return f"task {task.label} {why}; %bg_rerun {task.number} runs it once more"
+
+
+@verbs.command()
+@one
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@surface_and_manager
+def load(surface: Surface, ref: str | None, names: Sequence[str]) -> None:
+    """Put the variables that a process task has left into the notebook: all, or those named."""
+    manager = surface.manager
+    task = manager.find(ref)
+    if manager.shell is None:
+        raise InvalidRequest(
+            f"load puts variables into a notebook; here %bg_show {task.number} lists them"
+        )
+    click.echo(manager.load_variables(task, names).in_words(task))

@@ -27,7 +27,8 @@ from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import NotebookSurface, Surface, stopped_by_interrupt
 
 TABLE_LIMIT = 30
-FOLLOW_S = 0.03
+FOLLOW_S = 0.02
+RECONCILE_S = 1.0
 
 
 @verbs.command("list")
@@ -149,15 +150,17 @@ def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
 
 
 def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
-    manager, after, version = surface.manager, 0, -1
+    manager, after, version, reconciled_at = surface.manager, 0, -1, 0.0
     follower = outputs.Follower()
     with stopped_by_interrupt(f"\nno longer following; task {task.label} runs on"):
         while True:
             seen = manager.store.database.data_version
-            manager.reconcile()
-            task = manager.refresh(task)
-            if seen != version or task.state.is_final:
+            if time.monotonic() - reconciled_at > RECONCILE_S:
+                manager.reconcile()
+                reconciled_at = time.monotonic()
+            if seen != version:
                 version = seen
+                task = manager.refresh(task)
                 for record in manager.store.outputs.of(task.key, kinds=kinds, after=after):
                     _pass_on(surface, record.kind, follower.output(record))
                     after = record.sequence

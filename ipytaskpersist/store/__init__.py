@@ -18,14 +18,15 @@ from ipytaskpersist.store.database import (
 )
 from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
+from ipytaskpersist.store.processes import NewProcess, Processes, Supervisors
 from ipytaskpersist.store.sessions import Sessions
 from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
 
-__all__ = ["SQLITE_VERSION", "NewOutput", "NewTask", "Selection", "TaskStore"]
+__all__ = ["SQLITE_VERSION", "NewOutput", "NewProcess", "NewTask", "Selection", "TaskStore"]
 
 
 class TaskStore:
-    """Everything that is kept, by what it is about: sessions, tasks, outputs, results."""
+    """Everything that is kept, by what it is about: sessions, tasks, outputs and more."""
 
     def __init__(self, directory: StateDirectory, *, synchronous: str = "normal") -> None:
         """`synchronous` is ``normal`` or ``full``: whether a commit survives a loss of power."""
@@ -33,6 +34,8 @@ class TaskStore:
         self.database = Database(directory, synchronous)
         self.sessions = Sessions(self.database)
         self.tasks = Tasks(self.database)
+        self.processes = Processes(self.database)
+        self.supervisors = Supervisors(self.database)
         self.outputs = Outputs(self.database)
         self.results = Results(self.database)
         self.notice = ""

@@ -180,6 +180,62 @@ M002_TABLES = (
 )
 
 
+@step
+def m003_processes(db: Database) -> None:
+    """Processes of tasks, the supervisors that own them, and which task runs which again."""
+    for statement in M003_TABLES:
+        db.conn.execute(statement)
+
+
+M003_TABLES = (
+    "ALTER TABLE tasks ADD COLUMN is_call INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD COLUMN rerun_of INTEGER REFERENCES tasks (key) ON DELETE SET NULL",
+    "CREATE INDEX tasks_rerun_of ON tasks (rerun_of) WHERE rerun_of IS NOT NULL",
+    "CREATE INDEX tasks_pending ON tasks (session_id) WHERE state = 'pending'",
+    """
+    CREATE INDEX tasks_to_cancel ON tasks (session_id)
+    WHERE cancel_requested_at IS NOT NULL AND state IN ('pending', 'running')
+    """,
+    """
+    CREATE TABLE supervisors (
+        key INTEGER PRIMARY KEY,
+        session_id TEXT NOT NULL REFERENCES sessions (id),
+        host TEXT NOT NULL,
+        boot_id TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        process_start TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        heartbeat_at REAL NOT NULL,
+        ended_at REAL,
+        end_reason TEXT,
+        CHECK ((ended_at IS NULL) = (end_reason IS NULL))
+    ) STRICT
+    """,
+    "CREATE INDEX supervisors_unfinished ON supervisors (session_id) WHERE ended_at IS NULL",
+    """
+    CREATE TABLE processes (
+        task_key INTEGER PRIMARY KEY REFERENCES tasks (key) ON DELETE CASCADE,
+        command TEXT NOT NULL,
+        script TEXT,
+        script_as TEXT CHECK (script_as IN ('stdin', 'file')),
+        directory TEXT NOT NULL,
+        environment TEXT NOT NULL,
+        pty INTEGER NOT NULL,
+        timeout_s REAL,
+        grace_s REAL NOT NULL,
+        options TEXT NOT NULL,
+        supervisor_key INTEGER REFERENCES supervisors (key),
+        pid INTEGER,
+        process_start TEXT,
+        cpu_s REAL,
+        peak_memory_bytes INTEGER,
+        CHECK ((script IS NULL) = (script_as IS NULL))
+    ) STRICT
+    """,
+    "CREATE INDEX processes_supervisor ON processes (supervisor_key)",
+)
+
+
 def migrate(connection: Any) -> None:
     """Bring the schema up to date. The caller holds the write lock in a transaction."""
     from sqlite_utils import Database, Migrations

@@ -164,6 +164,15 @@ class Results:
             ),
         )
 
+    def variables(self, task_key: int) -> list[ResultRecord]:
+        """What is known of the variables that a task has left, in the order in which it did."""
+        rows = self._database.rows(
+            """SELECT name, path, size_bytes, digest, signature, text, problem FROM results
+            WHERE task_key = ? AND name <> '' AND name NOT LIKE '<%' ORDER BY key""",
+            (task_key,),
+        )
+        return [ResultRecord(*row) for row in rows]
+
     def get(self, task_key: int, name: str = "") -> ResultRecord | None:
         """What is known of a task's value, or None when it has none."""
         row = self._database.row(

@@ -134,10 +134,11 @@ class Sessions:
         return {session: tuple(counter.items()) for session, counter in counted.items()}
 
     def with_live_tasks(self) -> list[SessionRecord]:
-        """The sessions that have a pending or running task."""
+        """The sessions that have a pending or running task in a thread, which ends with them."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS} FROM sessions WHERE id IN
-            (SELECT session_id FROM tasks WHERE state IN ('pending', 'running'))"""
+            (SELECT session_id FROM tasks WHERE state IN ('pending', 'running')
+             AND runner = 'thread')"""
         )
         return [_record(row) for row in rows]
 

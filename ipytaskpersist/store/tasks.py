@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.records import EventRecord, TaskRecord, TaskState, from_timestamp
 from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
     tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
     tasks.source, tasks.cell_id, tasks.execution_count, tasks.created_at, tasks.started_at,
-    tasks.ended_at, tasks.cancel_requested_at, tasks.cleared_at"""
+    tasks.ended_at, tasks.cancel_requested_at, tasks.cleared_at, tasks.rerun_of,
+    tasks.is_call"""
 LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND last_line IS NOT NULL
     ORDER BY sequence DESC LIMIT 1)"""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
 
 
 def _record(row: Any) -> TaskRecord:
-    fields = list(row[:20])
+    fields = list(row[:22])
     fields[9] = TaskState(fields[9])
     fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
-    return TaskRecord(*fields, *row[20:])
+    fields[21] = bool(fields[21])
+    return TaskRecord(*fields, *row[22:])
 
 
 def _pending_record(key: int, path: str, row: dict[str, Any]) -> TaskRecord:
@@ -52,6 +55,12 @@ class NewTask:
     source: str
     cell_id: str | None = None
     execution_count: int | None = None
+    is_call: bool = False
+    """Whether it calls a function, so that its source alone does not say what it does."""
+    rerun_of: int | None = None
+    """The row of the task that it runs again."""
+    once: bool = False
+    """Whether it must be the first to run that task again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +83,17 @@ class Tasks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def insert(self, new: NewTask) -> TaskRecord:
-        """Record a pending task under the notebook's next number, durably, and return it."""
+    def insert(
+        self, new: NewTask, complete: Callable[[Any, int, str], None] | None = None
+    ) -> TaskRecord:
+        """Record a pending task under the notebook's next number, durably, and return it.
+
+        `complete` is called with the connection and the task's row and id before the commit.
+        Raises `AlreadyRunAgain` for one that was to be the first to run a task again, and is not.
+        """
         with self._database.transaction() as connection:
+            if new.once and self._was_run_again(connection, new.rerun_of):
+                raise AlreadyRunAgain("another kernel has run the task again")
             (number, path) = connection.execute(
                 """UPDATE notebooks SET last_number = last_number + 1 WHERE key = ?
                 RETURNING last_number, path""",
@@ -94,6 +111,8 @@ class Tasks:
                 "source": storable(new.source),
                 "cell_id": new.cell_id,
                 "execution_count": new.execution_count,
+                "rerun_of": new.rerun_of,
+                "is_call": new.is_call,
                 "created_at": now,
                 "state": TaskState.PENDING.value,
             }
@@ -101,7 +120,14 @@ class Tasks:
             cursor = connection.execute(
                 f"INSERT INTO tasks ({names}) VALUES ({marks})", [*row.values()]
             )
+            if complete is not None:
+                complete(connection, cursor.lastrowid, str(row["id"]))
         return _pending_record(cursor.lastrowid, path, row)
+
+    @staticmethod
+    def _was_run_again(connection: Any, key: int | None) -> bool:
+        found = connection.execute("SELECT 1 FROM tasks WHERE rerun_of = ? LIMIT 1", (key,))
+        return found.fetchone() is not None
 
     def start(self, key: int, at: float) -> bool:
         """Pending to running. Returns whether the task was pending."""
@@ -136,6 +162,15 @@ class Tasks:
         )
         return int(cursor.rowcount)
 
+    def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
+        """Every task of the session that waits for a supervisor to interrupted: none will come."""
+        cursor = self._database.execute(
+            """UPDATE tasks SET state = 'interrupted', reason = ?, ended_at = max(?, created_at)
+            WHERE session_id = ? AND state = 'pending' AND runner = 'process'""",
+            (reason, at, session_id),
+        )
+        return int(cursor.rowcount)
+
     def request_cancel(self, key: int) -> bool:
         """Ask the task's owner to cancel it. Returns whether the task was live."""
         cursor = self._database.execute(
@@ -148,8 +183,8 @@ class Tasks:
     def cancel_requested(self, session_id: str) -> list[int]:
         """The keys of the session's live tasks that somebody wants cancelled."""
         rows = self._database.rows(
-            """SELECT key FROM tasks WHERE session_id = ? AND state IN ('pending', 'running')
-            AND cancel_requested_at IS NOT NULL""",
+            """SELECT key FROM tasks INDEXED BY tasks_to_cancel WHERE session_id = ?
+            AND state IN ('pending', 'running') AND cancel_requested_at IS NOT NULL""",
             (session_id,),
         )
         return [key for (key,) in rows]
@@ -227,6 +262,17 @@ class Tasks:
         """How many tasks the selection would hold without its limit."""
         condition, parameters = _where(selection)
         return int(self._database.row(f"SELECT count(*) {FROM} WHERE {condition}", parameters)[0])
+
+    def interrupted(self, notebook_key: int) -> list[TaskRecord]:
+        """The notebook's interrupted tasks that nobody has run again, oldest first."""
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
+            AND tasks.state = 'interrupted' AND NOT EXISTS
+                (SELECT 1 FROM tasks AS later WHERE later.rerun_of = tasks.key)
+            ORDER BY tasks.number""",
+            (notebook_key,),
+        )
+        return [_record(row) for row in rows]
 
     def history(self, key: int) -> list[EventRecord]:
         """The task's states in their order."""

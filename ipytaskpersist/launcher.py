@@ -1,0 +1,370 @@
+"""Launch cells, commands and functions, each where it is to run; and run ended tasks again."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ipytaskpersist import shellcells, variables
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.payload import INPUTS, Payloads, Prepared
+from ipytaskpersist.records import Options, SessionRecord, TaskRecord
+from ipytaskpersist.runners.child import Given, Setting
+from ipytaskpersist.runners.process import ProcessRunner, python_command
+from ipytaskpersist.shellcells import ShellCommand
+from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from ipytaskpersist.cell import Outcome
+    from ipytaskpersist.delivery import Delivery
+    from ipytaskpersist.runners.thread import ThreadRunner
+
+FUTURE_FLAGS = 0x1FE0000
+"""The compiler flags of all ``from __future__`` features."""
+THREAD, PROCESS, SHELL = "thread", "process", "shell"
+Work = Callable[[Any], "Outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a person said about a task besides its source."""
+
+    name: str = ""
+    where: str = ""
+    """``thread``, ``process`` or ``shell``; empty for what the source and the trait say."""
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Which task is run again."""
+
+    task: TaskRecord
+    once: bool
+    """Whether nobody else may have done so."""
+
+
+class Host(Protocol):
+    """What a launcher needs of the manager."""
+
+    shell: InteractiveShell | None
+    store: TaskStore
+    payloads: Payloads
+    runner: Any
+    shell_path: Any
+    cancel_grace_s: Any
+
+    @property
+    def threads(self) -> ThreadRunner:
+        """The tasks in threads."""
+
+    @property
+    def processes(self) -> ProcessRunner:
+        """The tasks in processes of their own."""
+
+    @property
+    def delivery(self) -> Delivery:
+        """What brings variables back."""
+
+    def session(self) -> SessionRecord:
+        """This session, recorded."""
+
+    def notify(self, key: int) -> None:
+        """Tell who wants to know that a task has ended."""
+
+
+class Launcher:
+    """Launches the tasks of one process."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def launch(self, source: str, request: Request, again: Again | None = None) -> TaskRecord:
+        """Run a source in the background. Returns when the task is durably recorded.
+
+        Raises `InvalidRequest` for an empty source and for options that make no sense,
+        `cell.CellSyntaxError` for a cell that does not compile, and `StoreError` when the store
+        cannot be written; no task is made then.
+        """
+        if not source.strip():
+            raise InvalidRequest(
+                "the cell is empty: write the code to run in the background below %%background"
+            )
+        command = self._shell_command(source, request)
+        if command is not None:
+            return self._launch_command(source, request, command, again)
+        if (request.where or self._host.runner) == PROCESS:
+            return self._launch_python(source, request, again)
+        refuse(request.options, ("cwd", "env", "timeout_s", "inputs", "outputs"), NEEDS_PROCESS)
+        refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
+        return self._launch_thread(source, request, again)
+
+    def _launch_thread(
+        self, source: str, request: Request, again: Again | None = None
+    ) -> TaskRecord:
+        from ipytaskpersist.cell import compile_cell, run_cell
+
+        shell = self._require_shell()
+        cell = compile_cell(shell, source, self._execution_count())
+        new = self._new(source, request, "python", THREAD, again)
+        return self._run_in_thread(new, lambda task: run_cell(shell, cell, task))
+
+    def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
+        """Run a function in the background. Returns when the task is durably recorded."""
+        if request.where == PROCESS:
+            inputs = self._prepare(Given(call=call), {"the call": call})
+            new = self._new(source, request, "python", PROCESS, is_call=True)
+            return self._launch_process(new, self._python_process(request.options), inputs)
+        from ipytaskpersist.cell import run_function
+
+        shell = self._require_shell()
+        new = self._new(source, request, "python", THREAD, is_call=True)
+        return self._run_in_thread(new, lambda task: run_function(shell, call, task))
+
+    def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
+        threads = self._host.threads
+        record = self._host.store.tasks.insert(new)
+        threads.launch(record, work, lambda: self._host.notify(record.key))
+        return record
+
+    # Shell commands.
+
+    def _shell_command(self, source: str, request: Request) -> ShellCommand | None:
+        """The command that a source is; None for Python."""
+        if request.where == SHELL:
+            path = request.options.shell_path or self._host.shell_path
+            if shutil.which(path) is None:
+                raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
+            return shellcells.of_shell(source, path)
+        if request.where == THREAD or self._host.shell is None:
+            return None
+        return shellcells.of_cell(self._host.shell, source)
+
+    def _launch_command(
+        self, source: str, request: Request, command: ShellCommand, again: Again | None
+    ) -> TaskRecord:
+        refuse(request.options, ("inputs", "outputs"), NEEDS_PYTHON)
+        process = NewProcess(
+            command=command.command,
+            script=command.script,
+            script_as=command.script_as,
+            pty=command.pty or request.options.pty,
+            directory=directory_of(request.options),
+            grace_s=self._host.cancel_grace_s,
+            options=request.options,
+        )
+        return self._launch_process(self._new(source, request, "shell", PROCESS, again), process)
+
+    def _launch_process(
+        self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
+    ) -> TaskRecord:
+        return self._host.processes.launch(new, process, inputs)
+
+    # Python in a process of its own.
+
+    def _launch_python(
+        self, source: str, request: Request, again: Again | None = None
+    ) -> TaskRecord:
+        from ipytaskpersist.cell import compile_cell
+
+        refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
+        process = self._python_process(request.options)
+        shell = self._require_shell()
+        compile_cell(shell, source, self._execution_count())  # a mistake shows at once
+        tree = ast.parse(shell.transform_cell(source))
+        given = self._given(shell, request.options.inputs, variables.used(tree))
+        inputs = self._prepare(Given(given), given)
+        record = self._launch_process(
+            self._new(source, request, "python", PROCESS, again), process, inputs
+        )
+        self._host.delivery.expect(record)
+        return record
+
+    def _python_process(self, options: Options) -> NewProcess:
+        command = [
+            *python_command("runners.child", "-u"),
+            str(self._host.store.directory.root),
+        ]
+        return NewProcess(command, directory_of(options), self._host.cancel_grace_s, options)
+
+    @staticmethod
+    def _given(
+        shell: InteractiveShell, asked: Sequence[str] | None, used: Sequence[str]
+    ) -> dict[str, Any]:
+        """The variables to hand over."""
+        namespace, hidden, missing = shell.user_ns, shell.user_ns_hidden, object()
+        for name in asked or ():
+            if name not in namespace:
+                raise InvalidRequest(f"there is no variable '{name}' to hand over with --in")
+        return {
+            name: namespace[name]
+            for name in (used if asked is None else asked)
+            if name in namespace and hidden.get(name, missing) is not namespace[name]
+        }
+
+    def _prepare(self, given: Given, named: dict[str, Any]) -> Prepared:
+        """Pickle what a task is given. Raises `InvalidRequest` for what cannot be pickled."""
+        shell: Any = self._host.shell
+        namespace = vars(sys.modules["__main__"]) if shell is None else shell.user_ns
+        if shell is None:
+            from traitlets.config import Config
+
+            setting = Setting(list(sys.path), Config(), "last_expr", 0)
+        else:
+            flags = shell.compile.flags & FUTURE_FLAGS
+            setting = Setting(list(sys.path), shell.config, shell.ast_node_interactivity, flags)
+        try:
+            return self._host.payloads.prepare([setting, given], namespace)
+        except Exception as error:  # whatever a class raises when it is pickled
+            raise self._unpicklable(named, namespace, error) from error
+
+    def _unpicklable(
+        self, named: dict[str, Any], namespace: dict[str, Any], error: Exception
+    ) -> InvalidRequest:
+        """The error that names each variable that cannot be handed over, and why."""
+        bad = {}
+        for name, value in named.items():
+            try:
+                self._host.payloads.prepare([value], namespace).discard()
+            except Exception as problem:  # whatever a class raises when it is pickled
+                bad[name] = f"{name} ({type(value).__name__}): {_first_line(problem)}"
+        good = ",".join(name for name in named if name not in bad)
+        what = "; ".join(bad.values()) or _first_line(error)
+        return InvalidRequest(
+            f"cannot be handed to another process: {what}. "
+            f"--in {good or chr(39) * 2} leaves it out, --thread needs no handing over"
+        )
+
+    # Again.
+
+    def rerun(self, task: TaskRecord, *, once: bool = False) -> TaskRecord:
+        """Run an ended task's source again with the same options, as a new task.
+
+        With `once`, raises `AlreadyRunAgain` when somebody has run it again before.
+        """
+        again = Again(task, once)
+        if task.runner == THREAD:
+            if task.is_call:
+                raise InvalidRequest(
+                    f"task {task.label} was a call of a function in a thread, whose arguments "
+                    "were not kept; submit it again"
+                )
+            return self._launch_thread(task.source, Request(task.name), again)
+        return self._rerun_process(task, again)
+
+    def _rerun_process(self, task: TaskRecord, again: Again) -> TaskRecord:
+        store = self._host.store
+        before, inputs = store.processes.get(task.key), None
+        if before is None:
+            raise InvalidRequest(f"what task {task.label} ran is not known any more")
+        if not Path(before.directory).is_dir():
+            raise InvalidRequest(
+                f"the directory of task {task.label}, {before.directory}, does not exist any more"
+            )
+        process = NewProcess(
+            command=before.command,
+            directory=before.directory,
+            grace_s=self._host.cancel_grace_s,
+            options=before.options,
+            script=before.script,
+            script_as=before.script_as,
+            pty=before.pty,
+        )
+        if task.kind == "python":
+            process = replace(process, command=self._python_process(Options()).command)
+            given = store.results.get(task.key, INPUTS)
+            inputs = self._host.payloads.copy(task, given) if given is not None else None
+        new = self._new(
+            task.source, Request(task.name), task.kind, PROCESS, again, is_call=task.is_call
+        )
+        record = self._launch_process(new, process, inputs)
+        if task.kind == "python":
+            self._host.delivery.expect(record)
+        return record
+
+    # What every task has.
+
+    def _new(
+        self,
+        source: str,
+        request: Request,
+        kind: str,
+        runner: str,
+        again: Again | None = None,
+        *,
+        is_call: bool = False,
+    ) -> NewTask:
+        session = self._host.session()
+        self._host.store.require_writable()
+        return NewTask(
+            notebook_key=session.notebook_key,
+            session_id=session.id,
+            name=request.name,
+            kind=kind,
+            runner=runner,
+            source=source,
+            cell_id=self._cell_id(),
+            execution_count=self._execution_count(),
+            is_call=is_call,
+            rerun_of=again.task.key if again else None,
+            once=again.once if again else False,
+        )
+
+    def _require_shell(self) -> InteractiveShell:
+        if self._host.shell is None:
+            raise InvalidRequest(
+                "a Python cell can only be launched from IPython or a notebook; start one, and "
+                "type %load_ext ipytaskpersist"
+            )
+        return self._host.shell
+
+    def _execution_count(self) -> int:
+        # IPython 9 counts at the beginning of a cell, IPython 8 at its end; the hook knows.
+        hook: Any = self._host.shell.displayhook if self._host.shell else None
+        return int(hook.prompt_count) if hook is not None else 0
+
+    def _cell_id(self) -> str | None:
+        get_parent = getattr(self._host.shell, "get_parent", None)
+        parent = get_parent() if get_parent is not None else None
+        cell_id = ((parent or {}).get("metadata") or {}).get("cellId")
+        return str(cell_id) if cell_id else None
+
+
+FLAGS = {
+    "cwd": "--cwd",
+    "env": "--env",
+    "timeout_s": "--timeout",
+    "pty": "--pty",
+    "shell_path": "--shell-path",
+    "inputs": "--in",
+    "outputs": "--out",
+}
+NEEDS_PROCESS = "needs a process: add --process, or --shell for a shell command"
+NEEDS_SHELL = "is for shell commands: add --shell"
+NEEDS_PYTHON = "is for Python in a process: a shell command has no variables"
+
+
+def refuse(options: Options, names: Sequence[str], why: str) -> None:
+    """Raise `InvalidRequest` when one of these options is given."""
+    for name in names:
+        if getattr(options, name) not in (None, False, {}):
+            raise InvalidRequest(f"{FLAGS[name]} {why}")
+
+
+def directory_of(options: Options) -> str:
+    """The directory in which a task is to run. Raises `InvalidRequest` when there is none."""
+    path = Path(options.cwd or ".").expanduser().absolute()
+    if not path.is_dir():
+        raise InvalidRequest(f"the directory {path} does not exist; give another with --cwd")
+    return str(path)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,189 @@
+"""The processes that belong to a task: find them all, and signal them without hitting another.
+
+A task's process leads a session of its own, and whatever it starts has a variable with the task's
+id in its environment. So a descendant is found by its ancestors, by its session, or, when it has
+left both, by that variable.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import sleep
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+MARK = "IPYTASKPERSIST_TASK"
+"""The environment variable that holds the id of the task to which a process belongs."""
+PROC = Path("/proc")
+END_ROUNDS = 100
+ROUND_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of this machine, as it was a moment ago."""
+
+    pid: int
+    parent: int
+    session: int
+    start: str
+    """When it started, in the form in which `identity` compares it."""
+    is_zombie: bool
+
+
+def parse_stat(stat: bytes) -> Process:
+    """A line of ``/proc/PID/stat``, of which proc(5) names the fields."""
+    # The command's name is in parentheses and may hold anything, so count from the last one.
+    name_end = stat.rindex(b")")
+    fields = stat[name_end + 2 :].split()
+    return Process(
+        pid=int(stat[: stat.index(b" ")]),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        start=fields[19].decode(),
+        is_zombie=fields[0] in (b"Z", b"X"),
+    )
+
+
+def find(pid: int) -> Process | None:
+    """The process with this pid, zombies included; None when there is none."""
+    if not PROC.is_dir():
+        return _find_psutil(pid)
+    try:
+        return parse_stat((PROC / str(pid) / "stat").read_bytes())
+    except OSError:
+        return None
+
+
+def _find_psutil(pid: int) -> Process | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            start = f"{process.create_time():.2f}"
+            return Process(pid, process.ppid(), os.getsid(pid), start, is_zombie)
+    except (psutil.Error, OSError):
+        return None
+
+
+def _pids() -> list[int]:
+    if PROC.is_dir():
+        return [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
+    import psutil
+
+    return list(psutil.pids())
+
+
+def _task_of(pid: int) -> str | None:
+    """The task's id with which a process was started, where its environment can be read."""
+    if PROC.is_dir():
+        try:
+            environment = (PROC / str(pid) / "environ").read_bytes()
+        except OSError:
+            return None  # somebody else's, or gone
+        start = environment.find(f"{MARK}=".encode())
+        if start < 0 or (start and environment[start - 1]):
+            return None
+        value = environment[start + len(MARK) + 1 :].split(b"\0", 1)[0]
+        return value.decode(errors="replace")
+    import psutil
+
+    try:
+        found: str | None = psutil.Process(pid).environ().get(MARK)
+    except (psutil.Error, OSError):
+        return None
+    return found
+
+
+class Snapshot:
+    """All processes of this machine, as they are now. Taken once, it serves many tasks."""
+
+    def __init__(self) -> None:
+        found = (process for pid in _pids() if (process := find(pid)) is not None)
+        self._table = {process.pid: process for process in found if process.pid != os.getpid()}
+        self._children = _grouped(self._table.values(), lambda process: process.parent)
+        self._sessions = _grouped(self._table.values(), lambda process: process.session)
+
+    @cached_property
+    def _marked(self) -> dict[str | None, list[Process]]:
+        return _grouped(self._table.values(), lambda process: _task_of(process.pid))
+
+    def of_task(self, task_id: str, leader: Process | None) -> list[Process]:
+        """The living processes of a task.
+
+        `leader` is the task's own process as it was recorded; None when that is not known.
+        """
+        members = [*self._family(leader), *self._marked.get(task_id, ())]
+        found: dict[int, Process] = {}
+        while members:
+            process = members.pop()
+            if process.pid not in found:
+                found[process.pid] = process
+                members.extend(self._children.get(process.pid, ()))
+        return [process for process in found.values() if not process.is_zombie]
+
+    def _family(self, leader: Process | None) -> list[Process]:
+        """The leader and its session, when its pid is still its own."""
+        found = self._table.get(leader.pid) if leader is not None else None
+        if leader is None or found is None or found.start != leader.start:
+            return []
+        return [found, *self._sessions.get(leader.pid, ())]
+
+
+def _grouped(processes: Iterable[Process], key: Callable[[Process], K]) -> dict[K, list[Process]]:
+    groups: dict[K, list[Process]] = {}
+    for process in processes:
+        groups.setdefault(key(process), []).append(process)
+    return groups
+
+
+def send(process: Process, number: int) -> None:
+    """Send a signal to this very process: never to another that has its pid by now."""
+    with suppress(ProcessLookupError, PermissionError):
+        if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+            if _is_same(process):
+                os.kill(process.pid, number)
+            return
+        # The descriptor stands for whoever has the pid now, and then for nobody else.
+        descriptor = os.pidfd_open(process.pid)
+        try:
+            if _is_same(process):
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+
+
+def _is_same(process: Process) -> bool:
+    found = find(process.pid)
+    return found is not None and found.start == process.start
+
+
+def send_all(processes: Iterable[Process], number: int) -> None:
+    """Send a signal to each of these very processes."""
+    for process in processes:
+        send(process, number)
+
+
+def kill_task(task_id: str, leader: Process | None) -> int:
+    """End every process of a task at once. Returns how many there were.
+
+    Looks again until there is none, because one that is about to die may start another.
+    """
+    killed: set[tuple[int, str]] = set()
+    for _round in range(END_ROUNDS):
+        living = Snapshot().of_task(task_id, leader)
+        if not living:
+            break
+        send_all(living, signal.SIGKILL)
+        killed.update((process.pid, process.start) for process in living)
+        sleep(ROUND_S)
+    return len(killed)

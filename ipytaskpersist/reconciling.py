@@ -1,0 +1,62 @@
+"""Bring the store up to date with what has happened to kernels and supervisors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipytaskpersist.liveness import find_dead, find_dead_supervisors
+from ipytaskpersist.processes import Process, kill_task
+from ipytaskpersist.records import ProcessRecord, SupervisorRecord
+from ipytaskpersist.store import TaskStore
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A supervisor that has been found dead, and what became of its tasks."""
+
+    supervisor: SupervisorRecord
+    reason: str
+    interrupted: int
+    """How many of its tasks were running."""
+
+
+def reconcile(store: TaskStore, own_session: str) -> list[Loss]:
+    """Say of every session and supervisor that is gone that it ended, and of its tasks why.
+
+    Processes that a dead supervisor has left are ended: nothing that they print is kept any more,
+    and nobody would see them.
+    """
+    for session, reason in find_dead(store, except_session=own_session):
+        at = session.heartbeat_at.timestamp()
+        store.tasks.interrupt_session(session.id, "thread", session.end_reason or reason, at)
+        store.sessions.end(session.id, reason, at)
+    losses = [_lose(store, *found) for found in find_dead_supervisors(store)]
+    _interrupt_unserved(store, own_session)
+    return losses
+
+
+def _lose(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss:
+    if reason == "supervisor died":
+        for process in store.processes.live_of(supervisor.key):
+            kill_task(process.task_id, _leader(process))
+    at = supervisor.heartbeat_at.timestamp()
+    count = store.processes.interrupt(supervisor.key, reason, at)
+    store.supervisors.end(supervisor.key, reason, at)
+    return Loss(supervisor, reason, count)
+
+
+def _leader(process: ProcessRecord) -> Process | None:
+    """The task's own process, as it was recorded."""
+    if process.pid is None or process.process_start is None:
+        return None
+    return Process(process.pid, 0, process.pid, process.process_start, is_zombie=False)
+
+
+def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
+    """Tasks that wait for a supervisor whose kernel is gone wait in vain."""
+    for session_id in store.supervisors.orphaned_sessions():
+        session = store.sessions.get(session_id)
+        if session_id != own_session and session is not None and session.end_reason is not None:
+            store.tasks.interrupt_pending(
+                session_id, session.end_reason, session.heartbeat_at.timestamp()
+            )

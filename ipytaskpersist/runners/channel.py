@@ -1,0 +1,119 @@
+"""What a Python process task sends to its supervisor besides the bytes on its descriptors 1 and 2.
+
+One pipe, and in it frames: a byte for the kind, four for the length, then the data. Python's own
+prints come this way too, so that they and the displays keep their order. What C code and child
+processes write to descriptors 1 and 2 comes through pipes of their own; before a frame is sent,
+the supervisor has read those, and it reads this pipe before them.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from time import sleep
+from typing import Any
+
+from ipytaskpersist.recorder import encode, encode_content
+from ipytaskpersist.records import OutputKind, ResultRecord
+
+DESCRIPTOR = "IPYTASKPERSIST_CHANNEL"
+"""The environment variable that holds the number of the pipe's descriptor."""
+HEADER = struct.Struct("<cI")
+OUTPUTS = dict(zip((b"o", b"e", b"d", b"u", b"c", b"r", b"x"), OutputKind, strict=True))
+CODES = {kind: code for code, kind in OUTPUTS.items()}
+RESULT, OUTCOME = b"R", b"O"
+DRAIN_S = 5.0
+EXIT_UNHEARD = 70
+
+
+class Sender:
+    """The task's end of the pipe. Stands in a `recorder.Recording`'s place."""
+
+    def __init__(self, descriptor: int, streams: Sequence[int]) -> None:
+        """`streams` are the descriptors whose pipes must be empty before a frame is sent."""
+        self._descriptor = descriptor
+        self._streams = tuple(streams)
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+
+    def write(self, kind: OutputKind, text: str | bytes) -> None:
+        """Send a piece of a stream."""
+        self._send(CODES[kind], encode(text))
+
+    def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
+        """Send a display, a result or an error: the content of its message."""
+        self._send(CODES[kind], encode_content(content))
+
+    def result(self, result: ResultRecord) -> None:
+        """Send what is to be known of a value."""
+        fields = {name: getattr(result, name) for name in ResultRecord.__slots__}
+        self._send(RESULT, encode_content(fields))
+
+    def outcome(self, state: str, reason: str | None, exit_code: int | None) -> None:
+        """Send how the task has ended."""
+        content = {"state": state, "reason": reason, "exit_code": exit_code}
+        self._send(OUTCOME, encode_content(content))
+
+    def _send(self, code: bytes, data: bytes) -> None:
+        if os.getpid() != self._owner:
+            return  # a forked copy, whose frames would fall into others
+        with self._lock:
+            self._wait_until_read()
+            rest = memoryview(HEADER.pack(code, len(data)) + data)
+            try:
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+            except BrokenPipeError:
+                # The supervisor is dead. Nothing more would be kept, and nobody could end this.
+                os._exit(EXIT_UNHEARD)
+
+    def _wait_until_read(self) -> None:
+        """Let the supervisor read what was written past Python before this."""
+        if not any(map(unread_bytes, self._streams)):
+            return
+        deadline = time.monotonic() + DRAIN_S
+        while any(map(unread_bytes, self._streams)) and time.monotonic() < deadline:
+            sleep(0.0001)
+
+
+def unread_bytes(descriptor: int) -> int:
+    """How many bytes of a pipe nobody has read yet."""
+    import fcntl
+    import termios
+
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    except OSError:
+        return 0
+    return count[0]
+
+
+class Receiver:
+    """The supervisor's end: puts the frames together."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Take in what was read, and give the frames that are whole by now: code and data."""
+        self._received += data
+        position = 0
+        while len(self._received) - position >= HEADER.size:
+            code, size = HEADER.unpack_from(self._received, position)
+            end = position + HEADER.size + size
+            if len(self._received) < end:
+                break
+            yield code, bytes(self._received[position + HEADER.size : end])
+            position = end
+        del self._received[:position]
+
+
+def as_result(data: bytes) -> ResultRecord:
+    """The record that `Sender.result` has sent."""
+    return ResultRecord(**json.loads(data))

@@ -1,0 +1,247 @@
+"""The process of one Python task: a fresh interpreter that runs a cell as a notebook would.
+
+It is started by the supervisor, to which it sends what the cell prints, displays and returns. What
+it is given and what it leaves are signed files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ipytaskpersist.processes import MARK
+from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
+
+if TYPE_CHECKING:
+    from ipytaskpersist.active import ActiveTask
+    from ipytaskpersist.cell import Outcome
+    from ipytaskpersist.payload import Payloads
+    from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskRecord
+
+FAILED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a cell finds in its notebook besides variables. Pickled before them."""
+
+    path: list[str]
+    """``sys.path``."""
+    config: Any
+    """The configuration of IPython."""
+    interactivity: str
+    """IPython's ``ast_node_interactivity``."""
+    compiler_flags: int
+    """The ``from __future__`` of earlier cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a cell works on, pickled after its `Setting`."""
+
+    variables: dict[str, Any] = field(default_factory=dict)
+    call: Callable[[], Any] | None = None
+    """The function to call, when the task is one instead of a cell."""
+
+
+class OwnStreams:
+    """Stands for `children.Children` in a process whose descriptors 1 and 2 are the task's."""
+
+    have_streams = True
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+
+    @property
+    def in_child(self) -> bool:
+        """Whether this is a forked copy, in a child of the task."""
+        return os.getpid() != self._owner
+
+    def silent(self, recording: Any) -> OwnStreams:
+        """The same: what is written past Python is the task's in any case."""
+        return self
+
+    def drain(self) -> None:
+        """Nothing to do: the sender waits until the supervisor has read the streams."""
+
+    def stream(self, kind: OutputKind) -> int:
+        """The file descriptor of a stream."""
+        from ipytaskpersist.records import OutputKind
+
+        return 1 if kind is OutputKind.STDOUT else 2
+
+    def write_in_child(self, kind: OutputKind, text: str) -> int:
+        """Print from a forked child."""
+        data = text.encode("utf-8", "backslashreplace")
+        while data:
+            data = data[os.write(self.stream(kind), data) :]
+        return len(text)
+
+
+class Child:
+    """One task in this process."""
+
+    def __init__(self, root: Path, task_id: str, sender: Sender) -> None:
+        from ipytaskpersist.paths import StateDirectory
+        from ipytaskpersist.payload import INPUTS, Payloads
+        from ipytaskpersist.store import TaskStore
+
+        directory = StateDirectory(root)
+        store = TaskStore(directory).open()
+        record = store.tasks.by_id(task_id)
+        assert record is not None, "the supervisor starts tasks of the store"
+        process, inputs = store.processes.get(record.key), store.results.get(record.key, INPUTS)
+        assert process is not None
+        assert inputs is not None
+        store.close()
+        self._record: TaskRecord = record
+        self._process: ProcessRecord = process
+        self._inputs: ResultRecord = inputs
+        self._payloads: Payloads = Payloads(directory)
+        self._sender = sender
+
+    def run(self) -> int:
+        """Run the task, send how it ended, and return the exit status."""
+        from ipytaskpersist.cell import compile_cell, run_cell, run_function
+
+        module = sys.modules["__main__"] = type(sys)("__main__")
+        inputs = self._payloads.unpickler(self._record, self._inputs, module.__dict__)
+        setting: Setting = inputs.load()
+        sys.path[:] = setting.path
+        shell = make_shell(setting, module)
+        task = self._task()
+        install(shell, task)
+        given: Given = inputs.load()
+        shell.user_ns.update(given.variables)
+        before = dict(shell.user_ns)
+        if given.call is not None:
+            outcome = run_function(shell, given.call, task)
+            names: list[str] = []
+        else:
+            cell = compile_cell(shell, self._record.source, self._record.execution_count or 0)
+            outcome = run_cell(shell, cell, task)
+            names = self._names(shell, before)
+        self._keep(shell, task, outcome, names)
+        state, code = outcome.state.value, outcome.exit_code
+        self._sender.outcome(state, outcome.reason, code)
+        return FAILED if code is None else code
+
+    def _task(self) -> ActiveTask:
+        from ipytaskpersist.active import ActiveTask
+
+        sender: Any = self._sender
+        streams: Any = OwnStreams()
+        return ActiveTask(self._record, sender, streams, copy_context())
+
+    def _names(self, shell: Any, before: dict[str, Any]) -> list[str]:
+        """The variables to keep: those that were asked for, or that the cell has assigned."""
+        wanted = self._process.options.outputs
+        if wanted is not None:
+            return list(wanted)
+        return assigned_names(shell, self._record.source, before)
+
+    def _keep(self, shell: Any, task: ActiveTask, outcome: Outcome, names: list[str]) -> None:
+        from ipytaskpersist.active import active_task
+
+        # What a class prints while it is pickled is no output of the cell.
+        active_task.set(task.silent())
+        if not outcome.has_no_value and outcome.value is not None:
+            self._save(shell, "", outcome.value, outcome.text)
+        for name in names:
+            if name in shell.user_ns:
+                self._save(shell, name, shell.user_ns[name], None)
+            else:
+                self._sender.result(_missing(name))
+        active_task.set(task)
+
+    def _save(self, shell: Any, name: str, value: Any, text: str | None) -> None:
+        shown = text or _short_text(value)
+        self._sender.result(self._payloads.save(self._record.id, name, value, shown, shell.user_ns))
+
+
+def _missing(name: str) -> ResultRecord:
+    from ipytaskpersist.records import ResultRecord
+
+    return ResultRecord(name, None, None, None, None, "", "the cell has not assigned it")
+
+
+def _short_text(value: Any) -> str:
+    import reprlib
+
+    try:
+        return reprlib.repr(value)
+    except Exception as error:  # a repr may raise anything
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+
+
+def assigned_names(shell: Any, source: str, before: dict[str, Any]) -> list[str]:
+    """What a cell has assigned: by its text, and what has another value than before."""
+    import ast
+
+    from ipytaskpersist import variables
+
+    try:
+        named = variables.assigned(ast.parse(shell.transform_cell(source)))
+    except SyntaxError:
+        named = []
+    now, missing = shell.user_ns, object()
+    changed = [
+        name
+        for name, value in now.items()
+        if before.get(name, missing) is not value and not name.startswith("_")
+    ]
+    return [
+        name
+        for name in dict.fromkeys([*named, *changed])
+        if name in now and name not in shell.user_ns_hidden
+    ]
+
+
+def make_shell(setting: Setting, module: Any) -> Any:
+    """An IPython shell as a kernel's, but without a front end."""
+    from ipykernel.zmqshell import ZMQInteractiveShell
+
+    class ProcessShell(ZMQInteractiveShell):
+        """Knows no graphical event loop, and shares no history."""
+
+        def enable_gui(self, gui: Any = None) -> None:
+            """A process task has no event loop of a window system."""
+
+    # Libraries ask for the class's name to know whether they can display.
+    ProcessShell.__name__ = ProcessShell.__qualname__ = ZMQInteractiveShell.__name__
+    config = setting.config
+    config.HistoryManager.enabled = False
+    shell = ProcessShell.instance(config=config, user_module=module, user_ns=module.__dict__)
+    shell.ast_node_interactivity = setting.interactivity
+    shell.compile.flags |= setting.compiler_flags
+    return shell
+
+
+def install(shell: Any, task: ActiveTask) -> None:
+    """Make all that is printed and displayed in this process the task's."""
+    from ipytaskpersist import capture, cell, figures, inherit
+    from ipytaskpersist.active import FOREGROUND, active_task
+    from ipytaskpersist.patches import Patches
+
+    patches = Patches()
+    capture.install(shell, patches)
+    inherit.install_for_threads(patches)
+    figures.install(patches)
+    cell.install(shell, patches)
+    FOREGROUND.end_cell()
+    active_task.set(task)
+
+
+def main() -> None:
+    """Run the task of this process's environment; the state directory is the argument."""
+    channel = int(os.environ.pop(DESCRIPTOR))
+    os.set_inheritable(channel, False)
+    # Copies, because the cell may do with its own what it likes.
+    sender = Sender(channel, [os.dup(1), os.dup(2)])
+    status = Child(Path(sys.argv[1]), os.environ[MARK], sender).run()
+    sys.exit(status)

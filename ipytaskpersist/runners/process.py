@@ -1,0 +1,172 @@
+"""Launch tasks that run in processes of their own, by way of the session's supervisor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.paths import StateDirectory, make_private
+from ipytaskpersist.payload import INPUTS, Payloads, Prepared
+from ipytaskpersist.processes import MARK
+from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskRecord
+from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+
+ROOT = Path(__file__).parent.parent.parent
+_started: list[subprocess.Popen[bytes]] = []
+"""The supervisors that this process has started: a parent must take their exit status."""
+
+
+def python_command(module: str, *flags: str) -> list[str]:
+    """The command that runs a module's ``main`` in a fresh interpreter.
+
+    The package is found also where the notebook has changed ``sys.path`` to find it, and nothing
+    is imported from the working directory by accident.
+    """
+    code = (
+        f"import sys; sys.path.append({str(ROOT)!r}); from ipytaskpersist.{module} import main; "
+        "main()"
+    )
+    own_flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *own_flags, *flags, "-P", "-c", code]
+
+
+class ProcessRunner:
+    """The process tasks of one session, as its kernel launches them."""
+
+    def __init__(
+        self,
+        store: TaskStore,
+        directory: StateDirectory,
+        payloads: Payloads,
+        session: Callable[[], SessionRecord],
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._payloads = payloads
+        self._session = session
+        self._supervisor: SupervisorRecord | None = None
+        self._environment: dict[str, str] = {}
+        """What the supervisor was given, to which tasks say only how theirs differs."""
+
+    def launch(
+        self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
+    ) -> TaskRecord:
+        """Record a task for the supervisor to start, durably, and return it.
+
+        `inputs` are what a Python task is given. Raises `StoreError` when it cannot be recorded.
+        """
+        if not hasattr(os, "fork"):
+            raise InvalidRequest("tasks in processes of their own need Linux or macOS")
+        try:
+            supervisor = self._ensure_supervisor()
+            complete = replace(process, environment=self._changes(process.options.env))
+            record = self._store.tasks.insert(new, partial(self._complete, complete, inputs))
+        finally:
+            if inputs is not None:
+                inputs.discard()
+        known = self._store.supervisors.get(supervisor.key)
+        if known is None or known.ended_at is not None:
+            self._start_supervisor()  # it had left in the very moment
+        return record
+
+    def _complete(
+        self,
+        process: NewProcess,
+        inputs: Prepared | None,
+        connection: Any,
+        task_key: int,
+        task_id: str,
+    ) -> None:
+        """Add to a task's row what belongs to it, in the same transaction."""
+        process.insert(connection, task_key)
+        if inputs is not None:
+            self._store.results.save(
+                task_key, self._payloads.adopt(task_id, INPUTS, inputs, "what it was given")
+            )
+
+    def _changes(self, own: Mapping[str, str]) -> dict[str, str | None]:
+        """How the environment of a task that is launched now differs from its supervisor's."""
+        now = {**os.environ, **own}
+        changed = {
+            name: value for name, value in now.items() if self._environment.get(name) != value
+        }
+        removed = {name: None for name in self._environment if name not in now}
+        return {**changed, **removed}
+
+    # The supervisor.
+
+    def serve_pending(self) -> None:
+        """Start a supervisor when tasks of this session wait for one and there is none."""
+        session_id = self._session().id
+        if self._store.processes.has_pending(session_id):
+            self._ensure_supervisor()
+
+    def _ensure_supervisor(self) -> SupervisorRecord:
+        if self._supervisor is None:
+            self._supervisor = self._find_supervisor()
+        if self._supervisor is None or not _identity(self._supervisor).is_alive:
+            return self._start_supervisor()
+        return self._supervisor
+
+    def _find_supervisor(self) -> SupervisorRecord | None:
+        """One that this session has from before the extension was unloaded and loaded again."""
+        session_id = self._session().id
+        for supervisor in self._store.supervisors.unfinished():
+            if supervisor.session == session_id and _identity(supervisor).is_alive:
+                return supervisor
+        return None
+
+    def _start_supervisor(self) -> SupervisorRecord:
+        """Start a process that has nothing of this one's: neither session nor streams."""
+        session = self._session()
+        if not self._environment:
+            self._environment = {k: v for k, v in os.environ.items() if k != MARK}
+        log = self._directory.supervisor_log(session.id)
+        make_private(log.parent)
+        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        command = python_command("runners.supervisor")
+        try:
+            # In a context of its own: a supervisor that a task starts is none of its children.
+            process = Context().run(
+                lambda: subprocess.Popen(
+                    [*command, str(self._directory.root), session.id],
+                    cwd="/",
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=descriptor,
+                    stderr=descriptor,
+                    start_new_session=True,
+                )
+            )
+        except OSError as error:
+            raise StoreError(
+                f"the supervisor of process tasks could not be started ({error.strerror}); "
+                "run the cell with --thread, or free some of this machine's processes"
+            ) from error
+        finally:
+            os.close(descriptor)
+        _started[:] = [each for each in _started if each.poll() is None]
+        _started.append(process)
+        identity = ProcessIdentity.of(process.pid)
+        if identity is None:
+            raise StoreError(
+                f"the supervisor of process tasks ended at once; see {log}, and run the cell with "
+                "--thread meanwhile"
+            )
+        self._supervisor = self._store.supervisors.begin(session.id, identity)
+        return self._supervisor
+
+
+def _identity(supervisor: SupervisorRecord) -> ProcessIdentity:
+    return ProcessIdentity(
+        supervisor.host, supervisor.boot_id, supervisor.pid, supervisor.process_start
+    )

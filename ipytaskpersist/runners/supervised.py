@@ -1,0 +1,328 @@
+"""One process task as its supervisor has it: started, read, signalled, and its end in words."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ipytaskpersist import processes
+from ipytaskpersist.processes import Snapshot
+from ipytaskpersist.recorder import Recording
+from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskState
+from ipytaskpersist.runners.channel import DESCRIPTOR, OUTCOME, OUTPUTS, RESULT, Receiver, as_result
+
+READ_BYTES = 256 * 1024
+PIPE_BYTES = 1024 * 1024
+TERMINAL_SIZE = (24, 80)
+UNKILLABLE_S = 10.0
+"""After how long a process that SIGKILL does not end is given up: it hangs in the system."""
+LIMITS = {
+    errno.EAGAIN: "the limit on the number of processes is reached; see ulimit -u",
+    errno.EMFILE: "the supervisor's limit on open files is reached; see ulimit -n",
+    errno.ENFILE: "the system's limit on open files is reached",
+    errno.ENOMEM: "the system has no memory left for another process",
+    errno.E2BIG: "its command and environment are longer than the system allows",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a task ended."""
+
+    state: TaskState
+    reason: str | None
+    exit_code: int | None
+
+
+class CannotStart(Exception):
+    """The system refused to start the process; the message says why."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """A process that has been told to end."""
+
+    end_state: TaskState
+    reason: str
+    kill_at: float
+    """When SIGTERM has had its time, by the monotonic clock."""
+
+
+class Supervised:
+    """A task's process, from its start to its last byte."""
+
+    def __init__(self, record: ProcessRecord, recording: Recording) -> None:
+        self.record = record
+        self.recording = recording
+        self.results: list[ResultRecord] = []
+        """What a Python task has said of its values."""
+        self.readers: dict[int, Callable[[bytes], None]] = {}
+        """The descriptors that are still open, each with what takes in its bytes."""
+        self.ending: Ending | None = None
+        self.usage: Any = None
+        self.leader: processes.Process | None = None
+        self._started_at = time.monotonic()
+        self._status: int | None = None
+        self._given_up = False
+        self._is_alone = False
+        self._receiver = Receiver()
+        self._reported: End | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # Its start.
+
+    def start(self) -> None:
+        """Start the process. Raises `CannotStart`."""
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            stdout, stderr = self._open_streams(ours, theirs)
+            channel = self._open_channel(ours, theirs)
+            with self._script() as script:
+                self._process = self._popen(stdout, stderr, channel, script)
+        except OSError as error:
+            for descriptor in ours:
+                os.close(descriptor)
+            self.readers.clear()
+            raise CannotStart(self._in_words(error)) from error
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self.leader = processes.find(self._process.pid)
+
+    def _open_streams(self, ours: list[int], theirs: list[int]) -> tuple[int, int]:
+        """What the process gets as descriptors 1 and 2."""
+        if self.record.pty:
+            import fcntl
+            import struct
+            import termios
+
+            master, slave = os.openpty()
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *TERMINAL_SIZE, 0, 0))
+            ours.append(master)
+            theirs.append(slave)
+            self.readers[master] = self._taker(OutputKind.STDOUT)
+            return slave, slave
+        return (
+            self._open_pipe(ours, theirs, self._taker(OutputKind.STDOUT)),
+            self._open_pipe(ours, theirs, self._taker(OutputKind.STDERR)),
+        )
+
+    def _open_channel(self, ours: list[int], theirs: list[int]) -> int | None:
+        return self._open_pipe(ours, theirs, self._take_frames) if self.is_python else None
+
+    def _open_pipe(self, ours: list[int], theirs: list[int], take: Callable[[bytes], None]) -> int:
+        read, write = os.pipe()
+        ours.append(read)
+        theirs.append(write)
+        _widen(read)
+        self.readers[read] = take
+        return write
+
+    def _taker(self, kind: OutputKind) -> Callable[[bytes], None]:
+        return lambda data: self.recording.write(kind, data)
+
+    def _script(self) -> IO[bytes]:
+        """What the process reads: its script, or nothing."""
+        if self.record.script is None:
+            return open(os.devnull, "rb")
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+        file.write(self.record.script.encode())
+        file.seek(0)
+        return file
+
+    def _popen(
+        self, stdout: int, stderr: int, channel: int | None, script: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        command, passed = list(self.record.command), []
+        if self.record.script_as == "file":
+            command.append(f"/dev/fd/{script.fileno()}")
+            passed.append(script.fileno())
+        environment = self._environment()
+        if channel is not None:
+            environment[DESCRIPTOR] = str(channel)
+            passed.append(channel)
+        return subprocess.Popen(
+            command,
+            cwd=self.record.directory,
+            env=environment,
+            stdin=script if self.record.script_as == "stdin" else subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=passed,
+            start_new_session=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        changed = {**os.environ, **self.record.environment, processes.MARK: self.record.task_id}
+        return {name: value for name, value in changed.items() if value is not None}
+
+    def _in_words(self, error: OSError) -> str:
+        if not Path(self.record.directory).is_dir():
+            return f"the directory {self.record.directory} does not exist any more"
+        reason = LIMITS.get(error.errno or 0, error.strerror)
+        return f"could not be started: {self.record.command[0]}: {reason}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the task's own process."""
+        assert self._process is not None
+        return self._process.pid
+
+    # Its output.
+
+    def read(self, descriptor: int) -> bool:
+        """Take in what is there. Returns False at the end, when the descriptor has been closed."""
+        try:
+            data = os.read(descriptor, READ_BYTES)
+        except OSError:
+            data = b""  # a pseudo-terminal whose other end is closed
+        if data:
+            self.readers[descriptor](data)
+            return True
+        del self.readers[descriptor]
+        os.close(descriptor)
+        return False
+
+    def is_channel(self, descriptor: int) -> bool:
+        """Whether a descriptor is the channel, which is to be read before the streams."""
+        return self.readers.get(descriptor) == self._take_frames
+
+    def _take_frames(self, data: bytes) -> None:
+        for code, content in self._receiver.feed(data):
+            if code == RESULT:
+                self.results.append(as_result(content))
+            elif code == OUTCOME:
+                fields = json.loads(content)
+                self._reported = End(TaskState(fields.pop("state")), **fields)
+            else:
+                self._record(OUTPUTS[code], content)
+
+    def _record(self, kind: OutputKind, content: bytes) -> None:
+        if kind is OutputKind.STDOUT or kind is OutputKind.STDERR:
+            self.recording.write(kind, content)
+        else:
+            self.recording.add_encoded(kind, content)
+
+    # Its end.
+
+    def reaped(self, status: int, usage: Any) -> None:
+        """Note that the system has given its exit status, and what it used."""
+        assert self._process is not None
+        self._status, self.usage = status, usage
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+
+    def ask_to_end(self, state: TaskState, reason: str, snapshot: Snapshot) -> None:
+        """Send SIGTERM to all its processes. `press` goes on from there."""
+        if self.ending is not None:
+            return
+        self.ending = Ending(state, reason, time.monotonic() + self.record.grace_s)
+        self._signal_group(signal.SIGTERM)
+        others = [each for each in self._living(snapshot) if not _is_in_group(each, self.pid)]
+        processes.send_all(others, signal.SIGTERM)
+
+    def press(self, snapshot: Snapshot) -> None:
+        """Go on with ending: see who is left, and send SIGKILL once the grace is over."""
+        assert self.ending is not None
+        living, now = self._living(snapshot), time.monotonic()
+        self._is_alone = not living
+        if living and now >= self.ending.kill_at:
+            self._signal_group(signal.SIGKILL)
+            processes.send_all(living, signal.SIGKILL)
+            self._given_up = now > self.ending.kill_at + UNKILLABLE_S
+
+    def _living(self, snapshot: Snapshot) -> list[processes.Process]:
+        return snapshot.of_task(self.record.task_id, self.leader)
+
+    def _signal_group(self, number: int) -> None:
+        """Signal the whole group at once: its leader is not reaped, so the number is still its."""
+        if self._status is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is over, and nobody has told it so."""
+        timeout_s = self.record.timeout_s
+        is_over_time = timeout_s is not None and time.monotonic() - self._started_at > timeout_s
+        return is_over_time and self.ending is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and nobody is left who could print."""
+        if self._given_up:
+            return True
+        if self._status is None:
+            return False
+        return self._is_alone if self.ending is not None else not self.readers
+
+    def close(self) -> None:
+        """Close what is still open: what another program that holds a stream prints is not its."""
+        for descriptor in list(self.readers):
+            os.set_blocking(descriptor, False)
+            while self.read(descriptor) and _has_more(descriptor):
+                continue
+            if self.readers.pop(descriptor, None) is not None:
+                os.close(descriptor)
+
+    def end(self, out_of_memory: Callable[[], bool]) -> End:
+        """How it ended. `out_of_memory` says whether the system has just killed for memory."""
+        code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
+        if self.ending is not None:
+            return End(self.ending.end_state, self.ending.reason, code)
+        if self._reported is not None and self._reported.exit_code == code:
+            return self._reported
+        if code is not None and code < 0:
+            memory = " (out of memory)" if code == -signal.SIGKILL and out_of_memory() else ""
+            return End(TaskState.FAILED, f"killed by {signal_name(-code)}{memory}", code)
+        if code == 0 and self.is_python:
+            return End(TaskState.FAILED, "the process ended before its cell did", code)
+        if code == 0:
+            return End(TaskState.COMPLETED, None, 0)
+        return End(TaskState.FAILED, f"exit status {code}", code)
+
+    @property
+    def is_python(self) -> bool:
+        """Whether it runs a cell of Python, which says itself how it ended."""
+        return self.record.kind == "python"
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _is_in_group(process: processes.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group
+    except OSError:
+        return False
+
+
+def _widen(descriptor: int) -> None:
+    """Let a pipe hold more than its 64 KiB, where the system allows it."""
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+def _has_more(descriptor: int) -> bool:
+    import select
+
+    return bool(select.select([descriptor], [], [], 0)[0])

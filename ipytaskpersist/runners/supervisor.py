@@ -1,0 +1,359 @@
+"""The supervisor: one detached process for each session, which owns that session's process tasks.
+
+It outlives the kernel, because it has a session of its own and nothing of the kernel's. It claims
+the tasks that the store has as pending, starts them, records what they print and how they end, and
+leaves when its kernel is gone and nothing is left to do. The store is its only channel: it looks
+there when another connection has committed.
+
+It imports neither IPython nor sqlite_utils, so that it is small; a test holds that.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ipytaskpersist.errors import BackgroundError, StoreError
+from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.processes import MARK, Snapshot, kill_task
+from ipytaskpersist.recorder import Recorder, Recording
+from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.runners.supervised import CannotStart, End, Supervised
+from ipytaskpersist.store import TaskStore
+
+LOOK_S = 0.015
+"""How often the store's version is asked for: microseconds each time."""
+KERNEL_S = 1.0
+"""How often an idle supervisor looks whether its kernel is still there."""
+PRESS_S = 0.05
+REGISTRATION_S = 30.0
+STOP_S = 10.0
+
+
+class Supervisor:
+    """The main loop, in one thread; a `Recorder` writes to the store in another."""
+
+    def __init__(self, store: TaskStore, session_id: str) -> None:
+        self._store = store
+        self._session_id = session_id
+        self._record: SupervisorRecord | None = None
+        self._tasks: dict[int, Supervised] = {}
+        """By process id."""
+        self._selector = selectors.DefaultSelector()
+        self._seen = -1
+        self._looked_at = self._press_at = self._kernel_seen_at = 0.0
+        self._stopping = False
+        self._memory = MemoryEvents()
+        self._recorder = Recorder(store, warn=_log, heartbeat=self._heartbeat, quiet_wait_s=0)
+
+    def run(self) -> None:
+        """Supervise until there is nothing left to do."""
+        self._listen_to_signals()
+        self._record = self._registration()
+        if self._record is None:
+            return
+        reason = "supervisor died"
+        try:
+            self._recorder.start()
+            while not self._stopping and not self._has_retired():
+                self._turn()
+            reason = "supervisor stopped"
+        finally:
+            self._end_all(reason)
+
+    def _registration(self) -> SupervisorRecord | None:
+        """What the kernel has recorded of this process, as soon as it has."""
+        own, until = ProcessIdentity.own(), time.monotonic() + REGISTRATION_S
+        while time.monotonic() < until and self._kernel_is_there():
+            record = self._store.supervisors.of_process(self._session_id, own)
+            if record is not None:
+                return record
+            time.sleep(LOOK_S)
+        return self._store.supervisors.of_process(self._session_id, own)
+
+    def _listen_to_signals(self) -> None:
+        """SIGCHLD and SIGTERM end the waiting; what asks a terminal's programs to end does not."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._selector.register(read, selectors.EVENT_READ, None)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _stop(self, *_signal: object) -> None:
+        self._stopping = True
+
+    # One turn.
+
+    def _turn(self) -> None:
+        self._take_output()
+        self._reap()
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._look()
+        if now >= self._press_at:
+            self._press()
+            # Looking at all processes of a busy machine takes a while: most time is for output.
+            self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
+        self._finish()
+
+    def _take_output(self) -> None:
+        """Wait a moment for output, and take it in: channels before streams."""
+        streams: list[tuple[Supervised, int]] = []
+        for key, _events in self._selector.select(LOOK_S):
+            task: Supervised | None = key.data
+            if task is None:
+                with suppress(BlockingIOError):
+                    os.read(key.fd, 4096)
+            elif task.is_channel(key.fd):
+                self._read(task, key.fd)
+            else:
+                streams.append((task, key.fd))
+        for task, descriptor in streams:
+            self._read(task, descriptor)
+
+    def _read(self, task: Supervised, descriptor: int) -> None:
+        if not task.read(descriptor):
+            self._selector.unregister(descriptor)
+
+    def _reap(self) -> None:
+        """Take the exit statuses of those that have ended."""
+        while self._tasks:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if pid in self._tasks:
+                self._tasks[pid].reaped(status, usage)
+
+    def _look(self) -> None:
+        """See what others have written, if they have."""
+        try:
+            version = self._store.database.data_version
+            if version != self._seen:
+                self._seen = version
+                self._cancel()
+                self._claim()
+        except StoreError as error:
+            self._seen = -1
+            _log(str(error))
+
+    def _claim(self) -> None:
+        if not self._store.processes.has_pending(self._session_id):
+            return
+        assert self._record is not None
+        for process in self._store.processes.claim(self._session_id, self._record.key, time.time()):
+            self._start(process)
+
+    def _start(self, process: ProcessRecord) -> None:
+        task = Supervised(process, Recording(self._recorder, process.task_key))
+        try:
+            task.start()
+        except CannotStart as error:
+            self._record_end(task, End(TaskState.FAILED, str(error), None))
+            return
+        for descriptor in task.readers:
+            self._selector.register(descriptor, selectors.EVENT_READ, task)
+        self._tasks[task.pid] = task
+        self._recorder.live_tasks = len(self._tasks)
+        restore_limit(task.pid)
+        start = task.leader.start if task.leader else None
+        self._recorder.post(
+            lambda store: store.processes.started(process.task_key, task.pid, start)
+        )
+
+    def _cancel(self) -> None:
+        wanted = set(self._store.tasks.cancel_requested(self._session_id))
+        started = {task.record.task_key: task for task in self._tasks.values()}
+        for key in wanted - started.keys():
+            self._cancel_pending(key)
+        asked = [started[key] for key in wanted & started.keys() if not started[key].ending]
+        snapshot = Snapshot() if asked else None
+        for task in asked:
+            assert snapshot is not None
+            task.ask_to_end(TaskState.CANCELLED, "cancelled", snapshot)
+
+    def _cancel_pending(self, key: int) -> None:
+        """Cancel a task that has not begun; one that has just ended keeps its end."""
+        record = self._store.tasks.get(key)
+        if record is not None and record.state is TaskState.PENDING and record.runner == "process":
+            self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+
+    def _press(self) -> None:
+        """Hold the time limits, and go on with ending those that were told to end."""
+        late = [task for task in self._tasks.values() if task.is_late]
+        ending = [task for task in self._tasks.values() if task.ending is not None]
+        if not late and not ending:
+            return
+        snapshot = Snapshot()
+        for task in ending:
+            task.press(snapshot)
+        for task in late:
+            reason = f"timed out after {task.record.timeout_s:g} s"
+            task.ask_to_end(TaskState.FAILED, reason, snapshot)
+
+    def _finish(self) -> None:
+        """Record the end of those that are over."""
+        for task in [task for task in self._tasks.values() if task.is_over]:
+            for descriptor in task.readers:
+                self._selector.unregister(descriptor)
+            task.close()
+            del self._tasks[task.pid]
+            self._record_end(task, task.end(self._memory.have_killed))
+
+    def _record_end(self, task: Supervised, end: End) -> None:
+        key, ended = task.record.task_key, time.time()
+
+        def record(store: TaskStore) -> None:
+            for result in task.results:
+                store.results.save(key, result)
+            if task.usage is not None:
+                usage = task.usage
+                cpu_s = usage.ru_utime + usage.ru_stime
+                store.processes.used(key, cpu_s, usage.ru_maxrss * RSS_UNIT_BYTES)
+            store.tasks.end(key, end.state, end.reason, end.exit_code, ended)
+
+        self._recorder.post(record)
+        self._recorder.recordings.discard(task.recording)
+        self._recorder.live_tasks = len(self._tasks)
+
+    # The end of the supervisor.
+
+    def _kernel_is_there(self) -> bool:
+        session = self._store.sessions.get(self._session_id)
+        if session is None or session.ended_at is not None:
+            return False
+        return ProcessIdentity(
+            session.host, session.boot_id, session.pid, session.process_start
+        ).is_alive
+
+    def _has_retired(self) -> bool:
+        """Leave when nothing is left to do. Returns whether that is so."""
+        now = time.monotonic()
+        if self._tasks or now - self._kernel_seen_at < KERNEL_S:
+            return False
+        self._kernel_seen_at = now
+        assert self._record is not None
+        try:
+            if self._kernel_is_there():
+                return False
+            # What was recorded just now is written first: nobody is left to do it later.
+            self._recorder.change(lambda _store: None)
+            return self._store.supervisors.retire(self._record)
+        except StoreError as error:
+            _log(str(error))
+            return False
+
+    def _end_all(self, reason: str) -> None:
+        """End every task that still runs, record why, and that this supervisor has ended."""
+        assert self._record is not None
+        record, at = self._record, time.time()
+        for task in self._tasks.values():
+            kill_task(task.record.task_id, task.leader)
+            task.close()
+        self._recorder.change(
+            lambda store: store.processes.interrupt(record.key, reason, at), STOP_S
+        )
+        self._recorder.change(lambda store: store.supervisors.end(record.key, reason, at), STOP_S)
+        self._recorder.stop(STOP_S)
+
+    def _heartbeat(self) -> None:
+        if self._record is not None:
+            self._store.supervisors.heartbeat(self._record.key)
+
+
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+"""In what getrusage(2) counts ``ru_maxrss``."""
+
+
+class MemoryEvents:
+    """How often the system has killed a process of this control group for want of memory."""
+
+    def __init__(self) -> None:
+        self._files = [folder / "memory.events" for folder in _control_groups()]
+        self._known = self._count()
+
+    def _count(self) -> int:
+        total = 0
+        for file in self._files:
+            with suppress(OSError, ValueError):
+                counts = dict(line.split() for line in file.read_text().splitlines())
+                total += int(counts.get("oom_kill", 0))
+        return total
+
+    def have_killed(self) -> bool:
+        """Whether that has happened since this was last asked."""
+        before, self._known = self._known, self._count()
+        return self._known > before
+
+
+def _control_groups() -> Iterator[Path]:
+    """The folder of this process's control group (cgroups(7), version 2)."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                yield Path("/sys/fs/cgroup") / line[3:].lstrip("/")
+
+
+_soft_limit = 0
+
+
+def raise_limit() -> None:
+    """Allow this process as many open files as the system lets it have."""
+    global _soft_limit
+    import resource
+
+    _soft_limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def restore_limit(pid: int) -> None:
+    """Give a task the limit on open files that its kernel has: some programs use all they may."""
+    import resource
+
+    if sys.platform == "linux":
+        with suppress(OSError):
+            _soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (_soft_limit, hard))
+
+
+def _log(message: str) -> None:
+    """To the supervisor's log: its standard error is a file."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Supervise a session: its state directory and its id are the arguments."""
+    root, session_id = sys.argv[1:]
+    os.environ.pop(MARK, None)
+    directory = StateDirectory(Path(root))
+    store = TaskStore(directory)
+    try:
+        raise_limit()
+        Supervisor(store.open(), session_id).run()
+    except BackgroundError as error:
+        _log(str(error))
+        sys.exit(1)
+    finally:
+        store.close()
+        _remove_empty_log(directory.supervisor_log(session_id))
+
+
+def _remove_empty_log(path: Path) -> None:
+    with suppress(OSError):
+        if not path.stat().st_size:
+            path.unlink()

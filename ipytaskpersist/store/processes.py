@@ -1,0 +1,235 @@
+"""The processes of tasks, and the supervisors that own them, in the store."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
+from ipytaskpersist.store.database import Database, storable
+
+PROCESS = """task_key, tasks.id, tasks.kind, command, script, script_as, directory, environment,
+    pty, timeout_s, grace_s, options, supervisor_key, pid, process_start, cpu_s,
+    peak_memory_bytes"""
+FROM = "FROM processes JOIN tasks ON tasks.key = task_key"
+SUPERVISOR = """key, session_id, host, boot_id, pid, process_start, started_at, heartbeat_at,
+    ended_at, end_reason"""
+
+
+@dataclass(frozen=True, slots=True)
+class NewProcess:
+    """What is known of a task's process before it has begun. The fields are `ProcessRecord`'s."""
+
+    command: Sequence[str]
+    directory: str
+    grace_s: float
+    options: Options
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    script: str | None = None
+    script_as: str | None = None
+    pty: bool = False
+
+    def insert(self, connection: Any, task_key: int) -> None:
+        """Add it to a task, in the caller's transaction."""
+        row = {
+            "task_key": task_key,
+            "command": json.dumps(list(self.command)),
+            "script": storable(self.script),
+            "script_as": self.script_as,
+            "directory": self.directory,
+            "environment": json.dumps(dict(self.environment)),
+            "pty": int(self.pty),
+            "timeout_s": self.options.timeout_s,
+            "grace_s": self.grace_s,
+            "options": self.options.as_json(),
+        }
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
+
+
+def _process(row: Any) -> ProcessRecord:
+    fields = list(row)
+    for place in (3, 7):
+        fields[place] = json.loads(fields[place])
+    fields[8] = bool(fields[8])
+    fields[11] = Options.from_json(fields[11])
+    return ProcessRecord(*fields)
+
+
+def _supervisor(row: Any) -> SupervisorRecord:
+    times: list[Any] = [from_timestamp(seconds) for seconds in row[6:9]]
+    fields: list[Any] = [*row[:6], *times, row[9]]
+    return SupervisorRecord(*fields)
+
+
+class Processes:
+    """The rows of `processes`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, task_key: int) -> ProcessRecord | None:
+        """The process of a task, or None for a task in a thread."""
+        row = self._database.row(f"SELECT {PROCESS} {FROM} WHERE task_key = ?", (task_key,))
+        return None if row is None else _process(row)
+
+    def claim(self, session_id: str, supervisor_key: int, at: float) -> list[ProcessRecord]:
+        """Take the session's pending tasks: each is running from now on, and this supervisor's.
+
+        How their environment differs is not kept any longer than it is needed.
+        """
+        with self._database.transaction() as connection:
+            keys = [
+                key
+                for (key,) in connection.execute(
+                    """SELECT key FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
+                    AND state = 'pending' AND runner = 'process'
+                    AND cancel_requested_at IS NULL ORDER BY key""",
+                    (session_id,),
+                )
+            ]
+            marks = ", ".join("?" * len(keys))
+            rows = connection.execute(
+                f"SELECT {PROCESS} {FROM} WHERE task_key IN ({marks}) ORDER BY task_key",
+                keys,
+            ).fetchall()
+            for key in keys:
+                connection.execute(
+                    "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ?", (at, key)
+                )
+                connection.execute(
+                    """UPDATE processes SET supervisor_key = ?, environment = '{}'
+                    WHERE task_key = ?""",
+                    (supervisor_key, key),
+                )
+        return [_process(row) for row in rows]
+
+    def has_pending(self, session_id: str) -> bool:
+        """Whether a task of the session waits for its supervisor."""
+        row = self._database.row(
+            """SELECT 1 FROM tasks INDEXED BY tasks_pending
+            WHERE session_id = ? AND state = 'pending' AND runner = 'process' LIMIT 1""",
+            (session_id,),
+        )
+        return row is not None
+
+    def started(self, task_key: int, pid: int, process_start: str | None) -> None:
+        """Note which process a task is."""
+        self._database.execute(
+            "UPDATE processes SET pid = ?, process_start = ? WHERE task_key = ?",
+            (pid, process_start, task_key),
+        )
+
+    def used(self, task_key: int, cpu_s: float, peak_memory_bytes: int) -> None:
+        """Note what a task's process has used."""
+        self._database.execute(
+            "UPDATE processes SET cpu_s = ?, peak_memory_bytes = ? WHERE task_key = ?",
+            (cpu_s, peak_memory_bytes, task_key),
+        )
+
+    def live_of(self, supervisor_key: int) -> list[ProcessRecord]:
+        """The processes of a supervisor's tasks that have not ended."""
+        rows = self._database.rows(
+            f"""SELECT {PROCESS} {FROM}
+            WHERE supervisor_key = ? AND state IN ('pending', 'running') ORDER BY task_key""",
+            (supervisor_key,),
+        )
+        return [_process(row) for row in rows]
+
+    def interrupt(self, supervisor_key: int, reason: str, at: float) -> int:
+        """Every live task of a supervisor to interrupted. Returns how many."""
+        cursor = self._database.execute(
+            """UPDATE tasks SET state = 'interrupted', reason = ?1,
+                ended_at = max(?2, coalesce(started_at, created_at), coalesce(
+                    (SELECT at FROM outputs WHERE task_key = tasks.key
+                     ORDER BY sequence DESC LIMIT 1), 0))
+            WHERE key IN (SELECT task_key FROM processes WHERE supervisor_key = ?3)
+            AND state IN ('pending', 'running')""",
+            (reason, at, supervisor_key),
+        )
+        return int(cursor.rowcount)
+
+
+class Supervisors:
+    """The rows of `supervisors`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, session_id: str, process: ProcessIdentity) -> SupervisorRecord:
+        """Record that a process supervises the session's tasks from now on."""
+        now = time.time()
+        cursor = self._database.execute(
+            """INSERT INTO supervisors
+                (session_id, host, boot_id, pid, process_start, started_at, heartbeat_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?)""",
+            (session_id, process.host, process.boot_id, process.pid, process.start, now, now),
+        )
+        found = self.get(int(cursor.lastrowid))
+        assert found is not None, "the supervisor was recorded by the statement above"
+        return found
+
+    def get(self, key: int) -> SupervisorRecord | None:
+        """The supervisor in this row."""
+        row = self._database.row(f"SELECT {SUPERVISOR} FROM supervisors WHERE key = ?", (key,))
+        return None if row is None else _supervisor(row)
+
+    def of_process(self, session_id: str, process: ProcessIdentity) -> SupervisorRecord | None:
+        """What the store knows of this very process as the session's supervisor."""
+        row = self._database.row(
+            f"""SELECT {SUPERVISOR} FROM supervisors WHERE session_id = ? AND pid = ?
+            AND process_start = ? AND boot_id = ? AND ended_at IS NULL""",
+            (session_id, process.pid, process.start, process.boot_id),
+        )
+        return None if row is None else _supervisor(row)
+
+    def unfinished(self) -> list[SupervisorRecord]:
+        """The supervisors of which nobody has said how they ended."""
+        rows = self._database.rows(f"SELECT {SUPERVISOR} FROM supervisors WHERE ended_at IS NULL")
+        return [_supervisor(row) for row in rows]
+
+    def orphaned_sessions(self) -> Sequence[str]:
+        """The sessions with pending process tasks and without a supervisor."""
+        rows = self._database.rows(
+            """SELECT DISTINCT session_id FROM tasks
+            WHERE state = 'pending' AND runner = 'process' AND session_id NOT IN
+            (SELECT session_id FROM supervisors WHERE ended_at IS NULL)"""
+        )
+        return [session_id for (session_id,) in rows]
+
+    def heartbeat(self, key: int) -> None:
+        """Note that the supervisor is alive now."""
+        self._database.execute(
+            "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (time.time(), key)
+        )
+
+    def end(self, key: int, reason: str, at: float | None = None) -> None:
+        """Note how the supervisor ended, unless that is known already."""
+        self._database.execute(
+            """UPDATE supervisors SET ended_at = ?, end_reason = ?
+            WHERE key = ? AND ended_at IS NULL""",
+            (time.time() if at is None else at, reason, key),
+        )
+
+    def retire(self, record: SupervisorRecord) -> bool:
+        """End the supervisor unless a task waits for it. Returns whether it has ended.
+
+        In one transaction, so that a task launched meanwhile either is seen here or sees the end.
+        """
+        with self._database.transaction() as connection:
+            waiting = connection.execute(
+                """SELECT 1 FROM tasks INDEXED BY tasks_pending
+                WHERE session_id = ? AND state = 'pending' AND runner = 'process' LIMIT 1""",
+                (record.session,),
+            ).fetchone()
+            if waiting is None:
+                connection.execute(
+                    """UPDATE supervisors SET ended_at = ?, end_reason = 'had nothing left to do'
+                    WHERE key = ? AND ended_at IS NULL""",
+                    (time.time(), record.key),
+                )
+        return waiting is None
