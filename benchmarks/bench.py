@@ -40,6 +40,18 @@ class Scale:
     log_runs: int
     """How often the memory is measured while a task prints so much."""
     store_calls: int
+    copies: int
+    """How often a command's output is taken in bulk, in each way."""
+    text_lines: int
+    random_bytes: int
+    commands: int
+    """How many are run one after the other."""
+    command_loops: int
+    starts: int
+    followed_lines: int
+    sleepers: int
+    idle_s: float
+    """For how long the supervisor is watched, three times."""
 
 
 FULL = Scale(
@@ -54,6 +66,15 @@ FULL = Scale(
     log_bytes=1_000_000_000,
     log_runs=3,
     store_calls=1_000,
+    copies=3,
+    text_lines=30_000_000,
+    random_bytes=300_000_000,
+    commands=1_000,
+    command_loops=3,
+    starts=30,
+    followed_lines=60,
+    sleepers=500,
+    idle_s=10,
 )
 QUICK = Scale(
     launches=40,
@@ -67,6 +88,15 @@ QUICK = Scale(
     log_bytes=50_000_000,
     log_runs=1,
     store_calls=200,
+    copies=1,
+    text_lines=10_000_000,
+    random_bytes=100_000_000,
+    commands=200,
+    command_loops=1,
+    starts=10,
+    followed_lines=20,
+    sleepers=50,
+    idle_s=1,
 )
 
 
@@ -84,6 +114,10 @@ class Bench:
     def new_state(self) -> Path:
         """A state directory that does not exist yet."""
         return self._folder / f"state-{next(self._numbers)}"
+
+    def new_file(self) -> Path:
+        """A file that does not exist yet."""
+        return self._folder / f"file-{next(self._numbers)}"
 
     def kernel(self, state: Path) -> Kernel:
         """A fresh kernel."""

@@ -26,6 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 SETTLE_S = 0.04
 """How long a kernel is left alone before a sample: what the sample before began is over by then."""
 SAMPLE_MEMORY_S = 0.005
+END_S = 30
 
 Message = dict[str, Any]
 
@@ -87,18 +88,11 @@ class Kernel:
         connection_file, _ = write_connection_file(
             str(self._folder / "kernel.json"), ip="127.0.0.1", key=secrets.token_hex().encode()
         )
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("IPYTASKPERSIST_", "JPY_", "JUPYTER", "IPYTHON"))
-        } | {
+        environment = environment_for(self._state) | {
             "IPYTHONDIR": str(folders["ipython"]),
             "JUPYTER_CONFIG_DIR": str(folders["config"]),
             "JUPYTER_DATA_DIR": str(folders["data"]),
             "JUPYTER_RUNTIME_DIR": str(folders["runtime"]),
-            "IPYTASKPERSIST_DIR": str(self._state),
-            "IPYTASKPERSIST_NOTEBOOK": str(notebook_of(self._state)),
-            "PYTHONPATH": str(CHECKOUT),
             # With it the kernel ends by itself should this process be killed.
             "JPY_PARENT_PID": str(os.getpid()),
         }
@@ -127,7 +121,7 @@ class Kernel:
         return psutil.Process(self._process.pid)
 
     def kill(self) -> None:
-        """Kill the kernel and every process that it still has below it."""
+        """Kill the kernel, every process that it still has below it, and what outlives it."""
         with suppress(RuntimeError):
             self._client.stop_channels()
         if self._process is None:
@@ -138,9 +132,8 @@ class Kernel:
         self._process.kill()
         self._process.wait()
         self._process = None
-        for process in below:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill_all(below)
+        end_processes_of(self._state)
 
     def run(self, source: str, timeout_s: float = 120) -> Reply:
         """Run a cell to its end. Raises `BenchmarkError` when it fails."""
@@ -199,6 +192,47 @@ class Kernel:
 def notebook_of(state: Path) -> Path:
     """The notebook that all kernels with this state directory pretend to run."""
     return state / "benchmark.ipynb"
+
+
+def environment_for(state: Path) -> dict[str, str]:
+    """The environment of a process that keeps its tasks in `state`, without what is yours."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("IPYTASKPERSIST_", "JPY_", "JUPYTER", "IPYTHON"))
+    } | {
+        "IPYTASKPERSIST_DIR": str(state),
+        "IPYTASKPERSIST_NOTEBOOK": str(notebook_of(state)),
+        "PYTHONPATH": str(CHECKOUT),
+    }
+
+
+def kill_all(processes: list[psutil.Process]) -> None:
+    """Kill these very processes, as far as they are still there."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def end_processes_of(state: Path) -> None:
+    """End the supervisors and tasks that outlived their kernel, as they are meant to.
+
+    A process is known by its environment; looked for again, because one that is about to die may
+    have started another.
+    """
+    deadline = time.monotonic() + END_S
+    while found := [each for each in psutil.process_iter() if _keeps_tasks_in(state, each)]:
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"cannot be ended: {found}")
+        kill_all(found)
+        time.sleep(SETTLE_S)
+
+
+def _keeps_tasks_in(state: Path, process: psutil.Process) -> bool:
+    try:
+        return bool(process.environ().get("IPYTASKPERSIST_DIR") == str(state))
+    except (psutil.Error, OSError):  # it has ended, or is somebody else's
+        return False
 
 
 def _complaint(outputs: list[Message]) -> str:

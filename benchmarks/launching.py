@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Way:
 
     what: str
     cell: str
-    until_over: str = "pass"
+    until_over: str = ""
     """A cell that waits for what was launched, where that goes on for longer than a moment."""
     is_rare: bool = False
     """Whether it is measured in some rounds only, because what it launches takes its time."""
@@ -60,33 +61,69 @@ BUSY_MANAGER = Way(
     "background.join()",
     is_rare=True,
 )
-ADDING = (BACKGROUND, BASH, MANAGER, SUBMITIT, BUSY_BACKGROUND, BUSY_MANAGER)
+SHELL = Way(
+    "`%%background --shell` adds, once the supervisor runs",
+    "%%background --shell\ntrue",
+    "%bg_wait",
+    is_ours=True,
+)
+PROCESS = Way(
+    "`%%background --process` adds, once the supervisor runs",
+    "%%background --process\npass",
+    "%bg_wait",
+    is_rare=True,
+    is_ours=True,
+)
+IN_THREADS = (BACKGROUND, BASH, MANAGER, SUBMITIT, BUSY_BACKGROUND, BUSY_MANAGER)
+IN_PROCESSES = (SHELL, BASH, PROCESS)
 
 
 def launch(bench: Bench) -> list[Row]:
     """What each way to launch adds to a plain cell: round trips, taken in turns."""
+    rows = rows_of("launch", bench, IN_THREADS)
+    rows[BACKGROUND] = rows[BACKGROUND].at_most_times(1.0, rows[BASH], "`%%bash --bg`")
+    return [*rows.values()]
+
+
+def shell(bench: Bench) -> list[Row]:
+    """The same for cells that run in processes of their own, and the first one of a kernel."""
+    rows = rows_of("shell", bench, IN_PROCESSES)
+    rows[SHELL] = rows[SHELL].at_most_times(1.0, rows[BASH], "`%%bash --bg`")
+    first_ms = tuple(first_launch_ms(bench) for _ in range(bench.scale.kernels))
+    what = "the first of a kernel, which starts the supervisor, round trip"
+    return [*rows.values(), Row("shell", what, "ms", first_ms)]
+
+
+def first_launch_ms(bench: Bench) -> float:
+    """The round trip of a fresh kernel's first shell task."""
+    with bench.kernel(bench.empty_state()) as kernel:
+        kernel.run(LOAD)
+        return round_trip_ms(kernel, SHELL)
+
+
+def rows_of(benchmark: str, bench: Bench, adding: Sequence[Way]) -> dict[Way, Row]:
+    """A row for the plain cell and for each way, taken in turns in one kernel."""
     state = bench.new_state()
     bench.say(f"launching {bench.scale.launches} times in each way")
     with bench.kernel(state) as kernel:
         kernel.run(LOAD)
         kernel.run(PREPARE)
-        samples, launched = take_turns(kernel, bench.scale)
+        samples, launched = take_turns(kernel, bench.scale, adding)
     check_launched(state, launched)
-    plain = Row("launch", PLAIN.what, "ms", tuple(samples[PLAIN]))
-    rows = {way: Row("launch", way.what, "ms", tuple(samples[way])) for way in ADDING}
-    rows[BACKGROUND] = rows[BACKGROUND].at_most_times(1.0, rows[BASH], "`%%bash --bg`")
-    return [plain, *rows.values()]
+    return {way: Row(benchmark, way.what, "ms", tuple(samples[way])) for way in samples}
 
 
-def take_turns(kernel: Kernel, scale: Scale) -> tuple[dict[Way, list[float]], int]:
+def take_turns(
+    kernel: Kernel, scale: Scale, adding: Sequence[Way]
+) -> tuple[dict[Way, list[float]], int]:
     """The plain cell's round trips, and what each way added to the one of its own round.
 
     Also how many background cells were launched in all.
     """
-    samples: dict[Way, list[float]] = {way: [] for way in (PLAIN, *ADDING)}
+    samples: dict[Way, list[float]] = {way: [] for way in (PLAIN, *adding)}
     launched = 0
     for turn in range(-WARM_UP_ROUNDS, scale.launches):
-        ways = in_turn(turn, scale)
+        ways = in_turn(turn, scale, adding)
         took = {way: round_trip_ms(kernel, way) for way in ways}
         launched += sum(way.is_ours for way in ways)
         if turn >= 0:
@@ -97,10 +134,10 @@ def take_turns(kernel: Kernel, scale: Scale) -> tuple[dict[Way, list[float]], in
     return samples, launched
 
 
-def in_turn(turn: int, scale: Scale) -> list[Way]:
+def in_turn(turn: int, scale: Scale, adding: Sequence[Way]) -> list[Way]:
     """The ways of one round. Each stands equally often in each place, so none has the best one."""
     is_long = turn < 0 or turn % (scale.launches // scale.rare_launches) == 0
-    ways = [way for way in (PLAIN, *ADDING) if is_long or not way.is_rare]
+    ways = [way for way in (PLAIN, *adding) if is_long or not way.is_rare]
     first = turn % len(ways)
     return ways[first:] + ways[:first]
 
@@ -113,8 +150,9 @@ def round_trip_ms(kernel: Kernel, way: Way) -> float:
     reply = kernel.run(way.cell)
     if way.is_ours and not reply.has_display:
         raise BenchmarkError("%%background showed no card")
-    if way.is_rare:
+    if way.until_over:
         kernel.run(way.until_over)
+    if way.is_rare and not way.is_ours:  # our supervisor is a child that stays
         kernel.wait_for_children()
     return reply.seconds * 1e3
 

@@ -171,8 +171,7 @@ class Foreground:
 
     def begin_cell(self, info: Any = None) -> None:
         """A foreground cell begins. One of this package's own commands is no code of a person."""
-        source = str(getattr(info, "raw_cell", "")).lstrip()
-        self.is_busy = not source.startswith(("%bg", "%background", "%%background"))
+        self.is_busy = not is_own_command(str(getattr(info, "raw_cell", "")))
 
     def end_cell(self, *_event: Any) -> None:
         """A foreground cell has ended, or does nothing but wait for tasks."""
@@ -199,6 +198,11 @@ class Foreground:
 
 
 FOREGROUND = Foreground()
+
+
+def is_own_command(source: str) -> bool:
+    """Whether a cell is one of this package's own commands."""
+    return source.lstrip().startswith(("%bg", "%background", "%%background"))
 
 
 def start_outside(thread: threading.Thread) -> None:

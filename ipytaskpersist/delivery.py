@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipytaskpersist.active import is_own_command
 from ipytaskpersist.errors import BackgroundError, InvalidRequest
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import TaskRecord, TaskState
@@ -69,18 +70,27 @@ class Delivery:
         self._load = load_into_notebook
         self._say = say
         self._expected: set[int] = set()
+        self._unsaid: list[tuple[TaskRecord, Loaded]] = []
 
     def expect(self, task: TaskRecord) -> None:
         """Bring back what this task leaves, once it has completed."""
         self._expected.add(task.key)
 
-    def before_cell(self, *_event: Any) -> None:
-        """A cell is about to run: bring what has become ready."""
+    def before_cell(self, info: Any = None) -> None:
+        """A cell is about to run: bring what has become ready, and say so.
+
+        Not in the output of one of this package's commands, which shows what it was asked for and
+        nothing else.
+        """
         for key in sorted(self._expected):
             try:
                 self._deliver(key)
             except BackgroundError:
                 return  # the store cannot be read just now: before the next cell, then
+        if self._unsaid and not is_own_command(str(getattr(info, "raw_cell", ""))):
+            unsaid, self._unsaid = self._unsaid, []
+            for task, loaded in unsaid:
+                self._say(task, loaded)
 
     def _deliver(self, key: int) -> None:
         task = self._store.tasks.get(key)
@@ -90,4 +100,4 @@ class Delivery:
         if task is not None and task.state is TaskState.COMPLETED:
             loaded = self._load(task)
             if loaded.names or loaded.problems:
-                self._say(task, loaded)
+                self._unsaid.append((task, loaded))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -213,15 +214,8 @@ class Launcher:
         """Pickle what a task is given. Raises `InvalidRequest` for what cannot be pickled."""
         shell: Any = self._host.shell
         namespace = vars(sys.modules["__main__"]) if shell is None else shell.user_ns
-        if shell is None:
-            from traitlets.config import Config
-
-            setting = Setting(list(sys.path), Config(), "last_expr", 0)
-        else:
-            flags = shell.compile.flags & FUTURE_FLAGS
-            setting = Setting(list(sys.path), shell.config, shell.ast_node_interactivity, flags)
         try:
-            return self._host.payloads.prepare([setting, given], namespace)
+            return self._host.payloads.prepare([setting_of(shell), given], namespace)
         except Exception as error:  # whatever a class raises when it is pickled
             raise self._unpicklable(named, namespace, error) from error
 
@@ -349,6 +343,24 @@ FLAGS = {
 NEEDS_PROCESS = "needs a process: add --process, or --shell for a shell command"
 NEEDS_SHELL = "is for shell commands: add --shell"
 NEEDS_PYTHON = "is for Python in a process: a shell command has no variables"
+
+
+def setting_of(shell: Any) -> Setting:
+    """What a cell finds in this notebook besides variables."""
+    if shell is None:
+        from traitlets.config import Config
+
+        return Setting(list(sys.path), Config(), "last_expr", 0)
+    return Setting(
+        path=list(sys.path),
+        config=shell.config,
+        interactivity=shell.ast_node_interactivity,
+        compiler_flags=shell.compile.flags & FUTURE_FLAGS,
+        cells={
+            name: (number, "".join(linecache.getlines(name)))
+            for name, number in getattr(shell.compile, "_filename_map", {}).items()
+        },
+    )
 
 
 def refuse(options: Options, names: Sequence[str], why: str) -> None:

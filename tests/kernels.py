@@ -236,6 +236,11 @@ class NotebookKernel:
         self._manager.restart_kernel(now=False)
         self._connect()
 
+    def reconnect(self) -> None:
+        """Go away and come back with a new client, as a page that is reloaded does."""
+        self._disconnect()
+        self._connect()
+
     def kill(self) -> None:
         """Kill the kernel's own process, nothing else, and wait until it is dead."""
         self._disconnect()

@@ -6,11 +6,13 @@ it is given and what it leaves are signed files.
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ class Setting:
     """IPython's ``ast_node_interactivity``."""
     compiler_flags: int
     """The ``from __future__`` of earlier cells."""
+    cells: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """The number and text of earlier cells by their file names, for tracebacks through them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class Child:
         install(shell, task)
         given: Given = inputs.load()
         shell.user_ns.update(given.variables)
+        show_figures_inline()
         before = dict(shell.user_ns)
         if given.call is not None:
             outcome = run_function(shell, given.call, task)
@@ -204,6 +209,7 @@ def assigned_names(shell: Any, source: str, before: dict[str, Any]) -> list[str]
 
 def make_shell(setting: Setting, module: Any) -> Any:
     """An IPython shell as a kernel's, but without a front end."""
+    from ipykernel.compiler import XCachingCompiler
     from ipykernel.zmqshell import ZMQInteractiveShell
 
     class ProcessShell(ZMQInteractiveShell):
@@ -216,10 +222,24 @@ def make_shell(setting: Setting, module: Any) -> Any:
     ProcessShell.__name__ = ProcessShell.__qualname__ = ZMQInteractiveShell.__name__
     config = setting.config
     config.HistoryManager.enabled = False
-    shell = ProcessShell.instance(config=config, user_module=module, user_ns=module.__dict__)
+    shell = ProcessShell.instance(
+        config=config,
+        user_module=module,
+        user_ns=module.__dict__,
+        compiler_class=XCachingCompiler,
+    )
     shell.ast_node_interactivity = setting.interactivity
     shell.compile.flags |= setting.compiler_flags
+    for name, (number, text) in setting.cells.items():
+        shell.compile._filename_map[name] = number
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     return shell
+
+
+def show_figures_inline() -> None:
+    """Let figures that the task was given show themselves, as those that it makes will."""
+    if "matplotlib.figure" in sys.modules and "inline" in os.environ.get("MPLBACKEND", ""):
+        import_module("matplotlib_inline.backend_inline")
 
 
 def install(shell: Any, task: ActiveTask) -> None:

@@ -1,0 +1,469 @@
+"""What survives what: each promise, shown by doing the real thing to real kernels."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from kernels import NotebookKernel, processes_of, until
+from programs import environment
+
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.processes import MARK
+from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.store import Selection, TaskStore
+
+MakeKernel = Callable[..., NotebookKernel]
+
+# Each counts until a file appears, and then ends by itself.
+COUNTERS = {
+    "shell": """\
+%%background --shell counter
+number=0
+while [ ! -e {stop} ]; do echo line $number; number=$((number + 1)); sleep 0.01; done
+echo done
+""",
+    "process": """\
+%%background --process counter
+import os, time
+number = 0
+while not os.path.exists({stop!r}):
+    print("line", number)
+    number += 1
+    time.sleep(0.01)
+print("done")
+number
+""",
+}
+KINDS = sorted(COUNTERS)
+
+
+@pytest.fixture
+def store(state_dir: Path) -> Iterator[TaskStore]:
+    opened = TaskStore(StateDirectory(state_dir)).open()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    return tmp_path / "survivor.ipynb"
+
+
+class Counter:
+    """A counting task, launched in a kernel and ended by a file."""
+
+    def __init__(self, kind: str, kernel: NotebookKernel, store: TaskStore, stop: Path) -> None:
+        self._store = store
+        self._stop = stop
+        kernel.run(COUNTERS[kind].format(stop=str(stop)))
+        self.key = self.now().key
+        until(lambda: self.lines() > 3, message="a few lines")
+
+    def now(self) -> TaskRecord:
+        (task,) = self._store.tasks.select(Selection(limit=1))
+        return task
+
+    def text(self) -> str:
+        return b"".join(output.data for output in self._store.outputs.of(self.key)).decode()
+
+    def lines(self) -> int:
+        return self.text().count("\n")
+
+    def goes_on(self) -> bool:
+        """Whether it still counts."""
+        before = self.lines()
+        until(lambda: self.lines() > before + 3, message="more lines")
+        return self.now().state is TaskState.RUNNING
+
+    def finish(self) -> None:
+        self._stop.touch()
+
+    def is_whole(self) -> bool:
+        """Whether it has counted from nought to its end without a gap."""
+        *counted, last = [line for line in self.text().splitlines() if line.startswith(("l", "d"))]
+        return counted == [f"line {number}" for number in range(len(counted))] and last == "done"
+
+
+def listed(kernel: NotebookKernel) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = json.loads(kernel.run("%bg_list --json").text)["tasks"]
+    return tasks
+
+
+# What is done to a kernel. Each returns the kernel that comes after it.
+
+
+def interrupt(kernel: NotebookKernel, _make: MakeKernel, _notebook: Path) -> NotebookKernel:
+    busy = kernel.start("import time\nprint('busy')\ntime.sleep(60)")
+    kernel.take_until(lambda: "busy" in busy.text, 30, "a busy kernel")
+    kernel.interrupt()
+    assert busy.wait(check=False).error
+    return kernel
+
+
+def reload_page(kernel: NotebookKernel, _make: MakeKernel, _notebook: Path) -> NotebookKernel:
+    kernel.reconnect()
+    return kernel
+
+
+def restart(kernel: NotebookKernel, _make: MakeKernel, _notebook: Path) -> NotebookKernel:
+    kernel.restart()
+    return kernel
+
+
+def kill(kernel: NotebookKernel, _make: MakeKernel, _notebook: Path) -> NotebookKernel:
+    kernel.kill()
+    kernel.revive()
+    return kernel
+
+
+def crash(kernel: NotebookKernel, _make: MakeKernel, _notebook: Path) -> NotebookKernel:
+    psutil.Process(kernel.pid).send_signal(signal.SIGSEGV)
+    until(lambda: not kernel.alive, message="death of the kernel")
+    kernel.revive()
+    return kernel
+
+
+def shut_down(kernel: NotebookKernel, make: MakeKernel, notebook: Path) -> NotebookKernel:
+    kernel.shutdown()
+    return make(notebook=notebook, load=False)
+
+
+SAME_KERNEL = [interrupt, reload_page]
+NEXT_KERNEL = [restart, kill, crash, shut_down]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("event", SAME_KERNEL + NEXT_KERNEL, ids=lambda event: event.__name__)
+def test_a_process_task_runs_on_and_the_kernel_after_it_has_it_all(
+    event: Callable[..., NotebookKernel],
+    kind: str,
+    make_kernel: MakeKernel,
+    store: TaskStore,
+    notebook: Path,
+    tmp_path: Path,
+) -> None:
+    kernel = make_kernel(notebook=notebook)
+    counter = Counter(kind, kernel, store, tmp_path / "stop")
+    process = store.processes.get(counter.key)
+    kernel = event(kernel, make_kernel, notebook)
+    if event in NEXT_KERNEL:
+        greeting = kernel.run("%load_ext ipytaskpersist").text
+        assert "1 task from before, 1 running" in greeting
+    (task,) = listed(kernel)
+    assert (task["name"], task["state"], task["runner"]) == ("counter", "running", "process")
+    assert counter.goes_on()
+    follow = kernel.start("%bg_output counter --follow")
+    seen = counter.lines()
+    kernel.take_until(lambda: f"line {seen + 5}\n" in follow.text, 30, "new lines to be followed")
+    counter.finish()
+    follow.wait()
+    assert follow.text.splitlines()[:2] == ["line 0", "line 1"]
+    assert "completed" in kernel.run("%bg_wait counter").text
+    assert store.processes.get(counter.key).pid == process.pid  # type: ignore[union-attr]
+    assert counter.is_whole()
+    (task,) = listed(kernel)
+    assert (task["state"], task["exit_code"]) == ("completed", 0)
+    if kind == "process":
+        kernel.run("%bg_load counter")
+        number = kernel.run("print(number)").text.splitlines()[-1]
+        assert f"line {int(number) - 1}\ndone" in counter.text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_kernel_cancels_what_the_last_one_launched(
+    kind: str, make_kernel: MakeKernel, store: TaskStore, notebook: Path, tmp_path: Path
+) -> None:
+    kernel = make_kernel(notebook=notebook)
+    counter = Counter(kind, kernel, store, tmp_path / "stop")
+    pid = store.processes.get(counter.key).pid  # type: ignore[union-attr]
+    kernel.restart()
+    kernel.run("%load_ext ipytaskpersist")
+    assert "cancelled" in kernel.run("%bg_cancel counter").text
+    task = counter.now()
+    assert (task.state, task.reason, task.exit_code) == (TaskState.CANCELLED, "cancelled", -15)
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_task_that_is_killed_has_failed_with_the_signal_and_all_its_output(
+    number: signal.Signals,
+    kind: str,
+    make_kernel: MakeKernel,
+    store: TaskStore,
+    tmp_path: Path,
+) -> None:
+    kernel = make_kernel()
+    counter = Counter(kind, kernel, store, tmp_path / "stop")
+    process = store.processes.get(counter.key)
+    assert process is not None
+    assert process.pid is not None
+    psutil.Process(process.pid).send_signal(number)
+    kernel.run("%bg_wait")
+    task = counter.now()
+    assert (task.state, task.exit_code) == (TaskState.FAILED, -number)
+    assert task.reason == f"killed by {number.name}"
+    counted = counter.text().splitlines()
+    assert counted == [f"line {place}" for place in range(len(counted))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rebooted_machine_has_interrupted_its_tasks(
+    kind: str, make_kernel: MakeKernel, store: TaskStore, notebook: Path, tmp_path: Path
+) -> None:
+    kernel = make_kernel(notebook=notebook)
+    counter = Counter(kind, kernel, store, tmp_path / "stop")
+    kernel.shutdown()
+    for supervisor in store.supervisors.unfinished():
+        psutil.Process(supervisor.pid).kill()
+    # Nobody reboots a machine for a test: the boot that the store remembers is another one.
+    store.database.execute("UPDATE supervisors SET boot_id = 'of an earlier boot'")
+    following = make_kernel(notebook=notebook)
+    assert following.alive
+    task = counter.now()
+    assert (task.state, task.reason) == (TaskState.INTERRUPTED, "machine rebooted")
+    assert task.exit_code is None
+
+
+def test_a_supervisor_leaves_when_its_kernel_is_gone_and_nothing_is_left_to_do(
+    make_kernel: MakeKernel, store: TaskStore, state_dir: Path, tmp_path: Path
+) -> None:
+    kernel = make_kernel()
+    counter = Counter("shell", kernel, store, tmp_path / "stop")
+    (supervisor,) = store.supervisors.unfinished()
+    kernel.shutdown()
+    assert counter.goes_on()
+    assert psutil.pid_exists(supervisor.pid)
+    counter.finish()
+    until(lambda: not processes_of(state_dir), message="the end of the supervisor")
+    assert counter.now().state is TaskState.COMPLETED
+    assert store.supervisors.unfinished() == []
+    logs = state_dir / "logs"
+    assert list(logs.iterdir()) == [], [log.read_text() for log in logs.iterdir()]
+
+
+# The death of a supervisor.
+
+
+def marked(task_id: str) -> list[int]:
+    """The processes that were started for a task."""
+    return [process.pid for process in psutil.process_iter() if is_marked(process, task_id)]
+
+
+def is_marked(process: psutil.Process, task_id: str) -> bool:
+    try:
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+        return not is_zombie and process.environ().get(MARK) == task_id
+    except psutil.Error:
+        return False
+
+
+# Counts as fast as it can into two places: the task's output, and a file that nobody buffers.
+RACING = """
+import ipytaskpersist, os, sys, time
+task = ipytaskpersist.background(sys.argv[1], shell=True)
+print(task.id, flush=True)
+sys.stdin.read()
+"""
+WITNESSED = (
+    "sh -c 'while :; do sleep 0.05; done' & n=0; "
+    "while :; do echo line $n; echo $n >> {witness}; n=$((n + 1)); {pause}done"
+)
+
+
+@pytest.mark.timeout(600)
+def test_a_supervisor_killed_at_any_moment_leaves_a_prefix_and_nothing_running(
+    state_dir: Path, store: TaskStore, tmp_path: Path
+) -> None:
+    """50 kills: an exact prefix, interrupted, and no process of the task is left."""
+    chance = random.Random(3)
+    for round_number in range(50):
+        witness = tmp_path / f"witness-{round_number}"
+        pause = chance.choice(["", "sleep 0.001; ", "sleep 0.02; "])
+        with launched(WITNESSED.format(witness=witness, pause=pause), state_dir) as task_id:
+            moment = time.monotonic() + chance.uniform(0, 0.25)
+            if round_number % 5:  # otherwise at its very start
+                until(witness.exists, message="a first line")
+                moment = time.monotonic() + chance.uniform(0, 0.25)
+            until(lambda at=moment: time.monotonic() >= at, message="the moment to kill")
+            (supervisor,) = store.supervisors.unfinished()
+            psutil.Process(supervisor.pid).kill()
+        subprocess.run(
+            [sys.executable, "-m", "ipytaskpersist", "list"],
+            env=environment(state_dir), check=True, capture_output=True,
+        )  # fmt: skip
+        task = store.tasks.by_id(task_id)
+        assert task is not None
+        assert task.state is TaskState.INTERRUPTED
+        assert task.reason in ("supervisor died", "process died")
+        assert marked(task_id) == []
+        assert_is_prefix(store, task, witness)
+
+
+@contextmanager
+def launched(command: str, state_dir: Path) -> Iterator[str]:
+    """A program that launches a command and stays until the end of the block."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", RACING, command],
+        env=environment(state_dir), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with program:
+        assert program.stdout is not None
+        try:
+            yield program.stdout.readline().strip()
+        finally:
+            program.kill()
+
+
+def assert_is_prefix(store: TaskStore, task: TaskRecord, witness: Path) -> None:
+    counted = len(witness.read_text().splitlines()) if witness.exists() else 0
+    expected = "".join(f"line {number}\n" for number in range(counted + 1))
+    text = b"".join(output.data for output in store.outputs.of(task.key)).decode()
+    assert expected.startswith(text), "the stored output is not a prefix of what was printed"
+
+
+def test_a_kernel_whose_supervisor_has_died_says_so_and_starts_another(
+    make_kernel: MakeKernel, store: TaskStore, tmp_path: Path
+) -> None:
+    kernel = make_kernel()
+    counter = Counter("shell", kernel, store, tmp_path / "stop")
+    (supervisor,) = store.supervisors.unfinished()
+    psutil.Process(supervisor.pid).kill()
+    text = kernel.run("%bg_list").text
+    assert "the supervisor died: 1 task interrupted; %bg_resume --all runs them again" in text
+    assert counter.now().reason == "supervisor died"
+    kernel.run("%%background --shell\necho after")
+    assert "completed" in kernel.run("%bg_wait").text
+    assert kernel.run("%bg_output").text == "after\n"
+
+
+# A real Jupyter server.
+
+SERVER = (
+    "import sys; from jupyter_server.serverapp import main; sys.argv[0] = 'jupyter-server'; main()"
+)
+TOKEN = "a-token-of-the-test"
+
+
+class Server:
+    """A Jupyter server of its own, asked over HTTP as a browser asks it."""
+
+    def __init__(self, state_dir: Path, folder: Path) -> None:
+        private = {
+            f"JUPYTER_{name}_DIR": str(folder / name.lower())
+            for name in ("CONFIG", "DATA", "RUNTIME")
+        }
+        self._env = environment(
+            state_dir, {**private, "HOME": str(folder), "IPYTHONDIR": str(folder)}
+        )
+        self._runtime = Path(private["JUPYTER_RUNTIME_DIR"])
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-c", SERVER, "--no-browser", "--allow-root", "--ip=127.0.0.1",
+                "--port=0", f"--IdentityProvider.token={TOKEN}",
+                f"--ServerApp.root_dir={folder}",
+            ],
+            env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self._url = until(self._find_url, 60, "the server's address")
+
+    def _find_url(self) -> str:
+        try:
+            file = self._runtime / f"jpserver-{self.process.pid}.json"
+            url = str(json.loads(file.read_text())["url"])
+        except (OSError, ValueError):
+            return ""
+        return url if self._answers(url) else ""
+
+    def _answers(self, url: str) -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}api?token={TOKEN}", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def start_notebook(self, name: str) -> BlockingKernelClient:
+        """Open a notebook, and return a client of its kernel."""
+        content = {"type": "notebook", "path": name, "name": name, "kernel": {"name": "python3"}}
+        request = urllib.request.Request(
+            f"{self._url}api/sessions?token={TOKEN}",
+            data=json.dumps(content).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            kernel_id = json.loads(answer.read())["kernel"]["id"]
+        client = BlockingKernelClient()
+        client.load_connection_file(str(self._runtime / f"kernel-{kernel_id}.json"))
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        return client
+
+    def stop(self) -> None:
+        """Stop it as Ctrl-C in its terminal does, with the question answered."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+
+
+def run_cell(client: BlockingKernelClient, source: str) -> str:
+    """Run a cell to its end, and return what it printed."""
+    texts: list[str] = []
+
+    def take(message: dict[str, Any]) -> None:
+        content = message["content"]
+        texts.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
+
+    client.execute_interactive(source, output_hook=take, timeout=60)
+    return "".join(texts)
+
+
+@contextmanager
+def jupyter_server(state_dir: Path, folder: Path) -> Iterator[Server]:
+    server = Server(state_dir, folder)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_stopped_server_takes_its_kernels_along_but_no_process_task(
+    how: str, state_dir: Path, store: TaskStore, tmp_path: Path
+) -> None:
+    with jupyter_server(state_dir, tmp_path) as server:
+        client = server.start_notebook("work.ipynb")
+        run_cell(client, "%load_ext ipytaskpersist")
+        kernel_pid = int(run_cell(client, "import os; print(os.getpid())"))
+        run_cell(client, COUNTERS["shell"].format(stop=tmp_path / "stop"))
+        client.stop_channels()
+        if how == "stopped":
+            server.stop()
+        else:
+            server.process.kill()
+            server.process.wait(30)
+            psutil.Process(kernel_pid).kill()
+        until(lambda: not psutil.pid_exists(kernel_pid), message="the end of the kernel")
+    (task,) = store.tasks.select(Selection())
+    assert task.state is TaskState.RUNNING
+    with jupyter_server(state_dir, tmp_path) as server:
+        client = server.start_notebook("work.ipynb")
+        assert "1 task from before, 1 running" in run_cell(client, "%load_ext ipytaskpersist")
+        (tmp_path / "stop").touch()
+        assert "completed" in run_cell(client, "%bg_wait counter")
+        assert run_cell(client, "%bg_output counter").endswith("done\n")
+        client.stop_channels()
