@@ -54,7 +54,7 @@ def _not_found(
     latest = []
     if store.exists and notebook_key is not None:
         latest = store.tasks.select(Selection(notebook_key, limit=SUGGESTIONS))
-    what = "no task" if reference is None else f"no task '{reference}'"
+    what = "no task" if reference is None else f"no task '{str(reference).strip()}'"
     if not latest:
         return TaskNotFound(
             f"{what} in this notebook, which has none yet; put %%background above a cell, "

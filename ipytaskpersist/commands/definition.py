@@ -24,15 +24,14 @@ class Verb(click.Command):
         super().__init__(*args, **{**options, "context_settings": HELP})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put what is counted back behind ``--``, where nothing is an option."""
+        """Let what is counted back look like no option: a blank before it means nothing."""
         end = args.index("--") if "--" in args else len(args)
         with_value = {name for param in self.params for name in param.opts if _takes_value(param)}
-        back: list[str] = []
-        rest: list[str] = []
-        for before, arg in zip(["", *args], args[:end], strict=False):
-            is_reference = COUNTED_BACK.fullmatch(arg) and before not in with_value
-            (back if is_reference else rest).append(arg)
-        return super().parse_args(ctx, [*rest, "--", *back, *args[end + 1 :]])
+        given = [
+            f" {arg}" if COUNTED_BACK.fullmatch(arg) and before not in with_value else arg
+            for before, arg in zip(["", *args], args[:end], strict=False)
+        ]
+        return super().parse_args(ctx, [*given, *args[end:]])
 
 
 def _takes_value(param: click.Parameter) -> bool:

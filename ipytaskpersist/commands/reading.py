@@ -157,7 +157,8 @@ def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> 
             seen = manager.store.database.data_version
             if time.monotonic() - reconciled_at > RECONCILE_S:
                 manager.reconcile()
-                reconciled_at = time.monotonic()
+                # What this process itself writes does not change the version that it sees.
+                reconciled_at, version = time.monotonic(), -1
             if seen != version:
                 version = seen
                 task = manager.refresh(task)
