@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ RESTART_BEFORE = "restart-kernel-before"
 SAME_AFTER_RESTART = "same-after-restart"
 
 LONG_TASK = "speed"
-"""The task that is running when the kernel is restarted."""
+"""The task in a thread that is running when the kernel is restarted."""
+OUTLIVING = ("packed", "together")
+"""The tasks in processes of their own that are running then."""
 LONG_TASK_IS_AT = re.compile(r"pass +3  ·{3}")
 """What it has printed by then: part of a line, in its third pass."""
 DEADLINE_S = 300
@@ -185,6 +188,19 @@ def wait_for_long_task() -> str:
     raise DemoFailed(f"task {LONG_TASK} did not reach its third pass within {DEADLINE_S} s")
 
 
+def process_of(task: str) -> int:
+    """The process of a task that runs outside the kernel."""
+    return int(json.loads(in_terminal("show", task, "--json"))["process"]["pid"])
+
+
+def outliving_processes() -> dict[str, int]:
+    """The processes of the tasks that are to outlive the kernel. They must be running."""
+    for name, task in tasks().items():
+        if name in OUTLIVING and task["state"] != "running":
+            raise DemoFailed(f"task {name} should run through the restart, but is {task['state']}")
+    return {name: process_of(name) for name in OUTLIVING}
+
+
 # --- What is shown on the terminal -------------------------------------------------------------
 
 
@@ -300,6 +316,10 @@ class Run:
     """What the new kernel said when asked for a variable of the old one."""
     printed: str = ""
     """What the long task had printed just before the restart."""
+    processes: dict[str, int] = field(default_factory=dict)
+    """The processes that are to outlive the kernel, by the names of their tasks."""
+    restarted_at: str = ""
+    """When the new kernel answered, in UTC."""
     restarted: bool = False
 
 
@@ -329,7 +349,7 @@ async def run_cell(
     show.came_back(cell.outputs, seconds)
 
     tags = cell.metadata.get("tags", [])
-    if launched := re.match(r"%%background (\w+)", cell.source):
+    if launched := re.match(r"%%background .*?(\w+)$", cell.source, re.MULTILINE):
         run.launch_s[launched[1]] = seconds
     if SAME_AFTER_RESTART in tags:
         (run.after if run.restarted else run.before)[cell.source] = cell
@@ -340,9 +360,11 @@ async def run_cell(
 async def restart_while_running(client: DemoClient, run: Run, show: Transcript) -> None:
     show.event(f"waiting until {LONG_TASK} is in the middle of its third pass")
     run.printed = await asyncio.to_thread(wait_for_long_task)
+    run.processes = await asyncio.to_thread(outliving_processes)
     show.event(f"restarting the kernel, process {run.pids[0]}, while {LONG_TASK} runs")
     await client.restart()
     run.restarted = True
+    run.restarted_at = datetime.now(UTC).isoformat()
     run.pids.append(client.kernel_pid)
     show.event(f"the new kernel answers, process {run.pids[1]}")
 
@@ -405,6 +427,17 @@ def the_long_task_was_interrupted(run: Run) -> str:
     )
 
 
+def the_processes_ran_on(run: Run) -> str:
+    now = tasks()
+    ids = " and ".join(f"{name} (process {pid})" for name, pid in run.processes.items())
+    return check(
+        f"{ids} ran through the restart, and completed in the same processes",
+        all(now[name]["ended_at"] > run.restarted_at for name in OUTLIVING)
+        and run.processes == {name: process_of(name) for name in OUTLIVING},
+        json.dumps([now[name] for name in OUTLIVING], indent=2),
+    )
+
+
 def nothing_printed_was_lost(run: Run) -> str:
     kept = in_terminal("output", LONG_TASK, "--stdout")
     return check(
@@ -418,16 +451,12 @@ def nothing_printed_was_lost(run: Run) -> str:
 def the_others_completed(run: Run) -> str:
     states = {name: task["state"] for name, task in tasks().items() if name != LONG_TASK}
     return check(
-        f"{' and '.join(states)} are completed, and their numbers and session are those of before",
+        f"{', '.join(states)} are completed, and their numbers and session are those of before",
         set(states.values()) == {"completed"}
-        and [task["number"] for task in sorted(tasks().values(), key=number_of)] == [1, 2, 3]
+        and sorted(task["number"] for task in tasks().values()) == [1, 2, 3, 4, 5]
         and len({task["session"] for task in tasks().values()}) == 1,
         json.dumps(tasks(), indent=2),
     )
-
-
-def number_of(task: dict[str, Any]) -> int:
-    return int(task["number"])
 
 
 def promises(run: Run) -> Iterator[str]:
@@ -436,6 +465,7 @@ def promises(run: Run) -> Iterator[str]:
         the_kernel_is_new,
         the_prompt_came_back_at_once,
         the_others_completed,
+        the_processes_ran_on,
         the_long_task_was_interrupted,
         nothing_printed_was_lost,
         every_kind_was_compared,
