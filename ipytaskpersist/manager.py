@@ -107,6 +107,8 @@ class BackgroundTasks(Configurable):
             if self.store.notice:
                 print(self.store.notice, file=sys.stderr)
             self._session = self.store.sessions.begin(self.identity)
+            if self.shell is None:
+                atexit.register(self.end_session, "program ended")
         return self._session
 
     def notebook_key(self) -> int | None:
@@ -429,7 +431,7 @@ class BackgroundTasks(Configurable):
             self._recorder.stop(SHUTDOWN_S)
         if self._patches is not None:
             self._patches.undo()
-            atexit.unregister(self.end_session)
+        atexit.unregister(self.end_session)
         if self._delivery is not None and self.shell is not None:
             self.shell.events.unregister("pre_run_cell", self._delivery.before_cell)
         self.store.close()

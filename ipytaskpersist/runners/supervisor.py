@@ -28,7 +28,7 @@ from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners.supervised import CannotStart, End, Supervised
 from ipytaskpersist.store import TaskStore
 
-LOOK_S = 0.015
+LOOK_S = 0.02
 """How often the store's version is asked for: microseconds each time."""
 KERNEL_S = 1.0
 """How often an idle supervisor looks whether its kernel is still there."""
@@ -46,6 +46,11 @@ class Supervisor:
         self._record: SupervisorRecord | None = None
         self._tasks: dict[int, Supervised] = {}
         """By process id."""
+        self._touched: set[Supervised] = set()
+        """Those that may be over: only they are looked at, however many there are."""
+        self._limited: set[Supervised] = set()
+        """Those with a time limit, and those that were told to end."""
+        self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
         self._seen = -1
         self._looked_at = self._press_at = self._kernel_seen_at = 0.0
@@ -97,12 +102,13 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._take_output()
-        self._reap()
+        if self._child_has_ended:
+            self._reap()
         now = time.monotonic()
         if now - self._looked_at >= LOOK_S:
             self._looked_at = now
             self._look()
-        if now >= self._press_at:
+        if self._limited and now >= self._press_at:
             self._press()
             # Looking at all processes of a busy machine takes a while: most time is for output.
             self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
@@ -114,6 +120,7 @@ class Supervisor:
         for key, _events in self._selector.select(LOOK_S):
             task: Supervised | None = key.data
             if task is None:
+                self._child_has_ended = True
                 with suppress(BlockingIOError):
                     os.read(key.fd, 4096)
             elif task.is_channel(key.fd):
@@ -126,9 +133,11 @@ class Supervisor:
     def _read(self, task: Supervised, descriptor: int) -> None:
         if not task.read(descriptor):
             self._selector.unregister(descriptor)
+            self._touched.add(task)
 
     def _reap(self) -> None:
         """Take the exit statuses of those that have ended."""
+        self._child_has_ended = False
         while self._tasks:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -138,6 +147,7 @@ class Supervisor:
                 return
             if pid in self._tasks:
                 self._tasks[pid].reaped(status, usage)
+                self._touched.add(self._tasks[pid])
 
     def _look(self) -> None:
         """See what others have written, if they have."""
@@ -168,6 +178,8 @@ class Supervisor:
         for descriptor in task.readers:
             self._selector.register(descriptor, selectors.EVENT_READ, task)
         self._tasks[task.pid] = task
+        if process.timeout_s is not None:
+            self._limited.add(task)
         self._recorder.live_tasks = len(self._tasks)
         restore_limit(task.pid)
         start = task.leader.start if task.leader else None
@@ -185,6 +197,7 @@ class Supervisor:
         for task in asked:
             assert snapshot is not None
             task.ask_to_end(TaskState.CANCELLED, "cancelled", snapshot)
+            self._limited.add(task)
 
     def _cancel_pending(self, key: int) -> None:
         """Cancel a task that has not begun; one that has just ended keeps its end."""
@@ -194,8 +207,8 @@ class Supervisor:
 
     def _press(self) -> None:
         """Hold the time limits, and go on with ending those that were told to end."""
-        late = [task for task in self._tasks.values() if task.is_late]
-        ending = [task for task in self._tasks.values() if task.ending is not None]
+        late = [task for task in self._limited if task.is_late]
+        ending = [task for task in self._limited if task.ending is not None]
         if not late and not ending:
             return
         snapshot = Snapshot()
@@ -204,14 +217,18 @@ class Supervisor:
         for task in late:
             reason = f"timed out after {task.record.timeout_s:g} s"
             task.ask_to_end(TaskState.FAILED, reason, snapshot)
+        self._touched.update(ending)
 
     def _finish(self) -> None:
         """Record the end of those that are over."""
-        for task in [task for task in self._tasks.values() if task.is_over]:
+        over = [task for task in self._touched if task.is_over]
+        self._touched.clear()
+        for task in over:
             for descriptor in task.readers:
                 self._selector.unregister(descriptor)
             task.close()
             del self._tasks[task.pid]
+            self._limited.discard(task)
             self._record_end(task, task.end(self._memory.have_killed))
 
     def _record_end(self, task: Supervised, end: End) -> None:
