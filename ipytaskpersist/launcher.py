@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -98,6 +99,7 @@ class Launcher:
             raise InvalidRequest(
                 "the cell is empty: write the code to run in the background below %%background"
             )
+        check(request.options)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command, again)
@@ -152,6 +154,11 @@ class Launcher:
         self, source: str, request: Request, command: ShellCommand, again: Again | None
     ) -> TaskRecord:
         refuse(request.options, ("inputs", "outputs"), NEEDS_PYTHON)
+        if not is_passable(source):
+            raise InvalidRequest(
+                "the command has a character that no program can be given: a null character, or "
+                "half of a surrogate pair"
+            )
         process = NewProcess(
             command=command.command,
             script=command.script,
@@ -370,11 +377,32 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
             raise InvalidRequest(f"{FLAGS[name]} {why}")
 
 
+def check(options: Options) -> None:
+    """Raise `InvalidRequest` for an option that no process can be given."""
+    timeout_s = options.timeout_s
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidRequest(f"--timeout is a number of seconds greater than 0, not {timeout_s}")
+    for name, value in options.env.items():
+        if not is_passable(name) or not is_passable(value):
+            raise InvalidRequest(f"the value of {name!r} cannot be that of an environment variable")
+        if not name or "=" in name:
+            raise InvalidRequest(f"{name!r} cannot be the name of an environment variable")
+
+
+def is_passable(text: object) -> bool:
+    """Whether this can be an argument of a program, or a part of its environment."""
+    try:
+        return isinstance(text, str) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def directory_of(options: Options) -> str:
     """The directory in which a task is to run. Raises `InvalidRequest` when there is none."""
     path = Path(options.cwd or ".").expanduser().absolute()
-    if not path.is_dir():
-        raise InvalidRequest(f"the directory {path} does not exist; give another with --cwd")
+    if not is_passable(str(path)) or not path.is_dir():
+        shown = str(path) if str(path).isprintable() else ascii(str(path))
+        raise InvalidRequest(f"the directory {shown} does not exist; give another with --cwd")
     return str(path)
 
 

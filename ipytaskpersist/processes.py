@@ -24,6 +24,9 @@ MARK = "IPYTASKPERSIST_TASK"
 PROC = Path("/proc")
 END_ROUNDS = 100
 ROUND_S = 0.005
+SURELY_ALONE = 2
+"""After how many looks in a row that find nobody there is nobody: a process that is just being
+started can be missed by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,29 +117,59 @@ class Snapshot:
         self._sessions = _grouped(self._table.values(), lambda process: process.session)
 
     @cached_property
-    def _marked(self) -> dict[str | None, list[Process]]:
-        return _grouped(self._table.values(), lambda process: _task_of(process.pid))
+    def _marks(self) -> dict[int, str | None]:
+        return {pid: _task_of(pid) for pid in self._table}
 
-    def of_task(self, task_id: str, leader: Process | None) -> list[Process]:
+    @cached_property
+    def _marked(self) -> dict[str | None, list[Process]]:
+        return _grouped(self._table.values(), lambda process: self._marks[process.pid])
+
+    def of_task(
+        self, task_id: str, leader: Process | None, witnesses: Iterable[Process] = ()
+    ) -> list[Process]:
         """The living processes of a task.
 
         `leader` is the task's own process as it was recorded; None when that is not known.
+        `witnesses` were seen in its session when it had just ended.
         """
-        members = [*self._family(leader), *self._marked.get(task_id, ())]
+        members = [*self._family(leader, witnesses), *self._marked.get(task_id, ())]
         found: dict[int, Process] = {}
         while members:
             process = members.pop()
             if process.pid not in found:
                 found[process.pid] = process
-                members.extend(self._children.get(process.pid, ()))
+                members.extend(self._own_children(process, task_id))
         return [process for process in found.values() if not process.is_zombie]
 
-    def _family(self, leader: Process | None) -> list[Process]:
-        """The leader and its session, when its pid is still its own."""
-        found = self._table.get(leader.pid) if leader is not None else None
-        if leader is None or found is None or found.start != leader.start:
+    def _own_children(self, process: Process, task_id: str) -> list[Process]:
+        """The children of a process, but for supervisors and tasks that it has launched."""
+        children = self._children.get(process.pid, ())
+        return [child for child in children if self._marks[child.pid] in (None, task_id)]
+
+    def _family(self, leader: Process | None, witnesses: Iterable[Process]) -> list[Process]:
+        """The leader and its session, when the number is still theirs.
+
+        A pid is not given to another as long as it is a session's, so one process that is known to
+        belong to it vouches for all.
+        """
+        if leader is None:
             return []
-        return [found, *self._sessions.get(leader.pid, ())]
+        session = self._sessions.get(leader.pid, [])
+        if any(self._is_there(each) for each in (leader, *witnesses)):
+            return session
+        return []
+
+    def _is_there(self, process: Process) -> bool:
+        found = self._table.get(process.pid)
+        return found is not None and found.start == process.start
+
+    def session_of(self, leader: Process) -> list[Process]:
+        """Who is in a session whose leader has ended a moment ago, and began after it did."""
+        return [
+            process
+            for process in self._sessions.get(leader.pid, ())
+            if process.pid != leader.pid and not process.is_zombie
+        ]
 
 
 def _grouped(processes: Iterable[Process], key: Callable[[Process], K]) -> dict[K, list[Process]]:
@@ -179,9 +212,11 @@ def kill_task(task_id: str, leader: Process | None) -> int:
     Looks again until there is none, because one that is about to die may start another.
     """
     killed: set[tuple[int, str]] = set()
+    alone = 0
     for _round in range(END_ROUNDS):
         living = Snapshot().of_task(task_id, leader)
-        if not living:
+        alone = 0 if living else alone + 1
+        if alone == SURELY_ALONE:
             break
         send_all(living, signal.SIGKILL)
         killed.update((process.pid, process.start) for process in living)

@@ -34,7 +34,7 @@ class ShellCommand:
 
 def of_shell(source: str, shell_path: str) -> ShellCommand:
     """The source as a command of a shell."""
-    if len(source.encode()) <= LONGEST_ARGUMENT_BYTES:
+    if len(source.encode("utf-8", "surrogatepass")) <= LONGEST_ARGUMENT_BYTES:
         return ShellCommand([shell_path, "-c", source])
     return ShellCommand([shell_path], source, "file")
 

@@ -21,8 +21,12 @@ from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskRecord
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
 
 ROOT = Path(__file__).parent.parent.parent
+NO_TASK = ""
+"""The mark of a supervisor, so that it is nobody's child, not even when a task launches tasks."""
 _started: list[subprocess.Popen[bytes]] = []
 """The supervisors that this process has started: a parent must take their exit status."""
+_environments: dict[int, dict[str, str]] = {}
+"""The environment that each of them was given. Kept when the extension is loaded anew."""
 
 
 def python_command(module: str, *flags: str) -> list[str]:
@@ -54,8 +58,6 @@ class ProcessRunner:
         self._payloads = payloads
         self._session = session
         self._supervisor: SupervisorRecord | None = None
-        self._environment: dict[str, str] = {}
-        """What the supervisor was given, to which tasks say only how theirs differs."""
 
     def launch(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
@@ -68,7 +70,7 @@ class ProcessRunner:
             raise InvalidRequest("tasks in processes of their own need Linux or macOS")
         try:
             supervisor = self._ensure_supervisor()
-            complete = replace(process, environment=self._changes(process.options.env))
+            complete = replace(process, environment=self._changes(supervisor, process.options.env))
             record = self._store.tasks.insert(new, partial(self._complete, complete, inputs))
         finally:
             if inputs is not None:
@@ -93,13 +95,14 @@ class ProcessRunner:
                 task_key, self._payloads.adopt(task_id, INPUTS, inputs, "what it was given")
             )
 
-    def _changes(self, own: Mapping[str, str]) -> dict[str, str | None]:
+    @staticmethod
+    def _changes(supervisor: SupervisorRecord, own: Mapping[str, str]) -> dict[str, str | None]:
         """How the environment of a task that is launched now differs from its supervisor's."""
+        given = _environments.get(supervisor.key, {})
         now = {**os.environ, **own}
-        changed = {
-            name: value for name, value in now.items() if self._environment.get(name) != value
-        }
-        removed = {name: None for name in self._environment if name not in now}
+        changed = {name: value for name, value in now.items() if given.get(name) != value}
+        # The interpreter of the supervisor may have set this one for itself (PEP 538).
+        removed = {name: None for name in (*given, "LC_CTYPE") if name not in now}
         return {**changed, **removed}
 
     # The supervisor.
@@ -128,8 +131,7 @@ class ProcessRunner:
     def _start_supervisor(self) -> SupervisorRecord:
         """Start a process that has nothing of this one's: neither session nor streams."""
         session = self._session()
-        if not self._environment:
-            self._environment = {k: v for k, v in os.environ.items() if k != MARK}
+        environment = {**os.environ, MARK: NO_TASK}
         log = self._directory.supervisor_log(session.id)
         make_private(log.parent)
         descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
@@ -140,7 +142,7 @@ class ProcessRunner:
                 lambda: subprocess.Popen(
                     [*command, str(self._directory.root), session.id],
                     cwd="/",
-                    env=self._environment,
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=descriptor,
                     stderr=descriptor,
@@ -163,6 +165,7 @@ class ProcessRunner:
                 "--thread meanwhile"
             )
         self._supervisor = self._store.supervisors.begin(session.id, identity)
+        _environments[self._supervisor.key] = environment
         return self._supervisor
 
 

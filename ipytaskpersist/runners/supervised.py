@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -75,7 +76,9 @@ class Supervised:
         self._started_at = time.monotonic()
         self._status: int | None = None
         self._given_up = False
-        self._is_alone = False
+        self._alone = 0
+        """How many looks in a row have found none of its processes."""
+        self._witnesses: list[processes.Process] = []
         self._receiver = Receiver()
         self._reported: End | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,7 +94,7 @@ class Supervised:
             channel = self._open_channel(ours, theirs)
             with self._script() as script:
                 self._process = self._popen(stdout, stderr, channel, script)
-        except OSError as error:
+        except (OSError, ValueError, TypeError) as error:
             for descriptor in ours:
                 os.close(descriptor)
             self.readers.clear()
@@ -168,7 +171,9 @@ class Supervised:
         changed = {**os.environ, **self.record.environment, processes.MARK: self.record.task_id}
         return {name: value for name, value in changed.items() if value is not None}
 
-    def _in_words(self, error: OSError) -> str:
+    def _in_words(self, error: Exception) -> str:
+        if not isinstance(error, OSError):
+            return f"could not be started: {error}"
         if not Path(self.record.directory).is_dir():
             return f"the directory {self.record.directory} does not exist any more"
         reason = LIMITS.get(error.errno or 0, error.strerror)
@@ -228,28 +233,41 @@ class Supervised:
         if self.ending is not None:
             return
         self.ending = Ending(state, reason, time.monotonic() + self.record.grace_s)
-        self._signal_group(signal.SIGTERM)
-        others = [each for each in self._living(snapshot) if not _is_in_group(each, self.pid)]
+        others = self._living(snapshot)
+        if self._status is None:
+            self._signal_group(signal.SIGTERM)
+            others = [each for each in others if not _is_in_group(each, self.pid)]
         processes.send_all(others, signal.SIGTERM)
 
     def press(self, snapshot: Snapshot) -> None:
         """Go on with ending: see who is left, and send SIGKILL once the grace is over."""
         assert self.ending is not None
         living, now = self._living(snapshot), time.monotonic()
-        self._is_alone = not living
+        self._alone = 0 if living else self._alone + 1
         if living and now >= self.ending.kill_at:
-            self._signal_group(signal.SIGKILL)
+            if self._status is None:
+                self._signal_group(signal.SIGKILL)
             processes.send_all(living, signal.SIGKILL)
             self._given_up = now > self.ending.kill_at + UNKILLABLE_S
 
     def _living(self, snapshot: Snapshot) -> list[processes.Process]:
-        return snapshot.of_task(self.record.task_id, self.leader)
+        return snapshot.of_task(self.record.task_id, self.leader, self._witnesses)
+
+    @property
+    def is_survived(self) -> bool:
+        """Whether its own process has ended, and others still hold its streams."""
+        return self._status is not None and bool(self.readers) and self.ending is None
+
+    def remember_session(self, snapshot: Snapshot) -> None:
+        """Note who is left in the session of a process that has ended, while that is sure."""
+        if self.leader is not None and not self._witnesses:
+            self._witnesses = snapshot.session_of(self.leader)
 
     def _signal_group(self, number: int) -> None:
-        """Signal the whole group at once: its leader is not reaped, so the number is still its."""
-        if self._status is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+        """Signal the whole group at once, as long as its leader is not reaped: its number is its
+        own until then."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
 
     @property
     def is_late(self) -> bool:
@@ -265,14 +283,17 @@ class Supervised:
             return True
         if self._status is None:
             return False
-        return self._is_alone if self.ending is not None else not self.readers
+        if self.ending is None:
+            return not self.readers
+        return self._alone >= processes.SURELY_ALONE
 
     def close(self) -> None:
-        """Close what is still open: what another program that holds a stream prints is not its."""
+        """Take in what is there, and close what is still open: what a program prints later that is
+        none of its processes, and holds a stream of its, is not its."""
         for descriptor in list(self.readers):
-            os.set_blocking(descriptor, False)
-            while self.read(descriptor) and _has_more(descriptor):
-                continue
+            for _piece in range(PIPE_BYTES // READ_BYTES):
+                if not _has_more(descriptor) or not self.read(descriptor):
+                    break
             if self.readers.pop(descriptor, None) is not None:
                 os.close(descriptor)
 
@@ -323,6 +344,7 @@ def _widen(descriptor: int) -> None:
 
 
 def _has_more(descriptor: int) -> bool:
-    import select
-
-    return bool(select.select([descriptor], [], [], 0)[0])
+    # Not select.select, which takes no descriptor above 1023.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -11,18 +11,19 @@ It imports neither IPython nor sqlite_utils, so that it is small; a test holds t
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.processes import MARK, Snapshot, kill_task
+from ipytaskpersist.processes import Snapshot, kill_task
 from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners.supervised import CannotStart, End, Supervised
@@ -49,13 +50,15 @@ class Supervisor:
         self._touched: set[Supervised] = set()
         """Those that may be over: only they are looked at, however many there are."""
         self._limited: set[Supervised] = set()
-        """Those with a time limit, and those that were told to end."""
+        """Those with a time limit, those that were told to end, and those whose own process has
+        ended before others that print to their streams."""
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
         self._seen = -1
         self._looked_at = self._press_at = self._kernel_seen_at = 0.0
         self._stopping = False
         self._memory = MemoryEvents()
+        self._limit = OpenFiles()
         self._recorder = Recorder(store, warn=_log, heartbeat=self._heartbeat, quiet_wait_s=0)
 
     def run(self) -> None:
@@ -92,8 +95,10 @@ class Supervisor:
         self._selector.register(read, selectors.EVENT_READ, None)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                # A handler, because what is ignored would be ignored by the tasks too.
+                signal.signal(number, lambda *_: None)
 
     def _stop(self, *_signal: object) -> None:
         self._stopping = True
@@ -171,7 +176,8 @@ class Supervisor:
     def _start(self, process: ProcessRecord) -> None:
         task = Supervised(process, Recording(self._recorder, process.task_key))
         try:
-            task.start()
+            with self._limit.as_it_was():
+                task.start()
         except CannotStart as error:
             self._record_end(task, End(TaskState.FAILED, str(error), None))
             return
@@ -181,7 +187,6 @@ class Supervisor:
         if process.timeout_s is not None:
             self._limited.add(task)
         self._recorder.live_tasks = len(self._tasks)
-        restore_limit(task.pid)
         start = task.leader.start if task.leader else None
         self._recorder.post(
             lambda store: store.processes.started(process.task_key, task.pid, start)
@@ -209,9 +214,14 @@ class Supervisor:
         """Hold the time limits, and go on with ending those that were told to end."""
         late = [task for task in self._limited if task.is_late]
         ending = [task for task in self._limited if task.ending is not None]
-        if not late and not ending:
+        survived = [task for task in self._limited if task.is_survived]
+        if not late and not ending and not survived:
             return
         snapshot = Snapshot()
+        for task in survived:
+            task.remember_session(snapshot)
+            if task.record.timeout_s is None:
+                self._limited.discard(task)
         for task in ending:
             task.press(snapshot)
         for task in late:
@@ -222,6 +232,7 @@ class Supervisor:
     def _finish(self) -> None:
         """Record the end of those that are over."""
         over = [task for task in self._touched if task.is_over]
+        self._limited.update(task for task in self._touched if task.is_survived)
         self._touched.clear()
         for task in over:
             for descriptor in task.readers:
@@ -325,27 +336,42 @@ def _control_groups() -> Iterator[Path]:
                 yield Path("/sys/fs/cgroup") / line[3:].lstrip("/")
 
 
-_soft_limit = 0
+class OpenFiles:
+    """The limit on open files: raised for this process, as it was for the tasks that it starts.
 
+    Some programs take every descriptor that they may have for one to use, or to close.
+    """
 
-def raise_limit() -> None:
-    """Allow this process as many open files as the system lets it have."""
-    global _soft_limit
-    import resource
+    RESERVED = 6
+    """How many descriptors of low number `subprocess` may need for a start."""
 
-    _soft_limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    def __init__(self) -> None:
+        self._before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._reserved: list[int] = []
+        self._raise()
 
+    def _raise(self) -> None:
+        hard = self._before[1]
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        null = os.open(os.devnull, os.O_RDONLY)
+        self._reserved = [null, *(os.dup(null) for _ in range(self.RESERVED - 1))]
 
-def restore_limit(pid: int) -> None:
-    """Give a task the limit on open files that its kernel has: some programs use all they may."""
-    import resource
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """Lower the limit for the start of a process, which inherits it.
 
-    if sys.platform == "linux":
-        with suppress(OSError):
-            _soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (_soft_limit, hard))
+        What is open stays so. What is opened meanwhile must have a number below the limit, which is
+        what the reserved descriptors are for.
+        """
+        for descriptor in self._reserved:
+            os.close(descriptor)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._before)
+        try:
+            yield
+        finally:
+            self._raise()
 
 
 def _log(message: str) -> None:
@@ -356,11 +382,9 @@ def _log(message: str) -> None:
 def main() -> None:
     """Supervise a session: its state directory and its id are the arguments."""
     root, session_id = sys.argv[1:]
-    os.environ.pop(MARK, None)
     directory = StateDirectory(Path(root))
     store = TaskStore(directory)
     try:
-        raise_limit()
         Supervisor(store.open(), session_id).run()
     except BackgroundError as error:
         _log(str(error))
