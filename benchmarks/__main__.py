@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"measure only this, may be repeated: {', '.join(BENCHMARKS)}",
     )
-    made.add_argument("--quick", action="store_true", help="less of everything, within a minute")
+    made.add_argument("--quick", action="store_true", help="less of everything, in two minutes")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     made.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     return made

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from benchmarks import stores
@@ -17,13 +17,14 @@ from benchmarks.kernels import Kernel
 from benchmarks.results import BenchmarkError, Row
 from ipytaskpersist import outputs
 from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store import Selection
 
 IMPORT = "from benchmarks.inside_commands import *"
 FEW = 4
 """How many of what takes a second or more each."""
 MB = 1_000_000
-COMPARE_BYTES = 1_000_000
+ROOM_MB = 800
+"""More than the store's file and its log take together for what is written in bulk."""
 
 
 @contextmanager
@@ -36,65 +37,65 @@ def supervised_kernel(bench: Bench, state: Path) -> Iterator[Kernel]:
         yield kernel
 
 
-# How soon.
+def in_turns(
+    kernel: Kernel, calls: Sequence[str], rounds: int, rare_rounds: int
+) -> dict[str, tuple[float, ...]]:
+    """What each call in the kernel returns, in rounds; the last one only in the first rounds.
+
+    Each stands equally often in each place of a round, so that none has the best one.
+    """
+    samples: dict[str, list[float]] = {call: [] for call in calls}
+    for turn in range(rounds):
+        now = calls if turn < rare_rounds else calls[:-1]
+        first = turn % len(now)
+        for call in (*now[first:], *now[:first]):
+            kernel.settle()
+            samples[call].append(kernel.value(call))
+    return {call: tuple(values) for call, values in samples.items()}
+
+
+# How soon, and how many.
 
 
 def start(bench: Bench) -> list[Row]:
     """How long after its launch a command begins to run, in each way."""
-    calls = ("task_start_ms()", "child_start_ms()", "bash_start_ms()", "submitted_start_ms()")
-    task, child, bash, submitted = calls
-    bench.say(f"starting {bench.scale.starts} commands in each way")
-    samples: dict[str, list[float]] = {call: [] for call in calls}
-    with supervised_kernel(bench, bench.new_state()) as kernel:
-        for turn in range(bench.scale.starts):
-            for call in calls if turn < FEW else calls[:-1]:
-                kernel.settle()
-                samples[call].append(kernel.value(call))
-    from_launch = "from launch to the command's start: "
-    ours = Row("start", f"{from_launch}a shell task", "ms", tuple(samples[task])).at_most(30)
-    others = {
-        child: "`subprocess.run(…, shell=True)`",
-        bash: "`%%bash --bg`",
-        submitted: "a function with submitit's local executor",
+    ways = {
+        "task_start_ms()": "a shell task",
+        "child_start_ms()": "`subprocess.run(…, shell=True)`",
+        "bash_start_ms()": "`%%bash --bg`",
+        "submitted_start_ms()": "a function with submitit's local executor",
     }
-    return [
-        ours,
-        *(Row("start", from_launch + w, "ms", tuple(samples[c])) for c, w in others.items()),
+    bench.say(f"starting {bench.scale.starts} commands in each way")
+    with supervised_kernel(bench, bench.new_state()) as kernel:
+        samples = in_turns(kernel, [*ways], bench.scale.starts, rare_rounds=FEW)
+    ours, *others = [
+        Row("start", f"from launch to the command's start: {way}", "ms", samples[call])
+        for call, way in ways.items()
     ]
-
-
-# How many.
+    return [ours.at_most(30), *others]
 
 
 def many(bench: Bench) -> list[Row]:
     """How long a great many commands take, in each way."""
     count = bench.scale.commands
-    ours = f"tasks_seconds('true', {count})"
-    loop = f"loop_seconds({count}, shell=True)"
-    bare = f"loop_seconds({count}, shell=False)"
-    bash = f"bash_seconds({count})"
-    submitted = f"submitted_seconds({FEW})"
+    ways = {
+        f"tasks_seconds('true', {count})": (
+            f"{count:,} shell tasks of `true`, first launch to last exit code stored"
+        ),
+        f"loop_seconds({count}, shell=True)": (
+            f'a loop of {count:,} `subprocess.run("true", shell=True)`'
+        ),
+        f"loop_seconds({count}, shell=False)": f'a loop of {count:,} `subprocess.run(["true"])`',
+        f"bash_seconds({count})": f"{count:,} `%%bash --bg` of `true`, nothing recorded",
+        f"submitted_seconds({FEW})": f"only {FEW} functions with submitit's local executor",
+    }
+    state, loops = bench.new_state(), bench.scale.command_loops
     bench.say(f"running `true` {count:,} times in each way")
-    samples: dict[str, list[float]] = {call: [] for call in (ours, loop, bare, bash, submitted)}
-    state = bench.new_state()
     with supervised_kernel(bench, state) as kernel:
-        for turn in range(bench.scale.command_loops):
-            for call in samples if turn == 0 else (ours, loop, bare, bash):
-                kernel.settle()
-                samples[call].append(kernel.value(call))
-    check_completed(state, count * bench.scale.command_loops + 1)
-    times = {call: tuple(taken) for call, taken in samples.items()}
-    usual = Row(
-        "many", f'a loop of {count:,} `subprocess.run("true", shell=True)`', "s", times[loop]
-    )
-    what = f"{count:,} shell tasks of `true`, first launch to last exit code stored"
-    return [
-        Row("many", what, "s", times[ours]).at_most_times(3, usual, "the loop through a shell"),
-        usual,
-        Row("many", f'a loop of {count:,} `subprocess.run(["true"])`', "s", times[bare]),
-        Row("many", f"{count:,} `%%bash --bg` of `true`, nothing recorded", "s", times[bash]),
-        Row("many", f"only {FEW} functions with submitit's local executor", "s", times[submitted]),
-    ]
+        samples = in_turns(kernel, [*ways], loops, rare_rounds=1)
+    check_completed(state, count * loops + 1)
+    ours, loop, *others = [Row("many", way, "s", samples[call]) for call, way in ways.items()]
+    return [ours.at_most_times(3, loop, "the loop through a shell"), loop, *others]
 
 
 def check_completed(state: Path, expected: int) -> None:
@@ -114,25 +115,32 @@ class Copies:
 
     task_s: list[float] = field(default_factory=list)
     pipe_s: list[float] = field(default_factory=list)
+    flushed_s: list[float] = field(default_factory=list)
     stored_mb: list[float] = field(default_factory=list)
     file_mb: list[float] = field(default_factory=list)
 
-    def rows(self, benchmark: str, what: str, limit: float) -> tuple[Row, Row]:
+    def rows(self, benchmark: str, what: str, limit: float) -> list[Row]:
         """The time as a task, held against the time through a pipe into a file."""
         pipe = f"the same, piped through `cat` into a file of {self.file_mb[0]:,.0f} MB"
         usual = Row(benchmark, pipe, "s", tuple(self.pipe_s))
         ours = Row(benchmark, f"{what}, launch to end recorded", "s", tuple(self.task_s))
-        return ours.at_most_times(limit, usual, "the file"), usual
+        return [
+            ours.at_most_times(limit, usual, "the file"),
+            usual,
+            Row(benchmark, "the same, and `sync` of the file", "s", tuple(self.flushed_s)),
+        ]
 
 
 def text(bench: Bench) -> list[Row]:
     """A shell task that prints much text, beside a file."""
     command = f"seq 1 {bench.scale.text_lines}"
     copies = copy(bench, command)
-    time_rows = copies.rows("text", f"a shell task `{command}`", 2)
     file = Row("text", "the size of the file", "MB", tuple(copies.file_mb))
     stored = Row("text", "growth of the store by that text", "MB", tuple(copies.stored_mb))
-    return [*time_rows, stored.at_most_times(0.1, file, "the file")]
+    return [
+        *copies.rows("text", f"a shell task `{command}`", 2),
+        stored.at_most_times(0.1, file, "the file"),
+    ]
 
 
 def random_bytes(bench: Bench) -> list[Row]:
@@ -150,24 +158,49 @@ def random_bytes(bench: Bench) -> list[Row]:
 
 def copy(bench: Bench, command: str) -> Copies:
     """Keep a command's output in the store and in a file, in turns."""
-    copies, state, target = Copies(), bench.new_state(), bench.new_file()
-    bench.say(f"keeping the output of `{command.split()[0]}` {bench.scale.copies} times")
-    calls = {
-        f"pipe_seconds({command!r}, {str(target)!r})": copies.pipe_s,
-        f"tasks_seconds({command!r})": copies.task_s,
-    }
-    with supervised_kernel(bench, state) as kernel:
-        for turn in range(bench.scale.copies):
-            before = store_mb(state)
-            for call in calls if turn % 2 else reversed(calls):
-                kernel.settle()
-                calls[call].append(kernel.value(call, timeout_s=600))
-            copies.stored_mb.append(store_mb(state) - before)
-            copies.file_mb.append(target.stat().st_size / MB)
-            check_same(state, target)
-            target.unlink()
-    shutil.rmtree(state)  # several of them would need much room
+    bench.say(f"keeping the output of `{command.split(maxsplit=1)[0]}` {bench.scale.copies} times")
+    copies = Copies()
+    for turn in range(bench.scale.copies):
+        copy_once(bench, command, turn, copies)
     return copies
+
+
+def copy_once(bench: Bench, command: str, turn: int, copies: Copies) -> None:
+    """Keep a command's output once in each way, with a store of its own."""
+    state, target = bench.new_state(), bench.new_file()
+    file = repr(str(target))
+    calls = {
+        f"tasks_seconds({command!r})": copies.task_s,
+        f"pipe_seconds({command!r}, {file})": copies.pipe_s,
+        f"pipe_seconds({command!r}, {file}, flush=True)": copies.flushed_s,
+    }
+    first = turn % len(calls)
+    with supervised_kernel(bench, state) as kernel:
+        before = store_mb(state)
+        for call in [*calls, *calls][first : first + len(calls)]:
+            target.unlink(missing_ok=True)
+            make_room(target)
+            kernel.settle()
+            calls[call].append(kernel.value(call, timeout_s=600))
+            if target.exists():
+                copies.file_mb.append(target.stat().st_size / MB)
+        copies.stored_mb.append(store_mb(state) - before)
+    check_same(state, command)
+    target.unlink(missing_ok=True)
+    shutil.rmtree(state)
+
+
+def make_room(scratch: Path) -> None:
+    """Let the disk come to rest, and leave memory that was in use a moment ago.
+
+    A virtual machine is given memory by its host when it first touches it, which takes longer
+    than to copy into it; whoever comes first would pay for that.
+    """
+    with scratch.open("wb") as file:
+        for _ in range(ROOM_MB):
+            file.write(bytes(MB))
+    os.sync()
+    scratch.unlink()
 
 
 def store_mb(state: Path) -> float:
@@ -179,17 +212,16 @@ def store_mb(state: Path) -> float:
         return store.database.path.stat().st_size / MB
 
 
-def check_same(state: Path, path: Path) -> None:
-    """Make sure that the latest task's stored output is what is in the file, byte for byte."""
-    with stores.opened(state) as store, path.open("rb") as file:
-        for piece in stdout_pieces(store):
-            if file.read(len(piece)) != piece:
-                raise BenchmarkError("the stored output differs from the file")
-        if file.read(1):
-            raise BenchmarkError("the stored output is shorter than the file")
-
-
-def stdout_pieces(store: TaskStore) -> Iterator[bytes]:
-    """The output of the latest task, piece by piece."""
-    (task,) = store.tasks.select(Selection(limit=1))
-    return chain(outputs.stream_bytes(store, task.key))
+def check_same(state: Path, command: str) -> None:
+    """Make sure that the latest task's stored output is what the command prints, to the byte."""
+    with (
+        stores.opened(state) as store,
+        subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdout is not None, "it was started with a pipe"
+        (task,) = store.tasks.select(Selection(limit=1))
+        for piece in outputs.stream_bytes(store, task.key):
+            if process.stdout.read(len(piece)) != piece:
+                raise BenchmarkError("the stored output differs from what the command prints")
+        if process.stdout.read(1):
+            raise BenchmarkError("the stored output is shorter than what the command prints")

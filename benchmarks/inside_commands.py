@@ -46,9 +46,10 @@ def tasks_seconds(command: str, count: int = 1) -> float:
     return took
 
 
-def pipe_seconds(command: str, path: str) -> float:
-    """How long a command takes whose output ``cat`` writes to a file."""
-    line = f"{command} | cat > {shlex.quote(path)}"
+def pipe_seconds(command: str, path: str, *, flush: bool = False) -> float:
+    """How long a command takes whose output ``cat`` writes to a file, and if asked to the disk."""
+    file = shlex.quote(path)
+    line = f"{command} | cat > {file}" + (f" && sync {file}" if flush else "")
     return seconds(lambda: subprocess.run(["bash", "-c", line], check=True))
 
 
