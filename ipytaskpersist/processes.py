@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -206,19 +207,22 @@ def send_all(processes: Iterable[Process], number: int) -> None:
         send(process, number)
 
 
-def kill_task(task_id: str, leader: Process | None) -> int:
-    """End every process of a task at once. Returns how many there were.
+def kill_tasks(tasks: Iterable[tuple[str, Process | None]]) -> None:
+    """End every process of these tasks at once: each by its id and its leader.
 
-    Looks again until there is none, because one that is about to die may start another.
+    Looks again until there is none, because one that is about to die may start another. One look
+    serves all tasks, however many there are.
     """
-    killed: set[tuple[int, str]] = set()
-    alone = 0
+    left = dict(tasks)
+    alone: Counter[str] = Counter()
     for _round in range(END_ROUNDS):
-        living = Snapshot().of_task(task_id, leader)
-        alone = 0 if living else alone + 1
-        if alone == SURELY_ALONE:
-            break
-        send_all(living, signal.SIGKILL)
-        killed.update((process.pid, process.start) for process in living)
+        if not left:
+            return
+        snapshot = Snapshot()
+        for task_id, leader in list(left.items()):
+            living = snapshot.of_task(task_id, leader)
+            send_all(living, signal.SIGKILL)
+            alone[task_id] = 0 if living else alone[task_id] + 1
+            if alone[task_id] == SURELY_ALONE:
+                del left[task_id]
         sleep(ROUND_S)
-    return len(killed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipytaskpersist.liveness import find_dead, find_dead_supervisors
-from ipytaskpersist.processes import Process, kill_task
+from ipytaskpersist.processes import Process, kill_tasks
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord
 from ipytaskpersist.store import TaskStore
 
@@ -37,8 +37,8 @@ def reconcile(store: TaskStore, own_session: str) -> list[Loss]:
 
 def _lose(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss:
     if reason == "supervisor died":
-        for process in store.processes.live_of(supervisor.key):
-            kill_task(process.task_id, _leader(process))
+        left = store.processes.live_of(supervisor.key)
+        kill_tasks((process.task_id, _leader(process)) for process in left)
     at = supervisor.heartbeat_at.timestamp()
     count = store.processes.interrupt(supervisor.key, reason, at)
     store.supervisors.end(supervisor.key, reason, at)

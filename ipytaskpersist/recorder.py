@@ -19,6 +19,7 @@ import time
 from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -43,6 +44,8 @@ RETRY_S = 0.25
 QUIET_WAIT_S = 0.002
 """How long a quiet print waits for its commit, so that it is on disk before the next statement."""
 HEARTBEAT_S = 15.0
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+"""How much may be written before the next pause is used to copy it from the log into the store."""
 WATCH_S = 0.1
 
 USUAL_KIND = OutputKind.STDOUT
@@ -127,17 +130,25 @@ class Recording:
         stream = self._streams.get(kind)
         if stream is None:
             return [NewOutput(self.task_key, kind, at, data)]
+        last = stream.last_line.feed(stream.decode_end(data)) or None
         return [
-            self._chunk(stream, kind, at, data[start : start + CHUNK_BYTES])
+            self._chunk(
+                stream,
+                kind,
+                at,
+                data[start : start + CHUNK_BYTES],
+                last if start + CHUNK_BYTES >= len(data) else None,
+            )
             for start in range(0, len(data), CHUNK_BYTES)
         ]
 
-    def _chunk(self, stream: Stream, kind: OutputKind, at: float, data: bytes) -> NewOutput:
+    def _chunk(
+        self, stream: Stream, kind: OutputKind, at: float, data: bytes, last: str | None
+    ) -> NewOutput:
         before = (stream.size_bytes, stream.lines)
         stream.size_bytes += len(data)
         stream.lines += (lines := data.count(b"\n"))
-        last = stream.last_line.feed(stream.decode_end(data))
-        return NewOutput(self.task_key, kind, at, data, *before, lines, last or None)
+        return NewOutput(self.task_key, kind, at, data, *before, lines, last)
 
 
 def encode_content(content: dict[str, Any]) -> bytes:
@@ -222,6 +233,9 @@ class Recorder:
         self._quiet_wait_s = quiet_wait_s
         self._healthy = True
         self._lost_characters = 0
+        self._written_bytes = 0
+        """How much has been written since the last checkpoint."""
+        self._checkpointing: threading.Thread | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -302,6 +316,7 @@ class Recorder:
             first = self.queue.get(timeout=GATHER_S)
         except Empty:
             self.is_quiet = True
+            self._checkpoint()
             try:
                 first = self.queue.get(timeout=self._watch_s if self.live_tasks else None)
             except Empty:
@@ -338,7 +353,24 @@ class Recorder:
     def _write(self, outputs: list[NewOutput]) -> None:
         if outputs:
             rows = [output.as_row() for output in outputs]
+            self._written_bytes += sum(len(row[-1]) for row in rows)
             self._persist(lambda: self._store.outputs.append(rows))
+
+    def _checkpoint(self) -> None:
+        """Use a pause to shorten the log, in a thread, so that the next print need not wait."""
+        running = self._checkpointing
+        if self._written_bytes < CHECKPOINT_BYTES or (running and running.is_alive()):
+            return
+        self._written_bytes = 0
+        self._checkpointing = threading.Thread(
+            target=self._copy_log, name="ipytaskpersist-checkpoint", daemon=True
+        )
+        start_outside(self._checkpointing)
+
+    def _copy_log(self) -> None:
+        with suppress(StoreError):
+            self._store.database.checkpoint()
+        self._store.database.close_own()
 
     def _persist(self, write: Callable[[], object]) -> None:
         """Write, and try again for as long as the store cannot be written."""

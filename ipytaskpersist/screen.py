@@ -16,6 +16,8 @@ TOKEN = re.compile(
     r"|(?P<control>[\x00-\x1f\x7f-\x9f])"
     r"|(?P<run>[^\x00-\x1f\x7f-\x9f]+)"
 )
+MOVES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Whatever makes a terminal show a text otherwise than line by line."""
 TAIL_CHARACTERS = 4096
 LINE_CHARACTERS = 240
 TAB = 8
@@ -110,6 +112,10 @@ class LastLine:
             start = tail.find("\n", 0, -1)
             tail = tail[start + 1 :]
         self._tail = tail
+        if MOVES.search(tail) is None:
+            # Nothing moves the cursor but ends of lines: the last one shows as it is.
+            tail = tail.rstrip()[-TAIL_CHARACTERS:]
+            tail = tail[tail.rfind("\n") + 1 :]
         filled = [line for line in visible_lines(tail) if line.strip()]
         if filled:
             self.text = filled[-1].strip()[:LINE_CHARACTERS]

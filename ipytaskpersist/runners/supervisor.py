@@ -23,14 +23,19 @@ from pathlib import Path
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.processes import Snapshot, kill_task
+from ipytaskpersist.processes import Snapshot, kill_tasks
 from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners.supervised import CannotStart, End, Supervised
+from ipytaskpersist.runners.watch import LogWatch
 from ipytaskpersist.store import TaskStore
 
-LOOK_S = 0.02
-"""How often the store's version is asked for: microseconds each time."""
+LOOK_S = 0.01
+"""How long after a look at the store the next one comes, when a change has been told."""
+POLLED_LOOK_S = 0.02
+"""How long where the system does not tell of changes."""
+UNTOLD_LOOK_S = 0.5
+"""How long where it does, and has not."""
 KERNEL_S = 1.0
 """How often an idle supervisor looks whether its kernel is still there."""
 PRESS_S = 0.05
@@ -56,6 +61,9 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._seen = -1
         self._looked_at = self._press_at = self._kernel_seen_at = 0.0
+        self._was_told = True
+        """Whether the store has been written since it was last looked at."""
+        self._watch: LogWatch | None = None
         self._stopping = False
         self._memory = MemoryEvents()
         self._limit = OpenFiles()
@@ -70,6 +78,7 @@ class Supervisor:
         reason = "supervisor died"
         try:
             self._recorder.start()
+            self._watch_store()
             while not self._stopping and not self._has_retired():
                 self._turn()
             reason = "supervisor stopped"
@@ -83,8 +92,16 @@ class Supervisor:
             record = self._store.supervisors.of_process(self._session_id, own)
             if record is not None:
                 return record
-            time.sleep(LOOK_S)
+            time.sleep(POLLED_LOOK_S)
         return self._store.supervisors.of_process(self._session_id, own)
+
+    def _watch_store(self) -> None:
+        if self._store.database.is_shared_by_hosts:
+            return
+        watch = LogWatch(self._store.database.log)
+        if watch.descriptor >= 0:
+            self._watch = watch
+            self._selector.register(watch.descriptor, selectors.EVENT_READ, watch)
 
     def _listen_to_signals(self) -> None:
         """SIGCHLD and SIGTERM end the waiting; what asks a terminal's programs to end does not."""
@@ -110,8 +127,8 @@ class Supervisor:
         if self._child_has_ended:
             self._reap()
         now = time.monotonic()
-        if now - self._looked_at >= LOOK_S:
-            self._looked_at = now
+        if now >= self._look_at:
+            self._looked_at, self._was_told = now, False
             self._look()
         if self._limited and now >= self._press_at:
             self._press()
@@ -119,19 +136,30 @@ class Supervisor:
             self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
         self._finish()
 
+    @property
+    def _look_at(self) -> float:
+        """When to look at the store again, by the monotonic clock."""
+        if self._watch is None:
+            return self._looked_at + POLLED_LOOK_S
+        return self._looked_at + (LOOK_S if self._was_told else UNTOLD_LOOK_S)
+
     def _take_output(self) -> None:
         """Wait a moment for output, and take it in: channels before streams."""
         streams: list[tuple[Supervised, int]] = []
-        for key, _events in self._selector.select(LOOK_S):
-            task: Supervised | None = key.data
-            if task is None:
+        wake_at = min(self._look_at, self._press_at) if self._limited else self._look_at
+        for key, _events in self._selector.select(max(0.0, wake_at - time.monotonic())):
+            source: Supervised | LogWatch | None = key.data
+            if source is None:
                 self._child_has_ended = True
                 with suppress(BlockingIOError):
                     os.read(key.fd, 4096)
-            elif task.is_channel(key.fd):
-                self._read(task, key.fd)
+            elif isinstance(source, LogWatch):
+                self._was_told = True
+                source.clear()
+            elif source.is_channel(key.fd):
+                self._read(source, key.fd)
             else:
-                streams.append((task, key.fd))
+                streams.append((source, key.fd))
         for task, descriptor in streams:
             self._read(task, descriptor)
 
@@ -289,8 +317,8 @@ class Supervisor:
         """End every task that still runs, record why, and that this supervisor has ended."""
         assert self._record is not None
         record, at = self._record, time.time()
+        kill_tasks((task.record.task_id, task.leader) for task in self._tasks.values())
         for task in self._tasks.values():
-            kill_task(task.record.task_id, task.leader)
             task.close()
         self._recorder.change(
             lambda store: store.processes.interrupt(record.key, reason, at), STOP_S

@@ -35,6 +35,14 @@ __all__ = [
 ]
 
 BUSY_TIMEOUT_MS = 20_000
+CHECKPOINT_PAGES = 100_000
+"""How large the write-ahead log may grow, 400 MB, before a commit has to copy it into the store.
+
+SQLite's own 4 MB make a task that prints without a pause wait for the disk at every second commit.
+Whoever writes much calls `checkpoint` when there is a pause.
+"""
+LOG_BYTES = 64 * 1024 * 1024
+"""To what the log is cut when it begins anew."""
 LOCK_POLL_S = 0.01
 NETWORK_FILE_SYSTEMS = frozenset(
     (
@@ -61,6 +69,16 @@ class Database:
     def path(self) -> Path:
         """The database file."""
         return self.directory.store
+
+    @property
+    def log(self) -> Path:
+        """The write-ahead log, to which every commit is written."""
+        return self.path.with_name(self.path.name + "-wal")
+
+    @property
+    def is_shared_by_hosts(self) -> bool:
+        """Whether the store is where other hosts may write to it too."""
+        return journal_mode_for(self.directory.root) != "WAL"
 
     @property
     def exists(self) -> bool:
@@ -103,6 +121,8 @@ class Database:
             )
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
@@ -181,6 +201,10 @@ class Database:
                 origin.backup(self.connection)
         finally:
             origin.close()
+
+    def checkpoint(self) -> None:
+        """Copy what is in the write-ahead log into the store, as far as readers allow it now."""
+        self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     @property
     def data_version(self) -> int:
