@@ -83,7 +83,7 @@ def _facts(task: TaskRecord) -> list[tuple[str, str]]:
         ("state", state),
         ("exit code", "" if task.exit_code is None else str(task.exit_code)),
         ("time", views.duration(task.elapsed_s(now))),
-        ("runs in", f"a {task.runner} of session {task.session[:8]}"),
+        ("runs as", f"{views.place(task)} of session {task.session[:8]}"),
         ("notebook", task.notebook),
         ("cell", task.cell_id or ""),
     ]

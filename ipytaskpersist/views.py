@@ -70,19 +70,26 @@ def next_commands(task: TaskRecord) -> str:
         return f"%bg_output {task.number} · %bg_cancel {task.number}"
     if task.state is TaskState.FAILED:
         return f"%bg_output {task.number} · %bg_show {task.number}"
+    if task.state is TaskState.INTERRUPTED:
+        return f"%bg_output {task.number} · %bg_resume {task.number}"
     return f"%bg_output {task.number}"
+
+
+def place(task: TaskRecord) -> str:
+    """Where the task runs, in words."""
+    return "shell command" if task.kind == "shell" else f"Python {task.runner}"
 
 
 def about(task: TaskRecord, now: datetime) -> str:
     """One line of what else there is to know."""
     if task.state in (TaskState.PENDING, TaskState.RUNNING):
-        return f"Python thread · as of {clock(now, now)}"
+        return f"{place(task)} · as of {clock(now, now)}"
     ended = clock(task.ended_at, now) if task.ended_at else ""
     if task.state is TaskState.INTERRUPTED:
         return f"{task.reason} at {ended} · everything printed until then is kept"
     if task.state is TaskState.CANCELLED:
         return f"cancelled at {ended}"
-    return f"Python thread · finished {ended}"
+    return f"{place(task)} · finished {ended}"
 
 
 def printable(text: str) -> str:

@@ -349,6 +349,35 @@ def test_a_child_without_the_environment_of_its_task_is_cancelled(
         kill(child)
 
 
+def test_children_are_cancelled_in_the_moment_in_which_their_parent_ends(
+    session: BackgroundTasks, tmp_path: Path
+) -> None:
+    """They are known by their session alone, and its leader has just ended."""
+    gates = [tmp_path / f"gate-{number}" for number in range(20)]
+    for gate in gates:
+        os.mkfifo(gate)
+    tasks = [
+        running(
+            f"""
+            env -i sh -c 'echo $$ > "{gate}.pid"; exec sleep 60' &
+            echo ready
+            read line < "{gate}"
+            """
+        )
+        for gate in gates
+    ]
+    children = [read_pid(Path(f"{gate}.pid")) for gate in gates]
+    for task, gate in zip(tasks, gates, strict=True):
+        gate.write_text("end\n")
+        task.cancel()
+    for task in tasks:
+        ended(task, 15)
+    left = [child for child in children if is_alive(child)]
+    for child in left:
+        kill(child)
+    assert left == []
+
+
 def test_a_process_that_nobody_can_find_does_not_hold_up_the_others(
     session: BackgroundTasks,
 ) -> None:
@@ -630,3 +659,14 @@ def test_the_tasks_of_a_task_are_not_its_own(session: BackgroundTasks, tmp_path:
     inner = read_pid(file)
     assert_cancelled(cancelled(task), -signal.SIGTERM)
     assert is_alive(inner)
+
+
+def test_what_a_supervisor_dies_of_is_in_its_log(session: BackgroundTasks) -> None:
+    """Here of a row that no version of this package has written."""
+    finish("true")
+    with suspended_supervisor():
+        task = shell("echo never")
+        change("UPDATE processes SET options = 'damaged' WHERE task_key = ?", row(task))
+    ended(task)
+    (log,) = (session.directory.root / "logs").iterdir()
+    assert log.read_text().strip()

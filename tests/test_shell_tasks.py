@@ -454,6 +454,25 @@ def test_every_task_has_the_limit_on_open_files_of_the_process_that_launches_it(
     assert run_program(program, state_dir).stdout == "{'200\\n'}\n"
 
 
+def test_more_tasks_run_at_once_than_the_launching_process_may_open_files(
+    state_dir: Path,
+) -> None:
+    program = """
+        import resource
+        import ipytaskpersist as bg
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        tasks = [bg.background("ulimit -n; exec sleep 60", shell=True) for _ in range(150)]
+        while not all(task.stdout or task.done() for task in tasks):
+            pass
+        print({(task.state.value, task.reason, task.stdout) for task in tasks})
+        for task in tasks:
+            task.cancel()
+        assert all(task.wait(30) for task in tasks)
+    """
+    assert run_program(program, state_dir).stdout == "{('running', None, '100\\n')}\n"
+
+
 def test_bash_runs_what_is_written_for_bash(session: BackgroundTasks) -> None:
     if not shutil.which("bash"):
         pytest.skip("there is no bash")
