@@ -145,6 +145,8 @@ class Launcher:
             path = request.options.shell_path or self._host.shell_path
             if shutil.which(path) is None:
                 raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
+            if os.sep in path:
+                path = str(Path(path).absolute())  # not looked up from where the task runs
             return shellcells.of_shell(source, path)
         if request.where == THREAD or self._host.shell is None:
             return None

@@ -125,15 +125,12 @@ class Snapshot:
     def _marked(self) -> dict[str | None, list[Process]]:
         return _grouped(self._table.values(), lambda process: self._marks[process.pid])
 
-    def of_task(
-        self, task_id: str, leader: Process | None, witnesses: Iterable[Process] = ()
-    ) -> list[Process]:
+    def of_task(self, task_id: str, leader: Process | None) -> list[Process]:
         """The living processes of a task.
 
         `leader` is the task's own process as it was recorded; None when that is not known.
-        `witnesses` were seen in its session when it had just ended.
         """
-        members = [*self._family(leader, witnesses), *self._marked.get(task_id, ())]
+        members = [*self._family(leader), *self._marked.get(task_id, ())]
         found: dict[int, Process] = {}
         while members:
             process = members.pop()
@@ -147,30 +144,12 @@ class Snapshot:
         children = self._children.get(process.pid, ())
         return [child for child in children if self._marks[child.pid] in (None, task_id)]
 
-    def _family(self, leader: Process | None, witnesses: Iterable[Process]) -> list[Process]:
-        """The leader and its session, when the number is still theirs.
-
-        A pid is not given to another as long as it is a session's, so one process that is known to
-        belong to it vouches for all.
-        """
-        if leader is None:
+    def _family(self, leader: Process | None) -> list[Process]:
+        """The leader and its session, when its pid is still its own. A zombie's is."""
+        found = self._table.get(leader.pid) if leader is not None else None
+        if leader is None or found is None or found.start != leader.start:
             return []
-        session = self._sessions.get(leader.pid, [])
-        if any(self._is_there(each) for each in (leader, *witnesses)):
-            return session
-        return []
-
-    def _is_there(self, process: Process) -> bool:
-        found = self._table.get(process.pid)
-        return found is not None and found.start == process.start
-
-    def session_of(self, leader: Process) -> list[Process]:
-        """Who is in a session whose leader has ended a moment ago, and began after it did."""
-        return [
-            process
-            for process in self._sessions.get(leader.pid, ())
-            if process.pid != leader.pid and not process.is_zombie
-        ]
+        return self._sessions.get(leader.pid, [])
 
 
 def _grouped(processes: Iterable[Process], key: Callable[[Process], K]) -> dict[K, list[Process]]:

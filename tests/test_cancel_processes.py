@@ -111,7 +111,7 @@ def test_sigterm_reaches_the_children_of_a_process_that_has_ended(
         f"sh -c 'trap \"echo told; exit\" TERM; touch {began}; {WAIT}' & echo ready; exit 3"
     )
     until(began.exists)
-    until(lambda: not psutil.pid_exists(process_of(task).pid or 0))
+    until(lambda: ProcessIdentity.of(process_of(task).pid or 0) is None)
     assert_cancelled(cancelled(task), 3)
     assert task.stdout == "ready\ntold\n"
 

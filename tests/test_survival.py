@@ -20,6 +20,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from kernels import NotebookKernel, processes_of, until
 from programs import environment
 
+from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import TaskRecord, TaskState
@@ -302,6 +303,7 @@ def test_a_supervisor_killed_at_any_moment_leaves_a_prefix_and_nothing_running(
             until(lambda at=moment: time.monotonic() >= at, message="the moment to kill")
             (supervisor,) = store.supervisors.unfinished()
             psutil.Process(supervisor.pid).kill()
+            until(lambda pid=supervisor.pid: ProcessIdentity.of(pid) is None, message="its death")
         subprocess.run(
             [sys.executable, "-m", "ipytaskpersist", "list"],
             env=environment(state_dir), check=True, capture_output=True,
@@ -343,6 +345,7 @@ def test_a_kernel_whose_supervisor_has_died_says_so_and_starts_another(
     counter = Counter("shell", kernel, store, tmp_path / "stop")
     (supervisor,) = store.supervisors.unfinished()
     psutil.Process(supervisor.pid).kill()
+    until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="death of the supervisor")
     text = kernel.run("%bg_list").text
     assert "the supervisor died: 1 task interrupted; %bg_resume --all runs them again" in text
     assert counter.now().reason == "supervisor died"

@@ -25,7 +25,7 @@ NO_TASK = ""
 """The mark of a supervisor, so that it is nobody's child, not even when a task launches tasks."""
 _started: list[subprocess.Popen[bytes]] = []
 """The supervisors that this process has started: a parent must take their exit status."""
-_environments: dict[int, dict[str, str]] = {}
+_environments: dict[ProcessIdentity, dict[str, str]] = {}
 """The environment that each of them was given. Kept when the extension is loaded anew."""
 
 
@@ -98,7 +98,7 @@ class ProcessRunner:
     @staticmethod
     def _changes(supervisor: SupervisorRecord, own: Mapping[str, str]) -> dict[str, str | None]:
         """How the environment of a task that is launched now differs from its supervisor's."""
-        given = _environments.get(supervisor.key, {})
+        given = _environments.get(_identity(supervisor), {})
         now = {**os.environ, **own}
         changed = {name: value for name, value in now.items() if given.get(name) != value}
         # The interpreter of the supervisor may have set this one for itself (PEP 538).
@@ -165,7 +165,7 @@ class ProcessRunner:
                 "--thread meanwhile"
             )
         self._supervisor = self._store.supervisors.begin(session.id, identity)
-        _environments[self._supervisor.key] = environment
+        _environments[identity] = environment
         return self._supervisor
 
 

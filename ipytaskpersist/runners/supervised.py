@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -78,22 +78,21 @@ class Supervised:
         self._given_up = False
         self._alone = 0
         """How many looks in a row have found none of its processes."""
-        self._witnesses: list[processes.Process] = []
         self._receiver = Receiver()
         self._reported: End | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     # Its start.
 
-    def start(self) -> None:
-        """Start the process. Raises `CannotStart`."""
+    def start(self, limits: AbstractContextManager[None]) -> None:
+        """Start the process, within these limits. Raises `CannotStart`."""
         ours: list[int] = []
         theirs: list[int] = []
         try:
             stdout, stderr = self._open_streams(ours, theirs)
             channel = self._open_channel(ours, theirs)
             with self._script() as script:
-                self._process = self._popen(stdout, stderr, channel, script)
+                self._process = self._popen(stdout, stderr, channel, script, limits)
         except (OSError, ValueError, TypeError) as error:
             for descriptor in ours:
                 os.close(descriptor)
@@ -146,7 +145,12 @@ class Supervised:
         return file
 
     def _popen(
-        self, stdout: int, stderr: int, channel: int | None, script: IO[bytes]
+        self,
+        stdout: int,
+        stderr: int,
+        channel: int | None,
+        script: IO[bytes],
+        limits: AbstractContextManager[None],
     ) -> subprocess.Popen[bytes]:
         command, passed = list(self.record.command), []
         if self.record.script_as == "file":
@@ -156,16 +160,18 @@ class Supervised:
         if channel is not None:
             environment[DESCRIPTOR] = str(channel)
             passed.append(channel)
-        return subprocess.Popen(
-            command,
-            cwd=self.record.directory,
-            env=environment,
-            stdin=script if self.record.script_as == "stdin" else subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=passed,
-            start_new_session=True,
-        )
+        # Only for this: what this process itself opens for the task stays with it.
+        with limits:
+            return subprocess.Popen(
+                command,
+                cwd=self.record.directory,
+                env=environment,
+                stdin=script if self.record.script_as == "stdin" else subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=passed,
+                start_new_session=True,
+            )
 
     def _environment(self) -> dict[str, str]:
         changed = {**os.environ, **self.record.environment, processes.MARK: self.record.task_id}
@@ -222,21 +228,41 @@ class Supervised:
 
     # Its end.
 
-    def reaped(self, status: int, usage: Any) -> None:
-        """Note that the system has given its exit status, and what it used."""
+    def has_just_ended(self) -> bool:
+        """Whether its own process has ended, and nobody had noticed.
+
+        It is not reaped yet, where the system allows to look without doing so: as long as it is
+        not, its number, and that of its group and session, is nobody else's.
+        """
+        if self._status is not None:
+            return False
+        if not hasattr(os, "waitid"):
+            return self.reap()
+        found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is not None:
+            has_exited = found.si_code == os.CLD_EXITED
+            self._status = found.si_status << 8 if has_exited else found.si_status
+        return found is not None
+
+    def reap(self) -> bool:
+        """Take its exit status, and what it has used. Returns whether it had ended."""
         assert self._process is not None
-        self._status, self.usage = status, usage
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+        try:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return False  # it has been reaped before
+        if pid:
+            self._status, self.usage = status, usage
+            self._process.returncode = os.waitstatus_to_exitcode(status)
+        return bool(pid)
 
     def ask_to_end(self, state: TaskState, reason: str, snapshot: Snapshot) -> None:
         """Send SIGTERM to all its processes. `press` goes on from there."""
         if self.ending is not None:
             return
         self.ending = Ending(state, reason, time.monotonic() + self.record.grace_s)
-        others = self._living(snapshot)
-        if self._status is None:
-            self._signal_group(signal.SIGTERM)
-            others = [each for each in others if not _is_in_group(each, self.pid)]
+        self._signal_group(signal.SIGTERM)
+        others = [each for each in self._living(snapshot) if not _is_in_group(each, self.pid)]
         processes.send_all(others, signal.SIGTERM)
 
     def press(self, snapshot: Snapshot) -> None:
@@ -245,29 +271,19 @@ class Supervised:
         living, now = self._living(snapshot), time.monotonic()
         self._alone = 0 if living else self._alone + 1
         if living and now >= self.ending.kill_at:
-            if self._status is None:
-                self._signal_group(signal.SIGKILL)
+            self._signal_group(signal.SIGKILL)
             processes.send_all(living, signal.SIGKILL)
             self._given_up = now > self.ending.kill_at + UNKILLABLE_S
 
     def _living(self, snapshot: Snapshot) -> list[processes.Process]:
-        return snapshot.of_task(self.record.task_id, self.leader, self._witnesses)
-
-    @property
-    def is_survived(self) -> bool:
-        """Whether its own process has ended, and others still hold its streams."""
-        return self._status is not None and bool(self.readers) and self.ending is None
-
-    def remember_session(self, snapshot: Snapshot) -> None:
-        """Note who is left in the session of a process that has ended, while that is sure."""
-        if self.leader is not None and not self._witnesses:
-            self._witnesses = snapshot.session_of(self.leader)
+        return snapshot.of_task(self.record.task_id, self.leader)
 
     def _signal_group(self, number: int) -> None:
-        """Signal the whole group at once, as long as its leader is not reaped: its number is its
-        own until then."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+        """Signal the whole group at once. Its leader is not reaped, so the number is its own."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
 
     @property
     def is_late(self) -> bool:

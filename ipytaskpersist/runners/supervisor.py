@@ -16,6 +16,7 @@ import selectors
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,8 +56,7 @@ class Supervisor:
         self._touched: set[Supervised] = set()
         """Those that may be over: only they are looked at, however many there are."""
         self._limited: set[Supervised] = set()
-        """Those with a time limit, those that were told to end, and those whose own process has
-        ended before others that print to their streams."""
+        """Those with a time limit, and those that were told to end."""
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
         self._seen = -1
@@ -125,7 +125,7 @@ class Supervisor:
     def _turn(self) -> None:
         self._take_output()
         if self._child_has_ended:
-            self._reap()
+            self._notice_ends()
         now = time.monotonic()
         if now >= self._look_at:
             self._looked_at, self._was_told = now, False
@@ -168,19 +168,10 @@ class Supervisor:
             self._selector.unregister(descriptor)
             self._touched.add(task)
 
-    def _reap(self) -> None:
-        """Take the exit statuses of those that have ended."""
+    def _notice_ends(self) -> None:
+        """See whose processes have ended."""
         self._child_has_ended = False
-        while self._tasks:
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            if pid in self._tasks:
-                self._tasks[pid].reaped(status, usage)
-                self._touched.add(self._tasks[pid])
+        self._touched.update(task for task in self._tasks.values() if task.has_just_ended())
 
     def _look(self) -> None:
         """See what others have written, if they have."""
@@ -204,8 +195,7 @@ class Supervisor:
     def _start(self, process: ProcessRecord) -> None:
         task = Supervised(process, Recording(self._recorder, process.task_key))
         try:
-            with self._limit.as_it_was():
-                task.start()
+            task.start(self._limit.as_it_was())
         except CannotStart as error:
             self._record_end(task, End(TaskState.FAILED, str(error), None))
             return
@@ -242,14 +232,9 @@ class Supervisor:
         """Hold the time limits, and go on with ending those that were told to end."""
         late = [task for task in self._limited if task.is_late]
         ending = [task for task in self._limited if task.ending is not None]
-        survived = [task for task in self._limited if task.is_survived]
-        if not late and not ending and not survived:
+        if not late and not ending:
             return
         snapshot = Snapshot()
-        for task in survived:
-            task.remember_session(snapshot)
-            if task.record.timeout_s is None:
-                self._limited.discard(task)
         for task in ending:
             task.press(snapshot)
         for task in late:
@@ -260,12 +245,12 @@ class Supervisor:
     def _finish(self) -> None:
         """Record the end of those that are over."""
         over = [task for task in self._touched if task.is_over]
-        self._limited.update(task for task in self._touched if task.is_survived)
         self._touched.clear()
         for task in over:
             for descriptor in task.readers:
                 self._selector.unregister(descriptor)
             task.close()
+            task.reap()
             del self._tasks[task.pid]
             self._limited.discard(task)
             self._record_end(task, task.end(self._memory.have_killed))
@@ -416,6 +401,10 @@ def main() -> None:
         Supervisor(store.open(), session_id).run()
     except BackgroundError as error:
         _log(str(error))
+        sys.exit(1)
+    except Exception:
+        # Said now, because an empty log is removed.
+        _log(traceback.format_exc())
         sys.exit(1)
     finally:
         store.close()
