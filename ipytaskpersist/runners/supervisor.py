@@ -10,6 +10,7 @@ It imports neither IPython nor sqlite_utils, so that it is small; a test holds t
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import selectors
@@ -32,7 +33,10 @@ from ipytaskpersist.runners.watch import LogWatch
 from ipytaskpersist.store import TaskStore
 
 LOOK_S = 0.01
-"""How long after a look at the store the next one comes, when a change has been told."""
+"""How long after a look at the store the next one comes at the earliest."""
+LET_REPLY_S = 0.003
+"""How long after a change was told: the cell that has launched a task replies first, and does not
+share its cores with the start of a process meanwhile."""
 POLLED_LOOK_S = 0.02
 """How long where the system does not tell of changes."""
 UNTOLD_LOOK_S = 0.5
@@ -61,8 +65,8 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._seen = -1
         self._looked_at = self._press_at = self._kernel_seen_at = 0.0
-        self._was_told = True
-        """Whether the store has been written since it was last looked at."""
+        self._told_at = 0.0
+        """When the store was first written since the last look; infinite when it was not."""
         self._watch: LogWatch | None = None
         self._stopping = False
         self._memory = MemoryEvents()
@@ -128,7 +132,7 @@ class Supervisor:
             self._notice_ends()
         now = time.monotonic()
         if now >= self._look_at:
-            self._looked_at, self._was_told = now, False
+            self._looked_at, self._told_at = now, math.inf
             self._look()
         if self._limited and now >= self._press_at:
             self._press()
@@ -141,7 +145,8 @@ class Supervisor:
         """When to look at the store again, by the monotonic clock."""
         if self._watch is None:
             return self._looked_at + POLLED_LOOK_S
-        return self._looked_at + (LOOK_S if self._was_told else UNTOLD_LOOK_S)
+        told = max(self._told_at + LET_REPLY_S, self._looked_at + LOOK_S)
+        return min(told, self._looked_at + UNTOLD_LOOK_S)
 
     def _take_output(self) -> None:
         """Wait a moment for output, and take it in: channels before streams."""
@@ -154,7 +159,7 @@ class Supervisor:
                 with suppress(BlockingIOError):
                     os.read(key.fd, 4096)
             elif isinstance(source, LogWatch):
-                self._was_told = True
+                self._told_at = min(self._told_at, time.monotonic())
                 source.clear()
             elif source.is_channel(key.fd):
                 self._read(source, key.fd)
