@@ -257,8 +257,9 @@ def test_an_interrupt_of_the_foreground_reaches_neither_a_task_nor_its_commands(
 ) -> None:
     terminal = start(prompt)
     script = f"while [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.05; done; echo sur''vived"
-    terminal.run("%%background", f"!{script}")
-    terminal.type("print('be'+'gun'); import time; time.sleep(1000)")
+    terminal.run("%%background --thread", f"!{script}")
+    # Not one long sleep: Python begins it without a look at a signal that came just before.
+    terminal.type("import time; print('be'+'gun'); [time.sleep(.01) for _ in iter(int, 1)]")
     terminal.expect("begun")
     terminal.process.sendintr()
     assert "KeyboardInterrupt" in terminal.until_prompt()
@@ -272,7 +273,8 @@ def test_cancelling_ends_the_commands_of_a_task(
 ) -> None:
     terminal = start(prompt)
     pid_file = tmp_path / "pid"
-    terminal.run("%%background", f"!echo $$ > {shlex.quote(str(pid_file))}; exec sleep 1000")
+    command = f"!echo $$ > {shlex.quote(str(pid_file))}; exec sleep 1000"
+    terminal.run("%%background --thread", command)
     pid = int(until(lambda: pid_file.exists() and pid_file.read_text()))
     assert ProcessIdentity.of(pid)
     terminal.run("%bg_cancel")
