@@ -70,8 +70,7 @@ class Payloads:
         folder = make_private(self._directory.payloads)
         temporary = folder / f".{secrets.token_hex(8)}.part"
         try:
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with open(descriptor, "wb") as file:
+            with _new_private(temporary) as file:
                 writer = _Hashing(file)
                 pickler = _pickler(writer, namespace)
                 for value in values:
@@ -100,8 +99,7 @@ class Payloads:
         """A task's file once more, for another task. Raises `ResultUnavailable`."""
         data = self._trusted(task, result)
         temporary = self._directory.payloads / f".{secrets.token_hex(8)}.part"
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with open(descriptor, "wb") as file:
+        with _new_private(temporary) as file:
             file.write(data)
         return Prepared(temporary, len(data), hashlib.sha256(data).hexdigest())
 
@@ -169,8 +167,7 @@ class Payloads:
         if not path.exists():
             self._directory.create()
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with open(descriptor, "wb") as file:
+            with _new_private(temporary) as file:
                 file.write(secrets.token_bytes(KEY_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
@@ -188,6 +185,11 @@ class Payloads:
                 "made. Results that the old one has signed are then only there as text"
             )
         return key
+
+
+def _new_private(path: Path) -> BinaryIO:
+    """A new file that only its owner can read."""
+    return open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
 
 def _where(task: TaskRecord, result: ResultRecord) -> str:

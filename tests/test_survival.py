@@ -352,6 +352,7 @@ def test_a_kernel_whose_supervisor_has_died_says_so_and_starts_another(
     kernel.run("%%background --shell\necho after")
     assert "completed" in kernel.run("%bg_wait").text
     assert kernel.run("%bg_output").text == "after\n"
+    assert "has no result; %bg_output 2 shows" in kernel.run("%bg_result", check=False).text
 
 
 # A real Jupyter server.

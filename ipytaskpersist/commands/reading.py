@@ -211,6 +211,11 @@ def result(surface: Surface, ref: str | None, as_json: bool) -> Any:
         )
     if task.state is not TaskState.COMPLETED:
         raise failure(task, [])
+    if task.kind == "shell":
+        raise InvalidRequest(
+            f"task {task.label} is a shell command, which has no result; "
+            f"%bg_output {task.number} shows what it printed"
+        )
     value = Task(manager, task).value()
     if as_json:
         kept = manager.store.results.get(task.key)
