@@ -25,21 +25,51 @@ class StateDirectory:
     """The state directory: open to its owner alone."""
 
     root: Path
+    file: str = "tasks.db"
+    """The store's file in it; another one for an archive."""
 
     @property
     def store(self) -> Path:
         """The SQLite store; SQLite keeps ``-wal`` and ``-shm`` beside it."""
-        return self.root / "tasks.db"
+        return self.root / self.file
 
     @property
     def damage_mark(self) -> Path:
         """Says that SQLite found the store damaged, for whoever opens it next."""
-        return self.root / "tasks.db.damaged"
+        return self.root / f"{self.file}.damaged"
 
     @property
     def lock(self) -> Path:
         """Locked by the process that makes or repairs the store."""
-        return self.root / "tasks.db.lock"
+        return self.root / f"{self.file}.lock"
+
+    @property
+    def search_index(self) -> Path:
+        """The words of the store's tasks. Made anew when it is missing."""
+        return self.store.with_suffix(".search")
+
+    @property
+    def upkeep_lock(self) -> Path:
+        """Locked by the process that moves tasks between the store and its archives."""
+        return self.root / "upkeep.lock"
+
+    @property
+    def archives(self) -> Path:
+        """The folder of the archives, a store for each month."""
+        return self.root / "archive"
+
+    def archive(self, month: str) -> StateDirectory:
+        """The archive of a month, ``YYYY-MM``: a store of its own beside the others."""
+        return StateDirectory(self.root, f"archive/{month}.db")
+
+    @property
+    def month(self) -> str:
+        """The month of an archive; empty for the store itself."""
+        return self.store.stem if self.store.parent == self.archives else ""
+
+    def months(self) -> list[str]:
+        """The months that have an archive, the latest first."""
+        return sorted((file.stem for file in self.archives.glob("????-??.db")), reverse=True)
 
     @property
     def key(self) -> Path:
@@ -53,7 +83,7 @@ class StateDirectory:
 
     @property
     def backups(self) -> Path:
-        """Copies of the store made before a migration."""
+        """Copies of the store: made by `backup`, and before it is migrated or replaced."""
         return self.root / "backups"
 
     def supervisor_log(self, session_id: str) -> Path:
@@ -81,6 +111,7 @@ class StateDirectory:
             )
         if stat.S_IMODE(status.st_mode) & 0o077:
             self.root.chmod(0o700)
+        make_private(self.store.parent)
 
 
 def make_private(folder: Path) -> Path:

@@ -61,6 +61,8 @@ class NotebookRecord:
     """The notebook's row in the store."""
     path: str
     """Where the notebook was when a session of it last began; a directory for a terminal."""
+    uid: str
+    """What makes it the same in an archive, a backup, or another machine's store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ class SessionRecord:
     """How it ended, in words; None while it is active."""
     task_counts: tuple[tuple[str, int], ...] = ()
     """How many tasks it has in each state, where the query asked for them."""
+    first_source: str = ""
+    """The source of its first task, where the query asked for it."""
+    last_active_at: datetime | None = None
+    """When the last of its tasks began or ended, where the query asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +136,19 @@ class TaskRecord:
     """The row of the task whose source and options it runs again."""
     is_call: bool
     """Whether it calls a function, so that its source alone does not say what it does."""
+    output_bytes: int | None = None
+    """How many bytes it printed and displayed; None while it has not ended."""
+    max_output_bytes: int | None = None
+    """How many bytes of its streams are kept; None for all."""
+    dropped_bytes: int = 0
+    """How many bytes of its streams were beyond that, and are not kept."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: directory, Python, host, git commit, whether the tree was dirty."""
+    tags: tuple[str, ...] = ()
     last_line: str | None = None
     """The last line it printed as a terminal would show it, where the query asked for it."""
+    archive: str = ""
+    """The month of the archive that it is in, ``YYYY-MM``; empty for the store itself."""
 
     @property
     def label(self) -> str:
@@ -162,6 +179,8 @@ class TaskRecord:
             "ended_at": self.ended_at.isoformat() if self.ended_at else None,
             "elapsed_s": self.elapsed_s(now),
             "last_line": self.last_line,
+            "tags": list(self.tags),
+            "archive": self.archive or None,
             "cell_id": self.cell_id,
             "source": self.source,
         }

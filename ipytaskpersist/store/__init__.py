@@ -33,7 +33,7 @@ class TaskStore:
         self.directory = directory
         self.database = Database(directory, synchronous)
         self.sessions = Sessions(self.database)
-        self.tasks = Tasks(self.database)
+        self.tasks = Tasks(self.database, directory.month)
         self.processes = Processes(self.database)
         self.supervisors = Supervisors(self.database)
         self.outputs = Outputs(self.database)

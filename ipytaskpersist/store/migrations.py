@@ -236,6 +236,104 @@ M003_TABLES = (
 )
 
 
+@step
+def m004_history(db: Database) -> None:
+    """What a long history needs: totals, tags, provenance, and notebooks known everywhere."""
+    for statement in (*M004_TABLES, *M004_TRIGGERS, *M004_FILL):
+        db.conn.execute(statement)
+
+
+def output_bytes_of(task_key: str) -> str:
+    """SQL for how many bytes a task has printed and displayed.
+
+    Of a stream the last piece tells; so this is quick however much there is.
+    """
+    stream = f"""coalesce((SELECT first_byte + size_bytes FROM outputs
+        WHERE task_key = {task_key} AND kind = '%s' ORDER BY sequence DESC LIMIT 1), 0)"""
+    kinds = "'display_data', 'update_display_data', 'clear_output', 'execute_result', 'error'"
+    return f"""{stream % "stdout"} + {stream % "stderr"}
+        + coalesce((SELECT sum(size_bytes) FROM outputs
+            WHERE task_key = {task_key} AND kind IN ({kinds})), 0)"""
+
+
+FILL_UIDS = "UPDATE notebooks SET uid = lower(hex(randomblob(16))) WHERE uid IS NULL"
+
+M004_TABLES = (
+    # What makes a notebook the same in another file: an archive, a backup, another machine's store.
+    "ALTER TABLE notebooks ADD COLUMN uid TEXT",
+    FILL_UIDS,
+    "CREATE UNIQUE INDEX notebooks_uid ON notebooks (uid)",
+    "ALTER TABLE tasks ADD COLUMN output_bytes INTEGER",
+    "ALTER TABLE tasks ADD COLUMN max_output_bytes INTEGER",
+    "ALTER TABLE tasks ADD COLUMN dropped_bytes INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD COLUMN provenance TEXT NOT NULL DEFAULT '{}'",
+    "CREATE INDEX tasks_overview ON tasks (state, created_at, output_bytes)",
+    "CREATE INDEX results_sizes ON results (size_bytes)",
+    """
+    CREATE TABLE tags (
+        task_key INTEGER NOT NULL REFERENCES tasks (key) ON DELETE CASCADE,
+        tag TEXT NOT NULL,
+        PRIMARY KEY (task_key, tag)
+    ) STRICT
+    """,
+    "CREATE INDEX tags_tag ON tags (tag)",
+    """
+    CREATE TABLE problems (
+        key INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        message TEXT NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE upkeep (
+        name TEXT PRIMARY KEY,
+        at REAL NOT NULL
+    ) STRICT
+    """,
+)
+
+M004_TRIGGERS = (
+    f"""
+    CREATE TRIGGER tasks_output_bytes AFTER UPDATE OF state ON tasks
+    WHEN NEW.state NOT IN ('pending', 'running')
+    BEGIN
+        UPDATE tasks SET output_bytes = {output_bytes_of("NEW.key")} WHERE key = NEW.key;
+    END
+    """,
+)
+
+M004_FILL = (
+    f"""
+    UPDATE tasks SET output_bytes = {output_bytes_of("tasks.key")}
+    WHERE state NOT IN ('pending', 'running')
+    """,
+    """
+    UPDATE tasks SET provenance = json_object('rerun_of',
+        (SELECT earlier.id FROM tasks AS earlier WHERE earlier.key = tasks.rerun_of))
+    WHERE rerun_of IS NOT NULL
+    """,
+)
+
+TRIGGERS = (*M001_TRIGGERS, *M004_TRIGGERS)
+"""All triggers of the schema, for who has to put them back."""
+
+
+def drop_triggers(connection: Any, schema: str = "main") -> None:
+    """Take the triggers away for as long as finished rows are copied in, in one transaction.
+
+    A copied task does not begin again as pending, and its history is copied, not written anew.
+    """
+    names = f"SELECT name FROM {schema}.sqlite_master WHERE type = 'trigger'"
+    for (name,) in connection.execute(names).fetchall():
+        connection.execute(f'DROP TRIGGER {schema}."{name}"')
+
+
+def create_triggers(connection: Any) -> None:
+    """Put the triggers of the main database back."""
+    for trigger in TRIGGERS:
+        connection.execute(trigger)
+
+
 def migrate(connection: Any) -> None:
     """Bring the schema up to date. The caller holds the write lock in a transaction."""
     from sqlite_utils import Database, Migrations

@@ -12,9 +12,12 @@ from typing import Any
 
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.store.database import Database, sqlite3
-from ipytaskpersist.store.migrations import M001_TRIGGERS
+from ipytaskpersist.store.migrations import FILL_UIDS, create_triggers, drop_triggers
 
-TABLES = ("notebooks", "sessions", "tasks", "events", "outputs", "results")
+TABLES = (
+    *("notebooks", "sessions", "supervisors", "tasks", "events", "outputs", "results"),
+    *("processes", "tags"),
+)
 SUFFIXES = ("", "-wal", "-shm")
 
 
@@ -60,26 +63,23 @@ def salvage(damaged: Path, database: Database) -> dict[str, int]:
     source.execute("PRAGMA writable_schema = ON")
     try:
         with database.transaction() as target:
-            # The history is copied, not written anew, and a task does not begin again as pending.
-            _drop_triggers(target)
+            drop_triggers(target)
             for table in TABLES:
                 saved[table] = _copy(source, target, table)
             _drop_orphans(target)
-            for trigger in M001_TRIGGERS:
-                target.execute(trigger)
+            target.execute(FILL_UIDS)
+            create_triggers(target)
     finally:
         source.close()
     return saved
 
 
-def _drop_triggers(target: Any) -> None:
-    for (name,) in target.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
-        target.execute(f'DROP TRIGGER "{name}"')
-
-
 def _copy(source: Any, target: Any, table: str) -> int:
     """Read from the front to the damage, then from the end back to it."""
-    columns = [row[1] for row in target.execute(f"PRAGMA table_info({table})")]
+    # A store of an earlier version has fewer.
+    columns = [name for name in _columns(target, table) if name in _columns(source, table)]
+    if not columns:
+        return 0
     marks = ", ".join("?" * len(columns))
     insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
     copied = 0
@@ -94,6 +94,13 @@ def _copy(source: Any, target: Any, table: str) -> int:
     return copied
 
 
+def _columns(connection: Any, table: str) -> list[str]:
+    try:
+        return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    except sqlite3.DatabaseError:
+        return []
+
+
 def _insert(target: Any, insert: str, row: Any) -> int:
     try:
         return int(target.execute(insert, row).rowcount)
@@ -103,5 +110,5 @@ def _insert(target: Any, insert: str, row: Any) -> int:
 
 def _drop_orphans(target: Any) -> None:
     """Remove what belongs to tasks that could not be read."""
-    for table in ("events", "outputs", "results"):
+    for table in ("events", "outputs", "results", "processes", "tags"):
         target.execute(f"DELETE FROM {table} WHERE task_key NOT IN (SELECT key FROM tasks)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from typing import Any
+from uuid import uuid4
 
 from ipytaskpersist.identity import SessionIdentity
 from ipytaskpersist.records import NotebookRecord, SessionRecord, from_timestamp
@@ -52,8 +53,8 @@ class Sessions:
 
     def _new_notebook(self, connection: Any, identity: SessionIdentity, now: float) -> int:
         cursor = connection.execute(
-            "INSERT INTO notebooks (path, created_at) VALUES (?, ?)",
-            (storable(identity.path), now),
+            "INSERT INTO notebooks (path, created_at, uid) VALUES (?, ?, ?)",
+            (storable(identity.path), now, uuid4().hex),
         )
         return int(cursor.lastrowid)
 
@@ -86,7 +87,7 @@ class Sessions:
         the name of another is still the kernel of the first.
         """
         row = self._database.row(
-            """SELECT notebooks.key, notebooks.path FROM sessions
+            """SELECT notebooks.key, notebooks.path, notebooks.uid FROM sessions
             JOIN notebooks ON notebooks.key = sessions.notebook_key
             WHERE sessions.id = ? OR sessions.kernel_uuid = ?
             ORDER BY sessions.started_at DESC LIMIT 1""",
@@ -94,7 +95,7 @@ class Sessions:
         )
         if row is None and identity.has_path:
             row = self._database.row(
-                """SELECT notebooks.key, notebooks.path FROM sessions
+                """SELECT notebooks.key, notebooks.path, notebooks.uid FROM sessions
                 JOIN notebooks ON notebooks.key = sessions.notebook_key
                 WHERE sessions.path = ? AND sessions.has_path
                 ORDER BY sessions.started_at DESC LIMIT 1""",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipytaskpersist.errors import AlreadyRunAgain
@@ -15,30 +16,30 @@ COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, 
     tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
     tasks.source, tasks.cell_id, tasks.execution_count, tasks.created_at, tasks.started_at,
     tasks.ended_at, tasks.cancel_requested_at, tasks.cleared_at, tasks.rerun_of,
-    tasks.is_call"""
+    tasks.is_call, tasks.output_bytes, tasks.max_output_bytes, tasks.dropped_bytes,
+    tasks.provenance, (SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)"""
+ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
 LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND last_line IS NOT NULL
     ORDER BY sequence DESC LIMIT 1)"""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
 
 
-def _record(row: Any) -> TaskRecord:
-    fields = list(row[:22])
-    fields[9] = TaskState(fields[9])
-    fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
-    fields[21] = bool(fields[21])
-    return TaskRecord(*fields, *row[22:])
-
-
-def _pending_record(key: int, path: str, row: dict[str, Any]) -> TaskRecord:
+def _pending_record(key: int, path: str, row: dict[str, Any], tags: Sequence[str]) -> TaskRecord:
     """The record of a row that was just inserted."""
     unknown: dict[str, Any] = dict.fromkeys(
-        ("reason", "exit_code", "started_at", "ended_at", "cancel_requested_at", "cleared_at")
+        (
+            *("reason", "exit_code", "started_at", "ended_at", "cancel_requested_at"),
+            *("cleared_at", "output_bytes"),
+        )
     )
     known: dict[str, Any] = {
         **{name: value for name, value in row.items() if name != "session_id"},
         "session": row["session_id"],
         "state": TaskState.PENDING,
         "created_at": from_timestamp(row["created_at"]),
+        "provenance": json.loads(row["provenance"]),
+        "tags": tuple(sorted(tags)),
+        "dropped_bytes": 0,
     }
     return TaskRecord(key=key, notebook=path, **known, **unknown)
 
@@ -61,6 +62,11 @@ class NewTask:
     """The row of the task that it runs again."""
     once: bool = False
     """Whether it must be the first to run that task again."""
+    tags: Sequence[str] = ()
+    max_output_bytes: int | None = None
+    """How many bytes of its streams are kept; None for all."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,10 @@ class Selection:
     session_prefix: str = ""
     cleared: bool = True
     """Whether tasks that were taken off the default list are in it."""
+    tags: Sequence[str] = ()
+    """Only tasks that have all of these."""
+    created_after: float | None = None
+    """Only tasks created since then, in seconds since the epoch."""
     limit: int | None = None
     """Only so many, the newest."""
 
@@ -80,8 +90,18 @@ class Selection:
 class Tasks:
     """The rows of `tasks` and `events`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, archive: str = "") -> None:
         self._database = database
+        self._archive = archive
+
+    def _record(self, row: Any) -> TaskRecord:
+        fields = list(row)
+        fields[9] = TaskState(fields[9])
+        fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
+        fields[21] = bool(fields[21])
+        fields[25] = json.loads(fields[25])
+        fields[26] = tuple(sorted(fields[26].split("\n"))) if fields[26] else ()
+        return replace(TaskRecord(*fields), archive=self._archive)
 
     def insert(
         self, new: NewTask, complete: Callable[[Any, int, str], None] | None = None
@@ -113,6 +133,8 @@ class Tasks:
                 "execution_count": new.execution_count,
                 "rerun_of": new.rerun_of,
                 "is_call": new.is_call,
+                "max_output_bytes": new.max_output_bytes,
+                "provenance": json.dumps(dict(new.provenance)),
                 "created_at": now,
                 "state": TaskState.PENDING.value,
             }
@@ -120,9 +142,11 @@ class Tasks:
             cursor = connection.execute(
                 f"INSERT INTO tasks ({names}) VALUES ({marks})", [*row.values()]
             )
+            for tag in new.tags:
+                connection.execute(ADD_TAG, (cursor.lastrowid, storable(tag)))
             if complete is not None:
                 complete(connection, cursor.lastrowid, str(row["id"]))
-        return _pending_record(cursor.lastrowid, path, row)
+        return _pending_record(cursor.lastrowid, path, row, new.tags)
 
     @staticmethod
     def _was_run_again(connection: Any, key: int | None) -> bool:
@@ -198,6 +222,28 @@ class Tasks:
         )
         return int(cursor.rowcount)
 
+    def tag(self, key: int, added: Sequence[str], removed: Sequence[str] = ()) -> None:
+        """Give a task tags, and take others away."""
+        with self._database.transaction() as connection:
+            for tag in added:
+                connection.execute(ADD_TAG, (key, storable(tag)))
+            for tag in removed:
+                connection.execute("DELETE FROM tags WHERE task_key = ? AND tag = ?", (key, tag))
+
+    def add_provenance(self, keys: Sequence[int], found: Mapping[str, Any]) -> None:
+        """Add to what is known of where tasks come from."""
+        marks = ", ".join("?" * len(keys))
+        self._database.execute(
+            f"""UPDATE tasks SET provenance = json_patch(provenance, ?) WHERE key IN ({marks})""",
+            (json.dumps(dict(found)), *keys),
+        )
+
+    def dropped(self, key: int, size_bytes: int) -> None:
+        """Note how many bytes of a task's streams were beyond its limit."""
+        self._database.execute(
+            "UPDATE tasks SET dropped_bytes = ? WHERE key = ?", (size_bytes, key)
+        )
+
     def delete(self, key: int) -> None:
         """Remove an ended task and all that was stored of it."""
         self._database.execute("DELETE FROM tasks WHERE key = ?", (key,))
@@ -207,7 +253,7 @@ class Tasks:
         row = self._database.row(
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.key = ?", (key,)
         )
-        return None if row is None else _record(row)
+        return None if row is None else self._record(row)
 
     def by_number(self, notebook_key: int, number: int) -> TaskRecord | None:
         """The notebook's task with this number."""
@@ -228,7 +274,7 @@ class Tasks:
             ORDER BY tasks.number DESC LIMIT 1 OFFSET ?""",
             (notebook_key, back - 1),
         )
-        return None if row is None else _record(row)
+        return None if row is None else self._record(row)
 
     def by_id_prefix(self, notebook_key: int, prefix: str) -> list[TaskRecord]:
         """The notebook's tasks whose id begins with `prefix`."""
@@ -237,7 +283,7 @@ class Tasks:
             AND substr(tasks.id, 1, ?) = ? ORDER BY tasks.number""",
             (notebook_key, len(prefix), prefix),
         )
-        return [_record(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     def _first(self, condition: str, parameters: Sequence[Any]) -> TaskRecord | None:
         row = self._database.row(
@@ -245,7 +291,7 @@ class Tasks:
             ORDER BY tasks.number DESC LIMIT 1""",
             parameters,
         )
-        return None if row is None else _record(row)
+        return None if row is None else self._record(row)
 
     def select(self, selection: Selection) -> list[TaskRecord]:
         """The tasks of a selection, oldest first."""
@@ -256,12 +302,13 @@ class Tasks:
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE {condition} ORDER BY {order} DESC LIMIT ?",
             (*parameters, limit),
         )
-        return [_record(row) for row in reversed(rows)]
+        return [self._record(row) for row in reversed(rows)]
 
     def count(self, selection: Selection) -> int:
         """How many tasks the selection would hold without its limit."""
         condition, parameters = _where(selection)
-        return int(self._database.row(f"SELECT count(*) {FROM} WHERE {condition}", parameters)[0])
+        row = self._database.row(f"SELECT count(*) FROM tasks WHERE {condition}", parameters)
+        return int(row[0])
 
     def interrupted(self, notebook_key: int) -> list[TaskRecord]:
         """The notebook's interrupted tasks that nobody has run again, oldest first."""
@@ -272,7 +319,7 @@ class Tasks:
             ORDER BY tasks.number""",
             (notebook_key,),
         )
-        return [_record(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     def history(self, key: int) -> list[EventRecord]:
         """The task's states in their order."""
@@ -309,4 +356,10 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         parameters.extend((len(selection.session_prefix), selection.session_prefix))
     if not selection.cleared:
         conditions.append("tasks.cleared_at IS NULL")
+    for tag in selection.tags:
+        conditions.append("EXISTS (SELECT 1 FROM tags WHERE task_key = tasks.key AND tag = ?)")
+        parameters.append(tag)
+    if selection.created_after is not None:
+        conditions.append("tasks.created_at >= ?")
+        parameters.append(selection.created_after)
     return " AND ".join(conditions), parameters
