@@ -15,15 +15,16 @@ LONG_WORD = 200
 
 def as_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]:
     """The JSON document of ``show --json``."""
-    sizes = {kind: manager.store.outputs.stream_size(task.key, kind) for kind in _STREAMS}
-    kept = manager.store.results.get(task.key)
-    process = manager.store.processes.get(task.key)
-    variables = manager.store.results.variables(task.key)
+    store = manager.store_of(task)
+    sizes = {kind: store.outputs.stream_size(task.key, kind) for kind in _STREAMS}
+    kept = store.results.get(task.key)
+    process = store.processes.get(task.key)
+    variables = store.results.variables(task.key)
     return {
         **task.as_json(views.utc_now()),
         "history": [
             {"state": event.state.value, "reason": event.reason, "at": event.at.isoformat()}
-            for event in manager.store.tasks.history(task.key)
+            for event in store.tasks.history(task.key)
         ],
         "streams": {
             kind.value: {"bytes": size.size_bytes, "lines": size.lines}
@@ -91,7 +92,7 @@ def _facts(task: TaskRecord) -> list[tuple[str, str]]:
 
 
 def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
-    process = manager.store.processes.get(task.key)
+    process = manager.store_of(task).processes.get(task.key)
     if process is None:
         return [("rerun of", _id_of(manager, task.rerun_of) or "")] if task.rerun_of else []
     facts = [
@@ -117,12 +118,13 @@ def _size(size_bytes: int | None) -> str:
 
 
 def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
+    store = manager.store_of(task)
     rows = []
     for kind in _STREAMS:
-        size = manager.store.outputs.stream_size(task.key, kind)
+        size = store.outputs.stream_size(task.key, kind)
         if size.size_bytes:
             rows.append((kind.value, f"{size.lines:,} lines, {size.size_bytes:,} bytes"))
-    kept = manager.store.results.get(task.key)
+    kept = store.results.get(task.key)
     if kept is not None:
         shown = views.shorten(kept.text, 200)
         size_text = f" ({kept.size_bytes:,} bytes)" if kept.size_bytes is not None else ""
@@ -130,7 +132,7 @@ def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str,
         if kept.problem:
             rows.append(("not kept", kept.problem))
     rows.extend(
-        (f"left {each.name}", _variable(each)) for each in manager.store.results.variables(task.key)
+        (f"left {each.name}", _variable(each)) for each in store.results.variables(task.key)
     )
     return rows
 
@@ -143,5 +145,5 @@ def _variable(kept: ResultRecord) -> str:
 
 def _history(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
     now = views.utc_now()
-    events = manager.store.tasks.history(task.key)
+    events = manager.store_of(task).tasks.history(task.key)
     return [("history", "\n".join(history_line(event, now) for event in events))]

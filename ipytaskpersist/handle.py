@@ -11,6 +11,7 @@ from ipytaskpersist import outputs, views
 from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskFailed
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import EventRecord, OutputKind, TaskRecord, TaskState
+from ipytaskpersist.store import TaskStore
 
 
 class Task:
@@ -23,6 +24,10 @@ class Task:
     def __init__(self, manager: BackgroundTasks, record: TaskRecord) -> None:
         self._manager = manager
         self._record = record
+
+    @property
+    def _store(self) -> TaskStore:
+        return self._manager.store_of(self._record)
 
     def _now(self) -> TaskRecord:
         if not self._record.state.is_final:
@@ -92,19 +97,19 @@ class Task:
 
     def _text(self, kind: OutputKind) -> str:
         cut = outputs.Cut((kind,))
-        pieces = outputs.stream_bytes(self._manager.store, self._record.key, cut)
+        pieces = outputs.stream_bytes(self._store, self._record.key, cut)
         return b"".join(pieces).decode("utf-8", "replace")
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
         """Everything that it has printed, displayed and raised, as nbformat outputs, in order."""
-        records = self._manager.store.outputs.of(self._record.key)
+        records = self._store.outputs.of(self._record.key)
         return outputs.as_nbformat(outputs.resolve(records))
 
     @property
     def history(self) -> list[EventRecord]:
         """Its states, in order, with the time and reason of each."""
-        return self._manager.store.tasks.history(self._record.key)
+        return self._store.tasks.history(self._record.key)
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -146,7 +151,7 @@ class Task:
         outcome = self._manager.outcome(self._record)
         if outcome is not None:
             return None if outcome.has_no_value else outcome.value
-        kept = self._manager.store.results.get(self._record.key)
+        kept = self._store.results.get(self._record.key)
         return None if kept is None else self._manager.payloads.load(self._record, kept)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

@@ -8,17 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Bool, Enum, Float, Unicode
+from traitlets import Bool, Enum, Float, Int, Unicode
 from traitlets.config import Configurable
 
 from ipytaskpersist import reconciling, references
 from ipytaskpersist.active import FOREGROUND
-from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone
+from ipytaskpersist.archives import Archives
+from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskNotFound
 from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store.transfer import remove_tasks
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -73,12 +75,47 @@ class BackgroundTasks(Configurable):
         help="Whether loading the extension runs this notebook's interrupted tasks again, each "
         "once. Default: False.",
     ).tag(config=True)
+    max_output_bytes = Int(
+        None,
+        min=1,
+        allow_none=True,
+        help="How many bytes of a task's standard output and error are kept; what comes after is "
+        "counted and marked, not kept. Default: None, for all.",
+    ).tag(config=True)
+    archive_after_days = Float(
+        30.0,
+        min=0,
+        allow_none=True,
+        help="Days after their end when tasks move to the archive of their month, from where "
+        "everything still finds them. None: never by itself. Default: 30.",
+    ).tag(config=True)
+    max_store_bytes = Int(
+        None,
+        min=1,
+        allow_none=True,
+        help="How large the store and its archives may become together. Beyond it the tasks that "
+        "ended first are deleted for good, archived ones before others. Default: None, never.",
+    ).tag(config=True)
+    keep = Unicode(
+        "keep",
+        help="The tag that protects a task from being archived or deleted by a limit. "
+        "Default: keep.",
+    ).tag(config=True)
+    backups_kept = Int(
+        3,
+        min=0,
+        help="How many of the backups are kept that are made before a migration of the store. "
+        "Default: 3.",
+    ).tag(config=True)
 
     def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.shell = shell
         self.directory = StateDirectory(default_directory())
-        self.store = TaskStore(self.directory, synchronous=self.synchronous)
+        self.store = TaskStore(
+            self.directory, synchronous=self.synchronous, backups_kept=self.backups_kept
+        )
+        self.archives = Archives(self.store)
         self.payloads = Payloads(self.directory)
         self.on_change: list[Callable[[int], None]] = []
         """Called with a task's key when a task of this process has ended."""
@@ -213,7 +250,27 @@ class BackgroundTasks(Configurable):
         Raises `TaskNotFound` or `AmbiguousReference`. Only a full id reaches another notebook.
         """
         self.reconcile()
-        return references.find(self.store, self.notebook_key(), reference)
+        try:
+            return references.find(self.store, self.notebook_key(), reference)
+        except TaskNotFound:
+            archived = self._find_archived(reference)
+            if archived is None:
+                raise
+            return archived
+
+    def _find_archived(self, reference: str | int | None) -> TaskRecord | None:
+        """The task in an archive, for a number, an id, a unique id prefix or a name."""
+        key = self.notebook_key()
+        for archive in self.archives.all():
+            there = None if key is None else self.archives.notebook_key(key, archive)
+            found = references.find_archived(archive, there, reference)
+            if found is not None:
+                return found
+        return None
+
+    def store_of(self, task: TaskRecord) -> TaskStore:
+        """The store that has a task: an archive, or the store itself."""
+        return self.archives.store_of(task)
 
     def find_all(self, given: Sequence[str]) -> list[TaskRecord]:
         """The task for each reference, each once; the latest one when there is none."""
@@ -242,13 +299,20 @@ class BackgroundTasks(Configurable):
         self.reconcile()
         return self.store.tasks.select(selection) if self.store.exists else []
 
+    def select_archived(self, selection: Selection) -> list[TaskRecord]:
+        """The archived tasks of a selection, oldest first."""
+        return self.archives.select(selection) if self.store.exists else []
+
     def is_own(self, task: TaskRecord) -> bool:
         """Whether the task is one of this notebook's."""
-        return task.notebook_key == self.notebook_key()
+        key = self.notebook_key()
+        if task.archive and key is not None:
+            key = self.archives.notebook_key(key, self.store_of(task))
+        return task.notebook_key == key
 
     def refresh(self, task: TaskRecord) -> TaskRecord:
         """What the store knows of the task now."""
-        found = self.store.tasks.get(task.key)
+        found = self.store_of(task).tasks.get(task.key)
         if found is None:
             raise references.deleted(task)
         return found
@@ -378,7 +442,7 @@ class BackgroundTasks(Configurable):
             raise InvalidRequest(
                 f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
             )
-        self.store.tasks.delete(task.key)
+        remove_tasks(self.store_of(task).database, [task.id])
         self.payloads.delete(task.id)
         if self._threads is not None:
             self._threads.forget(task.key)
@@ -434,6 +498,7 @@ class BackgroundTasks(Configurable):
         atexit.unregister(self.end_session)
         if self._delivery is not None and self.shell is not None:
             self.shell.events.unregister("pre_run_cell", self._delivery.before_cell)
+        self.archives.close()
         self.store.close()
 
 

@@ -118,3 +118,12 @@ def make_private(folder: Path) -> Path:
     """Make a folder that only its owner can enter, and return it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def make_durable(file: Path) -> None:
+    """Have a file that was written reach the disk."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ipytaskpersist.errors import AmbiguousReference, TaskNotFound
-from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFound
+from ipytaskpersist.records import SessionRecord, TaskRecord
 from ipytaskpersist.store import Selection, TaskStore
 
 SUGGESTIONS = 5
@@ -23,6 +23,37 @@ def find(store: TaskStore, notebook_key: int | None, reference: str | int | None
     if found is None:
         raise _not_found(store, notebook_key, reference)
     return found
+
+
+def find_archived(
+    archive: TaskStore, notebook_key: int | None, reference: str | int | None
+) -> TaskRecord | None:
+    """The same in an archive, where nothing is the latest and nothing is counted back."""
+    text = "" if reference is None else str(reference).strip()
+    if not text or text.startswith("-"):
+        return None
+    found = archive.tasks.by_id(text)
+    if found is None and notebook_key is not None:
+        found = _find_here(archive, notebook_key, text)
+    return found
+
+
+def find_session(store: TaskStore, text: str) -> SessionRecord:
+    """The session with this id, or the one whose id begins so. Raises `InvalidRequest`."""
+    found = store.open().sessions.find(text) if store.exists and text else []
+    exact = [session for session in found if session.id == text]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if found:
+        ids = ", ".join(session.id[:12] for session in found[-SUGGESTIONS:])
+        raise AmbiguousReference(
+            f"'{text}' is the beginning of {len(found)} sessions' ids ({ids}); type more of it"
+        )
+    recent = store.sessions.select(None, SUGGESTIONS) if store.exists else []
+    if not recent:
+        raise InvalidRequest(f"no session '{text}'; there is none yet")
+    known = ", ".join(session.id[:8] for session in recent)
+    raise InvalidRequest(f"no session '{text}'; the most recent are {known}")
 
 
 def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:

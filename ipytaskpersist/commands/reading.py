@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ipytaskpersist import outputs, views
+from ipytaskpersist import outputs, references, views
 from ipytaskpersist.commands.definition import (
     as_json,
     one,
@@ -60,7 +60,7 @@ def list_(
     selection = Selection(
         notebook_key=None if every_notebook else manager.notebook_key() or -1,
         states=[TaskState(state) for state in states],
-        session_prefix=_session_prefix(surface, session),
+        session_prefix=references.find_session(manager.store, session).id if session else "",
         cleared=cleared or bool(session),
         limit=limit or (None if as_json else TABLE_LIMIT),
     )
@@ -72,17 +72,6 @@ def list_(
     full = len(tasks) == selection.limit
     total = manager.store.tasks.count(selection) if full else len(tasks)
     surface.listing(views.Listing(tasks, total, every_notebook, now))
-
-
-def _session_prefix(surface: Surface, session: str | None) -> str:
-    if not session:
-        return ""
-    store = surface.manager.store
-    if store.exists and store.open().sessions.find(session):
-        return session
-    recent = store.sessions.select(None, 5) if store.exists else []
-    known = ", ".join(known.id[:8] for known in reversed(recent)) or "none yet"
-    raise InvalidRequest(f"no session '{session}'; the most recent are {known}")
 
 
 @verbs.command()
@@ -122,14 +111,14 @@ def output(
         _follow(surface, task, kinds)
     elif save is not None or raw:
         cut = outputs.Cut(kinds or STREAM_KINDS, head, tail)
-        pieces = outputs.stream_bytes(surface.manager.store, task.key, cut)
+        pieces = outputs.stream_bytes(surface.manager.store_of(task), task.key, cut)
         if save is None:
             surface.raw(pieces)
         else:
             _save(task, pieces, save)
     else:
         cut = outputs.Cut(kinds, head, tail)
-        _show(surface, outputs.of_task(surface.manager.store, task.key, cut), as_json)
+        _show(surface, outputs.of_task(surface.manager.store_of(task), task.key, cut), as_json)
 
 
 def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
@@ -162,7 +151,7 @@ def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> 
             if seen != version:
                 version = seen
                 task = manager.refresh(task)
-                for record in manager.store.outputs.of(task.key, kinds=kinds, after=after):
+                for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
                     _pass_on(surface, record.kind, follower.output(record))
                     after = record.sequence
             if task.state.is_final:
@@ -218,7 +207,7 @@ def result(surface: Surface, ref: str | None, as_json: bool) -> Any:
         )
     value = Task(manager, task).value()
     if as_json:
-        kept = manager.store.results.get(task.key)
+        kept = manager.store_of(task).results.get(task.key)
         print_json(
             {
                 "id": task.id,
@@ -246,7 +235,7 @@ def _json_or_none(value: Any) -> Any:
 @as_json
 @surface_and_manager
 def sessions(surface: Surface, every_notebook: bool, limit: int | None, as_json: bool) -> None:
-    """List this notebook's sessions, newest last."""
+    """List this notebook's sessions, newest first."""
     from ipytaskpersist.terminal import render, session_table
 
     manager = surface.manager

@@ -6,10 +6,13 @@ Only this package speaks SQL. It gives and takes the frozen records of `ipytaskp
 from __future__ import annotations
 
 import os
+import secrets
 import time
+from pathlib import Path
+from typing import Any
 
 from ipytaskpersist.errors import StoreDamaged, StoreError
-from ipytaskpersist.paths import StateDirectory, make_private
+from ipytaskpersist.paths import StateDirectory, make_durable, make_private
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
     Database,
@@ -20,7 +23,11 @@ from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
 from ipytaskpersist.store.processes import NewProcess, Processes, Supervisors
 from ipytaskpersist.store.sessions import Sessions
+from ipytaskpersist.store.statistics import Statistics
 from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
+
+BEFORE = "before-migration-from-"
+"""What the name of a backup that a migration has made says after the date."""
 
 __all__ = ["SQLITE_VERSION", "NewOutput", "NewProcess", "NewTask", "Selection", "TaskStore"]
 
@@ -28,9 +35,15 @@ __all__ = ["SQLITE_VERSION", "NewOutput", "NewProcess", "NewTask", "Selection", 
 class TaskStore:
     """Everything that is kept, by what it is about: sessions, tasks, outputs and more."""
 
-    def __init__(self, directory: StateDirectory, *, synchronous: str = "normal") -> None:
-        """`synchronous` is ``normal`` or ``full``: whether a commit survives a loss of power."""
+    def __init__(
+        self, directory: StateDirectory, *, synchronous: str = "normal", backups_kept: int = 3
+    ) -> None:
+        """`synchronous` is ``normal`` or ``full``: whether a commit survives a loss of power.
+
+        `backups_kept` is how many of the backups that a migration makes are kept.
+        """
         self.directory = directory
+        self.backups_kept = backups_kept
         self.database = Database(directory, synchronous)
         self.sessions = Sessions(self.database)
         self.tasks = Tasks(self.database, directory.month)
@@ -38,6 +51,7 @@ class TaskStore:
         self.supervisors = Supervisors(self.database)
         self.outputs = Outputs(self.database)
         self.results = Results(self.database)
+        self.statistics = Statistics(self.database)
         self.notice = ""
         """What the person should be told of the opening; empty when all was as ever."""
         self._is_open = False
@@ -125,7 +139,8 @@ class TaskStore:
 
     def _migrate(self, version: int) -> None:
         if version:
-            self.back_up()
+            self.back_up(why=f"{BEFORE}{version}")
+            self._forget_old_backups()
         else:
             # The journal mode stays with the file, and cannot be changed in a transaction.
             mode = journal_mode_for(self.directory.root)
@@ -141,13 +156,45 @@ class TaskStore:
             if int(connection.execute("PRAGMA user_version").fetchone()[0]) < len(STEPS):
                 migrate(connection)
 
-    def back_up(self) -> str:
-        """Copy the store through SQLite's backup API, and return the copy's path."""
+    def back_up(self, target: Path | None = None, why: str = "") -> Path:
+        """Copy the store through SQLite's backup API while others write, and return the copy.
+
+        Without a target it goes to the folder of backups, under a name that says when and `why`.
+        """
+        target = target or self.new_backup(why)
+        self.write_copy(self.database.connection, target)
+        return target
+
+    def new_backup(self, why: str) -> Path:
+        """A name for a backup that no other has."""
         folder = make_private(self.directory.backups)
-        target = folder / f"tasks-{time.strftime('%Y%m%d-%H%M%S')}.db"
-        os.close(os.open(target, os.O_CREAT | os.O_RDWR, 0o600))
-        self.database.copy_to(target)
-        return str(target)
+        stem = f"{self.directory.store.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = (f"{stem}{turn}{f'-{why}' if why else ''}.db" for turn in ("", *range(-2, -99, -1)))
+        return next(folder / name for name in names if not (folder / name).exists())
+
+    def write_copy(self, connection: Any, target: Path) -> None:
+        """Copy what a connection sees to a file, which appears complete or not at all."""
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise StoreError(f"cannot write {target} ({error.strerror})") from error
+        try:
+            self.database.copy(connection, partial)
+            make_durable(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _forget_old_backups(self) -> None:
+        """Keep only the newest of the backups that nobody asked for."""
+        for backup in self._automatic_backups()[self.backups_kept :]:
+            backup.unlink(missing_ok=True)
+
+    def _automatic_backups(self) -> list[Path]:
+        from ipytaskpersist.store import repair
+
+        return [file for file in repair.backups(self.directory) if f"-{BEFORE}" in file.name]
 
     def require_writable(self) -> None:
         """Raise `StoreError` when the store is open for reading only."""

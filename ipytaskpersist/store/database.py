@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ except ImportError:
 __all__ = [
     "SQLITE_VERSION",
     "Database",
+    "exclusive",
     "journal_mode_for",
     "one_at_a_time",
     "sqlite3",
@@ -184,14 +185,14 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
-    def copy_to(self, target: Path) -> None:
-        """Copy the whole database with SQLite's backup API, consistently, while others write."""
-        destination = sqlite3.connect(target)
-        try:
-            with self.errors():
-                self.connection.backup(destination)
-        finally:
-            destination.close()
+    def copy(self, connection: Any, target: Path) -> None:
+        """Copy what a connection sees with SQLite's backup API, while others write."""
+        with self.errors():
+            destination = sqlite3.connect(target)
+            try:
+                connection.backup(destination)
+            finally:
+                destination.close()
 
     def restore_from(self, source: Path) -> None:
         """Replace the whole content by that of another database file."""
@@ -247,34 +248,40 @@ def storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _lock(descriptor: int, directory: StateDirectory) -> None:
+def _lock(descriptor: int, wait_s: float, busy: str) -> None:
     import fcntl
 
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise StoreBusy(
-                    f"another process is making or repairing the store {directory.store} and does "
-                    "not come to an end; try again when it has"
-                ) from None
+                raise StoreBusy(busy) from None
             time.sleep(LOCK_POLL_S)
         else:
             return
 
 
 @contextmanager
-def one_at_a_time(directory: StateDirectory) -> Iterator[None]:
-    """Keep other processes from making or repairing the same store meanwhile."""
-    descriptor = os.open(directory.lock, os.O_CREAT | os.O_RDWR, 0o600)
+def exclusive(path: Path, busy: str, wait_s: float = BUSY_TIMEOUT_MS / 1000) -> Iterator[None]:
+    """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         if os.name == "posix":
-            _lock(descriptor, directory)
+            _lock(descriptor, wait_s, busy)
         yield
     finally:
         os.close(descriptor)
+
+
+def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[None]:
+    """Keep other processes from making or repairing the same store meanwhile."""
+    return exclusive(
+        directory.lock,
+        f"another process is making or repairing the store {directory.store} and does not come to "
+        "an end; try again when it has",
+    )
 
 
 def journal_mode_for(folder: Path) -> str:

@@ -24,7 +24,8 @@ SUFFIXES = ("", "-wal", "-shm")
 def set_aside(directory: StateDirectory) -> Path:
     """Rename the store, with SQLite's files beside it, and return its new path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = directory.root / f"tasks-damaged-{stamp}-{time.time_ns() % 10**6}.db"
+    name = directory.store.stem
+    aside = directory.root / f"{name}-damaged-{stamp}-{time.time_ns() % 10**6}.db"
     for suffix in SUFFIXES:
         file = Path(f"{directory.store}{suffix}")
         if file.exists():
@@ -32,9 +33,15 @@ def set_aside(directory: StateDirectory) -> Path:
     return aside
 
 
+def backups(directory: StateDirectory) -> list[Path]:
+    """The copies of a store that there are, the newest first."""
+    found = directory.backups.glob(f"{directory.store.stem}-*.db")
+    return sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)
+
+
 def newest_whole_backup(directory: StateDirectory) -> Path | None:
     """The newest backup that passes SQLite's check."""
-    for backup in sorted(directory.backups.glob("tasks-*.db"), reverse=True):
+    for backup in backups(directory):
         if is_whole(backup):
             return backup
     return None

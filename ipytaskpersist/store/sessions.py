@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -111,28 +111,61 @@ class Sessions:
     def find(self, prefix: str) -> list[SessionRecord]:
         """The sessions whose id begins with `prefix`."""
         rows = self._database.rows(
-            f"SELECT {COLUMNS} FROM sessions WHERE substr(id, 1, ?) = ? ORDER BY started_at",
-            (len(prefix), prefix),
+            f"SELECT {COLUMNS} FROM sessions WHERE id >= ?1 AND id < ?1 || char(1114111) "
+            "ORDER BY started_at",
+            (prefix,),
         )
-        return [_record(row) for row in rows]
+        return [self._with_tasks(_record(row)) for row in rows]
 
     def select(self, notebook_key: int | None, limit: int | None = None) -> list[SessionRecord]:
-        """The sessions of one notebook, or of all, oldest first, with their tasks counted."""
+        """The sessions of one notebook, or of all, newest first, with what they did."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS} FROM sessions
             WHERE ?1 IS NULL OR notebook_key = ?1 ORDER BY started_at DESC LIMIT ?2""",
             (notebook_key, -1 if limit is None else limit),
         )
-        counts = self._task_counts()
-        return [_record(row, counts.get(row[0], ())) for row in reversed(rows)]
+        return [self._with_tasks(_record(row)) for row in rows]
 
-    def _task_counts(self) -> dict[str, tuple[tuple[str, int], ...]]:
-        counted: dict[str, Counter[str]] = {}
-        for session, state, count in self._database.rows(
-            "SELECT session_id, state, count(*) FROM tasks GROUP BY session_id, state"
-        ):
-            counted.setdefault(session, Counter())[state] = count
-        return {session: tuple(counter.items()) for session, counter in counted.items()}
+    def count(self, notebook_key: int | None) -> int:
+        """How many sessions the notebook, or every one, has had."""
+        row = self._database.row(
+            "SELECT count(*) FROM sessions WHERE ?1 IS NULL OR notebook_key = ?1", (notebook_key,)
+        )
+        return int(row[0])
+
+    def _with_tasks(self, session: SessionRecord) -> SessionRecord:
+        """The session with its tasks counted, its first task's source, and its last activity."""
+        rows = self._database.rows(
+            """SELECT state, count(*), min(key), max(coalesce(ended_at, started_at, created_at))
+            FROM tasks WHERE session_id = ? GROUP BY state""",
+            (session.id,),
+        )
+        if not rows:
+            return session
+        first = min(key for _state, _count, key, _at in rows)
+        (source,) = self._database.row("SELECT source FROM tasks WHERE key = ?", (first,))
+        return replace(
+            session,
+            task_counts=tuple((state, count) for state, count, _key, _at in rows),
+            first_source=source,
+            last_active_at=from_timestamp(max(at for *_others, at in rows)),
+        )
+
+    def uid_of_notebook(self, key: int) -> str | None:
+        """What makes a notebook of this store the same in another."""
+        row = self._database.row("SELECT uid FROM notebooks WHERE key = ?", (key,))
+        return None if row is None else str(row[0])
+
+    def notebook_of_uid(self, uid: str) -> int | None:
+        """The key here of the notebook that has this uid; None where it is not known."""
+        row = self._database.row("SELECT key FROM notebooks WHERE uid = ?", (uid,))
+        return None if row is None else int(row[0])
+
+    def delete(self, session_id: str) -> None:
+        """Remove a session that has no tasks any more."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM supervisors WHERE session_id = ?", (session_id,))
+            connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
 
     def with_live_tasks(self) -> list[SessionRecord]:
         """The sessions that have a pending or running task in a thread, which ends with them."""

@@ -321,6 +321,30 @@ class Tasks:
         )
         return [self._record(row) for row in rows]
 
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that tasks have."""
+        marks = ", ".join("?" * len(ids))
+        rows = self._database.rows(f"SELECT id FROM tasks WHERE id IN ({marks})", ids)
+        return {task_id for (task_id,) in rows}
+
+    def ended_before(self, at: float, *, except_tag: str) -> list[TaskRecord]:
+        """The tasks that ended before a time and do not have this tag, the oldest end first."""
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS} {FROM} WHERE tasks.ended_at < ? AND NOT EXISTS
+                (SELECT 1 FROM tags WHERE task_key = tasks.key AND tag = ?)
+            ORDER BY tasks.ended_at, tasks.key""",
+            (at, except_tag),
+        )
+        return [self._record(row) for row in rows]
+
+    def of_session(self, session_id: str) -> list[TaskRecord]:
+        """The tasks that a session launched, oldest first."""
+        rows = self._database.rows(
+            f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.session_id = ? ORDER BY tasks.key",
+            (session_id,),
+        )
+        return [self._record(row) for row in rows]
+
     def history(self, key: int) -> list[EventRecord]:
         """The task's states in their order."""
         rows = self._database.rows(

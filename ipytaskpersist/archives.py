@@ -1,0 +1,118 @@
+"""The archives: tasks that have ended long ago, in a store of their own for each month."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store.database import exclusive
+from ipytaskpersist.store.transfer import copy_tasks, in_steps, remove_leftovers, remove_tasks
+
+COPIED_AT_ONCE = 200
+
+
+class Archives:
+    """The archives beside a store, each opened when it is first needed."""
+
+    def __init__(self, store: TaskStore) -> None:
+        self._store = store
+        self._opened: dict[str, TaskStore] = {}
+
+    def open(self, month: str) -> TaskStore:
+        """The archive of a month, ``YYYY-MM``. Made where there is none."""
+        if month not in self._opened:
+            self._opened[month] = TaskStore(self._store.directory.archive(month)).open()
+        return self._opened[month]
+
+    def all(self) -> list[TaskStore]:
+        """All that there are, the latest first."""
+        return [self.open(month) for month in self._store.directory.months()]
+
+    def store_of(self, task: TaskRecord) -> TaskStore:
+        """Where a task is: an archive, or the store itself."""
+        return self.open(task.archive) if task.archive else self._store
+
+    def close(self) -> None:
+        """Let go of them."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+    # Reading.
+
+    def select(self, selection: Selection) -> list[TaskRecord]:
+        """The archived tasks of a selection, oldest first."""
+        found: list[TaskRecord] = []
+        for archive in self.all():
+            there = self._translated(selection, archive)
+            found[:0] = [] if there is None else self.without_own(archive.tasks.select(there))
+        return sorted(found, key=lambda task: task.created_at)[-(selection.limit or len(found)) :]
+
+    def count(self, selection: Selection) -> int:
+        """How many tasks `select` would give without its limit."""
+        every = replace(selection, limit=None)
+        return len(self.select(every))
+
+    def _translated(self, selection: Selection, archive: TaskStore) -> Selection | None:
+        """The selection with the notebook's key in an archive; None where it is not there."""
+        if selection.notebook_key is None:
+            return selection
+        key = self.notebook_key(selection.notebook_key, archive)
+        return None if key is None else replace(selection, notebook_key=key)
+
+    def notebook_key(self, own_key: int, archive: TaskStore) -> int | None:
+        """The key in an archive of a notebook that the store knows."""
+        uid = self._store.sessions.uid_of_notebook(own_key)
+        return None if uid is None else archive.sessions.notebook_of_uid(uid)
+
+    def without_own(self, tasks: Sequence[TaskRecord]) -> list[TaskRecord]:
+        """Those that the store itself does not have: a move that was cut off left them in both."""
+        own = self._store.tasks.existing([task.id for task in tasks])
+        return [task for task in tasks if task.id not in own]
+
+    # Moving.
+
+    def archive(self, tasks: Sequence[TaskRecord]) -> dict[str, int]:
+        """Move ended tasks into the archives of the months in which they were created.
+
+        Returns how many went into which. Raises `StoreBusy` when another process moves tasks.
+        """
+        by_month = defaultdict(list)
+        for task in tasks:
+            by_month[f"{task.created_at:%Y-%m}"].append(task.id)
+        with self._moving():
+            remove_leftovers(self._store.database)
+            for month, ids in by_month.items():
+                archive = self.open(month)
+                for few in in_steps(ids, COPIED_AT_ONCE):
+                    copy_tasks(archive.database, self._store.directory.store, few)
+                    remove_tasks(self._store.database, few)
+        return {month: len(ids) for month, ids in sorted(by_month.items())}
+
+    def unarchive(self, tasks: Sequence[TaskRecord]) -> None:
+        """Move archived tasks back into the store."""
+        by_month = defaultdict(list)
+        for task in tasks:
+            by_month[task.archive].append(task.id)
+        with self._moving():
+            for month, ids in by_month.items():
+                archive = self.open(month)
+                for few in in_steps(ids, COPIED_AT_ONCE):
+                    own = self._store.tasks.existing(few)
+                    missing = [each for each in few if each not in own]
+                    copy_tasks(self._store.database, archive.directory.store, missing)
+                    remove_tasks(archive.database, few)
+
+    def older_than(self, age_s: float, keep: str) -> list[TaskRecord]:
+        """The store's ended tasks that are older, but those with the tag `keep`."""
+        return self._store.tasks.ended_before(time.time() - age_s, except_tag=keep)
+
+    def _moving(self) -> AbstractContextManager[None]:
+        return exclusive(
+            self._store.directory.upkeep_lock,
+            "another process is moving tasks between the store and its archives; try again soon",
+        )

@@ -1,0 +1,157 @@
+"""Put the tasks of a backup in the place of those in the store, while others may use it.
+
+Everything happens in one transaction, after the store as it is has been copied: a crash at any
+moment leaves either all as it was or all restored. Notebooks and sessions stay, because kernels
+that run now belong to them, and no number that a notebook has given is ever given again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.store.migrations import STEPS, migrate
+from ipytaskpersist.store.repair import is_whole
+from ipytaskpersist.store.transfer import attached, copy_chosen, copy_sessions
+
+if TYPE_CHECKING:
+    from ipytaskpersist.store import TaskStore
+
+INTERRUPT = """UPDATE tasks SET state = 'interrupted',
+    reason = 'was running when the backup was made',
+    ended_at = max(coalesce(started_at, created_at), coalesce(
+        (SELECT at FROM outputs WHERE task_key = tasks.key ORDER BY sequence DESC LIMIT 1), 0))
+    WHERE state IN ('pending', 'running')"""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore has done."""
+
+    tasks: int
+    """How many tasks there are now."""
+    set_aside: Path
+    """The store as it was."""
+
+
+def check(file: Path) -> None:
+    """Raise `StoreError` for a file that is no backup, or one of a newer version."""
+    if not file.is_file():
+        raise StoreError(f"there is no file {file}; %bg_doctor tells where the backups are")
+    if not is_whole(file):
+        raise StoreError(f"{file} is damaged, or no backup of a store; nothing was changed")
+    version = _version(file)
+    if version > len(STEPS):
+        raise StoreError(
+            f"{file} was written by a newer version of ipytaskpersist; upgrade with "
+            "'pip install -U ipytaskpersist'. Nothing was changed"
+        )
+    if version == 0:
+        raise StoreError(f"{file} is an SQLite database, but no backup of a store")
+
+
+def _version(file: Path) -> int:
+    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    try:
+        ours = connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE name IN ('notebooks', 'sessions', 'tasks')"
+        ).fetchone()[0]
+        return int(connection.execute("PRAGMA user_version").fetchone()[0]) if ours == 3 else 0
+    finally:
+        connection.close()
+
+
+def restore(store: TaskStore, file: Path) -> Restored:
+    """Put a backup in the place of the store's tasks. Raises `InvalidRequest` while any runs."""
+    check(file)
+    connection = store.database.connection
+    with (
+        _of_this_version(store, file) as origin,
+        attached(connection, origin),
+        store.database.transaction(),
+    ):
+        _refuse_live(connection)
+        set_aside = _copy_of(store)
+        tasks = _replace(connection)
+        _keep_numbers(store, connection)
+    store.directory.search_index.unlink(missing_ok=True)
+    return Restored(tasks, set_aside)
+
+
+@contextmanager
+def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
+    """A copy of the backup with this version's schema. The backup itself is never changed."""
+    copy = store.directory.root / f".restore-{secrets.token_hex(4)}.part"
+    os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        _copy_and_migrate(file, copy)
+        yield copy
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{copy}{suffix}").unlink(missing_ok=True)
+
+
+def _copy_and_migrate(file: Path, copy: Path) -> None:
+    source = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    target = sqlite3.connect(copy, isolation_level=None)
+    try:
+        source.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")
+        target.execute("BEGIN IMMEDIATE")
+        migrate(target)
+        target.execute("COMMIT")
+    finally:
+        source.close()
+        target.close()
+
+
+def _refuse_live(connection: Any) -> None:
+    rows = connection.execute("SELECT id FROM tasks WHERE state IN ('pending', 'running')")
+    live = [task_id for (task_id,) in rows]
+    if live:
+        raise InvalidRequest(
+            f"nothing was restored, because {', '.join(live[:5])} still "
+            f"{'runs' if len(live) == 1 else 'run'}; wait with %bg_wait {live[0]}, or cancel"
+        )
+
+
+def _copy_of(store: TaskStore) -> Path:
+    """Set the store as it is aside. Nobody can write to it now."""
+    target = store.new_backup("before-restore")
+    other = sqlite3.connect(store.database.path)
+    try:
+        store.write_copy(other, target)
+    finally:
+        other.close()
+    return target
+
+
+def _replace(connection: Any) -> int:
+    connection.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT PRIMARY KEY)")
+    connection.execute("DELETE FROM temp.chosen")
+    connection.execute("INSERT INTO temp.chosen SELECT id FROM origin.tasks")
+    connection.execute("DELETE FROM main.tasks")
+    copy_sessions(connection, "SELECT id FROM origin.sessions")
+    copy_chosen(connection)
+    connection.execute(INTERRUPT)
+    return int(connection.execute("SELECT count(*) FROM main.tasks").fetchone()[0])
+
+
+def _keep_numbers(store: TaskStore, connection: Any) -> None:
+    """No notebook gives a number again that a task in an archive has."""
+    for month in store.directory.months():
+        archive = sqlite3.connect(store.directory.archive(month).store)
+        try:
+            rows = archive.execute("SELECT last_number, uid FROM notebooks").fetchall()
+        finally:
+            archive.close()
+        connection.executemany(
+            "UPDATE notebooks SET last_number = max(last_number, ?) WHERE uid = ?", rows
+        )

@@ -1,0 +1,193 @@
+"""Move whole tasks from one store's file to another's: to an archive, out of it, from a backup.
+
+A move is two steps, each a transaction of one file: the tasks are copied, then taken out of where
+they were. Between the two a task is in both files, and the store's own is the one that counts; an
+archive's copy counts only when the store has no task of that id. So a task is at every moment in
+one place, wherever a crash comes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ipytaskpersist.store.database import Database
+from ipytaskpersist.store.migrations import create_triggers, drop_triggers
+
+BELONGING = ("events", "outputs", "results", "processes", "tags")
+"""The tables whose rows belong to a task."""
+NOT_COPIED = {"key", "sequence", "supervisor_key"}
+"""What means nothing in another file."""
+STEP_TASKS = 50
+"""How many tasks are removed at once."""
+SLICE_ROWS = 64
+"""How many rows of output are removed at once, so that whoever prints need not wait."""
+PAUSE_S = 0.003
+"""How long others may write between two steps."""
+
+
+@contextmanager
+def attached(connection: Any, origin: Path) -> Iterator[None]:
+    """Another store's file as the schema ``origin`` of a connection."""
+    connection.execute("ATTACH ? AS origin", (str(origin),))
+    try:
+        yield
+    finally:
+        connection.execute("DETACH origin")
+
+
+def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
+    """Copy tasks, with all that belongs to them, from another store's file, in one transaction.
+
+    What the target has of these tasks is replaced. Only the target is locked meanwhile.
+    """
+    connection = target.connection
+    with target.errors(), attached(connection, origin):
+        _choose(connection, ids)
+        # Not IMMEDIATE, which would lock the origin as well; and since the first statement
+        # writes, nobody else can have come between reading and writing.
+        connection.execute("BEGIN")
+        try:
+            copy_chosen(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _choose(connection: Any, ids: Sequence[str]) -> None:
+    connection.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT PRIMARY KEY)")
+    connection.execute("DELETE FROM temp.chosen")
+    connection.executemany("INSERT INTO temp.chosen VALUES (?)", [(each,) for each in ids])
+
+
+def copy_chosen(connection: Any) -> None:
+    """Copy the tasks in ``temp.chosen`` from ``origin``, in the caller's transaction."""
+    connection.execute("DELETE FROM main.tasks WHERE id IN (SELECT id FROM temp.chosen)")
+    drop_triggers(connection)
+    copy_sessions(connection, f"SELECT session_id FROM {ORIGIN_TASKS}")
+    _copy_rows_of_tasks(connection)
+    for table in BELONGING:
+        _copy_belonging(connection, table)
+    connection.execute(LINK_RERUNS)
+    create_triggers(connection)
+
+
+ORIGIN_TASKS = """origin.tasks AS old JOIN temp.chosen ON chosen.id = old.id"""
+LINK_RERUNS = """UPDATE main.tasks SET rerun_of = (SELECT earlier.key FROM main.tasks AS earlier
+    WHERE earlier.id = json_extract(main.tasks.provenance, '$.rerun_of'))
+    WHERE rerun_of IS NULL AND json_extract(provenance, '$.rerun_of') IS NOT NULL
+    AND (id IN (SELECT id FROM temp.chosen)
+         OR json_extract(provenance, '$.rerun_of') IN (SELECT id FROM temp.chosen))"""
+
+
+def copy_sessions(connection: Any, ids: str) -> None:
+    """Copy the sessions that a query gives, with their notebooks, where they are missing."""
+    needed = f"SELECT notebook_key FROM origin.sessions WHERE id IN ({ids})"
+    connection.execute(
+        f"""INSERT OR IGNORE INTO main.notebooks (path, last_number, created_at, uid)
+        SELECT path, last_number, created_at, uid FROM origin.notebooks WHERE key IN ({needed})"""
+    )
+    # A number is never used again, whatever the file says into which its task is copied.
+    connection.execute(
+        f"""UPDATE main.notebooks SET last_number = max(last_number, (
+            SELECT last_number FROM origin.notebooks WHERE origin.notebooks.uid = notebooks.uid))
+        WHERE uid IN (SELECT uid FROM origin.notebooks WHERE key IN ({needed}))"""
+    )
+    columns = [name for name in _columns(connection, "sessions") if name != "notebook_key"]
+    connection.execute(
+        f"""INSERT OR IGNORE INTO main.sessions (notebook_key, {", ".join(columns)})
+        SELECT (SELECT here.key FROM main.notebooks AS here
+                JOIN origin.notebooks AS there ON there.uid = here.uid
+                WHERE there.key = origin.sessions.notebook_key), {", ".join(columns)}
+        FROM origin.sessions WHERE id IN ({ids})"""
+    )
+
+
+def _columns(connection: Any, table: str) -> list[str]:
+    rows = connection.execute(f"PRAGMA origin.table_info({table})")
+    return [name for _place, name, *_rest in rows if name not in NOT_COPIED]
+
+
+def _copy_rows_of_tasks(connection: Any) -> None:
+    mapped = {"notebook_key", "rerun_of"}
+    columns = [name for name in _columns(connection, "tasks") if name not in mapped]
+    connection.execute(
+        f"""INSERT INTO main.tasks (notebook_key, {", ".join(columns)})
+        SELECT here.key, {", ".join(f"old.{name}" for name in columns)} FROM {ORIGIN_TASKS}
+        JOIN origin.notebooks AS there ON there.key = old.notebook_key
+        JOIN main.notebooks AS here ON here.uid = there.uid ORDER BY old.key"""
+    )
+
+
+def _copy_belonging(connection: Any, table: str) -> None:
+    columns = [name for name in _columns(connection, table) if name != "task_key"]
+    connection.execute(
+        f"""INSERT INTO main.{table} (task_key, {", ".join(columns)})
+        SELECT new.key, {", ".join(f"row.{name}" for name in columns)} FROM {ORIGIN_TASKS}
+        JOIN main.tasks AS new ON new.id = old.id
+        JOIN origin.{table} AS row ON row.task_key = old.key ORDER BY old.key, row.rowid"""
+    )
+
+
+# Taking out.
+
+
+def remove_tasks(database: Database, ids: Sequence[str]) -> None:
+    """Remove tasks with all that belongs to them, a little at a time.
+
+    They are gone with the first step. What they have printed follows in slices, so that nobody who
+    prints meanwhile waits long; what a crash leaves of it, `remove_leftovers` finds.
+    """
+    for few in in_steps(ids, STEP_TASKS):
+        keys = _remove_rows(database, few)
+        _remove_outputs(database, keys)
+
+
+def in_steps(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The ids, a few at a time."""
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+def _remove_rows(database: Database, ids: Sequence[str]) -> list[int]:
+    """Remove all but the outputs of tasks, and return the tasks' keys."""
+    marks = ", ".join("?" * len(ids))
+    database.execute("PRAGMA foreign_keys = OFF")
+    try:
+        with database.transaction() as connection:
+            found = connection.execute(f"SELECT key FROM tasks WHERE id IN ({marks})", ids)
+            keys = [key for (key,) in found.fetchall()]
+            rows = [(key,) for key in keys]
+            connection.executemany("UPDATE tasks SET rerun_of = NULL WHERE rerun_of = ?", rows)
+            for table in BELONGING:
+                if table != "outputs":
+                    connection.executemany(f"DELETE FROM {table} WHERE task_key = ?", rows)
+            connection.executemany("DELETE FROM tasks WHERE key = ?", rows)
+    finally:
+        database.execute("PRAGMA foreign_keys = ON")
+    return keys
+
+
+def _remove_outputs(database: Database, keys: Sequence[int]) -> None:
+    marks = ", ".join("?" * len(keys))
+    removed = SLICE_ROWS
+    while removed == SLICE_ROWS:
+        time.sleep(PAUSE_S)
+        removed = database.execute(
+            f"""DELETE FROM outputs WHERE sequence IN
+            (SELECT sequence FROM outputs WHERE task_key IN ({marks}) LIMIT ?)""",
+            (*keys, SLICE_ROWS),
+        ).rowcount
+
+
+def remove_leftovers(database: Database) -> None:
+    """Remove the outputs of tasks that are gone, which a crash may have left."""
+    rows = database.rows(
+        "SELECT DISTINCT task_key FROM outputs WHERE task_key NOT IN (SELECT key FROM tasks)"
+    )
+    for (key,) in rows:
+        _remove_outputs(database, [key])
