@@ -30,6 +30,7 @@ def background(
     shell_path: str | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
+    tags: Sequence[str] = (),
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -38,7 +39,7 @@ def background(
     directory, `env` further environment variables, and `timeout` the seconds after which they are
     ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and `outputs` name
     the variables that a Python process is given and leaves; by default those that the source uses
-    and assigns.
+    and assigns. `tags` are words by which lists find the task again.
 
     Returns as soon as the task is durably recorded. Raises what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
@@ -57,7 +58,8 @@ def background(
         inputs=None if inputs is None else list(inputs),
         outputs=None if outputs is None else list(outputs),
     )
-    return Task(manager, manager.launcher.launch(source, Request(name, where, options)))
+    request = Request(name, where, options, tags)
+    return Task(manager, manager.launcher.launch(source, request))
 
 
 def submit(

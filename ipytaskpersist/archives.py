@@ -107,6 +107,18 @@ class Archives:
                     copy_tasks(self._store.database, archive.directory.store, missing)
                     remove_tasks(archive.database, few)
 
+    def delete(self, tasks: Sequence[TaskRecord]) -> None:
+        """Remove tasks for good, wherever they are."""
+        by_month = defaultdict(list)
+        for task in tasks:
+            by_month[task.archive].append(task.id)
+        with self._moving():
+            for month, ids in by_month.items():
+                # What a move that was cut off has left is not to come back.
+                places = [self._store, *self.all()] if not month else [self.open(month)]
+                for place in places:
+                    remove_tasks(place.database, ids)
+
     def older_than(self, age_s: float, keep: str) -> list[TaskRecord]:
         """The store's ended tasks that are older, but those with the tag `keep`."""
         return self._store.tasks.ended_before(time.time() - age_s, except_tag=keep)

@@ -7,14 +7,28 @@ from typing import Any
 
 from ipytaskpersist import views
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskRecord
-from ipytaskpersist.terminal import details, history_line, render
+from ipytaskpersist.provenance import git_in_words
+from ipytaskpersist.records import (
+    OutputKind,
+    ProcessRecord,
+    ResultRecord,
+    SessionRecord,
+    TaskRecord,
+)
+from ipytaskpersist.terminal import details, history_line, render, task_table
 
 LONG_WORD = 200
 
 
-def as_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]:
+def as_document(manager: BackgroundTasks, what: TaskRecord | SessionRecord) -> dict[str, Any]:
     """The JSON document of ``show --json``."""
+    if isinstance(what, SessionRecord):
+        now, tasks = views.utc_now(), manager.tasks_of(what)
+        return {**views.session_json(what), "tasks": [task.as_json(now) for task in tasks]}
+    return _task_document(manager, what)
+
+
+def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]:
     store = manager.store_of(task)
     sizes = {kind: store.outputs.stream_size(task.key, kind) for kind in _STREAMS}
     kept = store.results.get(task.key)
@@ -33,7 +47,10 @@ def as_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]:
         "result": None if kept is None else _result_document(kept),
         "variables": {each.name: _result_document(each) for each in variables},
         "process": None if process is None else _process_document(process),
-        "rerun_of": _id_of(manager, task.rerun_of),
+        "rerun_of": task.provenance.get("rerun_of"),
+        "provenance": dict(task.provenance),
+        "output_bytes": task.output_bytes,
+        "dropped_bytes": task.dropped_bytes,
     }
 
 
@@ -56,13 +73,28 @@ def _process_document(process: ProcessRecord) -> dict[str, Any]:
     }
 
 
-def _id_of(manager: BackgroundTasks, key: int | None) -> str | None:
-    task = None if key is None else manager.store.tasks.get(key)
-    return None if task is None else task.id
-
-
-def as_text(manager: BackgroundTasks, task: TaskRecord) -> str:
+def as_text(manager: BackgroundTasks, what: TaskRecord | SessionRecord) -> str:
     """What ``show`` prints."""
+    if isinstance(what, SessionRecord):
+        return _session_text(manager, what)
+    return _task_text(manager, what)
+
+
+def _session_text(manager: BackgroundTasks, session: SessionRecord) -> str:
+    now, tasks = views.utc_now(), manager.tasks_of(session)
+    facts = [
+        ("session", session.id),
+        ("notebook", session.path),
+        ("runs in", f"{session.front_end}, process {session.pid} on {session.host}"),
+        ("began", views.clock(session.started_at, now)),
+        ("ended", views.session_end(session, now)),
+        ("tasks", views.task_counts(session)),
+    ]
+    listing = views.Listing(tasks, len(tasks), every_notebook=False, now=now)
+    return render(details(facts), "", *task_table(listing), plain=manager.shell is not None)
+
+
+def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
     plain = manager.shell is not None
     rows = [
         *_facts(task),
@@ -87,18 +119,31 @@ def _facts(task: TaskRecord) -> list[tuple[str, str]]:
         ("runs as", f"{views.place(task)} of session {task.session[:8]}"),
         ("notebook", task.notebook),
         ("cell", task.cell_id or ""),
+        ("tags", ", ".join(task.tags)),
+        ("archived", f"in the archive of {task.archive}" if task.archive else ""),
+        *_provenance(task),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _provenance(task: TaskRecord) -> list[tuple[str, str]]:
+    known = task.provenance
+    python = (known.get("python"), known.get("executable"))
+    return [
+        ("rerun of", known.get("rerun_of", "")),
+        ("directory", known.get("directory", "")),
+        ("Python", "{} ({})".format(*python) if all(python) else ""),
+        ("host", known.get("host", "")),
+        ("git", git_in_words(known["git"]) if known.get("git") else ""),
+    ]
 
 
 def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
     process = manager.store_of(task).processes.get(task.key)
     if process is None:
-        return [("rerun of", _id_of(manager, task.rerun_of) or "")] if task.rerun_of else []
+        return []
     facts = [
-        ("rerun of", _id_of(manager, task.rerun_of) or ""),
         ("command", _command(process) if task.kind == "shell" else ""),
-        ("directory", process.directory),
         ("pid", "" if process.pid is None else str(process.pid)),
         ("time limit", "" if process.timeout_s is None else f"{process.timeout_s:g} s"),
         ("CPU time", "" if process.cpu_s is None else f"{process.cpu_s:.2f} s"),
@@ -123,7 +168,8 @@ def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str,
     for kind in _STREAMS:
         size = store.outputs.stream_size(task.key, kind)
         if size.size_bytes:
-            rows.append((kind.value, f"{size.lines:,} lines, {size.size_bytes:,} bytes"))
+            lines = views.counted(size.lines, "line")
+            rows.append((kind.value, f"{lines}, {views.counted(size.size_bytes, 'byte')}"))
     kept = store.results.get(task.key)
     if kept is not None:
         shown = views.shorten(kept.text, 200)

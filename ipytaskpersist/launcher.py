@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipytaskpersist import shellcells, variables
+from ipytaskpersist import provenance, shellcells, variables
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
+from ipytaskpersist.references import check_tags
 from ipytaskpersist.runners.child import Given, Setting
 from ipytaskpersist.runners.process import ProcessRunner, python_command
 from ipytaskpersist.shellcells import ShellCommand
@@ -42,6 +43,7 @@ class Request:
     where: str = ""
     """``thread``, ``process`` or ``shell``; empty for what the source and the trait say."""
     options: Options = field(default_factory=Options)
+    tags: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Host(Protocol):
     runner: Any
     shell_path: Any
     cancel_grace_s: Any
+    max_output_bytes: Any
+    git: provenance.GitWatch
 
     @property
     def threads(self) -> ThreadRunner:
@@ -100,6 +104,7 @@ class Launcher:
                 "the cell is empty: write the code to run in the background below %%background"
             )
         check(request.options)
+        check_tags(request.tags)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command, again)
@@ -134,6 +139,7 @@ class Launcher:
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._host.threads
         record = self._host.store.tasks.insert(new)
+        self._host.git.expect(record.key, record.provenance["directory"])
         threads.launch(record, work, lambda: self._host.notify(record.key))
         return record
 
@@ -175,7 +181,10 @@ class Launcher:
     def _launch_process(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
     ) -> TaskRecord:
-        return self._host.processes.launch(new, process, inputs)
+        new = replace(new, provenance={**new.provenance, "directory": process.directory})
+        record = self._host.processes.launch(new, process, inputs)
+        self._host.git.expect(record.key, process.directory)
+        return record
 
     # Python in a process of its own.
 
@@ -306,6 +315,7 @@ class Launcher:
     ) -> NewTask:
         session = self._host.session()
         self._host.store.require_writable()
+        before = {"rerun_of": again.task.id} if again else {}
         return NewTask(
             notebook_key=session.notebook_key,
             session_id=session.id,
@@ -318,6 +328,9 @@ class Launcher:
             is_call=is_call,
             rerun_of=again.task.key if again else None,
             once=again.once if again else False,
+            tags=again.task.tags if again else request.tags,
+            max_output_bytes=self._host.max_output_bytes,
+            provenance={**provenance.of_launch(), **before},
         )
 
     def _require_shell(self) -> InteractiveShell:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from ipytaskpersist.surfaces import IPythonSurface
 
 VERBS = (
-    *("cancel", "clear", "delete", "list", "load", "output", "rerun", "result", "resume"),
-    *("sessions", "show", "wait"),
+    *("archive", "backup", "cancel", "clear", "delete", "keep", "list", "load", "output"),
+    *("rerun", "restore", "result", "resume", "sessions", "show", "stats", "tag"),
+    *("unarchive", "wait"),
 )
 """The names of what `commands` defines."""
 

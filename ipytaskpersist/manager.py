@@ -18,9 +18,9 @@ from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskN
 from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
+from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
-from ipytaskpersist.store.transfer import remove_tasks
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 POLL_S = 0.02
 RECONCILE_S = 1.0
 SHUTDOWN_S = 3.0
+GIT_S = 1.0
 
 
 class BackgroundTasks(Configurable):
@@ -117,6 +118,7 @@ class BackgroundTasks(Configurable):
         )
         self.archives = Archives(self.store)
         self.payloads = Payloads(self.directory)
+        self.git = GitWatch(self.store)
         self.on_change: list[Callable[[int], None]] = []
         """Called with a task's key when a task of this process has ended."""
         self._session: SessionRecord | None = None
@@ -163,6 +165,7 @@ class BackgroundTasks(Configurable):
         if session is None or self._has_ended:
             return
         self._has_ended = True
+        self.git.finish(GIT_S)
 
         def end(store: TaskStore) -> None:
             store.tasks.interrupt_session(session.id, "thread", reason, time.time())
@@ -303,6 +306,17 @@ class BackgroundTasks(Configurable):
         """The archived tasks of a selection, oldest first."""
         return self.archives.select(selection) if self.store.exists else []
 
+    def tasks_of(self, session: SessionRecord) -> list[TaskRecord]:
+        """Every task that a session launched, archived or not, oldest first."""
+        archived = [
+            task
+            for archive in self.archives.all()
+            for task in self.archives.without_own(archive.tasks.of_session(session.id))
+        ]
+        return sorted(
+            [*archived, *self.store.tasks.of_session(session.id)], key=lambda task: task.number
+        )
+
     def is_own(self, task: TaskRecord) -> bool:
         """Whether the task is one of this notebook's."""
         key = self.notebook_key()
@@ -435,17 +449,27 @@ class BackgroundTasks(Configurable):
         cleared = self.store.tasks.clear(key)
         return len(cancelled), cleared
 
-    def delete(self, task: TaskRecord) -> None:
-        """Remove an ended task for good, with everything that was stored of it."""
+    def delete(self, tasks: Sequence[TaskRecord]) -> None:
+        """Remove ended tasks for good, with everything that was stored of them."""
         self.store.require_writable()
-        if not task.state.is_final:
-            raise InvalidRequest(
-                f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
-            )
-        remove_tasks(self.store_of(task).database, [task.id])
-        self.payloads.delete(task.id)
-        if self._threads is not None:
-            self._threads.forget(task.key)
+        for task in tasks:
+            if not task.state.is_final:
+                raise InvalidRequest(
+                    f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
+                )
+        self.archives.delete(tasks)
+        for task in tasks:
+            self.payloads.delete(task.id)
+            if self._threads is not None and not task.archive:
+                self._threads.forget(task.key)
+
+    def delete_session(self, session: SessionRecord) -> None:
+        """Remove an ended session's tasks for good, and what is known of the session."""
+        self.delete(self.tasks_of(session))
+        if session.ended_at is not None:
+            self.store.sessions.delete(session.id)
+            for archive in self.archives.all():
+                archive.sessions.delete(session.id)
 
     # Variables and results.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFound
 from ipytaskpersist.records import SessionRecord, TaskRecord
 from ipytaskpersist.store import Selection, TaskStore
 
 SUGGESTIONS = 5
+SESSION_CHARACTERS = 8
+"""How much of a session's id is shown, and is enough to name it."""
+TAG = re.compile(r"(?!-)[^\s,]{1,64}")
 
 
 def find(store: TaskStore, notebook_key: int | None, reference: str | int | None) -> TaskRecord:
@@ -56,6 +60,19 @@ def find_session(store: TaskStore, text: str) -> SessionRecord:
     raise InvalidRequest(f"no session '{text}'; the most recent are {known}")
 
 
+def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | None:
+    """The only session whose id begins so, where enough of one is given to mean a session.
+
+    A task's id, which begins like its session's, means the task.
+    """
+    if reference is None or len(reference) < SESSION_CHARACTERS or not store.exists:
+        return None
+    if store.open().tasks.by_id(reference) is not None:
+        return None
+    found = store.sessions.find(reference)
+    return found[0] if len(found) == 1 else None
+
+
 def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
     if re.fullmatch(r"\d{1,15}", text, re.ASCII):
         by_number = store.tasks.by_number(notebook_key, int(text))
@@ -94,6 +111,16 @@ def _not_found(
     names = ", ".join(f"{task.number} {task.name}".strip() for task in reversed(latest))
     count = {1: "the only one is", 2: "the two are"}.get(len(latest), "the last ones are")
     return TaskNotFound(f"{what} in this notebook; {count} {names}")
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    """Raise `InvalidRequest` for what cannot be a tag."""
+    for tag in tags:
+        if not TAG.fullmatch(tag) or not tag.isprintable():
+            raise InvalidRequest(
+                f"{tag!r} cannot be a tag: a tag is one word of at most 64 characters, without "
+                "commas, that does not begin with a dash"
+            )
 
 
 def deleted(task: TaskRecord) -> TaskNotFound:

@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ipytaskpersist.records import EventRecord, SessionRecord, TaskRecord
+from ipytaskpersist.records import EventRecord, TaskRecord
 from ipytaskpersist.views import (
     LOOKS,
     Listing,
+    SessionListing,
     clock,
     duration,
     ending,
+    first_line,
     notebook_name,
     printable,
     reference,
@@ -51,7 +53,8 @@ def render(*renderables: Table | Text | str, plain: bool = False) -> str:
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
 
-def _table(*columns: str) -> Table:
+def columns(*columns: str) -> Table:
+    """A table with these titles, without lines."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(Text(column), no_wrap=True, overflow="ellipsis")
@@ -65,7 +68,7 @@ def task_table(listing: Listing) -> list[Table | Text]:
     titles = ["#", "name", "state", "time", "", "last line"]
     if listing.every_notebook:
         titles[:1] = ["id", "notebook"]
-    table = _table(*titles)
+    table = columns(*titles)
     # The last line gives way when the terminal is narrow, and nothing else.
     table.expand, table.columns[-1].ratio = True, 1
     for task in listing.tasks:
@@ -88,21 +91,23 @@ def _task_cells(task: TaskRecord, listing: Listing) -> list[Text]:
     return cells
 
 
-def session_table(sessions: Sequence[SessionRecord], now: datetime) -> list[Table | Text]:
+def session_table(listing: SessionListing) -> list[Table | Text]:
     """A list of sessions."""
-    if not sessions:
-        return [Text("no sessions", style="dim")]
-    table = _table("session", "notebook", "host", "began", "ended", "tasks")
-    for session in sessions:
+    if not listing.sessions:
+        return [Text(listing.note, style="dim")]
+    table = columns("session", "notebook", "host", "began", "ended", "tasks", "first task")
+    table.expand, table.columns[-1].ratio = True, 1
+    for session in listing.sessions:
         table.add_row(
             Text(session.id[:8], style="bold"),
             Text(printable(notebook_name(session.path))),
-            Text(session.host),
-            Text(clock(session.started_at, now)),
-            Text(session_end(session, now)),
+            Text(printable(session.host)),
+            Text(clock(session.started_at, listing.now)),
+            Text(session_end(session, listing.now)),
             Text(task_counts(session)),
+            Text(printable(first_line(session.first_source)), style="dim"),
         )
-    return [table]
+    return [table, Text(listing.note, style="dim")] if listing.note else [table]
 
 
 def details(rows: Sequence[tuple[str, str]]) -> Table:

@@ -195,13 +195,15 @@ class Listing:
     """How many there would be without the limit."""
     every_notebook: bool
     now: datetime
+    archived: bool = False
+    """Whether the list is one of archived tasks."""
 
     @property
     def note(self) -> str:
         """What is to be said below the list; empty when there is nothing."""
         left_out = self.total - len(self.tasks)
         if not self.total:
-            return "no background tasks"
+            return "no archived tasks" if self.archived else "no background tasks"
         return f"{left_out:,} earlier tasks are not shown; --limit N shows more" if left_out else ""
 
 
@@ -260,7 +262,49 @@ def shorten(text: str, characters: int) -> str:
     return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
+def first_line(source: str) -> str:
+    """The first line of a source that says something."""
+    return next((line.strip() for line in source.splitlines() if line.strip()), "")
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 task``, ``2 tasks``, ``1,200 tasks``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def size(size_bytes: int) -> str:
+    """``0 bytes``, ``12.3 KB``, ``4.0 MB`` …: a size as a person reads it, by powers of 1024."""
+    if size_bytes < 1024:
+        return counted(size_bytes, "byte")
+    amount, units = size_bytes / 1024, iter(("KB", "MB", "GB", "TB"))
+    unit = next(units)
+    while amount >= 1024 and unit != "TB":
+        amount, unit = amount / 1024, next(units)
+    return f"{amount:,.1f} {unit}"
+
+
 # Sessions.
+
+
+@dataclass(frozen=True, slots=True)
+class SessionListing:
+    """What a list of sessions shows."""
+
+    sessions: Sequence[SessionRecord]
+    total: int
+    """How many there would be without the limit."""
+    every_notebook: bool
+    now: datetime
+
+    @property
+    def note(self) -> str:
+        """What is to be said below the list; empty when there is nothing."""
+        left_out = self.total - len(self.sessions)
+        if not self.total:
+            return "no sessions" if self.every_notebook else "no sessions of this notebook yet"
+        return (
+            f"{left_out:,} earlier sessions are not shown; --limit N shows more" if left_out else ""
+        )
 
 
 def session_end(session: SessionRecord, now: datetime) -> str:
@@ -288,6 +332,8 @@ def session_json(session: SessionRecord) -> dict[str, object]:
         "ended_at": session.ended_at.isoformat() if session.ended_at else None,
         "end_reason": session.end_reason,
         "tasks": dict(session.task_counts),
+        "first_line": first_line(session.first_source) or None,
+        "last_active_at": session.last_active_at.isoformat() if session.last_active_at else None,
     }
 
 

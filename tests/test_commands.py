@@ -25,6 +25,7 @@ from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.store import NewTask, TaskStore
+from ipytaskpersist.store.transfer import remove_tasks
 
 Document = dict[str, Any]
 MakeKernel = Callable[..., NotebookKernel]
@@ -199,7 +200,7 @@ def test_show_tells_the_facts_the_history_and_the_source(notebook: Notebook, run
     task = notebook.finish("print('1234')\n'a value'", "shown")
     answer = run("show", "shown")
     for fact in (
-        task["id"], "completed", "shown", "1 lines, 5 bytes", "'a value'", "pending", "running",
+        task["id"], "completed", "shown", "1 line, 5 bytes", "'a value'", "pending", "running",
         "print('1234')",
     ):  # fmt: skip
         assert fact in answer.stdout
@@ -395,7 +396,7 @@ def test_an_ambiguous_beginning_is_an_error_that_names_the_candidates(store: Tas
 
 def test_an_ambiguous_beginning_is_one_line(notebook: Notebook, run: Run) -> None:
     ids = [notebook.finish(source)["id"] for source in ("1", "2")]
-    answer = run("show", ids[0].partition("-")[0] + "-")
+    answer = run("output", ids[0].partition("-")[0] + "-")
     assert answer.failed
     assert ids[1] in answer.stderr
     assert "type more of it" in answer.stderr
@@ -469,7 +470,7 @@ def elsewhere(notebook: Notebook) -> Iterator[TaskRecord]:
         (task,) = record(store, "elsewhere", path=f"/{session}.ipynb", session=session)
         yield task
         for each in (first, task):
-            store.tasks.delete(each.key)
+            remove_tasks(store.database, [each.id])
 
 
 def test_another_notebooks_task_is_listed_and_found_only_on_purpose(
@@ -1061,7 +1062,7 @@ def test_the_number_of_a_deleted_task_is_not_used_again(notebook: Notebook) -> N
         ("%bg_list --session nope", "the most recent are"),
         ("%bg_list unexpected", "%bg_list --help"),
         ("%bg lst", "did you mean 'list'?"),
-        ("%bg frobnicate", "there are cancel, clear"),
+        ("%bg frobnicate", "there are archive, backup"),
         ("%bg_output nope", "in this notebook"),
         ("%bg_output 1 2", "%bg_output --help"),
         ("%bg_output --head 1 --tail 1", "give one of them"),

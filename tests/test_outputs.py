@@ -26,6 +26,7 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.recorder import CHUNK_BYTES, Recorder, Recording
 from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore
+from ipytaskpersist.store.transfer import remove_tasks
 
 STDOUT, STDERR, DISPLAY, UPDATE, CLEAR, RESULT, ERROR = OutputKind
 
@@ -446,7 +447,7 @@ def test_output_of_a_task_that_was_deleted_meanwhile_harms_no_other(tmp_path: Pa
     with closing(Desk(tmp_path / "state")) as desk:
         deleted, kept = desk.new_task(), desk.new_task()
         recordings = [Recording(desk.recorder, task.key) for task in (deleted, kept)]
-        desk.store.tasks.delete(deleted.key)
+        remove_tasks(desk.store.database, [deleted.id])
         for _ in range(3):
             for recording in recordings:
                 recording.write(STDOUT, "text")

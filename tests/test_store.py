@@ -23,6 +23,7 @@ from ipytaskpersist.records import OutputKind, ResultRecord, SessionRecord, Task
 from ipytaskpersist.store import NewOutput, NewTask, Selection, TaskStore
 from ipytaskpersist.store.database import file_system_of, journal_mode_for, sqlite3
 from ipytaskpersist.store.migrations import STEPS
+from ipytaskpersist.store.transfer import remove_tasks
 
 PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, INTERRUPTED = TaskState
 ENDED = (COMPLETED, FAILED, CANCELLED, INTERRUPTED)
@@ -260,7 +261,7 @@ def test_numbers_count_from_one_in_each_notebook(store: TaskStore) -> None:
 
 def test_a_number_is_never_used_again(store: TaskStore, session: SessionRecord) -> None:
     for task in [insert(store, session) for _ in range(3)][1:]:
-        store.tasks.delete(task.key)
+        remove_tasks(store.database, [task.id])
     later = begin(store)
     assert insert(store, later).number == 4
 
@@ -399,7 +400,7 @@ def test_deleting_a_task_deletes_all_that_was_stored_of_it_and_nothing_else(
     for task in (kept, deleted):
         store.outputs.append([an_output(task), an_output(task)])
         store.results.save(task.key, result)
-    store.tasks.delete(deleted.key)
+    remove_tasks(store.database, [deleted.id])
     assert row_counts(store) == {"tasks": 1, "events": 3, "outputs": 2, "results": 1}
     assert store.tasks.get(kept.key)
     assert len(list(store.outputs.of(kept.key))) == 2
@@ -412,7 +413,7 @@ def test_output_of_a_deleted_task_is_dropped_and_its_neighbours_are_kept(
 ) -> None:
     deleted = insert_in_state(store, session, RUNNING)
     others = [insert(store, session) for _ in range(neighbours)]
-    store.tasks.delete(deleted.key)
+    remove_tasks(store.database, [deleted.id])
     store.outputs.append([an_output(task) for task in (deleted, *others)])
     assert row_counts(store)["outputs"] == neighbours
     assert all(len(list(store.outputs.of(task.key))) == 1 for task in others)

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 import click
 
 from ipytaskpersist import views
-from ipytaskpersist.commands.definition import several, surface_and_manager, verbs, yes
+from ipytaskpersist.commands.definition import (
+    refuse_together,
+    several,
+    surface_and_manager,
+    verbs,
+    yes,
+)
 from ipytaskpersist.errors import InvalidRequest, TaskFailed, TaskNotDone
 from ipytaskpersist.handle import failure
 from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.references import SESSION_CHARACTERS, find_session
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import Surface, stopped_by_interrupt
 
@@ -110,10 +117,15 @@ def clear(surface: Surface) -> None:
 
 @verbs.command()
 @several
+@click.option("--session", metavar="ID", help="A session with all its tasks instead.")
 @yes
 @surface_and_manager
-def delete(surface: Surface, refs: Sequence[str], yes: bool) -> None:
+def delete(surface: Surface, refs: Sequence[str], session: str | None, yes: bool) -> None:
     """Delete ended tasks for good, with their outputs and results."""
+    refuse_together({"--session": session is not None, "references": bool(refs)})
+    if session is not None:
+        _delete_session(surface, session, yes)
+        return
     if not refs:
         raise InvalidRequest("which task? delete takes its number, name or id: %bg_delete 3")
     tasks = surface.manager.find_all(refs)
@@ -128,6 +140,27 @@ def delete(surface: Surface, refs: Sequence[str], yes: bool) -> None:
         surface.confirm(
             f"Delete {labels} with all outputs?", f"add --yes to delete {labels} for good"
         )
-    for task in tasks:
-        surface.manager.delete(task)
+    surface.manager.delete(tasks)
     click.echo(f"deleted {labels}")
+
+
+def _delete_session(surface: Surface, reference: str, yes: bool) -> None:
+    manager = surface.manager
+    manager.reconcile()
+    session = find_session(manager.store, reference)
+    tasks = manager.tasks_of(session)
+    live = [task.label for task in tasks if not task.state.is_final]
+    short = session.id[:SESSION_CHARACTERS]
+    if live:
+        raise InvalidRequest(
+            f"session {short} has tasks that have not ended ({', '.join(live)}); cancel them first"
+        )
+    active_at = max([session.started_at, *(task.ended_at or task.created_at for task in tasks)])
+    count = views.counted(len(tasks), "task")
+    about = f"{count}, last active {views.clock(active_at, views.utc_now())}"
+    if not yes:
+        hint = f"add --yes to delete session {short} ({about}) for good"
+        surface.confirm(f"Delete session {short}? ({about})", hint)
+    manager.delete_session(session)
+    kept = "" if session.ended_at else "; the session itself is still active"
+    click.echo(f"deleted session {short} with {count}{kept}")

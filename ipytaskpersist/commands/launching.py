@@ -57,6 +57,10 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--out", "outputs", metavar="NAMES", callback=_names,
         help="The variables it leaves: a,b. Default: those that it assigns.",
     ),
+    click.option(
+        "--tag", "tags", multiple=True, metavar="TAG",
+        help="A word by which list finds it again. May be given several times.",
+    ),
 )  # fmt: skip
 
 
@@ -82,7 +86,8 @@ def background(name: Sequence[str], **given: Any) -> Request:
     refuse_together(places)
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
-    return Request(" ".join(name), where, Options(**given))
+    tags = given.pop("tags")
+    return Request(" ".join(name), where, Options(**given), tags)
 
 
 @verbs.command()

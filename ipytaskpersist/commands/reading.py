@@ -1,4 +1,4 @@
-"""The verbs that tell what is known: list, output, show, result, sessions."""
+"""The verbs that tell what is known of tasks: list, output, show, result."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ RECONCILE_S = 1.0
     help="Only tasks in this state. May be given several times.",
 )  # fmt: skip
 @click.option("--session", metavar="ID", help="Only this session's; 8 characters are enough.")
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="TAG",
+    help="Only tasks with this tag. May be given several times, for those with all of them.",
+)
+@click.option("--archived", is_flag=True, help="The tasks in the archives instead.")
 @click.option("--cleared", is_flag=True, help="Also those that clear took off the list.")
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N",
@@ -50,6 +58,8 @@ def list_(
     every_notebook: bool,
     states: Sequence[str],
     session: str | None,
+    tags: Sequence[str],
+    archived: bool,
     cleared: bool,
     limit: int | None,
     as_json: bool,
@@ -61,17 +71,19 @@ def list_(
         notebook_key=None if every_notebook else manager.notebook_key() or -1,
         states=[TaskState(state) for state in states],
         session_prefix=references.find_session(manager.store, session).id if session else "",
-        cleared=cleared or bool(session),
+        cleared=cleared or archived or bool(session),
+        tags=tags,
         limit=limit or (None if as_json else TABLE_LIMIT),
     )
-    tasks = manager.select(selection)
+    tasks = manager.select_archived(selection) if archived else manager.select(selection)
     now = views.utc_now()
     if as_json:
         print_json({"tasks": [task.as_json(now) for task in tasks], "count": len(tasks)})
         return
-    full = len(tasks) == selection.limit
-    total = manager.store.tasks.count(selection) if full else len(tasks)
-    surface.listing(views.Listing(tasks, total, every_notebook, now))
+    total = len(tasks)
+    if len(tasks) == selection.limit:
+        total = (manager.archives if archived else manager.store.tasks).count(selection)
+    surface.listing(views.Listing(tasks, total, every_notebook, now, archived))
 
 
 @verbs.command()
@@ -175,14 +187,17 @@ def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
 @as_json
 @surface_and_manager
 def show(surface: Surface, ref: str | None, as_json: bool) -> None:
-    """Show all that is known of one task: its state history, sizes, result and source."""
-    from ipytaskpersist.details import as_document, as_text
+    """Show all that is known of one task, or of the session whose id begins so."""
+    from ipytaskpersist import details
 
-    task = surface.manager.find(ref)
+    manager = surface.manager
+    manager.reconcile()
+    session = references.session_meant(manager.store, ref)
+    what = manager.find(ref) if session is None else session
     if as_json:
-        print_json(as_document(surface.manager, task))
+        print_json(details.as_document(manager, what))
     else:
-        click.echo(as_text(surface.manager, task))
+        click.echo(details.as_text(manager, what))
 
 
 @verbs.command()
@@ -227,22 +242,3 @@ def _json_or_none(value: Any) -> Any:
     except (TypeError, ValueError):
         return None
     return value
-
-
-@verbs.command()
-@click.option("--all", "every_notebook", is_flag=True, help="The sessions of every notebook.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
-@as_json
-@surface_and_manager
-def sessions(surface: Surface, every_notebook: bool, limit: int | None, as_json: bool) -> None:
-    """List this notebook's sessions, newest first."""
-    from ipytaskpersist.terminal import render, session_table
-
-    manager = surface.manager
-    manager.reconcile()
-    key = None if every_notebook else manager.notebook_key() or -1
-    found = manager.store.sessions.select(key, limit) if manager.store.exists else []
-    if as_json:
-        print_json({"sessions": [*map(views.session_json, found)], "count": len(found)})
-    else:
-        click.echo(render(*session_table(found, views.utc_now()), plain=surface.is_ipython))

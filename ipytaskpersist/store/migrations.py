@@ -312,6 +312,15 @@ M004_FILL = (
         (SELECT earlier.id FROM tasks AS earlier WHERE earlier.key = tasks.rerun_of))
     WHERE rerun_of IS NOT NULL
     """,
+    """
+    UPDATE tasks SET provenance = json_set(provenance, '$.host',
+        (SELECT host FROM sessions WHERE id = tasks.session_id))
+    """,
+    """
+    UPDATE tasks SET provenance = json_set(provenance, '$.directory',
+        (SELECT directory FROM processes WHERE task_key = tasks.key))
+    WHERE key IN (SELECT task_key FROM processes)
+    """,
 )
 
 TRIGGERS = (*M001_TRIGGERS, *M004_TRIGGERS)

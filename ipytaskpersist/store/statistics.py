@@ -86,6 +86,11 @@ class Statistics:
         )
         return [key for (key,) in rows]
 
+    def count(self) -> int:
+        """How many tasks there are."""
+        (count,) = self._database.row("SELECT count(*) FROM tasks")
+        return int(count)
+
     def sessions(self) -> tuple[int, int]:
         """How many sessions are active, and how many have ended."""
         (active,) = self._database.row("SELECT count(*) FROM sessions WHERE ended_at IS NULL")

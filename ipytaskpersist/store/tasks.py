@@ -244,10 +244,6 @@ class Tasks:
             "UPDATE tasks SET dropped_bytes = ? WHERE key = ?", (size_bytes, key)
         )
 
-    def delete(self, key: int) -> None:
-        """Remove an ended task and all that was stored of it."""
-        self._database.execute("DELETE FROM tasks WHERE key = ?", (key,))
-
     def get(self, key: int) -> TaskRecord | None:
         """The task in this row."""
         row = self._database.row(

@@ -1,0 +1,158 @@
+"""The verbs that keep a long history in order: tag, keep, archive, unarchive, backup, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ipytaskpersist import views
+from ipytaskpersist.commands.definition import several, surface_and_manager, verbs, yes
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.references import check_tags
+from ipytaskpersist.surfaces import Surface
+
+
+@verbs.command()
+@click.argument("ref", metavar="REF")
+@click.argument("tags", nargs=-1, metavar="[TAG]...")
+@click.option(
+    "--remove", "removed", multiple=True, metavar="TAG",
+    help="Take this tag away. May be given several times.",
+)  # fmt: skip
+@surface_and_manager
+def tag(surface: Surface, ref: str, tags: Sequence[str], removed: Sequence[str]) -> None:
+    """Give a task tags, by which list finds it, or take some away. Without any: show them."""
+    check_tags([*tags, *removed])
+    manager = surface.manager
+    task = manager.find(ref)
+    _tag(surface, task, tags, removed)
+    now = manager.refresh(task)
+    click.echo(f"task {now.label}: {', '.join(now.tags) or 'no tags'}")
+
+
+def _tag(
+    surface: Surface, task: TaskRecord, added: Sequence[str], removed: Sequence[str] = ()
+) -> None:
+    if added or removed:
+        store = surface.manager.store_of(task)
+        store.require_writable()
+        store.tasks.tag(task.key, added, removed)
+
+
+@verbs.command()
+@several
+@click.option("--remove", is_flag=True, help="No longer keep them.")
+@surface_and_manager
+def keep(surface: Surface, refs: Sequence[str], remove: bool) -> None:
+    """Protect tasks from every limit: they are neither archived nor deleted because of one."""
+    tasks, mark = surface.manager.find_all(refs), [surface.manager.keep]
+    for task in tasks:
+        _tag(surface, task, *(([], mark) if remove else (mark, [])))
+    labels = ", ".join(task.label for task in tasks)
+    click.echo(f"{'no longer keeping' if remove else 'keeping'} {labels}")
+
+
+@verbs.command()
+@several
+@click.option("--older-than", metavar="AGE", help="All that ended longer ago: 30d, 12h, 2w.")
+@surface_and_manager
+def archive(surface: Surface, refs: Sequence[str], older_than: str | None) -> None:
+    """Move ended tasks to the archive of their month, where everything still finds them."""
+    manager = surface.manager
+    tasks = _chosen(surface, refs, older_than)
+    for task in tasks:
+        if not task.state.is_final:
+            raise InvalidRequest(
+                f"task {task.label} is {task.state.value}; it can be archived when it has ended"
+            )
+    moved = manager.archives.archive([task for task in tasks if not task.archive])
+    if not moved:
+        click.echo("nothing to archive")
+    for month, count in moved.items():
+        click.echo(
+            f"moved {views.counted(count, 'task')} to {manager.directory.archive(month).store}"
+        )
+
+
+def _chosen(surface: Surface, refs: Sequence[str], older_than: str | None) -> list[TaskRecord]:
+    from ipytaskpersist.durations import parse_age
+
+    manager = surface.manager
+    if bool(refs) == bool(older_than):
+        raise InvalidRequest(
+            "which tasks? archive takes either their references or an age: "
+            "%bg_archive --older-than 30d"
+        )
+    if refs:
+        return manager.find_all(refs)
+    manager.reconcile()
+    manager.store.open().require_writable()
+    return manager.archives.older_than(parse_age(older_than or ""), manager.keep)
+
+
+@verbs.command()
+@several
+@surface_and_manager
+def unarchive(surface: Surface, refs: Sequence[str]) -> None:
+    """Move archived tasks back among the others."""
+    if not refs:
+        raise InvalidRequest("which task? %bg_list --archived shows those that can come back")
+    tasks = surface.manager.find_all(refs)
+    for task in tasks:
+        if not task.archive:
+            raise InvalidRequest(f"task {task.label} is not archived")
+    surface.manager.archives.unarchive(tasks)
+    click.echo(
+        f"moved {views.counted(len(tasks), 'task')} back: {', '.join(task.label for task in tasks)}"
+    )
+
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@verbs.command()
+@click.argument("file", type=FILE, required=False, metavar="[FILE]")
+@surface_and_manager
+def backup(surface: Surface, file: Path | None) -> None:
+    """Copy the store to a file while kernels go on writing. Default: in its folder of backups."""
+    store = surface.manager.store
+    if not store.exists:
+        raise InvalidRequest("there is nothing to back up yet: no task has been stored")
+    target = None if file is None else file.expanduser().absolute()
+    if target is not None and target.exists():
+        raise InvalidRequest(f"{target} exists already; nothing was written. Give another name")
+    if target is not None and not target.parent.is_dir():
+        raise InvalidRequest(f"there is no folder {target.parent}; nothing was written")
+    written = store.open().back_up(target)
+    tasks = store.statistics.count()
+    click.echo(f"backed up {views.counted(tasks, 'task')} to {written}")
+    if surface.manager.directory.months():
+        click.echo(f"the archives in {surface.manager.directory.archives} are not part of it")
+
+
+@verbs.command()
+@click.argument("file", type=FILE, metavar="FILE")
+@yes
+@surface_and_manager
+def restore(surface: Surface, file: Path, yes: bool) -> None:
+    """Put the tasks of a backup in the place of those in the store, which is set aside."""
+    from ipytaskpersist.store import restoring
+
+    manager, source = surface.manager, file.expanduser().absolute()
+    restoring.check(source)
+    manager.reconcile()
+    store = manager.store.open()
+    store.require_writable()
+    count = store.statistics.count()
+    if count and not yes:
+        surface.confirm(
+            f"Replace the {views.counted(count, 'task')} in the store by those of {source.name}? "
+            "The store as it is will be set aside.",
+            f"add --yes to replace the {views.counted(count, 'task')} in the store",
+        )
+    done = restoring.restore(store, source)
+    click.echo(f"restored {views.counted(done.tasks, 'task')} from {source}")
+    click.echo(f"the store as it was is {done.set_aside}")

@@ -1,0 +1,52 @@
+"""The verbs that look at many tasks from afar: sessions, stats."""
+
+from __future__ import annotations
+
+import click
+
+from ipytaskpersist import views
+from ipytaskpersist.commands.definition import as_json, print_json, surface_and_manager, verbs
+from ipytaskpersist.surfaces import Surface
+
+SESSION_LIMIT = 30
+
+
+@verbs.command()
+@click.option("--all", "every_notebook", is_flag=True, help="The sessions of every notebook.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N",
+    help=f"Only the newest N. Default: {SESSION_LIMIT} in a table, all with --json.",
+)  # fmt: skip
+@as_json
+@surface_and_manager
+def sessions(surface: Surface, every_notebook: bool, limit: int | None, as_json: bool) -> None:
+    """List this notebook's sessions, newest first: when, how each ended, and what it did."""
+    from ipytaskpersist.terminal import render, session_table
+
+    manager = surface.manager
+    manager.reconcile()
+    key = None if every_notebook else manager.notebook_key() or -1
+    store, limit = manager.store, limit or (None if as_json else SESSION_LIMIT)
+    found = store.sessions.select(key, limit) if store.exists else []
+    if as_json:
+        print_json({"sessions": [*map(views.session_json, found)], "count": len(found)})
+        return
+    total = store.sessions.count(key) if len(found) == limit else len(found)
+    listing = views.SessionListing(found, total, every_notebook, views.utc_now())
+    click.echo(render(*session_table(listing), plain=surface.is_ipython))
+
+
+@verbs.command()
+@as_json
+@surface_and_manager
+def stats(surface: Surface, as_json: bool) -> None:
+    """How much there is: tasks by state and day, sessions, what they take on disk."""
+    from ipytaskpersist.summary import as_document, as_tables, gather
+    from ipytaskpersist.terminal import render
+
+    surface.manager.reconcile()
+    found = gather(surface.manager)
+    if as_json:
+        print_json(as_document(found))
+    else:
+        click.echo(render(*as_tables(found), plain=surface.is_ipython))

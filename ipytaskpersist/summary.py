@@ -1,0 +1,155 @@
+"""How much there is of everything, for ``stats``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ipytaskpersist import views
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.store.statistics import Day, Overview, Sizes
+from ipytaskpersist.terminal import columns, details
+
+LARGEST = 5
+DAYS_SHOWN = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the store holds, and what it costs."""
+
+    overview: Overview
+    archived: int
+    """How many tasks are in the archives."""
+    active_sessions: int
+    ended_sessions: int
+    sizes: Sizes
+    largest: tuple[TaskRecord, ...]
+    """The tasks that printed and displayed the most, the largest first."""
+    write_latency_s: float | None
+    """How long a small commit takes now; None where the store cannot be written."""
+    path: str
+
+
+def gather(manager: BackgroundTasks) -> Summary | None:
+    """Count everything. None when there is no store yet."""
+    store = manager.store
+    if not store.exists:
+        return None
+    found = store.statistics
+    tasks = [store.tasks.get(key) for key in found.largest(LARGEST)]
+    active, ended = found.sessions()
+    return Summary(
+        overview=found.overview(),
+        archived=sum(archive.statistics.count() for archive in manager.archives.all()),
+        active_sessions=active,
+        ended_sessions=ended,
+        sizes=found.sizes(),
+        largest=tuple(task for task in tasks if task is not None),
+        write_latency_s=None if store.read_only else found.write_latency_s(),
+        path=str(store.database.path),
+    )
+
+
+def as_document(found: Summary | None) -> dict[str, Any]:
+    """The JSON document of ``stats --json``: sizes in bytes, days in UTC."""
+    if found is None:
+        return {"store": None, "tasks": {"total": 0}}
+    by_state = {state.value: found.overview.by_state.get(state, 0) for state in TaskState}
+    sizes = found.sizes
+    return {
+        "store": found.path,
+        "tasks": {
+            "total": sum(by_state.values()),
+            "by_state": by_state,
+            "archived": found.archived,
+        },
+        "sessions": {"active": found.active_sessions, "ended": found.ended_sessions},
+        "output_bytes": found.overview.output_bytes,
+        "disk_bytes": {
+            "total": sizes.total,
+            "store": sizes.store,
+            "free_in_store": sizes.free,
+            "archives": sizes.archives,
+            "results": sizes.results,
+            "search_index": sizes.search,
+            "backups": sizes.backups,
+        },
+        "largest": [
+            {"id": task.id, "name": task.name or None, "output_bytes": task.output_bytes}
+            for task in found.largest
+        ],
+        "days": [
+            {"day": day.day.isoformat(), "tasks": day.tasks, "output_bytes": day.output_bytes}
+            for day in found.overview.days
+        ],
+        "write_latency_s": found.write_latency_s,
+    }
+
+
+def as_tables(found: Summary | None) -> list[Table | Text]:
+    """What ``stats`` prints."""
+    if found is None or not (found.overview.by_state or found.archived):
+        return [Text("no background tasks yet; put %%background above a cell", style="dim")]
+    tables: list[Table | Text] = [details(_facts(found))]
+    if found.largest:
+        tables += [Text(), _largest(found.largest)]
+    if found.overview.days:
+        tables += [Text(), _days(found.overview.days)]
+    return tables
+
+
+def _facts(found: Summary) -> list[tuple[str, str]]:
+    by_state, sizes = found.overview.by_state, found.sizes
+    states = ", ".join(
+        f"{by_state[state]:,} {state.value}" for state in TaskState if state in by_state
+    )
+    parts = (
+        (f"store {views.size(sizes.store)}", True),
+        (f"of which free {views.size(sizes.free)}", bool(sizes.free)),
+        (f"archives {views.size(sizes.archives)}", bool(sizes.archives)),
+        (f"results {views.size(sizes.results)}", bool(sizes.results)),
+        (f"search index {views.size(sizes.search)}", bool(sizes.search)),
+        (f"backups {views.size(sizes.backups)}", bool(sizes.backups)),
+    )
+    on_disk = ", ".join(text for text, shown in parts if shown)
+    latency = found.write_latency_s
+    facts = [
+        ("tasks", f"{sum(by_state.values()):,}: {states}" if states else "0"),
+        ("archived", f"{found.archived:,}" if found.archived else ""),
+        ("sessions", f"{found.active_sessions:,} active, {found.ended_sessions:,} ended"),
+        ("output", views.size(found.overview.output_bytes)),
+        ("on disk", f"{views.size(sizes.total)}: {on_disk}"),
+        ("write latency", "" if latency is None else f"{latency * 1000:.2f} ms"),
+        ("store", found.path),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _largest(tasks: tuple[TaskRecord, ...]) -> Table:
+    table = columns("largest", "name", "notebook", "state", "output")
+    for task in tasks:
+        table.add_row(
+            Text(task.id, style="dim"),
+            Text(views.shorten(views.printable(task.name), 40), style="bold"),
+            Text(views.printable(views.notebook_name(task.notebook))),
+            Text(task.state.value),
+            Text(views.size(task.output_bytes or 0)),
+        )
+    return table
+
+
+def _days(days: Any) -> Table:
+    shown: list[Day] = list(days)[:DAYS_SHOWN]
+    table = columns("day", "tasks", "output")
+    for day in shown:
+        table.add_row(
+            Text(day.day.isoformat(), style="dim"),
+            Text(f"{day.tasks:,}"),
+            Text(views.size(day.output_bytes)),
+        )
+    return table
