@@ -170,6 +170,8 @@ def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str,
         if size.size_bytes:
             lines = views.counted(size.lines, "line")
             rows.append((kind.value, f"{lines}, {views.counted(size.size_bytes, 'byte')}"))
+    if task.dropped_bytes:
+        rows.append(("not kept", f"{views.counted(task.dropped_bytes, 'byte')} of its output"))
     kept = store.results.get(task.key)
     if kept is not None:
         shown = views.shorten(kept.text, 200)

@@ -18,7 +18,8 @@ from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
 from ipytaskpersist.references import check_tags
 from ipytaskpersist.runners.child import Given, Setting
-from ipytaskpersist.runners.process import ProcessRunner, python_command
+from ipytaskpersist.runners.detached import python_command
+from ipytaskpersist.runners.process import ProcessRunner
 from ipytaskpersist.shellcells import ShellCommand
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
 
@@ -65,7 +66,6 @@ class Host(Protocol):
     shell_path: Any
     cancel_grace_s: Any
     max_output_bytes: Any
-    git: provenance.GitWatch
 
     @property
     def threads(self) -> ThreadRunner:
@@ -81,6 +81,9 @@ class Host(Protocol):
 
     def session(self) -> SessionRecord:
         """This session, recorded."""
+
+    def launched(self, task: TaskRecord) -> None:
+        """A task was launched, and is recorded."""
 
     def notify(self, key: int) -> None:
         """Tell who wants to know that a task has ended."""
@@ -139,7 +142,7 @@ class Launcher:
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._host.threads
         record = self._host.store.tasks.insert(new)
-        self._host.git.expect(record.key, record.provenance["directory"])
+        self._host.launched(record)
         threads.launch(record, work, lambda: self._host.notify(record.key))
         return record
 
@@ -183,7 +186,7 @@ class Launcher:
     ) -> TaskRecord:
         new = replace(new, provenance={**new.provenance, "directory": process.directory})
         record = self._host.processes.launch(new, process, inputs)
-        self._host.git.expect(record.key, process.directory)
+        self._host.launched(record)
         return record
 
     # Python in a process of its own.

@@ -21,6 +21,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.upkeep import Limits, UpkeepTimer
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -80,8 +81,8 @@ class BackgroundTasks(Configurable):
         None,
         min=1,
         allow_none=True,
-        help="How many bytes of a task's standard output and error are kept; what comes after is "
-        "counted and marked, not kept. Default: None, for all.",
+        help="How many bytes are kept of what a task prints and displays; what follows is counted "
+        "and marked, not kept. Errors and results always are. Default: None, for all.",
     ).tag(config=True)
     archive_after_days = Float(
         30.0,
@@ -94,8 +95,9 @@ class BackgroundTasks(Configurable):
         None,
         min=1,
         allow_none=True,
-        help="How large the store and its archives may become together. Beyond it the tasks that "
-        "ended first are deleted for good, archived ones before others. Default: None, never.",
+        help="How many bytes all tasks may take together: in the store, in the archives, and as "
+        "pickled results. Beyond it the tasks that ended first are deleted for good, archived ones "
+        "before others. Default: None, never.",
     ).tag(config=True)
     keep = Unicode(
         "keep",
@@ -119,6 +121,7 @@ class BackgroundTasks(Configurable):
         self.archives = Archives(self.store)
         self.payloads = Payloads(self.directory)
         self.git = GitWatch(self.store)
+        self.upkeep = UpkeepTimer(self.store, self._limits)
         self.on_change: list[Callable[[int], None]] = []
         """Called with a task's key when a task of this process has ended."""
         self._session: SessionRecord | None = None
@@ -146,6 +149,7 @@ class BackgroundTasks(Configurable):
             if self.store.notice:
                 print(self.store.notice, file=sys.stderr)
             self._session = self.store.sessions.begin(self.identity)
+            self.upkeep.begin()
             if self.shell is None:
                 atexit.register(self.end_session, "program ended")
         return self._session
@@ -190,6 +194,14 @@ class BackgroundTasks(Configurable):
         from ipytaskpersist.launcher import Launcher
 
         return Launcher(self)
+
+    def launched(self, task: TaskRecord) -> None:
+        """Find out what else is to be known of a task that was just launched."""
+        self.git.expect(task.key, task.provenance["directory"])
+        self.upkeep.soon()
+
+    def _limits(self) -> Limits:
+        return Limits(self.archive_after_days, self.max_store_bytes, self.keep)
 
     def notify(self, key: int) -> None:
         """Tell who wants to know that a task of this process has ended."""
@@ -522,6 +534,7 @@ class BackgroundTasks(Configurable):
         atexit.unregister(self.end_session)
         if self._delivery is not None and self.shell is not None:
             self.shell.events.unregister("pre_run_cell", self._delivery.before_cell)
+        self.upkeep.stop()
         self.archives.close()
         self.store.close()
 

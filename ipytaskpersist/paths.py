@@ -54,6 +54,11 @@ class StateDirectory:
         return self.root / "upkeep.lock"
 
     @property
+    def upkeep_log(self) -> Path:
+        """What went wrong when the history was last kept in order."""
+        return self.root / "logs" / "upkeep.log"
+
+    @property
     def archives(self) -> Path:
         """The folder of the archives, a store for each month."""
         return self.root / "archive"

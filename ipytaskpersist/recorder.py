@@ -18,7 +18,7 @@ import threading
 import time
 from _thread import LockType, allocate_lock
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +48,9 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 """How much may be written before the next pause is used to copy it from the log into the store."""
 WATCH_S = 0.1
 
+LIMITED = (*STREAM_KINDS, OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
+"""What a limit on output applies to."""
+CUT = "\n[more than {:,} bytes: what follows is counted, not kept; see max_output_bytes]\n"
 USUAL_KIND = OutputKind.STDOUT
 """A constant: looking up a member of an enumeration costs as much as the rest of a write."""
 Change = Callable[[TaskStore], object]
@@ -80,8 +83,16 @@ class Stream:
 class Recording:
     """The way of one task's output into the store."""
 
-    def __init__(self, recorder: Recorder, task_key: int) -> None:
+    def __init__(
+        self, recorder: Recorder, task_key: int, max_output_bytes: int | None = None
+    ) -> None:
+        """`max_output_bytes` is how much is kept of what it prints and displays; None for all."""
         self.task_key = task_key
+        self.dropped_bytes = 0
+        """How much was beyond the limit."""
+        self._told_bytes = 0
+        """How much of that the store knows of."""
+        self._limit = self._room = max_output_bytes
         self.pending: deque[Item] = deque()
         self._append = self.pending.append
         self.is_queued = False
@@ -121,10 +132,37 @@ class Recording:
         take = self.pending.popleft
         items = [take() for _ in range(len(self.pending))]
         self._recorder.waiting -= sum(map(size_of, items))
+        pieces = joined(items) if self._room is None else self._within(self._room, joined(items))
         rows: list[NewOutput] = []
-        for kind, data in joined(items):
+        for kind, data in pieces:
             rows.extend(self._rows(kind, at, data))
         return rows
+
+    def _within(
+        self, room: int, pieces: Iterable[tuple[OutputKind, bytes]]
+    ) -> Iterator[tuple[OutputKind, bytes]]:
+        """What fits into the limit: a prefix, then a mark; errors and results always."""
+        for kind, data in pieces:
+            if kind not in LIMITED:
+                yield kind, data
+                continue
+            # A part of a stream is worth having, a part of a picture is not.
+            kept = data[:room] if kind in STREAM_KINDS or len(data) <= room else b""
+            room -= len(kept)
+            if kept:
+                yield kind, kept
+            if len(kept) < len(data):
+                if not self.dropped_bytes:
+                    yield OutputKind.STDERR, CUT.format(self._limit).encode()
+                self.dropped_bytes += len(data) - len(kept)
+                room = 0
+        self._room = room
+
+    def tell_dropped(self, store: TaskStore) -> None:
+        """Have the store know how much was dropped. Only the writer does."""
+        if self._told_bytes != self.dropped_bytes:
+            store.tasks.dropped(self.task_key, self.dropped_bytes)
+            self._told_bytes = self.dropped_bytes
 
     def _rows(self, kind: OutputKind, at: float, data: bytes) -> list[NewOutput]:
         stream = self._streams.get(kind)
@@ -306,6 +344,7 @@ class Recorder:
                 if time.monotonic() - heartbeat_at > HEARTBEAT_S:
                     heartbeat_at = time.monotonic()
                     self._quietly(self._heartbeat)
+                    self._quietly(self._tell_dropped)
                 if self._watch is not None:
                     seen = self._look_around(seen, self._watch)
         self._store.database.close_own()
@@ -423,6 +462,10 @@ class Recorder:
         if version != seen:
             self._quietly(watch)
         return version
+
+    def _tell_dropped(self) -> None:
+        for recording in list(self.recordings):
+            recording.tell_dropped(self._store)
 
     def _quietly(self, call: Callable[[], None]) -> None:
         """The writer must not die of a store that is busy for a moment: it will call again."""

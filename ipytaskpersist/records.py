@@ -139,9 +139,9 @@ class TaskRecord:
     output_bytes: int | None = None
     """How many bytes it printed and displayed; None while it has not ended."""
     max_output_bytes: int | None = None
-    """How many bytes of its streams are kept; None for all."""
+    """How many bytes of what it prints and displays are kept; None for all."""
     dropped_bytes: int = 0
-    """How many bytes of its streams were beyond that, and are not kept."""
+    """How many bytes were beyond that, and are not kept."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: directory, Python, host, git commit, whether the tree was dirty."""
     tags: tuple[str, ...] = ()
@@ -249,6 +249,8 @@ class ProcessRecord:
     """Seconds of processor time that it and its children used; None while it runs."""
     peak_memory_bytes: int | None
     """The most memory that any one of its processes had."""
+    max_output_bytes: int | None = None
+    """How much is kept of what it prints; None for all."""
 
 
 @dataclass(frozen=True, slots=True)

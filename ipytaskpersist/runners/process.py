@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from contextvars import Context
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.identity import ProcessIdentity
-from ipytaskpersist.paths import StateDirectory, make_private
+from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskRecord
+from ipytaskpersist.runners.detached import NO_TASK, python_command, start_detached
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
 
-ROOT = Path(__file__).parent.parent.parent
-NO_TASK = ""
-"""The mark of a supervisor, so that it is nobody's child, not even when a task launches tasks."""
 _started: list[subprocess.Popen[bytes]] = []
 """The supervisors that this process has started: a parent must take their exit status."""
 _environments: dict[ProcessIdentity, dict[str, str]] = {}
 """The environment that each of them was given. Kept when the extension is loaded anew."""
-
-
-def python_command(module: str, *flags: str) -> list[str]:
-    """The command that runs a module's ``main`` in a fresh interpreter.
-
-    The package is found also where the notebook has changed ``sys.path`` to find it, and nothing
-    is imported from the working directory by accident.
-    """
-    code = (
-        f"import sys; sys.path.append({str(ROOT)!r}); from ipytaskpersist.{module} import main; "
-        "main()"
-    )
-    own_flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [sys.executable, *own_flags, *flags, "-P", "-c", code]
 
 
 class ProcessRunner:
@@ -131,31 +112,17 @@ class ProcessRunner:
     def _start_supervisor(self) -> SupervisorRecord:
         """Start a process that has nothing of this one's: neither session nor streams."""
         session = self._session()
-        environment = {**os.environ, MARK: NO_TASK}
-        log = self._directory.supervisor_log(session.id)
-        make_private(log.parent)
-        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        environment, log = dict(os.environ), self._directory.supervisor_log(session.id)
         command = python_command("runners.supervisor")
         try:
-            # In a context of its own: a supervisor that a task starts is none of its children.
-            process = Context().run(
-                lambda: subprocess.Popen(
-                    [*command, str(self._directory.root), session.id],
-                    cwd="/",
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=descriptor,
-                    stderr=descriptor,
-                    start_new_session=True,
-                )
+            process = start_detached(
+                [*command, str(self._directory.root), session.id], environment, log
             )
         except OSError as error:
             raise StoreError(
                 f"the supervisor of process tasks could not be started ({error.strerror}); "
                 "run the cell with --thread, or free some of this machine's processes"
             ) from error
-        finally:
-            os.close(descriptor)
         _started[:] = [each for each in _started if each.poll() is None]
         _started.append(process)
         identity = ProcessIdentity.of(process.pid)
@@ -165,7 +132,7 @@ class ProcessRunner:
                 "--thread meanwhile"
             )
         self._supervisor = self._store.supervisors.begin(session.id, identity)
-        _environments[identity] = environment
+        _environments[identity] = {**environment, MARK: NO_TASK}
         return self._supervisor
 
 

@@ -26,6 +26,7 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.processes import Snapshot, kill_tasks
 from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.runners.detached import remove_empty
 from ipytaskpersist.runners.machine import MemoryEvents, OpenFiles
 from ipytaskpersist.runners.supervised import CannotStart, End, Supervised
 from ipytaskpersist.runners.watch import LogWatch
@@ -197,7 +198,8 @@ class Supervisor:
             self._start(process)
 
     def _start(self, process: ProcessRecord) -> None:
-        task = Supervised(process, Recording(self._recorder, process.task_key))
+        recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
+        task = Supervised(process, recording)
         try:
             task.start(self._limit.as_it_was())
         except CannotStart as error:
@@ -263,6 +265,7 @@ class Supervisor:
         key, ended = task.record.task_key, time.time()
 
         def record(store: TaskStore) -> None:
+            task.recording.tell_dropped(store)
             for result in task.results:
                 store.results.save(key, result)
             if task.usage is not None:
@@ -345,10 +348,4 @@ def main() -> None:
         sys.exit(1)
     finally:
         store.close()
-        _remove_empty_log(directory.supervisor_log(session_id))
-
-
-def _remove_empty_log(path: Path) -> None:
-    with suppress(OSError):
-        if not path.stat().st_size:
-            path.unlink()
+        remove_empty(directory.supervisor_log(session_id))

@@ -63,7 +63,8 @@ class ThreadRunner:
 
     def launch(self, record: TaskRecord, work: Work, on_end: Callable[[], None]) -> None:
         """Start the thread of a task that the store has as pending."""
-        recording, foreground = Recording(self._recorder, record.key), copy_context()
+        recording = Recording(self._recorder, record.key, record.max_output_bytes)
+        foreground = copy_context()
         task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
@@ -117,6 +118,7 @@ class ThreadRunner:
         key = task.record.key
 
         def end(store: Any) -> None:
+            task.recording.tell_dropped(store)
             if result is not None:
                 store.results.save(key, result)
             store.tasks.end(key, outcome.state, outcome.reason, outcome.exit_code, ended)

@@ -25,6 +25,7 @@ from ipytaskpersist.store.processes import NewProcess, Processes, Supervisors
 from ipytaskpersist.store.sessions import Sessions
 from ipytaskpersist.store.statistics import Statistics
 from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
+from ipytaskpersist.store.upkeep import Upkeep
 
 BEFORE = "before-migration-from-"
 """What the name of a backup that a migration has made says after the date."""
@@ -52,6 +53,7 @@ class TaskStore:
         self.outputs = Outputs(self.database)
         self.results = Results(self.database)
         self.statistics = Statistics(self.database)
+        self.upkeep = Upkeep(self.database)
         self.notice = ""
         """What the person should be told of the opening; empty when all was as ever."""
         self._is_open = False

@@ -14,7 +14,7 @@ from ipytaskpersist.store.database import Database, storable
 
 PROCESS = """task_key, tasks.id, tasks.kind, command, script, script_as, directory, environment,
     pty, timeout_s, grace_s, options, supervisor_key, pid, process_start, cpu_s,
-    peak_memory_bytes"""
+    peak_memory_bytes, tasks.max_output_bytes"""
 FROM = "FROM processes JOIN tasks ON tasks.key = task_key"
 SUPERVISOR = """key, session_id, host, boot_id, pid, process_start, started_at, heartbeat_at,
     ended_at, end_reason"""

@@ -64,7 +64,7 @@ class NewTask:
     """Whether it must be the first to run that task again."""
     tags: Sequence[str] = ()
     max_output_bytes: int | None = None
-    """How many bytes of its streams are kept; None for all."""
+    """How many bytes of what it prints and displays are kept; None for all."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from."""
 
@@ -239,7 +239,7 @@ class Tasks:
         )
 
     def dropped(self, key: int, size_bytes: int) -> None:
-        """Note how many bytes of a task's streams were beyond its limit."""
+        """Note how many bytes of a task's output were beyond its limit."""
         self._database.execute(
             "UPDATE tasks SET dropped_bytes = ? WHERE key = ?", (size_bytes, key)
         )

@@ -1,0 +1,40 @@
+"""What keeps a store small: whose turn it is, how much is in use, and giving space back."""
+
+from __future__ import annotations
+
+import time
+
+from ipytaskpersist.store.database import Database
+
+
+class Upkeep:
+    """The table `upkeep`, and the pages of the file."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(self, name: str, interval_s: float) -> bool:
+        """Take a turn. False when somebody took one in the last `interval_s` seconds."""
+        now = time.time()
+        cursor = self._database.execute(
+            """INSERT INTO upkeep (name, at) VALUES (?1, ?2)
+            ON CONFLICT (name) DO UPDATE SET at = excluded.at
+            WHERE upkeep.at NOT BETWEEN ?2 - ?3 AND ?2""",
+            (name, now, interval_s),
+        )
+        return bool(cursor.rowcount)
+
+    def used_bytes(self) -> int:
+        """How much of the file holds something, and how much the pickled results take."""
+        (page,) = self._database.row("PRAGMA page_size")
+        (pages,) = self._database.row("PRAGMA page_count")
+        (free,) = self._database.row("PRAGMA freelist_count")
+        (results,) = self._database.row(
+            "SELECT coalesce(sum(size_bytes), 0) FROM results WHERE size_bytes IS NOT NULL"
+        )
+        return int(page * (pages - free) + results)
+
+    def shrink(self) -> None:
+        """Give free pages back to the file system. Others wait meanwhile."""
+        self._database.execute("VACUUM")
+        self._database.checkpoint()
