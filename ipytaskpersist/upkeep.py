@@ -91,6 +91,7 @@ def start(directory: StateDirectory, limits: Limits) -> subprocess.Popen[bytes]:
 
 def run(store: TaskStore, limits: Limits) -> None:
     """Do what is due."""
+    _remove_parts(store.directory)
     archives = Archives(store)
     try:
         if limits.archive_after_days is not None:
@@ -100,6 +101,15 @@ def run(store: TaskStore, limits: Limits) -> None:
             enforce(store, archives, limits)
     finally:
         archives.close()
+
+
+def _remove_parts(directory: StateDirectory) -> None:
+    """Remove the unfinished copies that somebody who was killed has left."""
+    for folder in (directory.root, directory.backups):
+        for part in folder.glob(".*.part*"):
+            with suppress(OSError):
+                if part.stat().st_mtime < time.time() - DAY_S:
+                    part.unlink()
 
 
 def enforce(store: TaskStore, archives: Archives, limits: Limits) -> list[str]:

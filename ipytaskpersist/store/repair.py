@@ -16,7 +16,7 @@ from ipytaskpersist.store.migrations import FILL_UIDS, create_triggers, drop_tri
 
 TABLES = (
     *("notebooks", "sessions", "supervisors", "tasks", "events", "outputs", "results"),
-    *("processes", "tags"),
+    *("processes", "tags", "removed_tasks"),
 )
 SUFFIXES = ("", "-wal", "-shm")
 

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ipytaskpersist.store.database import Database
-from ipytaskpersist.store.migrations import create_triggers, drop_triggers
+from ipytaskpersist.store.migrations import NEXT_KEY, create_triggers, drop_triggers
 
+T = TypeVar("T")
 BELONGING = ("events", "outputs", "results", "processes", "tags")
 """The tables whose rows belong to a task."""
 NOT_COPIED = {"key", "sequence", "supervisor_key"}
@@ -117,8 +118,9 @@ def _copy_rows_of_tasks(connection: Any) -> None:
     mapped = {"notebook_key", "rerun_of"}
     columns = [name for name in _columns(connection, "tasks") if name not in mapped]
     connection.execute(
-        f"""INSERT INTO main.tasks (notebook_key, {", ".join(columns)})
-        SELECT here.key, {", ".join(f"old.{name}" for name in columns)} FROM {ORIGIN_TASKS}
+        f"""INSERT INTO main.tasks (key, notebook_key, {", ".join(columns)})
+        SELECT {NEXT_KEY} - 1 + row_number() OVER (ORDER BY old.key), here.key,
+            {", ".join(f"old.{name}" for name in columns)} FROM {ORIGIN_TASKS}
         JOIN origin.notebooks AS there ON there.key = old.notebook_key
         JOIN main.notebooks AS here ON here.uid = there.uid ORDER BY old.key"""
     )
@@ -141,15 +143,16 @@ def remove_tasks(database: Database, ids: Sequence[str]) -> None:
     """Remove tasks with all that belongs to them, a little at a time.
 
     They are gone with the first step. What they have printed follows in slices, so that nobody who
-    prints meanwhile waits long; what a crash leaves of it, `remove_leftovers` finds.
+    prints meanwhile waits long; what a crash leaves of it, `remove_leftovers` removes.
     """
     for few in in_steps(ids, STEP_TASKS):
         keys = _remove_rows(database, few)
         _remove_outputs(database, keys)
+        _forget(database, keys)
 
 
-def in_steps(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """The ids, a few at a time."""
+def in_steps(ids: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The ids or keys, a few at a time."""
     return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
@@ -167,6 +170,7 @@ def _remove_rows(database: Database, ids: Sequence[str]) -> list[int]:
                 if table != "outputs":
                     connection.executemany(f"DELETE FROM {table} WHERE task_key = ?", rows)
             connection.executemany("DELETE FROM tasks WHERE key = ?", rows)
+            connection.executemany("INSERT INTO removed_tasks VALUES (?)", rows)
     finally:
         database.execute("PRAGMA foreign_keys = ON")
     return keys
@@ -186,8 +190,17 @@ def _remove_outputs(database: Database, keys: Sequence[int]) -> None:
 
 def remove_leftovers(database: Database) -> None:
     """Remove the outputs of tasks that are gone, which a crash may have left."""
-    rows = database.rows(
-        "SELECT DISTINCT task_key FROM outputs WHERE task_key NOT IN (SELECT key FROM tasks)"
+    keys = [key for (key,) in database.rows("SELECT task_key FROM removed_tasks")]
+    for few in in_steps(keys, STEP_TASKS):
+        _remove_outputs(database, few)
+        _forget(database, few)
+
+
+def _forget(database: Database, keys: Sequence[int]) -> None:
+    """Nothing is left of these tasks. The highest key stands for all that were given."""
+    marks = ", ".join("?" * len(keys))
+    database.execute(
+        f"""DELETE FROM removed_tasks WHERE task_key IN ({marks})
+        AND task_key < (SELECT max(task_key) FROM removed_tasks)""",
+        keys,
     )
-    for (key,) in rows:
-        _remove_outputs(database, [key])

@@ -1,0 +1,283 @@
+"""Old tasks leave the store for an archive, whole, and everything still finds them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from histories import (
+    DAY_S,
+    add_task,
+    add_tasks,
+    begin_session,
+    everything,
+    kill_in_the_middle,
+    open_store,
+)
+from programs import environment, run_command
+
+from ipytaskpersist.archives import Archives
+from ipytaskpersist.durations import parse_age
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.records import TaskState
+from ipytaskpersist.store import Selection, TaskStore
+
+NOTEBOOK = "/home/ada/a.ipynb"
+
+
+@pytest.fixture
+def store(state_dir: Path) -> Iterator[TaskStore]:
+    with closing(open_store(state_dir)) as store:
+        yield store
+
+
+@pytest.fixture
+def archives(store: TaskStore) -> Iterator[Archives]:
+    with closing(Archives(store)) as archives:
+        yield archives
+
+
+def test_archived_tasks_are_whole_and_come_back_whole(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    session = begin_session(store)
+    tasks = [
+        *add_tasks(store, session, 3, age_days=70, name="old"),
+        *add_tasks(store, session, 3, age_days=35),
+        *add_tasks(store, session, 2),
+    ]
+    store.tasks.tag(tasks[0].key, ["baseline"])
+    before = everything(state_dir)
+    moved = archives.archive(tasks[:6])
+    assert sum(moved.values()) == 6
+    assert sorted(moved) == sorted({f"{task.created_at:%Y-%m}" for task in tasks[:6]})
+    assert everything(state_dir) == before
+    assert [task.id for task in store.tasks.select(Selection())] == [task.id for task in tasks[6:]]
+    archived = archives.select(Selection())
+    assert [task.id for task in archived] == [task.id for task in tasks[:6]]
+    archives.unarchive(archived)
+    assert everything(state_dir) == before
+    assert store.statistics.count() == 8
+
+
+def test_archiving_by_age_leaves_live_kept_and_younger_tasks(
+    store: TaskStore, archives: Archives
+) -> None:
+    session = begin_session(store)
+    old, kept, live = (
+        add_task(store, session, age_days=40),
+        add_task(store, session, age_days=40, tags=["keep"]),
+        add_task(store, session, age_days=40, state=TaskState.RUNNING),
+    )
+    add_task(store, session, age_days=20)
+    assert [task.id for task in archives.older_than(30 * DAY_S, "keep")] == [old.id]
+    found = {task.id for task in archives.older_than(30 * DAY_S, "another tag")}
+    assert found == {old.id, kept.id}
+    assert live.id not in found
+
+
+def test_a_rerun_finds_what_it_ran_again_when_both_are_back(
+    store: TaskStore, archives: Archives
+) -> None:
+    session = begin_session(store)
+    first = add_task(store, session, age_days=40)
+    provenance = {"rerun_of": first.id}
+    again = add_task(store, session, rerun_of=first.key, provenance=provenance)
+    archives.archive([first])
+    now = store.tasks.by_id(again.id)
+    assert now is not None
+    assert now.rerun_of is None
+    assert now.provenance["rerun_of"] == first.id
+    archives.unarchive(archives.select(Selection()))
+    back, now = store.tasks.by_id(first.id), store.tasks.by_id(again.id)
+    assert back is not None
+    assert now is not None
+    assert now.rerun_of == back.key
+
+
+def test_a_number_is_not_used_again_after_its_task_was_archived(
+    store: TaskStore, archives: Archives
+) -> None:
+    session = begin_session(store)
+    archives.archive(add_tasks(store, session, 3))
+    assert add_task(store, session).number == 4
+
+
+def test_a_key_is_not_used_again_after_its_task_was_removed(
+    store: TaskStore, archives: Archives
+) -> None:
+    """A kernel remembers its tasks by their keys, and what they printed is removed bit by bit."""
+    session = begin_session(store)
+    removed = add_tasks(store, session, 3)
+    archives.delete(removed)
+    first = add_task(store, session)
+    archives.archive([first])
+    archives.unarchive(archives.select(Selection()))
+    back, second = store.tasks.by_id(first.id), add_task(store, session)
+    assert back is not None
+    assert len({*(task.key for task in removed), first.key, back.key, second.key}) == 6
+
+
+ARCHIVE_ALL = """
+tasks = store.tasks.select(Selection())
+archives.archive(tasks)
+"""
+OPENED = """
+from ipytaskpersist.archives import Archives
+from ipytaskpersist.store import Selection
+archives = Archives(store.open())
+"""
+
+
+def test_a_task_that_prints_meanwhile_loses_nothing(store: TaskStore, state_dir: Path) -> None:
+    add_tasks(store, begin_session(store), 300, age_days=40)
+    numbers = "".join(f"{number}\n" for number in range(1, 200_001)).encode()
+    program = subprocess.run(
+        [sys.executable, "-c", PRINT_AND_ARCHIVE],
+        env=environment(state_dir), capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert program.stdout == numbers
+    with closing(Archives(store)) as archives:
+        assert len(archives.select(Selection())) == 300
+
+
+PRINT_AND_ARCHIVE = """
+import sys
+import ipytaskpersist
+from ipytaskpersist.manager import current
+from ipytaskpersist.store import Selection
+from ipytaskpersist.outputs import Cut, stream_bytes
+from ipytaskpersist.records import OutputKind, TaskState
+task = ipytaskpersist.background("seq 1 100000; sleep 0.1; seq 100001 200000", shell=True)
+manager = current()
+old = manager.store.tasks.select(Selection(states=[TaskState.COMPLETED]))
+manager.archives.archive(old)
+task.wait()
+for piece in stream_bytes(manager.store, manager.find(task.id).key, Cut((OutputKind.STDOUT,))):
+    sys.stdout.buffer.write(piece)
+"""
+
+
+def test_a_kill_while_archiving_leaves_every_task_in_one_place(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    add_tasks(store, begin_session(store), 250, age_days=1)
+    before = everything(state_dir)
+
+    def back() -> None:
+        archives.unarchive(archives.select(Selection()))
+        assert store.statistics.count() == 250
+
+    def check() -> None:
+        assert everything(state_dir) == before
+
+    kill_in_the_middle(OPENED, ARCHIVE_ALL, state_dir, check, prepare=back)
+
+
+def test_a_kill_while_unarchiving_leaves_every_task_in_one_place(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    add_tasks(store, begin_session(store), 250, age_days=1)
+    before = everything(state_dir)
+
+    def away() -> None:
+        archives.archive(store.tasks.select(Selection()))
+
+    def check() -> None:
+        assert everything(state_dir) == before
+
+    work = "archives.unarchive(archives.select(Selection()))"
+    kill_in_the_middle(OPENED, work, state_dir, check, prepare=away)
+
+
+# As it is typed.
+
+
+def test_archived_tasks_are_found_by_every_verb(store: TaskStore, state_dir: Path) -> None:
+    session = begin_session(store, NOTEBOOK)
+    task = add_task(store, session, name="old", age_days=40, printed=b"one\ntwo\n")
+    add_task(store, session, name="young")
+
+    def run(*arguments: str) -> str:
+        ended = run_command(state_dir, *arguments, notebook=NOTEBOOK)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    assert run("archive", "--older-than", "30d").startswith("moved 1 task to ")
+    listed = json.loads(run("list", "--json"))["tasks"]
+    assert [each["name"] for each in listed] == ["young"]
+    listed = json.loads(run("list", "--archived", "--json"))["tasks"]
+    assert [each["name"] for each in listed] == ["old"]
+    assert listed[0]["archive"] == f"{task.created_at:%Y-%m}"
+    for reference in ("1", "old", task.id):
+        assert run("output", reference) == "one\ntwo\n"
+    assert f"in the archive of {task.created_at:%Y-%m}" in run("show", "old")
+    assert run("tag", "old", "baseline") == "task 1 (old): baseline\n"
+    assert run("unarchive", "1") == "moved 1 task back: 1 (old)\n"
+    assert json.loads(run("show", "1", "--json"))["tags"] == ["baseline"]
+    assert run("archive", "old", "young").startswith("moved ")
+    assert run("delete", "old", "--yes") == "deleted 1 (old)\n"
+    assert "young" in run("list", "--archived")
+    assert run_command(state_dir, "show", "old", notebook=NOTEBOOK).returncode == 1
+
+
+def test_what_a_cut_off_move_has_left_does_not_come_back_after_delete(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    from ipytaskpersist.store.transfer import copy_tasks
+
+    task = add_task(store, begin_session(store, NOTEBOOK), name="twice")
+    archive = archives.open(f"{task.created_at:%Y-%m}")
+    copy_tasks(archive.database, store.database.path, [task.id])
+    assert len(everything(state_dir)) == 1
+    assert run_command(state_dir, "delete", "1", "--yes", notebook=NOTEBOOK).returncode == 0
+    assert everything(state_dir) == {}
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("archive",), "which tasks? archive takes either their references or an age"),
+        (("archive", "1", "--older-than", "3d"), "which tasks? archive takes either"),
+        (("archive", "--older-than", "soon"), "'soon' is no age; write a number with its unit"),
+        (("archive", "2"), "task 2 (live) is running; it can be archived when it has ended"),
+        (("unarchive",), "which task? jupyter bg list --archived shows those that can come back"),
+        (("unarchive", "1"), "task 1 is not archived"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(
+    store: TaskStore, state_dir: Path, typed: tuple[str, ...], said: str
+) -> None:
+    session = begin_session(store, NOTEBOOK)
+    add_task(store, session)
+    add_task(store, session, name="live", state=TaskState.RUNNING)
+    ended = run_command(state_dir, *typed, notebook=NOTEBOOK)
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("30m", 1800),
+        ("12h", 43_200),
+        ("7d", 604_800),
+        ("1.5 d", 129_600),
+        ("2w", 1_209_600),
+    ],
+)
+def test_an_age_is_a_number_with_its_unit(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-7d", "7 days", "1e3d", "٧d", "7d7"])
+def test_what_is_no_age_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is no age; write a number with its unit"):
+        parse_age(text)
