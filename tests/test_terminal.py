@@ -423,6 +423,20 @@ def test_delete_asks_in_a_terminal(
         assert terminal.process.exitstatus == (0 if is_deleted else 1)
 
 
+@pytest.mark.parametrize(("answer", "is_deleted"), [("no", False), ("yes", True)])
+def test_deleting_a_session_asks_in_a_terminal(
+    task: TaskRecord, state_dir: Path, tmp_path: Path, answer: str, is_deleted: bool
+) -> None:
+    arguments = [*COMMAND, "delete", "--session", task.session[:8]]
+    terminal = Terminal(arguments, tmp_path, environment(state_dir))
+    with closing(terminal):
+        terminal.expect(r"Delete session a1b2c3d4\? \(1 task, last active .*\) Type 'yes' to con")
+        terminal.type(answer)
+        terminal.end()
+        assert (stored(state_dir) == []) is is_deleted
+        assert terminal.process.exitstatus == (0 if is_deleted else 1)
+
+
 def test_an_interrupt_at_the_question_changes_nothing(
     task: TaskRecord, state_dir: Path, tmp_path: Path
 ) -> None:
