@@ -15,7 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import commands, fresh, launching, long_log, printing, store_calls, supervising
+from benchmarks import (
+    commands,
+    fresh,
+    history,
+    launching,
+    long_log,
+    printing,
+    store_calls,
+    supervising,
+)
 from benchmarks.bench import FULL, QUICK, Bench
 from benchmarks.results import BenchmarkError, Row, table
 from ipytaskpersist.errors import BackgroundError
@@ -33,6 +42,9 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "recovery": fresh.recovery,
     "tail": long_log.tail,
     "store": store_calls.store,
+    "history": history.history,
+    "archive": history.archive,
+    "terminal": history.terminal,
     "shell": launching.shell,
     "start": commands.start,
     "many": commands.many,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from time import perf_counter
+from pathlib import Path
+from time import perf_counter, sleep
 
 from IPython.core.getipython import get_ipython
 
@@ -30,6 +31,19 @@ def timed_magic(name: str, line: str = "") -> float:
     begun = perf_counter()
     shell.run_line_magic(name, line)
     return (perf_counter() - begun) * 1e3
+
+
+def print_until(stop: str, pause_s: float) -> tuple[float, int]:
+    """Print 0, 1, 2 … until a file appears: the longest print in ms, and how many there were."""
+    longest, count, file = 0.0, 0, Path(stop)
+    while count % 100 or not file.exists():
+        begun = perf_counter()
+        print(count)
+        longest = max(longest, perf_counter() - begun)
+        count += 1
+        if pause_s:
+            sleep(pause_s)
+    return longest * 1e3, count
 
 
 def log_line(index: int, texts: list[str]) -> str:

@@ -61,12 +61,12 @@ def new_task(session: SessionRecord, name: str) -> NewTask:
     )
 
 
-def fill(state: Path, tasks: int) -> None:
+def fill(state: Path, tasks: int, *, tasks_a_session: int = TASKS_A_SESSION) -> None:
     """Store so many tasks of earlier sessions, each with a history and a line of output."""
     with opened(state) as store:
-        for first in range(0, tasks, TASKS_A_SESSION):
+        for first in range(0, tasks, tasks_a_session):
             session = store.sessions.begin(past_session(state))
-            for index in range(first, min(first + TASKS_A_SESSION, tasks)):
+            for index in range(first, min(first + tasks_a_session, tasks)):
                 store_task(store, session, index)
             store.sessions.end(session.id, "kernel restarted")
 

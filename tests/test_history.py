@@ -252,8 +252,9 @@ def test_a_task_knows_where_it_comes_from(kernel: NotebookKernel, repository: Pa
         assert found["python"]
         assert found["host"]
     text = kernel.run("%bg_show 1").stream("stdout")
-    assert f"git          {git(repository, 'rev-parse', 'HEAD')[:12]} on work\n" in text
-    assert f"directory    {repository}\n" in text
+    facts = [line.split(maxsplit=1) for line in text.splitlines() if line]
+    assert ["git", f"{git(repository, 'rev-parse', 'HEAD')[:12]} on work"] in facts
+    assert ["directory", str(repository)] in facts
 
 
 # How much there is.
