@@ -24,6 +24,7 @@ class Extension:
     def load(self) -> None:
         """Register the magics, and say in one line what an earlier session left."""
         set_current(self.manager)
+        self.manager.say_setting_problems()
         self.shell.configurables.append(self.manager)
         self.magics.register()
         kernel = getattr(self.shell, "kernel", None)

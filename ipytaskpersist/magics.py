@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ipytaskpersist.surfaces import IPythonSurface
 
 VERBS = (
-    *("cancel", "clear", "delete", "list", "load", "output", "rerun", "result", "resume"),
+    *("cancel", "clear", "config", "delete", "list", "load", "output", "rerun", "result", "resume"),
     *("sessions", "show", "wait"),
 )
 """The names of what `commands` defines."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool, Enum, Float, Int, Unicode
-from traitlets.config import Configurable
 
 from ipytaskpersist import reconciling, references
 from ipytaskpersist.active import FOREGROUND
@@ -19,6 +18,7 @@ from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.settings import Configured
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.store.transfer import remove_tasks
 
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from ipytaskpersist.runners.process import ProcessRunner
     from ipytaskpersist.runners.thread import ThreadRunner
 
+LOAD = "%load_ext ipytaskpersist"
+RELOAD = "%reload_ext ipytaskpersist"
 POLL_S = 0.02
 RECONCILE_S = 1.0
 SHUTDOWN_S = 3.0
 
 
-class BackgroundTasks(Configurable):
+class BackgroundTasks(Configured):
     """The background tasks of this process, and through the store those of all others."""
 
     notebook = Unicode(
@@ -46,13 +48,13 @@ class BackgroundTasks(Configurable):
         help="Path of this notebook, by which its sessions know each other. Empty (the default): "
         "$IPYTASKPERSIST_NOTEBOOK, else what VS Code or Jupyter say; in a terminal the working "
         "directory.",
-    ).tag(config=True)
+    ).tag(config=True, takes_effect=f"in sessions that begin later; set it before {LOAD}")
     synchronous = Enum(
         ("normal", "full"),
         "normal",
         help="'normal' (the default): what is committed survives the end of any process. 'full': "
         "also a loss of power, at the cost of waiting for the disk with every commit.",
-    ).tag(config=True)
+    ).tag(config=True, takes_effect=f"with {RELOAD}")
 
     runner = Enum(
         ("thread", "process"),
@@ -106,11 +108,10 @@ class BackgroundTasks(Configurable):
         min=0,
         help="How many of the backups are kept that are made before a migration of the store. "
         "Default: 3.",
-    ).tag(config=True)
+    ).tag(config=True, takes_effect=f"with {RELOAD}")
 
     def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.shell = shell
+        super().__init__(shell, **options)
         self.directory = StateDirectory(default_directory())
         self.store = TaskStore(
             self.directory, synchronous=self.synchronous, backups_kept=self.backups_kept
@@ -509,7 +510,9 @@ def current() -> BackgroundTasks:
     """The manager of this process: that of the loaded extension, else one that can only read."""
     global _current
     if _current is None:
-        _current = BackgroundTasks(_shell())
+        shell = _shell()
+        _current = BackgroundTasks(shell, parent=shell)
+        _current.say_setting_problems()
     return _current
 
 

@@ -30,7 +30,7 @@ LAYERS = (
         "terminal", "views", "api", "handle",
     },
     {"manager"},
-    {"launcher", "delivery", "reconciling", "archives"},
+    {"launcher", "delivery", "reconciling", "archives", "settings"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
