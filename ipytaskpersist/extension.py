@@ -36,7 +36,7 @@ class Extension:
         try:
             self._greet()
         except StoreError as error:
-            print(f"{error}; new background tasks cannot be recorded", file=sys.stderr)
+            self.manager.warn(f"{error}; new background tasks cannot be recorded")
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:

@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from ipytaskpersist.surfaces import IPythonSurface
 
 VERBS = (
-    *("cancel", "clear", "config", "delete", "list", "load", "output", "rerun", "result", "resume"),
+    *(
+        "cancel",
+        "clear",
+        "config",
+        "delete",
+        "doctor",
+        "list",
+        "load",
+        "output",
+        "rerun",
+        "result",
+        "resume",
+    ),
     *("sessions", "show", "wait"),
 )
 """The names of what `commands` defines."""

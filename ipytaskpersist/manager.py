@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool, Enum, Float, Int, Unicode
 
-from ipytaskpersist import reconciling, references
+from ipytaskpersist import problems, reconciling, references
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskNotFound
@@ -178,7 +178,12 @@ class BackgroundTasks(Configured):
             else:
                 end(self.store)
         except StoreError as error:
-            print(f"the end of this session could not be recorded: {error}", file=sys.stderr)
+            self.warn(f"the end of this session could not be recorded: {error}")
+
+    def warn(self, message: str) -> None:
+        """Say that the store has a problem, and keep that for the doctor."""
+        print(message, file=sys.stderr)
+        problems.record(self.directory, message)
 
     # Launching.
 
@@ -216,7 +221,7 @@ class BackgroundTasks(Configured):
 
         self._recorder = Recorder(
             self.store,
-            warn=lambda message: print(message, file=sys.stderr),
+            warn=self.warn,
             heartbeat=lambda: self.store.sessions.heartbeat(self.session().id),
             watch=self._obey_cancel_requests,
         )

@@ -82,6 +82,11 @@ class StateDirectory:
         return self.root / "signing.key"
 
     @property
+    def problems(self) -> Path:
+        """The problems that the store has had."""
+        return self.root / "problems.jsonl"
+
+    @property
     def payloads(self) -> Path:
         """The pickled values, a folder for each task."""
         return self.root / "payloads"

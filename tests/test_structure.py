@@ -30,14 +30,14 @@ LAYERS = (
         "terminal", "views", "api", "handle",
     },
     {"manager"},
-    {"launcher", "delivery", "reconciling", "archives", "settings"},
+    {"launcher", "delivery", "reconciling", "archives", "settings", "doctor"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches",
+        "patches", "problems",
     },
 )  # fmt: skip
 

@@ -30,6 +30,22 @@ def config(surface: Surface, name: str | None, as_json: bool) -> None:
         click.echo(_explained(chosen[0]))
 
 
+@verbs.command()
+@as_json
+@surface_and_manager
+def doctor(surface: Surface, as_json: bool) -> None:
+    """Say what is well and what is not, and what to do. Changes nothing."""
+    from ipytaskpersist import doctor
+
+    manager = surface.manager
+    findings = doctor.examine(manager.directory, manager.identity.id, manager.setting_problems)
+    if as_json:
+        print_json(doctor.as_document(findings))
+    else:
+        click.echo(surface.in_words(doctor.as_text(findings)))
+    surface.exit(doctor.LEVELS.index(doctor.worst(findings)))
+
+
 def _table(settings: Sequence[Setting]) -> str:
     names = max(len(setting.name) for setting in settings)
     values = max(len(repr(setting.value)) for setting in settings if setting.is_trait)
