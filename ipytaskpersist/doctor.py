@@ -117,11 +117,11 @@ def _run(check: Check, examined: Examined) -> list[Finding]:
         found = [_broken(str(error), _how_to_repair(examined.directory))]
     except StoreBusy as error:
         found = [_locked(examined, str(error))]
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         found = [_broken(str(error), "see what the other lines say of the state directory")]
-    except Exception as error:  # what is wrong with the machine must not hide the other findings
+    except Exception as error:  # a mistake in one check must not hide what the others find
         text = f"could not be checked ({type(error).__name__}: {error})"
-        found = [_warning(text, "look at the path that it names, if any")]
+        found = [_warning(text, "please report this, with what %bg_doctor --json says")]
     return [replace(finding, check=name) for finding in found]
 
 
@@ -480,7 +480,9 @@ def _journal(examined: Examined) -> Iterator[Finding]:
 
 
 def _lock(examined: Examined) -> Iterator[Finding]:
-    if not examined.store.look.can_be_written():
+    if examined.store.look.can_be_written():
+        yield _ok("nobody keeps the store from being written")
+    else:
         yield _locked(examined, "another program keeps the store from being written")
 
 

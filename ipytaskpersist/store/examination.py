@@ -25,18 +25,22 @@ class Look(Database):
 
     def _connect(self) -> Any:
         with self.errors():
-            return self._connect_to(self.options)
+            return self._connect_to(self._options)
 
     @property
-    def options(self) -> str:
+    def _options(self) -> str:
         """How SQLite is told to open the file.
 
         A read-only connection would leave a log and shared memory beside a store that nobody has
         open. With a rollback journal it does not, and closing a file that SQLite did not lock
         would drop the locks that this very process holds.
         """
-        is_idle = not self.is_shared_by_hosts and not self.log.exists()
-        return "mode=ro&immutable=1" if is_idle else "mode=ro"
+        return "mode=ro&immutable=1" if self._is_idle else "mode=ro"
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nobody has the store open, this process included."""
+        return not self.is_shared_by_hosts and not self.log.exists()
 
     def _connect_to(self, options: str) -> Any:
         connection = sqlite3.connect(
@@ -66,12 +70,16 @@ class Look(Database):
     @property
     def journal_mode(self) -> str:
         """How SQLite keeps its changes until they are in the file."""
+        if self._is_idle:
+            # Without a log SQLite does not say WAL. The 19th byte is the version that may write.
+            with self.path.open("rb") as file:
+                return "WAL" if file.read(19)[18:] == b"\x02" else "DELETE"
         return str(self.row("PRAGMA journal_mode")[0]).upper()
 
     def damage(self) -> list[str]:
         """What SQLite finds wrong with the file; nothing when it is whole."""
         found = self._quick_check()
-        if found and "immutable" in self.options:
+        if found and "immutable" in self._options:
             # Somebody may have begun to write meanwhile.
             self.close()
             found = self._quick_check()
@@ -90,8 +98,8 @@ class Look(Database):
         Raises `StoreError` when the store can never be written from here.
         """
         _ = self.connection  # the last connection to close would move the log into the store
-        if not self.log.exists() and not self.is_shared_by_hosts:
-            return True  # nobody has it open
+        if self._is_idle:
+            return True
         connection = None
         try:
             with self.errors():
@@ -125,6 +133,6 @@ class ExaminedStore(TaskStore):
     @property
     def is_readable(self) -> bool:
         """Whether it has a schema that this version can read."""
-        with suppress(StoreError):
+        with suppress(StoreError, OSError):
             return self.exists and self.look.schema_version >= self.expected_schema_version
         return False
