@@ -214,12 +214,14 @@ def _widgets(_examined: Examined) -> Iterator[Finding]:
             f"ipykernel {number} answers buttons when the running cell has ended; "
             "jupyter bg cancel does not wait for that"
         )
-    else:
+    elif _numbers(number) == (7, 4, 0):
         yield _ok(
             f"ipykernel {number} answers buttons when the running cell has ended, because it "
             "replies where the button was made (7.1 to 7.3 answer at once); jupyter bg cancel "
             "does not wait for that"
         )
+    else:
+        yield _ok(f"ipykernel {number}; nothing special is known of it")
 
 
 def _settings(examined: Examined) -> Iterator[Finding]:

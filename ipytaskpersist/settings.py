@@ -80,6 +80,7 @@ class Place:
 
 
 AT_PROMPT = Place(COMMAND, "BackgroundTasks")
+IN_PROGRAM = Place(PROGRAM, "BackgroundTasks")
 IN_IPYTHON = Place(
     # A value that %config was given and that was refused is there too when we are loaded again.
     "ipython_config.py",
@@ -253,7 +254,8 @@ class Configured(Configurable):
         if shell is None:
             self._read_profile()
         self._read_pyproject()
-        self._sources.update(dict.fromkeys(set(options) & set(self.traits(config=True)), PROGRAM))
+        for name in set(options) & set(self.traits(config=True)):
+            self._set(name, options[name], IN_PROGRAM)
         for name, value in _chosen.get(shell, {}).items() if shell is not None else ():
             self._set(name, value, AT_PROMPT)
 

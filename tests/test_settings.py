@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kernels import NotebookKernel
 from programs import TIMEOUT_S, Finished, environment, run_python
+from shells import own_session, process_of, shell, supervisor
 
+from ipytaskpersist import manager
 from ipytaskpersist.manager import BackgroundTasks
 
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -348,6 +351,17 @@ def test_what_needs_a_reload_says_so_and_holds_after_it(project: Project) -> Non
     assert shown.stderr == expected
     assert shown.stdout.startswith("(2,)\n")  # what SQLite calls FULL
     assert values(shown.stdout.partition("\n")[2]) == [("full", "%config")]
+
+
+def test_a_supervisor_writes_as_its_session_does(project: Project) -> None:
+    """What `synchronous = full` promises, it promises for process tasks too."""
+    project.profile.write_text("c = get_config()\nc.BackgroundTasks.synchronous = 'full'")
+    with pytest.MonkeyPatch.context() as patch, own_session(project.state_dir):
+        patch.setenv("IPYTHONDIR", str(project.root / "ipython"))
+        patch.setattr(manager, "_current", own := BackgroundTasks())
+        process_of(shell("sleep 1000"))
+        assert psutil.Process(supervisor().pid).cmdline()[-1] == "full"
+        own.close()
 
 
 # Telling.

@@ -140,7 +140,12 @@ class ProcessRunner:
             # In a context of its own: a supervisor that a task starts is none of its children.
             process = Context().run(
                 lambda: subprocess.Popen(
-                    [*command, str(self._directory.root), session.id],
+                    [
+                        *command,
+                        str(self._directory.root),
+                        session.id,
+                        self._store.database.synchronous,
+                    ],
                     cwd="/",
                     env=environment,
                     stdin=subprocess.DEVNULL,

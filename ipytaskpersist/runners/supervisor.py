@@ -335,10 +335,10 @@ def _log(message: str) -> None:
 
 
 def main() -> None:
-    """Supervise a session: its state directory and its id are the arguments."""
-    root, session_id = sys.argv[1:]
+    """Supervise a session: state directory, session id and `synchronous` are the arguments."""
+    root, session_id, synchronous = sys.argv[1:]
     directory = StateDirectory(Path(root))
-    store = TaskStore(directory)
+    store = TaskStore(directory, synchronous=synchronous)
     try:
         Supervisor(store.open(), session_id).run()
     except BackgroundError as error:
