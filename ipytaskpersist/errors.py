@@ -16,6 +16,10 @@ class InvalidRequest(BackgroundError):
     """What was asked for makes no sense: an empty cell, an unknown state, a negative number."""
 
 
+class InvalidSetting(BackgroundError):
+    """A setting has a value that it cannot have, or there is none of that name."""
+
+
 class TaskNotFound(BackgroundError, LookupError):
     """No task answers to the reference that was given."""
 

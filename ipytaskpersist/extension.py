@@ -24,6 +24,7 @@ class Extension:
     def load(self) -> None:
         """Register the magics, and say in one line what an earlier session left."""
         set_current(self.manager)
+        self.manager.say_setting_problems()
         self.shell.configurables.append(self.manager)
         self.magics.register()
         kernel = getattr(self.shell, "kernel", None)
@@ -35,7 +36,7 @@ class Extension:
         try:
             self._greet()
         except StoreError as error:
-            print(f"{error}; new background tasks cannot be recorded", file=sys.stderr)
+            self.manager.warn(f"{error}; new background tasks cannot be recorded")
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:

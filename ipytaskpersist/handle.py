@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from datetime import datetime
 from typing import Any
@@ -174,6 +173,8 @@ class Task:
         return failure(task, self.outputs)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
         return asyncio.to_thread(self.result).__await__()
 
     def __eq__(self, other: object) -> bool:

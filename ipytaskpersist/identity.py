@@ -142,6 +142,12 @@ def _notebook_path(shell: InteractiveShell | None) -> str:
     return str(vscode) if vscode else os.environ.get("JPY_SESSION_NAME", "")
 
 
+def notebook_folder(shell: InteractiveShell | None, notebook: str = "") -> Path:
+    """The directory of the notebook; the working directory where no notebook is known."""
+    path = Path(notebook or _notebook_path(shell) or Path.cwd()).absolute()
+    return path if path.is_dir() else path.parent
+
+
 def _kernel_uuid(kernel: Any) -> str | None:
     """What the kernel shares with the processes that were restarted in its place.
 

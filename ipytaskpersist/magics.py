@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from ipytaskpersist.surfaces import IPythonSurface
 
 VERBS = (
-    *("archive", "backup", "cancel", "clear", "delete", "keep", "list", "load", "output"),
-    *("rerun", "restore", "result", "resume", "sessions", "show", "stats", "tag"),
-    *("unarchive", "wait"),
+    *("archive", "backup", "cancel", "clear", "config", "delete", "doctor", "keep", "list"),
+    *("load", "output", "rerun", "restore", "result", "resume", "sessions", "show", "stats"),
+    *("tag", "unarchive", "wait"),
 )
 """The names of what `commands` defines."""
 

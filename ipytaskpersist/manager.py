@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool, Enum, Float, Int, Unicode
-from traitlets.config import Configurable
 
-from ipytaskpersist import reconciling, references
+from ipytaskpersist import problems, reconciling, references
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskNotFound
@@ -20,6 +19,7 @@ from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.settings import Configured
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.upkeep import Limits, UpkeepTimer
 
@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     from ipytaskpersist.runners.process import ProcessRunner
     from ipytaskpersist.runners.thread import ThreadRunner
 
+LOAD = "%load_ext ipytaskpersist"
+RELOAD = "%reload_ext ipytaskpersist"
 POLL_S = 0.02
 RECONCILE_S = 1.0
 SHUTDOWN_S = 3.0
 GIT_S = 1.0
 
 
-class BackgroundTasks(Configurable):
+class BackgroundTasks(Configured):
     """The background tasks of this process, and through the store those of all others."""
 
     notebook = Unicode(
@@ -48,13 +50,13 @@ class BackgroundTasks(Configurable):
         help="Path of this notebook, by which its sessions know each other. Empty (the default): "
         "$IPYTASKPERSIST_NOTEBOOK, else what VS Code or Jupyter say; in a terminal the working "
         "directory.",
-    ).tag(config=True)
+    ).tag(config=True, takes_effect=f"in sessions that begin later; set it before {LOAD}")
     synchronous = Enum(
         ("normal", "full"),
         "normal",
         help="'normal' (the default): what is committed survives the end of any process. 'full': "
         "also a loss of power, at the cost of waiting for the disk with every commit.",
-    ).tag(config=True)
+    ).tag(config=True, takes_effect=f"with {RELOAD}")
 
     runner = Enum(
         ("thread", "process"),
@@ -109,11 +111,10 @@ class BackgroundTasks(Configurable):
         min=0,
         help="How many of the backups are kept that are made before a migration of the store. "
         "Default: 3.",
-    ).tag(config=True)
+    ).tag(config=True, takes_effect=f"with {RELOAD}")
 
     def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.shell = shell
+        super().__init__(shell, **options)
         self.directory = StateDirectory(default_directory())
         self.store = TaskStore(
             self.directory, synchronous=self.synchronous, backups_kept=self.backups_kept
@@ -184,7 +185,12 @@ class BackgroundTasks(Configurable):
             else:
                 end(self.store)
         except StoreError as error:
-            print(f"the end of this session could not be recorded: {error}", file=sys.stderr)
+            self.warn(f"the end of this session could not be recorded: {error}")
+
+    def warn(self, message: str) -> None:
+        """Say that the store has a problem, and keep that for the doctor."""
+        print(message, file=sys.stderr)
+        problems.record(self.directory, message)
 
     # Launching.
 
@@ -230,7 +236,7 @@ class BackgroundTasks(Configurable):
 
         self._recorder = Recorder(
             self.store,
-            warn=lambda message: print(message, file=sys.stderr),
+            warn=self.warn,
             heartbeat=lambda: self.store.sessions.heartbeat(self.session().id),
             watch=self._obey_cancel_requests,
         )
@@ -546,7 +552,9 @@ def current() -> BackgroundTasks:
     """The manager of this process: that of the loaded extension, else one that can only read."""
     global _current
     if _current is None:
-        _current = BackgroundTasks(_shell())
+        shell = _shell()
+        _current = BackgroundTasks(shell, parent=shell)
+        _current.say_setting_problems()
     return _current
 
 

@@ -15,6 +15,11 @@ def default_directory() -> Path:
     named = os.environ.get("IPYTASKPERSIST_DIR")
     if named:
         return Path(named).expanduser().absolute()
+    return user_directory()
+
+
+def user_directory() -> Path:
+    """The user's state directory for this project, where nothing else is asked for."""
     import platformdirs
 
     return Path(platformdirs.user_state_dir("ipytaskpersist", appauthor=False))
@@ -80,6 +85,11 @@ class StateDirectory:
     def key(self) -> Path:
         """The key that signs this user's pickles."""
         return self.root / "signing.key"
+
+    @property
+    def problems(self) -> Path:
+        """The problems that the store has had."""
+        return self.root / "problems.jsonl"
 
     @property
     def payloads(self) -> Path:

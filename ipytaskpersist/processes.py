@@ -66,6 +66,16 @@ def find(pid: int) -> Process | None:
         return None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process with this pid was stopped, by SIGSTOP or a debugger."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False
+
+
 def _find_psutil(pid: int) -> Process | None:
     import psutil
 

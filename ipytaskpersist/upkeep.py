@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ipytaskpersist import problems
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import BackgroundError, StoreError
@@ -157,7 +158,7 @@ def main() -> None:
         if store.upkeep.claim("upkeep", INTERVAL_S):
             run(store, Limits(**json.loads(limits)))
     except BackgroundError as error:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}", file=sys.stderr)
+        problems.record(directory, f"upkeep: {error}")
         sys.exit(1)
     finally:
         store.close()

@@ -22,6 +22,7 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A state directory of the test's own, which this process and its children use."""
     directory = tmp_path / "state"
     monkeypatch.setenv("IPYTASKPERSIST_DIR", str(directory))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     yield directory
     end_processes_of(directory)
 

@@ -27,7 +27,12 @@ Finished = subprocess.CompletedProcess[str]
 def environment(state_dir: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a program that keeps its tasks in `state_dir`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    own = {"IPYTASKPERSIST_DIR": str(state_dir), "PYTHONUTF8": "1", "TERM": "xterm"}
+    own = {
+        "IPYTASKPERSIST_DIR": str(state_dir),
+        "IPYTHONDIR": str(state_dir.parent / "ipython"),
+        "PYTHONUTF8": "1",
+        "TERM": "xterm",
+    }
     return {**kept, **own, **(more or {})}
 
 

@@ -36,6 +36,7 @@ def own_session(state_dir: Path) -> Iterator[BackgroundTasks]:
     """Let this process launch tasks that are kept in `state_dir`, in a session of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTASKPERSIST_DIR", str(state_dir))
+        patch.setenv("IPYTHONDIR", str(state_dir.parent / "ipython"))
         patch.setenv("IPYTASKPERSIST_NOTEBOOK", str(state_dir / "program.ipynb"))
         patch.setattr(identity, "_ipytaskpersist_session", str(uuid.uuid4()), raising=False)
         own = BackgroundTasks()

@@ -30,14 +30,17 @@ LAYERS = (
         "terminal", "views", "api", "handle", "summary",
     },
     {"manager"},
-    {"launcher", "delivery", "reconciling", "archives", "provenance", "upkeep"},
+    {
+        "launcher", "delivery", "reconciling", "archives", "provenance", "upkeep", "settings",
+        "doctor",
+    },
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "durations",
+        "patches", "durations", "problems",
     },
 )  # fmt: skip
 

@@ -116,7 +116,9 @@ class ProcessRunner:
         command = python_command("runners.supervisor")
         try:
             process = start_detached(
-                [*command, str(self._directory.root), session.id], environment, log
+                [*command, str(self._directory.root), session.id, self._store.database.synchronous],
+                environment,
+                log,
             )
         except OSError as error:
             raise StoreError(

@@ -20,6 +20,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from ipytaskpersist import problems
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
@@ -71,7 +72,11 @@ class Supervisor:
         self._stopping = False
         self._memory = MemoryEvents()
         self._limit = OpenFiles()
-        self._recorder = Recorder(store, warn=_log, heartbeat=self._heartbeat, quiet_wait_s=0)
+        self._recorder = Recorder(store, warn=self._warn, heartbeat=self._heartbeat, quiet_wait_s=0)
+
+    def _warn(self, message: str) -> None:
+        _log(message)
+        problems.record(self._store.directory, f"supervisor: {message}")
 
     def run(self) -> None:
         """Supervise until there is nothing left to do."""
@@ -333,18 +338,20 @@ def _log(message: str) -> None:
 
 
 def main() -> None:
-    """Supervise a session: its state directory and its id are the arguments."""
-    root, session_id = sys.argv[1:]
+    """Supervise a session: state directory, session id and `synchronous` are the arguments."""
+    root, session_id, synchronous = sys.argv[1:]
     directory = StateDirectory(Path(root))
-    store = TaskStore(directory)
+    store = TaskStore(directory, synchronous=synchronous)
     try:
         Supervisor(store.open(), session_id).run()
     except BackgroundError as error:
         _log(str(error))
+        problems.record(directory, f"supervisor: {error}")
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         # Said now, because an empty log is removed.
         _log(traceback.format_exc())
+        problems.record(directory, f"supervisor: {type(error).__name__}: {error}")
         sys.exit(1)
     finally:
         store.close()

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ipytaskpersist import problems
 from ipytaskpersist.errors import StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable, make_private
 from ipytaskpersist.store.database import (
@@ -37,15 +38,21 @@ class TaskStore:
     """Everything that is kept, by what it is about: sessions, tasks, outputs and more."""
 
     def __init__(
-        self, directory: StateDirectory, *, synchronous: str = "normal", backups_kept: int = 3
+        self,
+        directory: StateDirectory,
+        *,
+        synchronous: str = "normal",
+        backups_kept: int = 3,
+        database: Database | None = None,
     ) -> None:
         """`synchronous` is ``normal`` or ``full``: whether a commit survives a loss of power.
 
-        `backups_kept` is how many of the backups that a migration makes are kept.
+        `backups_kept` is how many of the backups that a migration makes are kept. A `database`
+        of its own is for who only looks.
         """
         self.directory = directory
         self.backups_kept = backups_kept
-        self.database = Database(directory, synchronous)
+        self.database = database or Database(directory, synchronous)
         self.sessions = Sessions(self.database)
         self.tasks = Tasks(self.database, directory.month)
         self.processes = Processes(self.database)
@@ -130,6 +137,7 @@ class TaskStore:
             f"the store was damaged and has been set aside as {damaged}; begun anew with {base}, "
             f"and saved from the damaged one: {rescued or 'nothing, it cannot be read'}"
         )
+        problems.record(self.directory, self.notice)
 
     @property
     def read_only(self) -> bool:

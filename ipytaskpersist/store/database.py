@@ -60,7 +60,8 @@ class Database:
 
     def __init__(self, directory: StateDirectory, synchronous: str = "normal") -> None:
         self.directory = directory
-        self._synchronous = synchronous
+        self.synchronous = synchronous
+        """``normal`` or ``full``: whether a commit survives a loss of power."""
         self.read_only = False
         self.integrity_error: type[Exception] = sqlite3.IntegrityError
         self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
@@ -124,7 +125,7 @@ class Database:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            connection.execute(f"PRAGMA synchronous = {self.synchronous}")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
         return connection

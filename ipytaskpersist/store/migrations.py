@@ -288,13 +288,6 @@ M004_TABLES = (
     ) STRICT
     """,
     """
-    CREATE TABLE problems (
-        key INTEGER PRIMARY KEY,
-        at REAL NOT NULL,
-        message TEXT NOT NULL
-    ) STRICT
-    """,
-    """
     CREATE TABLE upkeep (
         name TEXT PRIMARY KEY,
         at REAL NOT NULL

@@ -1,0 +1,86 @@
+"""The problems that the store has had, in a file beside it: it must take what the store cannot.
+
+One JSON document a line, ``{"at", "pid", "message"}``; only the newest are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ipytaskpersist.paths import StateDirectory
+
+SHOWN = 100
+"""How many of the newest are looked at."""
+LEFT = 50
+"""How many are left when the file is cut."""
+MESSAGE_CHARACTERS = 400
+FILE_BYTES = 128 * 1024
+"""How large the file may grow before it is cut. No `LEFT` messages are as large."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something went wrong with the store."""
+
+    at: datetime
+    pid: int
+    """The process that met it."""
+    message: str
+
+
+def record(directory: StateDirectory, message: str) -> None:
+    """Keep a problem. Where that fails too, nothing is said: the message itself has been."""
+    with suppress(OSError):
+        _append(directory.problems, message)
+
+
+def _append(file: Path, message: str) -> None:
+    entry = {
+        "at": time.time(),
+        "pid": os.getpid(),
+        "message": " ".join(message.split())[:MESSAGE_CHARACTERS],
+    }
+    # In one write to a descriptor that appends, so that lines of several processes stay whole.
+    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, f"{json.dumps(entry)}\n".encode())
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    if size > FILE_BYTES:
+        _cut(file)
+
+
+def _cut(file: Path) -> None:
+    newest = file.read_bytes().splitlines(keepends=True)[-LEFT:]
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as target:
+        target.writelines(newest)
+    partial.replace(file)
+
+
+def recorded(directory: StateDirectory) -> list[Problem]:
+    """The problems that are kept, the newest last. Raises `OSError` when they cannot be read."""
+    try:
+        lines = directory.problems.read_bytes().splitlines()[-SHOWN:]
+    except FileNotFoundError:
+        return []
+    found = (_problem(line) for line in lines)
+    return [problem for problem in found if problem is not None]
+
+
+def _problem(line: bytes) -> Problem | None:
+    """What a line says; None where it is not whole, as after a loss of power."""
+    try:
+        entry = json.loads(line)
+        at = datetime.fromtimestamp(entry["at"], UTC)
+        return Problem(at, int(entry["pid"]), str(entry["message"]))
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
