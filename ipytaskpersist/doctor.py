@@ -433,7 +433,7 @@ def _leftover_files(examined: Examined) -> Iterator[Finding]:
     if stale:
         size = _size(sum(file.stat().st_size for file in stale))
         yield _warning(
-            f"{_count(len(stale), 'file')} that were never finished, {size}: {_names(stale)}",
+            f"{_count(len(stale), 'unfinished file')}, {size}: {_names(stale)}",
             f"rm {' '.join(map(str, stale[:3]))}" + (" …" if len(stale) > 3 else ""),
         )
     for aside in sorted(directory.root.rglob("*-damaged-*.db")):

@@ -286,7 +286,7 @@ def test_files_that_were_never_finished_are_named(stored: StateDirectory) -> Non
         file.chmod(0o600)
     os.utime(old, (time.time() - DAY_S,) * 2)
     (found,) = wrong(doctor.examine(stored))
-    assert found.message == f"1 file that were never finished, 1.5 kB: {old.name}"
+    assert found.message == f"1 unfinished file, 1.5 kB: {old.name}"
     assert found.advice == f"rm {old}"
 
 

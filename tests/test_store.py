@@ -485,6 +485,35 @@ def test_a_directory_that_cannot_be_made_is_an_error_with_the_next_step(tmp_path
 # Versions.
 
 
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from ipytaskpersist.errors import StoreError
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.store import TaskStore
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    TaskStore(StateDirectory(Path(sys.argv[1]))).exists
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be somebody else"
+)
+def test_a_directory_that_cannot_be_looked_into_is_an_error_with_the_next_step(
+    store: TaskStore, state_dir: Path
+) -> None:
+    ended = run_python(AS_NOBODY, state_dir, str(state_dir), cwd=Path("/"))
+    assert ended.stdout == (
+        f"cannot look into the state directory {state_dir} (Permission denied); "
+        "set IPYTASKPERSIST_DIR to a folder of your own\n"
+    )
+
+
 def test_a_store_of_a_newer_version_is_read_and_never_written(state_dir: Path) -> None:
     with closing(open_store(state_dir)) as store:
         task = insert(store, begin(store), name="train")

@@ -85,7 +85,13 @@ class Database:
     @property
     def exists(self) -> bool:
         """Whether there is a store yet."""
-        return self.path.exists()
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise StoreError(
+                f"cannot look into the state directory {self.directory.root} ({error.strerror}); "
+                "set IPYTASKPERSIST_DIR to a folder of your own"
+            ) from error
 
     def create_file(self) -> None:
         """Make an empty database file that only its owner can read, where there is none."""
