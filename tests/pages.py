@@ -13,6 +13,7 @@ HTML comments before a block, which a reader does not see, say more about it:
     <!-- fails -->              the next block ends with an error, and is meant to
     <!-- shows -->              what stands below the next block's commands, or in the text block
                                 after a cell, is what it shows; `…` stands for anything
+    <!-- file: name -->         the next block is written into this file
     <!-- not run: why -->       the next block is not run
     <!-- needs: verb … -->      the next block or passage needs these verbs; not run without them
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RUN = ("python", "ipython", "console")
-SAYINGS = ("fails", "shows", "not run", "needs")
+SAYINGS = ("fails", "shows", "file", "not run", "needs")
 
 FENCE = re.compile(
     r"^(?P<mark>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=mark)[ ]*$", re.MULTILINE | re.DOTALL
@@ -60,6 +61,8 @@ class Block:
     """Where in the page it begins."""
     shows: bool = False
     fails: bool = False
+    file: str = ""
+    """The file into which it is written."""
     not_run: str = ""
     """Why it is not run."""
     needs: tuple[str, ...] = ()
@@ -106,6 +109,7 @@ def _block(found: re.Match[str], line: int, said: dict[str, str]) -> Block:
         line,
         shows="shows" in said,
         fails="fails" in said,
+        file=said.get("file", ""),
         not_run=said.get("not run", ""),
         needs=tuple(said.get("needs", "").replace(",", " ").split()),
     )
@@ -152,6 +156,8 @@ def anchors(page: Path) -> set[str]:
 # What is shown, compared loosely.
 
 LOOSE = (
+    # ipykernel says it at every start of a kernel.
+    (re.compile(r"^\[IPKernelApp\] WARNING .*\n", re.MULTILINE), ""),
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
     (re.compile(r"\b[0-9a-f]{8}\b"), "ID"),
     (re.compile(r"\b\d{4}-\d\d-\d\d\b"), "DAY"),
