@@ -21,6 +21,7 @@ HTML comments before a block, which a reader does not see, say more about it:
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,10 @@ RUN = ("python", "ipython", "console")
 SAYINGS = ("fails", "shows", "file", "not run", "needs")
 
 FENCE = re.compile(
-    r"^(?P<mark>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=mark)[ ]*$", re.MULTILINE | re.DOTALL
+    r"^(?P<margin> *)(?P<mark>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=margin)(?P=mark) *$",
+    re.MULTILINE | re.DOTALL,
 )
-COMMENT = re.compile(r"<!--(?P<words>.*?)-->", re.DOTALL)
+COMMENT = re.compile(r"^ *<!--(?P<words>.*?)-->", re.MULTILINE | re.DOTALL)
 LINK = re.compile(
     r"!?\[(?P<text>[^][]*(?:\[[^][]*\][^][]*)*)\]\((?P<target>[^()\s]*(?:\([^()]*\))?)\)"
 )
@@ -105,7 +107,7 @@ def steps(page: Path) -> Iterator[Step]:
 def _block(found: re.Match[str], line: int, said: dict[str, str]) -> Block:
     return Block(
         found["language"].strip(),
-        found["text"],
+        textwrap.dedent(found["text"]) if found["margin"] else found["text"],
         line,
         shows="shows" in said,
         fails="fails" in said,

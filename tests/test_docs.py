@@ -33,6 +33,7 @@ from programs import environment
 
 from ipytaskpersist import commands, magics
 from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import TaskState
 
 DOCS = ROOT / "docs"
@@ -116,6 +117,16 @@ def test_every_setting_is_documented_by_hand(trait: str) -> None:
 @pytest.mark.parametrize("state", list(TaskState))
 def test_every_state_is_in_the_glossary(state: TaskState) -> None:
     assert f"`{state.value}`" in GLOSSARY.read_text(encoding="utf-8")
+
+
+def test_every_file_of_the_state_directory_is_in_its_table(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    properties = [name for name, kind in vars(StateDirectory).items() if isinstance(kind, property)]
+    files = [value for name in properties if isinstance(value := getattr(directory, name), Path)]
+    names = [file.relative_to(tmp_path).as_posix() for file in files]
+    assert "tasks.db" in names
+    assert [name for name in names if f"`{name}" not in text] == []
 
 
 def test_every_page_can_be_reached_from_the_index() -> None:
