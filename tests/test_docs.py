@@ -46,10 +46,12 @@ WRITTEN = [page for page in PAGES.values() if page != REFERENCE]
 RUNNING = {
     name: page
     for name, page in PAGES.items()
-    if page != REFERENCE and any(block.language in RUN for block in blocks(page))
+    if page != REFERENCE
+    and any(block.language in RUN and not block.not_run for block in blocks(page))
 }
 
-LANGUAGES = {*RUN, "bash", "html", "ini", "json", "make", "markdown", "sql", "text", "toml", "yaml"}
+LANGUAGES = {*RUN, "html", "ini", "json", "markdown", "text", "toml", "yaml"}
+"""Those that are run, and those in which there is nothing to run."""
 NOT_RUN_AT_MOST = 13
 COMMAND_TIMEOUT_S = 60
 
@@ -130,10 +132,14 @@ def test_every_file_of_the_state_directory_is_in_its_table(tmp_path: Path) -> No
 
 
 def test_every_page_can_be_reached_from_the_index() -> None:
-    index = DOCS / "README.md"
-    reached = {(index.parent / link.split("#")[0]).resolve() for link in links(index)}
-    missing = {page for page in PAGES.values() if DOCS in page.parents} - reached - {index}
-    assert {name_of(page) for page in missing} == set()
+    reached: set[Path] = set()
+    ahead = [DOCS / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        targets = {(page.parent / link.split("#")[0]).resolve() for link in links(page)}
+        ahead += targets.intersection(PAGES.values()) - reached
+    assert [name for name, page in PAGES.items() if page not in reached] == []
 
 
 # Links.
@@ -178,6 +184,62 @@ def test_a_dead_link_is_found(link: str, leads: bool) -> None:
 
 
 # Examples.
+
+PAGE = """\
+Some words. <!-- of no meaning -->
+
+<!-- before:
+given = 1
+-->
+
+```python
+given
+```
+
+<!-- shows -->
+```text
+1
+```
+
+<!-- restart -->
+
+1. In a list:
+
+   <!-- not run: no network -->
+   ```console
+   $ curl example.org
+   ```
+
+<!-- needs: search -->
+
+A passage about search.
+
+<!-- needs: search, tag -->
+<!-- fails -->
+```python
+%bg_search
+```
+"""
+
+
+def test_a_page_is_read_in_order_with_what_its_comments_say(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE, encoding="utf-8")
+    assert list(steps(page)) == [
+        Block("python", "given = 1\n", 3),
+        Block("python", "given\n", 7),
+        Block("text", "1\n", 12, shows=True),
+        Restart(),
+        Block("console", "$ curl example.org\n", 21, not_run="no network"),
+        Block("python", "%bg_search\n", 31, fails=True, needs=("search", "tag")),
+    ]
+
+
+def test_a_comment_that_stands_before_no_block_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- shows -->\n\nWords.\n\n```text\n1\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="shows"):
+        list(steps(page))
 
 
 @pytest.mark.parametrize("name", PAGES)
