@@ -9,7 +9,8 @@ A fenced block says its language. Of these, some are run, page by page and from 
 HTML comments before a block, which a reader does not see, say more about it:
 
     <!-- restart -->            the kernel is restarted at this place of the page
-    <!-- before: … -->          a cell that is run at this place, for what an example takes as given
+    <!-- before: … -->          a cell that is run at this place: what an example takes as given,
+                                or the name of the file that has it
     <!-- fails -->              the next block ends with an error, and is meant to
     <!-- shows -->              what stands below the next block's commands, or in the text block
                                 after a cell, is what it shows; `…` stands for anything
@@ -99,9 +100,15 @@ def steps(page: Path) -> Iterator[Step]:
         if key.strip() == "restart":
             yield Restart()
         elif key.strip() == "before":
-            yield Block("python", words.strip("\n") + "\n", line)
+            yield Block("python", _given(words), line)
         elif key.strip() in SAYINGS:
             said[key.strip()] = words.strip()
+
+
+def _given(words: str) -> str:
+    path = ROOT / words.strip()
+    inline = "\n" in words or path.suffix != ".py"
+    return words.strip("\n") + "\n" if inline else path.read_text(encoding="utf-8")
 
 
 def _block(found: re.Match[str], line: int, said: dict[str, str]) -> Block:
