@@ -276,11 +276,13 @@ class Reader:
     def do(self, step: Block | Restart) -> None:
         if isinstance(step, Restart):
             self.kernel.restart()
+        elif step.not_run or missing(step):
+            return
         elif step.file:
             self.write(self.cwd / step.file, step)
         elif step.language == "text" and step.shows:
             self.check_shown(step.text, self.shown)
-        elif step.language in RUN and not step.not_run and not missing(step):
+        elif step.language in RUN:
             getattr(self, f"run_{step.language}")(step)
 
     def check_shown(self, expected: str, shown: str) -> None:
