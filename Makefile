@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint test-matrix clean
+.PHONY: help demo test bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
@@ -31,6 +31,10 @@ test:  ## run all tests, in parallel
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench
 	@$(RUN) -m benchmarks $(ARGS)
+
+docs:  ## write docs/reference.md anew, from the definitions in the code
+	@$(PREPARE) test
+	@$(RUN) docs/generate.py
 
 lint:  ## ruff check, ruff format --check, mypy
 	@$(PREPARE) dev

@@ -18,11 +18,17 @@ class TaskState(StrEnum):
     """
 
     PENDING = "pending"
+    """It is recorded; no thread has begun it and no supervisor has claimed it."""
     RUNNING = "running"
+    """Its thread has begun, or its supervisor has claimed it."""
     COMPLETED = "completed"
+    """It ended by itself, with exit code 0."""
     FAILED = "failed"
+    """It ended by itself with an exception, another exit code or a signal, or its time was over."""
     CANCELLED = "cancelled"
+    """Somebody asked for its end, and it ended."""
     INTERRUPTED = "interrupted"
+    """It did not end by itself: its kernel, its supervisor or the machine went away."""
 
     @property
     def is_final(self) -> bool:
