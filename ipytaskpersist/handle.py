@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from ipytaskpersist import outputs, views
-from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskFailed
+from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskFailed, TaskNotFound
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import EventRecord, OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import TaskStore
@@ -24,9 +25,11 @@ class Task:
         self._manager = manager
         self._record = record
 
-    @property
-    def _store(self) -> TaskStore:
-        return self._manager.store_of(self._record)
+    def _place(self) -> tuple[TaskStore, int]:
+        """Where it is now: it may have been archived meanwhile, or be gone with all it had."""
+        with suppress(TaskNotFound):
+            self._record = self._manager.refresh(self._record)
+        return self._manager.store_of(self._record), self._record.key
 
     def _now(self) -> TaskRecord:
         if not self._record.state.is_final:
@@ -96,19 +99,21 @@ class Task:
 
     def _text(self, kind: OutputKind) -> str:
         cut = outputs.Cut((kind,))
-        pieces = outputs.stream_bytes(self._store, self._record.key, cut)
+        pieces = outputs.stream_bytes(*self._place(), cut)
         return b"".join(pieces).decode("utf-8", "replace")
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
         """Everything that it has printed, displayed and raised, as nbformat outputs, in order."""
-        records = self._store.outputs.of(self._record.key)
+        store, key = self._place()
+        records = store.outputs.of(key)
         return outputs.as_nbformat(outputs.resolve(records))
 
     @property
     def history(self) -> list[EventRecord]:
         """Its states, in order, with the time and reason of each."""
-        return self._store.tasks.history(self._record.key)
+        store, key = self._place()
+        return store.tasks.history(key)
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -150,7 +155,8 @@ class Task:
         outcome = self._manager.outcome(self._record)
         if outcome is not None:
             return None if outcome.has_no_value else outcome.value
-        kept = self._store.results.get(self._record.key)
+        store, key = self._place()
+        kept = store.results.get(key)
         return None if kept is None else self._manager.payloads.load(self._record, kept)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

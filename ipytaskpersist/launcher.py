@@ -82,6 +82,9 @@ class Host(Protocol):
     def session(self) -> SessionRecord:
         """This session, recorded."""
 
+    def store_of(self, task: TaskRecord) -> TaskStore:
+        """The store that has a task."""
+
     def launched(self, task: TaskRecord) -> None:
         """A task was launched, and is recorded."""
 
@@ -275,7 +278,7 @@ class Launcher:
         return self._rerun_process(task, again)
 
     def _rerun_process(self, task: TaskRecord, again: Again) -> TaskRecord:
-        store = self._host.store
+        store = self._host.store_of(task)
         before, inputs = store.processes.get(task.key), None
         if before is None:
             raise InvalidRequest(f"what task {task.label} ran is not known any more")
@@ -329,7 +332,8 @@ class Launcher:
             cell_id=self._cell_id(),
             execution_count=self._execution_count(),
             is_call=is_call,
-            rerun_of=again.task.key if again else None,
+            # One that is archived is known by its id alone, which `provenance` keeps.
+            rerun_of=again.task.key if again and not again.task.archive else None,
             once=again.once if again else False,
             tags=again.task.tags if again else request.tags,
             max_output_bytes=self._host.max_output_bytes,

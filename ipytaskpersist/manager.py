@@ -296,7 +296,7 @@ class BackgroundTasks(Configured):
     def find_all(self, given: Sequence[str]) -> list[TaskRecord]:
         """The task for each reference, each once; the latest one when there is none."""
         found = [self.find(reference) for reference in given] if given else [self.find()]
-        return list({task.key: task for task in found}.values())
+        return list({task.id: task for task in found}.values())
 
     def interrupted(self) -> list[TaskRecord]:
         """This notebook's interrupted tasks that nobody has run again, oldest first."""
@@ -343,8 +343,10 @@ class BackgroundTasks(Configured):
         return task.notebook_key == key
 
     def refresh(self, task: TaskRecord) -> TaskRecord:
-        """What the store knows of the task now."""
+        """What is known of the task now, also when it has been archived, or has come back."""
         found = self.store_of(task).tasks.get(task.key)
+        if found is None or found.id != task.id:
+            found = self.store.tasks.by_id(task.id) or self._find_archived(task.id)
         if found is None:
             raise references.deleted(task)
         return found
@@ -435,6 +437,8 @@ class BackgroundTasks(Configured):
 
     def cancel(self, task: TaskRecord) -> bool:
         """Ask for a task's cancellation, wherever it runs. Returns whether it was still live."""
+        if task.archive:
+            return False
         self.store.require_writable()
         asked = self.store.tasks.request_cancel(task.key)
         if asked and self._threads is not None:
@@ -516,7 +520,7 @@ class BackgroundTasks(Configured):
                 f"%bg_wait {task.number} waits for it"
             )
         assert self.shell is not None
-        return load(self.store, self.payloads, task, self.shell.user_ns, names)
+        return load(self.store_of(task), self.payloads, task, self.shell.user_ns, names)
 
     @staticmethod
     def _say_loaded(task: TaskRecord, loaded: Loaded) -> None:
@@ -524,7 +528,9 @@ class BackgroundTasks(Configured):
 
     def outcome(self, task: TaskRecord) -> Outcome | None:
         """How a task of this very process ended, with its value and exception themselves."""
-        return self._threads.outcome(task.key) if self._threads is not None else None
+        if self._threads is None or task.archive:
+            return None
+        return self._threads.outcome(task.key)
 
     # Ending.
 

@@ -19,6 +19,7 @@ from histories import (
     kill_in_the_middle,
     open_store,
 )
+from kernels import NotebookKernel
 from programs import environment, run_command
 
 from ipytaskpersist.archives import Archives
@@ -224,6 +225,30 @@ def test_archived_tasks_are_found_by_every_verb(store: TaskStore, state_dir: Pat
     assert run("delete", "old", "--yes") == "deleted 1 (old)\n"
     assert "young" in run("list", "--archived")
     assert run_command(state_dir, "show", "old", notebook=NOTEBOOK).returncode == 1
+
+
+def test_an_archived_task_is_run_again_loaded_and_held_on_to(
+    kernel: NotebookKernel, state_dir: Path
+) -> None:
+    kernel.run("factor = 7")
+    kernel.run("%%background --process sweep\nbest = factor * 6\nprint(best)\nbest")
+    kernel.run("import ipytaskpersist as bg; task = bg.task(); task.wait()")
+    kernel.run("del best, factor")
+    kernel.run("%bg_archive sweep")
+    assert kernel.run("task.stdout, task.result(), len(task.history)").text == "('42\\n', 42, 3)"
+    kernel.run("%bg_load sweep")
+    assert kernel.run("best").text == "42"
+    kernel.run("%%background live\nimport time\nwhile True: time.sleep(0.01)")
+    assert "task 1 (sweep) had ended: completed" in kernel.run("%bg_cancel 1").text
+    kernel.run("%bg_cancel live")
+    kernel.run("%bg_rerun sweep")
+    kernel.run("%bg_wait")
+    again = json.loads(kernel.run("%bg_show --json").stream("stdout"))
+    assert again["state"] == "completed"
+    assert again["rerun_of"].endswith("-1")
+    assert kernel.run("%bg_result").text == "42"
+    kernel.run("%bg_unarchive sweep")
+    assert kernel.run("task.stdout, task.result(), len(task.history)").text == "('42\\n', 42, 3)"
 
 
 def test_what_a_cut_off_move_has_left_does_not_come_back_after_delete(

@@ -74,9 +74,9 @@ def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -
         tasks = manager.find_all(refs)
     _confirm_others(surface, tasks, "Cancel", yes)
     asked = [task for task in tasks if manager.cancel(task)]
-    current = {task.key: task for task in manager.wait(asked, timeout_s=1.0)}
+    current = {task.id: task for task in manager.wait(asked, timeout_s=1.0)}
     for task in tasks:
-        click.echo(_cancelled(task, current.get(task.key)))
+        click.echo(_cancelled(task, current.get(task.id)))
     if not tasks:
         click.echo("nothing to cancel")
 

@@ -115,7 +115,7 @@ def resume(surface: Surface, refs: Sequence[str], every_task: bool) -> None:
     waiting = manager.interrupted()
     chosen = [*map(manager.find, refs)] if refs else waiting if every_task else waiting[-1:]
     for task in chosen:
-        if task.key not in {each.key for each in waiting}:
+        if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
     for task in chosen:
         surface.launched(manager.launcher.rerun(task, once=True))
