@@ -37,7 +37,7 @@ LAYERS = (
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches",
+        "patches", "durations",
     },
 )  # fmt: skip
 
