@@ -1,8 +1,9 @@
-"""Ages as a person types them: ``90s``, ``30m``, ``12h``, ``7d``, ``2w``."""
+"""Ages and dates as a person types them: ``90s``, ``30m``, ``12h``, ``7d``, ``2026-01-31``."""
 
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from ipytaskpersist.errors import InvalidRequest
 
@@ -18,3 +19,21 @@ def parse_age(text: str) -> float:
             f"'{text}' is no age; give a number and a unit: 90s, 30m (minutes), 12h, 7d, 2w"
         )
     return float(found["count"]) * SECONDS[found["unit"]]
+
+
+def parse_since(text: str, now: datetime) -> datetime:
+    """The time that an age before now is, or an ISO date or time, which is local without a zone.
+
+    Raises `InvalidRequest` for anything else.
+    """
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return datetime.fromtimestamp(now.timestamp() - parse_age(text), now.tzinfo)
+    except (InvalidRequest, ValueError, OverflowError, OSError):
+        raise InvalidRequest(
+            f"'{text}' is neither an age (90s, 30m for minutes, 12h, 7d, 2w) nor a date such as "
+            "2026-01-31 or 2026-01-31T14:00"
+        ) from None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     *("cancel", "clear", "delete", "list", "load", "output", "rerun", "result", "resume"),
-    *("sessions", "show", "wait"),
+    *("search", "sessions", "show", "wait"),
 )
 """The names of what `commands` defines."""
 

@@ -27,6 +27,7 @@ IS_OF_WORD = bytes(
 
 def as_shown(text: str) -> str:
     """The text as a terminal would show it, line by line: as many lines as it has line feeds."""
+    text = unicodedata.normalize("NFC", text)
     if STEERS.search(text) is None:
         return text
     text = text.replace("\r\n", "\n")
@@ -53,8 +54,8 @@ class _Folding(dict[int, int]):
     """What each character becomes, found when it is first needed."""
 
     def __missing__(self, code: int) -> int:
-        base, *marks = unicodedata.normalize("NFD", chr(code))
-        character = base if all(map(unicodedata.combining, marks)) else chr(code)
+        parts = unicodedata.normalize("NFD", chr(code))
+        character = parts[0] if all(map(unicodedata.combining, parts[1:])) else chr(code)
         folded = character.casefold()
         self[code] = ord(folded if len(folded) == 1 else character)
         return self[code]

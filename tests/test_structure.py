@@ -27,17 +27,17 @@ LAYERS = (
     # What a person or a program touches.
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
-        "terminal", "views", "api", "handle",
+        "terminal", "views", "hits", "api", "handle",
     },
     {"manager"},
-    {"launcher", "delivery", "reconciling", "archives"},
+    {"launcher", "delivery", "reconciling", "archives", "searching"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "durations",
+        "patches", "durations", "plaintext",
     },
 )  # fmt: skip
 

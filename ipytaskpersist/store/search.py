@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from ipytaskpersist.errors import StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory
@@ -70,8 +70,6 @@ SCHEMA = (
 INSERT = f"""INSERT INTO words (rowid, {", ".join(COLUMNS)})
     VALUES (?, {", ".join("?" * len(COLUMNS))})"""
 EXTENT = "SELECT count(*), max(key), (SELECT id FROM tasks ORDER BY key DESC LIMIT 1) FROM tasks"
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +127,19 @@ class SearchIndex:
         if self._is_open and self._database.exists:
             return
         self.close()
-        if self._version() != VERSION:
+        if not self._is_usable():
             with self._alone():
-                if self._version() != VERSION:
+                if not self._is_usable():
                     self._make()
         self._database.execute("PRAGMA cache_size = -65536")
         self._is_open = True
 
-    def _version(self) -> int:
-        if not self._database.exists:
-            return 0
-        return int(self._database.row("PRAGMA user_version")[0])
+    def _is_usable(self) -> bool:
+        return (
+            self._database.exists
+            and not self.is_damaged
+            and int(self._database.row("PRAGMA user_version")[0]) == VERSION
+        )
 
     def _make(self) -> None:
         self._remove()
@@ -168,18 +168,10 @@ class SearchIndex:
                 f"cannot make the search index {self._database.path} ({error.strerror})"
             ) from error
 
-    def _mended(self, call: Callable[[], Result]) -> Result:
-        """What a call gives; when it finds the index damaged, with one made anew."""
-        try:
-            self._open()
-            return call()
-        except StoreDamaged:
-            if not self._directory.damage_mark.exists():
-                raise  # it is the store itself
-        with self._alone():
-            self._remove()
-        self._open()
-        return call()
+    @property
+    def is_damaged(self) -> bool:
+        """Whether SQLite has found it damaged. The next opening makes it anew."""
+        return self._directory.damage_mark.exists()
 
     # Catching up.
 
@@ -196,7 +188,15 @@ class SearchIndex:
         if not self._store.exists:
             return True
         self._store.open()
-        return self._mended(lambda: self._catch_up(should_stop, progress))
+        try:
+            self._open()
+            return self._catch_up(should_stop, progress)
+        except StoreDamaged:
+            if not self.is_damaged:
+                raise  # it is the store itself
+        self.close()
+        self._open()
+        return self._catch_up(should_stop, progress)
 
     def _catch_up(
         self, should_stop: Callable[[], bool], progress: Callable[[int, int], None]
@@ -326,7 +326,7 @@ class SearchIndex:
 
     def count(self) -> int:
         """How many tasks are in it."""
-        return self._mended(lambda: int(self._database.row("SELECT count(*) FROM tasks")[0]))
+        return int(self._database.row("SELECT count(*) FROM tasks")[0])
 
     def documents(
         self, words: Sequence[str], columns: Sequence[str], *, is_prefix: bool = False
@@ -340,9 +340,6 @@ class SearchIndex:
             quoted[-1] += " *"
         place = f"{{{' '.join(columns)}}}"
         match = " AND ".join(f"{place} : {word}" for word in quoted)
-        return self._mended(lambda: self._matching(match))
-
-    def _matching(self, match: str) -> list[int]:
         rows = self._database.rows(
             "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (match,)
         )
