@@ -15,7 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import commands, fresh, launching, long_log, printing, store_calls, supervising
+from benchmarks import (
+    commands,
+    fresh,
+    launching,
+    long_log,
+    printing,
+    searching,
+    store_calls,
+    supervising,
+)
 from benchmarks.bench import FULL, QUICK, Bench
 from benchmarks.results import BenchmarkError, Row, table
 from ipytaskpersist.errors import BackgroundError
@@ -40,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "bytes": commands.random_bytes,
     "follow": supervising.follow,
     "supervisor": supervising.supervisor,
+    "search": searching.searching,
 }
 
 
