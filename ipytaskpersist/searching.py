@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.archives import Archives
@@ -241,7 +242,9 @@ def _last_part(path: str) -> str:
 
 def _is_called(path: str, wanted: str) -> bool:
     name = _last_part(path)
-    return wanted in (path, name, name.rpartition(".")[0]) or path.endswith(f"/{wanted}")
+    names = (path, name, name.rpartition(".")[0])
+    typed = wanted.rstrip("/")
+    return typed in names or path == str(Path(typed).expanduser().absolute())
 
 
 @dataclass(frozen=True, slots=True)
