@@ -12,10 +12,9 @@ ESCAPES = re.compile(
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
     r"|\x1b[ -/]*[0-~]?"  # other escapes
 )
-STEERS = re.compile("[\x08\x0d\x1b\x9b]")
+STEERING = ("\x08", "\r", "\x1b", "\x9b")
 """What makes a terminal show a line otherwise than it was written."""
-STEERING_BYTES = (b"\x08", b"\r", b"\x1b", b"\xc2\x9b")
-"""The same in UTF-8."""
+STEERING_BYTES = tuple(character.encode() for character in STEERING)
 WORD = re.compile(r"[^\W_]+")
 FIRST_NOT_ASCII = 128
 IS_OF_WORD = bytes(
@@ -27,8 +26,9 @@ IS_OF_WORD = bytes(
 
 def as_shown(text: str) -> str:
     """The text as a terminal would show it, line by line: as many lines as it has line feeds."""
-    text = unicodedata.normalize("NFC", text)
-    if STEERS.search(text) is None:
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    if not any(character in text for character in STEERING):
         return text
     text = text.replace("\r\n", "\n")
     if "\r" in text or "\x08" in text:

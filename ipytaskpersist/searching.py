@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from ipytaskpersist.errors import InvalidRequest, StoreDamaged
 from ipytaskpersist.plaintext import fold, words
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
-from ipytaskpersist.store.search import COLUMNS, Passage, SearchIndex, task_of
+from ipytaskpersist.store.search import COLUMNS, Passage, SearchIndex, documents_of, task_of
 
 QUOTED = re.compile(r'"([^"]*)(?:"|$)(\*?)|([^\s"]+)')
 SHORTEST_PREFIX = 2
@@ -214,11 +215,7 @@ def _search(
     try:
         for place in places:
             place.index.catch_up(progress=progress)
-        ranked = sorted(
-            (candidate for place in places for candidate in place.ranked()),
-            key=lambda candidate: candidate.order,
-        )
-        hits, has_more = _best(ranked, scope.limit, archives)
+        hits, has_more = _best(places, scope.limit, archives)
     finally:
         for place in places:
             place.index.close()
@@ -247,26 +244,16 @@ def _is_called(path: str, wanted: str) -> bool:
     return typed in names or path == str(Path(typed).expanduser().absolute())
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A task that has all of the words; whether also the phrases, the text must tell."""
-
-    place: _Place
-    key: int
-    score: float
-    documents: Sequence[Sequence[int]]
-    """For each term the documents that have its words."""
-
-    @property
-    def order(self) -> tuple[float, int, int]:
-        """The best first, and the newest of those that are as good."""
-        return -round(self.score, 3), -self.place.month, -self.key
+_Ranked = tuple[float, int, int, int]
+"""The negated score, month and key of a task, and its place: so sorted, the best come first, and of
+those that are as good the newest."""
 
 
-def _best(ranked: Iterable[_Candidate], limit: int, archives: Archives) -> tuple[list[Hit], bool]:
+def _best(places: Sequence[_Place], limit: int, archives: Archives) -> tuple[list[Hit], bool]:
     hits: list[Hit] = []
-    for candidate in ranked:
-        hit = candidate.place.hit(candidate)
+    ranked = sorted(each for number, place in enumerate(places) for each in place.ranked(number))
+    for score, _month, key, number in ranked:
+        hit = places[number].hit(-key, -score)
         if hit is None or (hit.task.archive and not archives.without_own([hit.task])):
             continue
         if len(hits) == limit:
@@ -289,6 +276,7 @@ class _Place:
         ]
         self.keys: set[int] = set()
         self._query = query
+        self._terms: list[tuple[Term, _Matching]] = []
         self._scope = scope
 
     def _allowed(self) -> set[int]:
@@ -302,20 +290,15 @@ class _Place:
 
     # Which tasks.
 
-    def ranked(self) -> list[_Candidate]:
-        """The tasks that have all of the words."""
+    def ranked(self, number: int) -> list[_Ranked]:
+        """The tasks that have all of the words; whether also the phrases, the text must tell."""
         self.keys = self._allowed()
-        by_term = [self._matching(term) for term in self._query.terms]
+        self._terms = [(term, self._matching(term)) for term in self._query.terms]
         total = self.index.count()
-        scores = [_scores(matching, total) for matching in by_term]
-        keys = self.keys.intersection(*(matching.documents for matching in by_term))
+        scores = [_scores(matching, total) for _term, matching in self._terms]
+        keys = self.keys.intersection(*scores)
         return [
-            _Candidate(
-                self,
-                key,
-                sum(score[key] for score in scores),
-                [matching.documents[key] for matching in by_term],
-            )
+            (-round(sum(score[key] for score in scores), 3), -self.month, -key, number)
             for key in keys
         ]
 
@@ -325,7 +308,7 @@ class _Place:
             "source": [column for column in self._scope.columns if column == "source"],
             "outputs": [each for each in self._scope.columns if each not in ("name", "source")],
         }
-        matching = _Matching(defaultdict(list), defaultdict(float))
+        matching = _Matching()
         for group, columns in groups.items():
             if columns:
                 found = self.index.documents(term.words, columns, is_prefix=term.is_prefix)
@@ -334,52 +317,56 @@ class _Place:
 
     # What they say.
 
-    def hit(self, candidate: _Candidate) -> Hit | None:
+    def hit(self, key: int, score: float) -> Hit | None:
         """The task with its lines; None when it has gone, or has not the phrases after all."""
         reader = _Reader(self.index, self._scope.columns)
-        for term, documents in zip(self._query.terms, candidate.documents, strict=True):
-            if term.is_phrase and not any(reader.has(document, term) for document in documents):
+        lines: dict[_Line, set[Term]] = defaultdict(set)
+        for term, matching in self._terms:
+            found = reader.first_lines(matching.documents_of(key), term)
+            if term.is_phrase and not found:
                 return None
-        task = self.store.tasks.get(candidate.key)
+            for line in found:
+                lines[line].add(term)
+        task = self.store.tasks.get(key)
         if task is None:
             return None
-        return Hit(task, candidate.score, self._snippets(candidate, reader))
-
-    def _snippets(self, candidate: _Candidate, reader: _Reader) -> tuple[Snippet, ...]:
-        terms = self._query.terms
-        lines: dict[tuple[str, int, str], set[Term]] = defaultdict(set)
-        for term, documents in zip(terms, candidate.documents, strict=True):
-            for document in dict.fromkeys(documents):
-                found = reader.lines(document, term)
-                for line in found:
-                    lines[line].add(term)
-                if found:
-                    break
-        return tuple(_snippet(*line, terms) for line in _covering(lines))
+        chosen = _covering(lines)
+        return Hit(task, score, tuple(_snippet(*line, self._query.terms) for line in chosen))
 
 
-@dataclass(frozen=True, slots=True)
+_Line = tuple[str, int, str]
+"""Of a line: where it is, its number there, and its text."""
+
+
 class _Matching:
     """Where a term's words are."""
 
-    documents: dict[int, list[int]]
-    """By task."""
-    frequencies: dict[int, float]
-    """By task: what it counts that the words are where they are."""
+    def __init__(self) -> None:
+        self.frequencies: dict[int, float] = defaultdict(float)
+        """By task: what it counts that the words are where they are."""
+        self._documents: list[list[int]] = []
 
-    def add(self, found: Sequence[int], weight: float) -> None:
-        before = -1
-        for document in found:
-            task = task_of(document)
-            self.documents[task].append(document)
-            if task != before:
-                self.frequencies[task] += weight
-                before = task
+    def add(self, documents: list[int], weight: float) -> None:
+        """These documents, in their order, have the words."""
+        self._documents.append(documents)
+        for key in {task_of(document) for document in documents}:
+            self.frequencies[key] += weight
+
+    def documents_of(self, key: int) -> list[int]:
+        """Those of one task."""
+        first, last = documents_of(key)
+        return sorted(
+            {
+                document
+                for each in self._documents
+                for document in each[bisect_left(each, first) : bisect_right(each, last)]
+            }
+        )
 
 
 def _scores(matching: _Matching, total: int) -> dict[int, float]:
     """BM25 of one term, but for the documents' lengths: their words are known only once each."""
-    having = len(matching.documents)
+    having = len(matching.frequencies)
     rarity = math.log(1 + (max(total, having) - having + 0.5) / (having + 0.5))
     return {
         key: rarity * frequency * (SATURATION + 1) / (frequency + SATURATION)
@@ -387,9 +374,9 @@ def _scores(matching: _Matching, total: int) -> dict[int, float]:
     }
 
 
-def _covering(lines: dict[tuple[str, int, str], set[Term]]) -> list[tuple[str, int, str]]:
+def _covering(lines: dict[_Line, set[Term]]) -> list[_Line]:
     """A few lines that together have as many of the terms as can be, in their order."""
-    chosen: list[tuple[str, int, str]] = []
+    chosen: list[_Line] = []
     covered: set[Term] = set()
     left = dict(lines)
     while left and len(chosen) < LINES:
@@ -438,14 +425,12 @@ class _Reader:
             self._read[document] = [(passage, fold(passage.text)) for passage in passages]
         return self._read[document]
 
-    def has(self, document: int, term: Term) -> bool:
-        """Whether the document has the term, also when it is a phrase."""
-        passages = self._passages(document)
-        return any(next(term.places(folded), None) for _passage, folded in passages)
+    def first_lines(self, documents: Sequence[int], term: Term) -> list[_Line]:
+        """The lines with the term of the first document that has it; its words all may have."""
+        return next(filter(None, (self._lines(document, term) for document in documents)), [])
 
-    def lines(self, document: int, term: Term) -> list[tuple[str, int, str]]:
-        """The first lines with the term: where, which, and their text."""
-        found: dict[tuple[str, int, str], None] = {}
+    def _lines(self, document: int, term: Term) -> list[_Line]:
+        found: dict[_Line, None] = {}
         for passage, folded in self._passages(document):
             text, counted_to, number = passage.text, 0, passage.first_line + 1
             for begin, _end in term.places(folded):

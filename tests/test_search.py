@@ -360,7 +360,7 @@ def test_nothing_is_shown_of_tasks_that_went_after_the_index_caught_up(past: Pas
         assert index.count() == 1, "the document is still there"
     place = searching._Place(past.store, searching.parse(["zebra"]), Scope())
     place.index.catch_up(should_stop=lambda: True)
-    assert place.ranked() == []
+    assert place.ranked(0) == []
     place.index.close()
 
 

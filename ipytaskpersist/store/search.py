@@ -102,7 +102,7 @@ def task_of(document: int) -> int:
     return document >> NUMBER_BITS
 
 
-def _documents_of(task_key: int) -> tuple[int, int]:
+def documents_of(task_key: int) -> tuple[int, int]:
     """The first and the last key that a task's documents can have."""
     return task_key << NUMBER_BITS, ((task_key + 1) << NUMBER_BITS) - 1
 
@@ -238,7 +238,7 @@ class SearchIndex:
         return [key for key in known if key not in there], {**incomplete, **new}
 
     def _forget(self, keys: Sequence[int]) -> None:
-        ranges = [_documents_of(key) for key in keys]
+        ranges = [documents_of(key) for key in keys]
         with self._alone(), self._database.transaction() as connection:
             if CAN_DELETE:
                 connection.executemany("DELETE FROM words WHERE rowid BETWEEN ? AND ?", ranges)
@@ -283,12 +283,12 @@ class SearchIndex:
         last = connection.execute(
             """SELECT key, after_sequence, last_sequence, size_bytes FROM documents
             WHERE key BETWEEN ? AND ? ORDER BY key DESC LIMIT 1""",
-            _documents_of(key),
+            documents_of(key),
         ).fetchone()
         if last is None:
             return 0, 0
         document, after, until, size = last
-        number = document - _documents_of(key)[0] + 1
+        number = document - documents_of(key)[0] + 1
         if self._store.outputs.last_sequence(key) <= until:
             return -1, until
         if size >= DOCUMENT_BYTES:
@@ -303,7 +303,7 @@ class SearchIndex:
         self, key: int, after: int, name: str, source: str, *, first: int
     ) -> Iterator[_Draft]:
         """The documents of what a task has after a sequence."""
-        begin = _documents_of(key)[0] + first
+        begin = documents_of(key)[0] + first
         draft = self._draft(begin, after)
         if after == 0:
             draft.texts["name"].append(name)
@@ -367,7 +367,7 @@ class SearchIndex:
         self, key: int, after: int, last: int, columns: Sequence[str]
     ) -> Iterator[Passage]:
         kinds = [kind for kind in OutputKind if _column_of(kind) in columns]
-        draft = self._draft(_documents_of(key)[0], after)
+        draft = self._draft(documents_of(key)[0], after)
         first_lines: dict[OutputKind, int] = {}
         for record in self._store.outputs.of(key, kinds=kinds, after=after, until=last):
             first_lines.setdefault(record.kind, record.first_line)
