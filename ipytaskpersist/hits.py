@@ -37,7 +37,7 @@ class Shown:
         parts = [left_out] if found.archives_left_out else []
         if not found.hits:
             searched = f"{_count(found.searched, 'task')} searched"
-            parts.insert(0, f"nothing has {found.query.text}; {searched}")
+            parts.insert(0, f"nothing has {printable(found.query.text)}; {searched}")
         elif found.has_more:
             parts.insert(0, "there is more; --limit N shows more")
         return " · ".join(parts)

@@ -79,8 +79,10 @@ def parse(typed: Sequence[str]) -> Query:
 
     A shell has taken the quotes away, so an argument with a blank in it is a phrase.
     """
-    terms = [term for argument in typed for term in _terms_of(argument.strip())]
-    text = " ".join(_quoted(argument.strip()) for argument in typed)
+    # What the system handed over undecoded, and line feeds, are nothing to be shown.
+    arguments = [" ".join(each.encode("utf-8", "replace").decode().split()) for each in typed]
+    terms = [term for argument in arguments for term in _terms_of(argument)]
+    text = " ".join(filter(None, map(_quoted, arguments)))
     found = tuple(dict.fromkeys(term for term in terms if term.words))
     if not text:
         raise InvalidRequest(

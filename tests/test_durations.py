@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from ipytaskpersist.durations import parse_age
+from ipytaskpersist.durations import parse_age, parse_since
 from ipytaskpersist.errors import InvalidRequest
 
 
@@ -31,3 +33,27 @@ def test_an_age_is_a_number_of_seconds(text: str, seconds: float) -> None:
 def test_anything_else_is_refused_with_the_units(text: str) -> None:
     with pytest.raises(InvalidRequest, match=f"'{text}' is no age; .* 90s, 30m .*, 12h, 7d, 2w"):
         parse_age(text)
+
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def test_since_is_an_age_before_now_or_a_date() -> None:
+    assert parse_since("36h", NOW) == NOW - timedelta(hours=36)
+    assert parse_since("2026-01-30T10:00+02:00", NOW) == datetime(2026, 1, 30, 8, tzinfo=UTC)
+    assert parse_since("2026-01-30", NOW) == datetime(2026, 1, 30).astimezone()  # noqa: DTZ001 - local
+
+
+@pytest.mark.parametrize("text", ["", "45", "yesterday", "2026-13-01", "999999999w", "0001-01-01x"])
+def test_any_other_since_is_refused_with_what_there_is(text: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"'{text}' is neither an age .*90s.* nor a date"):
+        parse_since(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31"])
+def test_the_farthest_dates_are_dates_or_refused(text: str) -> None:
+    """They are beyond what a clock in some other zone can say."""
+    try:
+        assert parse_since(text, NOW).year in (1, 9999, 10_000)
+    except InvalidRequest as error:
+        assert "neither" in str(error)  # noqa: PT017 - either is right

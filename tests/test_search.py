@@ -15,15 +15,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from kernels import NotebookKernel, until
-from programs import environment, run_command
+from programs import environment, run_command, run_python
 
 from ipytaskpersist import searching
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.commands import run
+from ipytaskpersist.errors import BackgroundError, InvalidRequest
 from ipytaskpersist.hits import marked
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
+from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.plaintext import as_shown, distinct_words, fold
 from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
@@ -32,6 +35,7 @@ from ipytaskpersist.store import NewOutput, NewTask, TaskStore
 from ipytaskpersist.store import search as index_module
 from ipytaskpersist.store.search import SearchIndex
 from ipytaskpersist.store.transfer import remove_tasks
+from ipytaskpersist.surfaces import Surface
 
 NOTEBOOK = "/work/analysis.ipynb"
 _numbers = itertools.count(1)
@@ -504,6 +508,35 @@ def test_what_another_process_writes_meanwhile_is_found(past: Past, state_dir: P
         assert past.find(f"word{number}") == [task.id]
 
 
+PYTHONS_OWN_SQLITE = """
+import sys
+sys.modules["pysqlite3"] = None
+from ipytaskpersist.__main__ import main
+sys.argv = ["jupyter-bg", "search", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_sqlite_that_cannot_take_words_out_shows_none_that_are_gone(
+    past: Past, state_dir: Path
+) -> None:
+    """Python's own SQLite, where it is old, keeps the words of a document that was replaced."""
+
+    def find(word: str) -> str:
+        ended = run_python(PYTHONS_OWN_SQLITE, state_dir, word, "--json")
+        assert ended.returncode == 0, ended.stderr
+        return str([task["id"] for task in json.loads(ended.stdout)["tasks"]])
+
+    task, gone = past.begin(), past.add("giraffe")
+    past.print(task, "10% zebra\r")
+    assert (find("10 zebra"), find("giraffe")) == (f"['{task.id}']", f"['{gone.id}']")
+    past.print(task, "20% zebra\n")
+    remove_tasks(past.store.database, [gone.id])
+    assert (find("10"), find("giraffe")) == ("[]", "[]")
+    assert find("20 zebra") == f"['{task.id}']"
+    past.end(task)
+
+
 # What a person types.
 
 
@@ -589,7 +622,17 @@ def test_a_terminal_shows_own_tasks_by_number_and_others_by_id(past: Past, state
     assert "stdout:1  a zebra here" in ended.stdout
 
 
-def test_every_option_does_what_it_says(past: Past, state_dir: Path) -> None:
+@pytest.fixture
+def surface(state_dir: Path) -> Iterator[Surface]:
+    """What a terminal's command has."""
+    manager = BackgroundTasks()
+    yield Surface(manager)
+    manager.close()
+
+
+def test_every_option_does_what_it_says(
+    past: Past, surface: Surface, capsys: pytest.CaptureFixture[str]
+) -> None:
     failed = past.add("zebra", state=TaskState.FAILED)
     warned = past.add(stderr="zebra")
     sourced = past.add(source="zebra", notebook="/x/other.ipynb")
@@ -597,9 +640,8 @@ def test_every_option_does_what_it_says(past: Past, state_dir: Path) -> None:
     past.archives.archive([archived])
 
     def ids(*options: str) -> set[str]:
-        ended = in_terminal(state_dir, "zebra", "--json", *options)
-        assert ended.returncode == 0, ended.stderr
-        document = json.loads(ended.stdout)
+        run(["search", "zebra", "--json", *options], surface)
+        document = json.loads(capsys.readouterr().out)
         assert document["count"] == len(document["tasks"])
         return {task["id"] for task in document["tasks"]}
 
@@ -616,40 +658,45 @@ def test_every_option_does_what_it_says(past: Past, state_dir: Path) -> None:
 
 def test_the_json_is_as_documented(past: Past, state_dir: Path) -> None:
     task = past.add("first\nthe loss is nan\n", name="training")
-    document = json.loads(in_terminal(state_dir, "loss nan", "training", "--json").stdout)
+    document = json.loads(in_terminal(state_dir, "loss is", "nan", "--json").stdout)
     assert document.keys() == {"query", "tasks", "count"}
-    assert (document["query"], document["count"]) == ('"loss nan" training', 0)
-    document = json.loads(in_terminal(state_dir, "loss", "nan", "--json").stdout)
+    assert (document["query"], document["count"]) == ('"loss is" nan', 1)
     (found,) = document["tasks"]
     assert found.keys() >= {"id", "number", "name", "notebook", "state", "score", "snippets"}
     assert (found["id"], found["name"]) == (task.id, "training")
     assert found["score"] > 0
     assert found["snippets"] == [
-        {"in": "stdout", "line": 2, "text": "the loss is nan", "matches": [[4, 8], [12, 15]]}
+        {"in": "stdout", "line": 2, "text": "the loss is nan", "matches": [[4, 11], [12, 15]]}
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        ((), 1, "search for what?"),
-        (("?!",), 1, "no letters or digits"),
-        (("x", "--state", "gone"), 2, "gone"),
-        (("x", "--since", "yesterday"), 1, "'yesterday' is neither an age"),
-        (("x", "--since", "45"), 1, "90s, 30m for minutes, 12h, 7d, 2w"),
-        (("x", "--notebook", "nowhere"), 1, "no notebook 'nowhere'"),
-        (("x", "--limit", "0"), 2, "0"),
-        (("x", "--stdout", "--source"), 1, "exclude each other"),
-    ],
+WRONG = (
+    ((), "search for what?"),
+    (("?!",), "no letters or digits"),
+    (("x", "--state", "gone"), "gone"),
+    (("x", "--since", "yesterday"), "'yesterday' is neither an age"),
+    (("x", "--since", "45"), "90s, 30m for minutes, 12h, 7d, 2w"),
+    (("x", "--notebook", "nowhere"), "no notebook 'nowhere'"),
+    (("x", "--limit", "0"), "0"),
+    (("x", "--stdout", "--source"), "exclude each other"),
 )
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
 def test_what_is_typed_wrong_is_said(
-    past: Past, state_dir: Path, arguments: Sequence[str], status: int, message: str
+    past: Past, surface: Surface, arguments: Sequence[str], message: str
 ) -> None:
     past.add("x")
-    ended = in_terminal(state_dir, *arguments)
-    assert (ended.returncode, ended.stdout) == (status, "")
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
+    with pytest.raises((BackgroundError, click.UsageError)) as caught:
+        run(["search", *arguments], surface)
+    assert message in str(getattr(caught.value, "message", caught.value))
+
+
+def test_an_error_in_a_terminal_is_one_line_that_says_what_to_type(state_dir: Path) -> None:
+    ended = in_terminal(state_dir)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.count("\n") == 1
+    assert "jupyter bg search loss nan" in ended.stderr
 
 
 def test_when_nothing_is_found_one_line_says_what_was_searched(past: Past, state_dir: Path) -> None:

@@ -26,8 +26,6 @@ from ipytaskpersist.records import LIVE_STATES, STREAM_KINDS, OutputKind, Output
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import SQLITE_VERSION, Database, exclusive
 
-VERSION = 1
-"""Of the index's form. One of another version is made anew."""
 DOCUMENT_BYTES = 1 << 20
 """How much output a document holds before the next one begins."""
 NUMBER_BITS = 20
@@ -43,6 +41,8 @@ MEMORY_BYTES = 32 << 20
 COLUMNS = ("name", "source", "stdout", "stderr", "display")
 CAN_DELETE = tuple(map(int, SQLITE_VERSION.split(".")[:2])) >= (3, 43)
 """Whether this SQLite can take a document out. Otherwise its words stay, and lead nowhere."""
+VERSION = 2 if CAN_DELETE else 1
+"""Of the index's form. One of another version is made anew."""
 SCHEMA = (
     """
     CREATE TABLE tasks (
@@ -69,6 +69,7 @@ SCHEMA = (
     "INSERT INTO words (words, rank) VALUES ('automerge', 8)",
     f"PRAGMA user_version = {VERSION}",
 )
+ARE_THERE = "" if CAN_DELETE else "AND rowid IN (SELECT key FROM documents)"
 INSERT = f"""INSERT INTO words (rowid, {", ".join(COLUMNS)})
     VALUES (?, {", ".join("?" * len(COLUMNS))})"""
 EXTENT = "SELECT count(*), max(key), (SELECT id FROM tasks ORDER BY key DESC LIMIT 1) FROM tasks"
@@ -343,7 +344,7 @@ class SearchIndex:
         place = f"{{{' '.join(columns)}}}"
         match = " AND ".join(f"{place} : {word}" for word in quoted)
         rows = self._database.rows(
-            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (match,)
+            f"SELECT rowid FROM words WHERE words MATCH ? {ARE_THERE} ORDER BY rowid", (match,)
         )
         return [document for (document,) in rows]
 
