@@ -41,19 +41,12 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 def test_since_is_an_age_before_now_or_a_date() -> None:
     assert parse_since("36h", NOW) == NOW - timedelta(hours=36)
     assert parse_since("2026-01-30T10:00+02:00", NOW) == datetime(2026, 1, 30, 8, tzinfo=UTC)
-    assert parse_since("2026-01-30", NOW) == datetime(2026, 1, 30).astimezone()  # noqa: DTZ001 - local
+    assert parse_since("2026-01-30", NOW) == datetime(2026, 1, 30).astimezone()
 
 
-@pytest.mark.parametrize("text", ["", "45", "yesterday", "2026-13-01", "999999999w", "0001-01-01x"])
+@pytest.mark.parametrize(
+    "text", ["", "45", "yesterday", "2026-13-01", "999999999w", "0001-01-01x", "9999-12"]
+)
 def test_any_other_since_is_refused_with_what_there_is(text: str) -> None:
     with pytest.raises(InvalidRequest, match=f"'{text}' is neither an age .*90s.* nor a date"):
         parse_since(text, NOW)
-
-
-@pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31"])
-def test_the_farthest_dates_are_dates_or_refused(text: str) -> None:
-    """They are beyond what a clock in some other zone can say."""
-    try:
-        assert parse_since(text, NOW).year in (1, 9999, 10_000)
-    except InvalidRequest as error:
-        assert "neither" in str(error)  # noqa: PT017 - either is right
