@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 
+from rich.table import Table
 from rich.text import Text
 
 from ipytaskpersist.records import TaskRecord
@@ -61,16 +62,19 @@ def place(snippet: Snippet) -> str:
 # In a terminal.
 
 
-def found_texts(shown: Shown) -> list[Text]:
-    """Each task with its lines."""
-    lines = [line for hit in shown.found.hits for line in _hit_texts(hit, shown)]
-    return [*lines, Text(shown.note, style="dim")] if shown.note else lines
+def found_table(shown: Shown) -> list[Table | Text]:
+    """Each task with its lines, cut where the terminal ends."""
+    table = Table.grid()
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for hit in shown.found.hits:
+        for line in _hit_texts(hit, shown):
+            table.add_row(line)
+    return [table, Text(shown.note, style="dim")] if shown.note else [table]
 
 
 def _hit_texts(hit: Hit, shown: Shown) -> list[Text]:
     task, look = hit.task, LOOKS[hit.task.state]
-    head = Text(no_wrap=True, overflow="ellipsis")
-    head.append(shown.reference(task), "bold")
+    head = Text.assemble((shown.reference(task), "bold"))
     head.append(f"  {shorten(printable(task.name), 40)}" if task.name else "", "bold")
     head.append(f"  {look.glyph} {task.state.value}", look.style)
     head.append(f"  {printable(about(task, shown.now))}", "dim")
@@ -78,8 +82,7 @@ def _hit_texts(hit: Hit, shown: Shown) -> list[Text]:
 
 
 def _snippet_text(snippet: Snippet) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(f"    {place(snippet)}  ", "dim")
+    line = Text.assemble((f"    {place(snippet)}  ", "dim"))
     shift = len(line)
     line.append(printable(snippet.text.replace("\t", " ")))
     for begin, end in snippet.matches:

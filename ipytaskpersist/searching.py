@@ -32,7 +32,7 @@ LINES = 3
 CANDIDATE_LINES = 30
 LINE_CHARACTERS = 160
 BEFORE_MATCH = 40
-"""How many characters of a long line come before its first match."""
+"""How many characters come before the first match, so that a narrow terminal shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Snippet:
     line: int
     """Its number there, counted from 1."""
     text: str
-    """The line, or where it is long the part around the first match."""
+    """The line, or the part of it around the first match."""
     matches: tuple[tuple[int, int], ...]
     """Where in the text: first character, and the one after the last."""
 
@@ -391,7 +391,7 @@ def _covering(lines: dict[_Line, set[Term]]) -> list[_Line]:
 def _snippet(place: str, number: int, line: str, terms: Sequence[Term]) -> Snippet:
     matches = sorted({match for term in terms for match in term.places(fold(line))})
     first = matches[0][0] if matches else 0
-    begin = max(0, min(first - BEFORE_MATCH, len(line) - LINE_CHARACTERS))
+    begin = max(0, first - BEFORE_MATCH)
     end = begin + LINE_CHARACTERS
     before, after = "…" if begin else "", "…" if end < len(line) else ""
     moved = (

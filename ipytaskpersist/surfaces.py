@@ -42,10 +42,10 @@ class Surface:
 
     def found(self, shown: Shown) -> None:
         """Show what a search has found."""
-        from ipytaskpersist.hits import found_texts
+        from ipytaskpersist.hits import found_table
         from ipytaskpersist.terminal import render
 
-        click.echo(render(*found_texts(shown)))
+        click.echo(render(*found_table(shown)))
 
     def launched(self, task: TaskRecord) -> None:
         """Show a task that was just launched."""
@@ -164,10 +164,10 @@ class NotebookSurface(IPythonSurface):
         self._publish({"text/html": views.list_html(listing), "text/plain": text})
 
     def found(self, shown: Shown) -> None:
-        from ipytaskpersist.hits import found_html, found_texts
+        from ipytaskpersist.hits import found_html, found_table
         from ipytaskpersist.terminal import render
 
-        text = render(*found_texts(shown), plain=True)
+        text = render(*found_table(shown), plain=True)
         self._publish({"text/html": found_html(shown), "text/plain": text})
 
     def output(self, output: Output) -> None:
