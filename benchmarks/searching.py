@@ -18,6 +18,7 @@ from benchmarks.kernels import CHECKOUT
 from benchmarks.results import BenchmarkError, Row
 from benchmarks.store_calls import milliseconds
 from ipytaskpersist.archives import Archives
+from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import OutputKind, SessionRecord
 from ipytaskpersist.searching import Found, Scope, parse, search
 from ipytaskpersist.store import NewOutput, TaskStore
@@ -32,15 +33,20 @@ RARE = "rare{}"
 """A word that one task alone has."""
 PHRASE_TASKS = 100
 """In one of so many tasks two common words are next to each other."""
+APART_SEARCHES = 3
+LEAST_INDEX_BYTES = 200_000
 PRINT_ROUNDS = 4
-PREPARE = """\
+PRINTED_LINES = 400_000
+PASSES = 5
+PREPARE = f"""\
 from benchmarks.searching import Texts
-lines = Texts().output(0, {lines}).decode().splitlines()
+lines = Texts().output(0, {PRINTED_LINES}).decode().splitlines()
 """
-PRINT_TASK = """\
+PRINT_TASK = f"""\
 %%background printing
-for line in lines:
-    print(line)
+for _ in range({PASSES}):
+    for line in lines:
+        print(line)
 """
 CATCHER = """\
 import os, sys, time
@@ -70,9 +76,12 @@ def searching(bench: Bench) -> list[Row]:
             Row("search", f"{what}, {bench.past}", "ms", tuple(samples)).at_most(200)
             for what, samples in query_ms(bench, store)
         ]
+        bench.say("searching for two common words that are never together")
+        apart = [_query_ms(store, ["loss step"], 0) / 1e3 for _ in range(APART_SEARCHES)]
     shutil.rmtree(state)
     return [
         *rows,
+        Row("search", "a phrase that no task has, though all have its words", "s", tuple(apart)),
         Row("search", f"indexing {bench.past}", "s", (indexing,)),
         Row("search", f"the index of {bench.past}", "MB", (megabytes,)),
         *writing(bench),
@@ -189,23 +198,22 @@ def _query_ms(store: TaskStore, typed: Sequence[str], hits: int) -> float:
 
 def writing(bench: Bench) -> list[Row]:
     """How long a task prints without an index, and while another process keeps one up to date."""
-    lines = bench.scale.log_bytes // 1_000
     bench.say("printing without an index, and while one catches up")
     alone, beside = [], []
     for _ in range(PRINT_ROUNDS):
-        alone.append(print_s(bench, lines, is_indexed=False))
-        beside.append(print_s(bench, lines, is_indexed=True))
-    what = f"a task that prints {lines:,} lines"
+        alone.append(print_s(bench, is_indexed=False))
+        beside.append(print_s(bench, is_indexed=True))
+    what = f"a task that prints {PRINTED_LINES * PASSES:,} lines"
     without = Row("search", f"{what}, without an index", "s", tuple(alone))
     with_one = Row("search", f"{what}, while it is indexed", "s", tuple(beside))
     return [with_one.at_most_times(1.2, without, "without"), without]
 
 
-def print_s(bench: Bench, lines: int, *, is_indexed: bool) -> float:
+def print_s(bench: Bench, *, is_indexed: bool) -> float:
     """How long a task of a kernel takes to print, until the last byte is stored."""
     state = bench.new_state()
     with bench.loaded_kernel(state) as kernel:
-        kernel.run(PREPARE.format(lines=lines))
+        kernel.run(PREPARE)
         with catching_up(state) if is_indexed else nullcontext():
             os.sync()
             kernel.settle()
@@ -215,12 +223,17 @@ def print_s(bench: Bench, lines: int, *, is_indexed: bool) -> float:
             taken = time.perf_counter() - begun
     if is_indexed:
         check_index(state)
+    elif StateDirectory(state).search_index.exists():
+        raise BenchmarkError("there is an index where none was to be")
     shutil.rmtree(state)
     return taken
 
 
 def check_index(state: Path) -> None:
-    """Raise `BenchmarkError` unless what was printed is found."""
+    """Raise `BenchmarkError` unless much was indexed by then, and what was printed is found."""
+    size = StateDirectory(state).search_index.stat().st_size
+    if size < LEAST_INDEX_BYTES:
+        raise BenchmarkError(f"only {size:,} bytes of the index were made while a task printed")
     with stores.opened(state) as store:
         _query_ms(store, [RARE.format(0)], 1)
 

@@ -717,6 +717,34 @@ def test_without_a_store_nothing_is_found_and_nothing_is_made(state_dir: Path) -
     assert not (state_dir / "tasks.search").exists()
 
 
+WITH_PROGRESS = """
+import sys
+from ipytaskpersist.__main__ import main
+from ipytaskpersist.commands import searching
+searching.SHOW_PROGRESS_S = 0
+sys.argv = ["jupyter-bg", "search", "zebra"]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pseudo-terminals")
+def test_a_terminal_sees_how_far_the_indexing_is_and_the_matches_in_colour(
+    past: Past, state_dir: Path
+) -> None:
+    import pexpect
+
+    past.add("zebra\n" * 400_000)
+    env = environment(state_dir, {"IPYTASKPERSIST_NOTEBOOK": NOTEBOOK})
+    program = pexpect.spawn(
+        sys.executable, ["-c", WITH_PROGRESS], env=env, encoding="utf-8", timeout=60
+    )
+    with closing(program):
+        program.expect_exact("indexed 2 of 2 MB")
+        program.expect_exact("\r\x1b[K")
+        program.expect_exact("\x1b[1;33mzebra\x1b[0m")
+        program.expect(pexpect.EOF)
+
+
 def test_a_notebook_shows_html_that_is_escaped_and_marked(kernel: NotebookKernel) -> None:
     kernel.run("%%background <i>name</i>\nprint('<script>alert(1)</script> zebra')")
     kernel.run("%bg_wait")
