@@ -22,6 +22,7 @@ from benchmarks import (
     launching,
     long_log,
     printing,
+    searching,
     store_calls,
     supervising,
 )
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "bytes": commands.random_bytes,
     "follow": supervising.follow,
     "supervisor": supervising.supervisor,
+    "search": searching.searching,
 }
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 VERBS = (
     *("archive", "backup", "cancel", "clear", "config", "delete", "doctor", "keep", "list"),
-    *("load", "output", "rerun", "restore", "result", "resume", "sessions", "show", "stats"),
-    *("tag", "unarchive", "wait"),
+    *("load", "output", "rerun", "restore", "result", "resume", "search", "sessions", "show"),
+    *("stats", "tag", "unarchive", "wait"),
 )
 """The names of what `commands` defines."""
 

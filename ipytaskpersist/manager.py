@@ -271,10 +271,16 @@ class BackgroundTasks(Configured):
         Raises `TaskNotFound` or `AmbiguousReference`. Only a full id reaches another notebook.
         """
         self.reconcile()
+        key = self.notebook_key()
+        # An archived task's number goes before an id that begins so.
+        is_gone = references.is_unknown_number(self.store, key, reference)
+        archived = self._find_archived(reference) if is_gone else None
+        if archived is not None:
+            return archived
         try:
-            return references.find(self.store, self.notebook_key(), reference)
+            return references.find(self.store, key, reference)
         except TaskNotFound:
-            archived = self._find_archived(reference)
+            archived = None if is_gone else self._find_archived(reference)
             if archived is None:
                 raise
             return archived

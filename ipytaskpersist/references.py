@@ -12,6 +12,7 @@ from ipytaskpersist.store import Selection, TaskStore
 SUGGESTIONS = 5
 SESSION_CHARACTERS = 8
 """How much of a session's id is shown, and is enough to name it."""
+NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 TAG = re.compile(r"(?!-)[^\s,]{1,64}")
 
 
@@ -73,8 +74,20 @@ def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | No
     return found[0] if len(found) == 1 else None
 
 
+def is_unknown_number(
+    store: TaskStore, notebook_key: int | None, reference: str | int | None
+) -> bool:
+    """Whether this is a number that no task of the notebook has in the store."""
+    text = str(reference).strip()
+    return (
+        notebook_key is not None
+        and NUMBER.fullmatch(text) is not None
+        and store.tasks.by_number(notebook_key, int(text)) is None
+    )
+
+
 def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
-    if re.fullmatch(r"\d{1,15}", text, re.ASCII):
+    if NUMBER.fullmatch(text):
         by_number = store.tasks.by_number(notebook_key, int(text))
         if by_number is not None:
             return by_number  # names and ids of digits are reached where no number is in the way

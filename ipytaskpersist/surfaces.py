@@ -21,6 +21,8 @@ from ipytaskpersist.records import OutputKind, TaskRecord
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from ipytaskpersist.hits import Shown
+
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -37,6 +39,13 @@ class Surface:
         from ipytaskpersist.terminal import render, task_table
 
         click.echo(render(*task_table(listing)))
+
+    def found(self, shown: Shown) -> None:
+        """Show what a search has found."""
+        from ipytaskpersist.hits import found_table
+        from ipytaskpersist.terminal import render
+
+        click.echo(render(*found_table(shown)))
 
     def launched(self, task: TaskRecord) -> None:
         """Show a task that was just launched."""
@@ -153,6 +162,13 @@ class NotebookSurface(IPythonSurface):
 
         text = render(*task_table(listing), plain=True)
         self._publish({"text/html": views.list_html(listing), "text/plain": text})
+
+    def found(self, shown: Shown) -> None:
+        from ipytaskpersist.hits import found_html, found_table
+        from ipytaskpersist.terminal import render
+
+        text = render(*found_table(shown), plain=True)
+        self._publish({"text/html": found_html(shown), "text/plain": text})
 
     def output(self, output: Output) -> None:
         """Give the front end the very output: what nbclient and nbconvert see is the real kind."""

@@ -1,4 +1,4 @@
-"""Keep a long history out of the way: old tasks to the archives, and what a limit says.
+"""Keep a long history in order: old tasks to the archives, what a limit says, words to the index.
 
 It happens in a process of its own, with the lowest priority, so that it takes nothing from a
 kernel: some time after a session has begun and after tasks were launched, at most once a minute
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.runners.detached import python_command, remove_empty, start_detached
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.store.search import SearchIndex
 
 BEGIN_S = 30.0
 """How long after the beginning of a session."""
@@ -100,6 +101,9 @@ def run(store: TaskStore, limits: Limits) -> None:
             archives.archive(archives.older_than(age_s, limits.keep))
         if limits.max_store_bytes is not None:
             enforce(store, archives, limits)
+        for place in [store, *archives.all()]:
+            with closing(SearchIndex(place)) as index:
+                index.catch_up()
     finally:
         archives.close()
 

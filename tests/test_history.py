@@ -19,6 +19,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import git_state
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store.search import SearchIndex
 from ipytaskpersist.upkeep import Limits, enforce, start
 
 NOTEBOOK = "/home/ada/a.ipynb"
@@ -388,6 +389,9 @@ def test_upkeep_archives_what_is_old_and_takes_turns(store: TaskStore, state_dir
     assert {task.id for task in store.tasks.select(Selection())} == {kept.id, young.id}
     assert everything(state_dir) == before
     assert not list((state_dir / "logs").iterdir())
+    for place in (store, Archives(store).open(f"{old.created_at:%Y-%m}")):
+        with closing(SearchIndex(place)) as index:
+            assert index.count() == place.statistics.count()
     assert stale.exists()  # it may be somebody's who is just writing it
     assert store.upkeep.claim("upkeep", 0)
     again = add_task(store, session, age_days=31)

@@ -27,12 +27,12 @@ LAYERS = (
     # What a person or a program touches.
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
-        "terminal", "views", "api", "handle", "summary",
+        "terminal", "views", "hits", "api", "handle", "summary",
     },
     {"manager"},
     {
         "launcher", "delivery", "reconciling", "archives", "provenance", "upkeep", "settings",
-        "doctor",
+        "doctor", "searching",
     },
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
@@ -40,7 +40,7 @@ LAYERS = (
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "durations", "problems",
+        "patches", "durations", "problems", "plaintext",
     },
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from ipytaskpersist.commands import (  # noqa: F401 - they define the verbs
     keeping,
     overview,
     reading,
+    searching,
 )
 from ipytaskpersist.commands.definition import run, verbs
 from ipytaskpersist.commands.launching import background

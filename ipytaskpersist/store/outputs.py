@@ -21,6 +21,9 @@ INSERT = """INSERT INTO outputs (task_key, kind, at, first_byte, size_bytes, fir
         last_line, compression, data)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 READ_AT_ONCE = 64
+LAST_SEQUENCE = 2**62
+LINE_BYTES = 4096
+"""How much of a line that is not finished is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +90,22 @@ class Outputs:
                 connection.executemany(INSERT, rows)
 
     def of(
-        self, task_key: int, *, kinds: Sequence[OutputKind] = (), after: int = 0
+        self,
+        task_key: int,
+        *,
+        kinds: Sequence[OutputKind] = (),
+        after: int = 0,
+        until: int = LAST_SEQUENCE,
     ) -> Iterator[OutputRecord]:
-        """The task's outputs in their order, a few at a time, beginning after a sequence."""
+        """The task's outputs in their order, a few at a time, after a sequence, up to another."""
         condition = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
         values = [kind.value for kind in kinds]
         while True:
             rows = self._database.rows(
                 f"""SELECT {COLUMNS} FROM outputs INDEXED BY outputs_task_order
-                WHERE task_key = ? AND sequence > ? {condition} ORDER BY sequence LIMIT ?""",
-                (task_key, after, *values, READ_AT_ONCE),
+                WHERE task_key = ? AND sequence > ? AND sequence <= ? {condition}
+                ORDER BY sequence LIMIT ?""",
+                (task_key, after, until, *values, READ_AT_ONCE),
             )
             yield from map(_record, rows)
             if len(rows) < READ_AT_ONCE:
@@ -109,7 +118,7 @@ class Outputs:
         """The task's outputs from the last to the first."""
         condition = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
         values = [kind.value for kind in kinds]
-        before = 2**62
+        before = LAST_SEQUENCE
         while True:
             rows = self._database.rows(
                 f"""SELECT {COLUMNS} FROM outputs INDEXED BY outputs_task_order
@@ -129,6 +138,28 @@ class Outputs:
             (task_key, kind.value),
         )
         return StreamSize(*(row or (0, 0)))
+
+    def last_sequence(self, task_key: int) -> int:
+        """The place of the task's last output in the store; 0 for a task that has none."""
+        row = self._database.row(
+            "SELECT max(sequence) FROM outputs INDEXED BY outputs_task_order WHERE task_key = ?",
+            (task_key,),
+        )
+        return int(row[0] or 0)
+
+    def begun_line(self, task_key: int, kind: OutputKind, *, before: int) -> bytes:
+        """What a stream had of its line when it came to a sequence, the last few kilobytes."""
+        rows = self._database.rows(
+            """SELECT compression, data FROM outputs INDEXED BY outputs_task_order
+            WHERE task_key = ? AND sequence < ? AND kind = ? ORDER BY sequence DESC LIMIT 8""",
+            (task_key, before, kind.value),
+        )
+        line = b""
+        for compression, data in rows:
+            line = unpack(compression, data)[-LINE_BYTES:] + line
+            if b"\n" in line or len(line) >= LINE_BYTES:
+                break
+        return line[line.rfind(b"\n") + 1 :]
 
     def count(self, task_key: int, kinds: Sequence[OutputKind]) -> int:
         """How many entries of these kinds the task has."""

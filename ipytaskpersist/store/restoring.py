@@ -81,7 +81,6 @@ def restore(store: TaskStore, file: Path) -> Restored:
         set_aside = _copy_of(store)
         tasks = _replace(connection)
         _keep_numbers(store, connection)
-    store.directory.search_index.unlink(missing_ok=True)
     return Restored(tasks, set_aside)
 
 

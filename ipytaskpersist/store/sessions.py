@@ -161,6 +161,11 @@ class Sessions:
         row = self._database.row("SELECT key FROM notebooks WHERE uid = ?", (uid,))
         return None if row is None else int(row[0])
 
+    def notebooks(self) -> list[NotebookRecord]:
+        """Every notebook that the store knows, the latest last."""
+        rows = self._database.rows("SELECT key, path, uid FROM notebooks ORDER BY key")
+        return [NotebookRecord(*row) for row in rows]
+
     def delete(self, session_id: str) -> None:
         """Remove a session that has no tasks any more."""
         with self._database.transaction() as connection:

@@ -307,6 +307,12 @@ class Tasks:
         row = self._database.row(f"SELECT count(*) FROM tasks WHERE {condition}", parameters)
         return int(row[0])
 
+    def keys(self, selection: Selection) -> set[int]:
+        """The rows of the tasks that the selection would hold without its limit."""
+        condition, parameters = _where(selection)
+        rows = self._database.rows(f"SELECT key FROM tasks WHERE {condition}", parameters)
+        return {key for (key,) in rows}
+
     def interrupted(self, notebook_key: int) -> list[TaskRecord]:
         """The notebook's interrupted tasks that nobody has run again, oldest first."""
         rows = self._database.rows(
