@@ -272,25 +272,36 @@ class BackgroundTasks(Configured):
         """
         self.reconcile()
         key = self.notebook_key()
-        # An archived task's number goes before an id that begins so.
-        is_gone = references.is_unknown_number(self.store, key, reference)
-        archived = self._find_archived(reference) if is_gone else None
-        if archived is not None:
-            return archived
         try:
-            return references.find(self.store, key, reference)
+            # An archived task's number goes before an id of another that begins so.
+            return self._archived_number(key, reference) or references.find(
+                self.store, key, reference
+            )
         except TaskNotFound:
-            archived = None if is_gone else self._find_archived(reference)
+            archived = self._in_archives(
+                lambda archive, there: references.find_archived(archive, there, reference)
+            )
             if archived is None:
                 raise
             return archived
 
-    def _find_archived(self, reference: str | int | None) -> TaskRecord | None:
-        """The task in an archive, for a number, an id, a unique id prefix or a name."""
+    def _archived_number(self, key: int | None, reference: str | int | None) -> TaskRecord | None:
+        """The archived task of this number, where the store has none."""
+        number = references.as_number(reference)
+        if number is None or key is None or self.store.tasks.by_number(key, number) is not None:
+            return None
+        return self._in_archives(
+            lambda archive, there: archive.tasks.by_number(-1 if there is None else there, number)
+        )
+
+    def _in_archives(
+        self, find: Callable[[TaskStore, int | None], TaskRecord | None]
+    ) -> TaskRecord | None:
+        """What `find` gives for an archive and this notebook's key there; the latest first."""
         key = self.notebook_key()
         for archive in self.archives.all():
             there = None if key is None else self.archives.notebook_key(key, archive)
-            found = references.find_archived(archive, there, reference)
+            found = find(archive, there)
             if found is not None:
                 return found
         return None
@@ -352,7 +363,9 @@ class BackgroundTasks(Configured):
         """What is known of the task now, also when it has been archived, or has come back."""
         found = self.store_of(task).tasks.get(task.key)
         if found is None or found.id != task.id:
-            found = self.store.tasks.by_id(task.id) or self._find_archived(task.id)
+            found = self.store.tasks.by_id(task.id) or self._in_archives(
+                lambda archive, _there: archive.tasks.by_id(task.id)
+            )
         if found is None:
             raise references.deleted(task)
         return found

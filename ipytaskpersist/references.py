@@ -74,21 +74,16 @@ def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | No
     return found[0] if len(found) == 1 else None
 
 
-def is_unknown_number(
-    store: TaskStore, notebook_key: int | None, reference: str | int | None
-) -> bool:
-    """Whether this is a number that no task of the notebook has in the store."""
+def as_number(reference: str | int | None) -> int | None:
+    """The number that somebody has typed; None for anything else."""
     text = str(reference).strip()
-    return (
-        notebook_key is not None
-        and NUMBER.fullmatch(text) is not None
-        and store.tasks.by_number(notebook_key, int(text)) is None
-    )
+    return int(text) if NUMBER.fullmatch(text) else None
 
 
 def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
-    if NUMBER.fullmatch(text):
-        by_number = store.tasks.by_number(notebook_key, int(text))
+    number = as_number(text)
+    if number is not None:
+        by_number = store.tasks.by_number(notebook_key, number)
         if by_number is not None:
             return by_number  # names and ids of digits are reached where no number is in the way
     if re.fullmatch(r"-\d{1,9}", text, re.ASCII) and int(text) < 0:
