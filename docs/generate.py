@@ -18,7 +18,8 @@ import click
 from traitlets import Enum, TraitType
 
 import ipytaskpersist
-from ipytaskpersist.commands import background, verbs
+from ipytaskpersist.commands import every_verb
+from ipytaskpersist.commands.launching import background
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskState
 
@@ -85,7 +86,7 @@ def verb_sections() -> Iterator[str]:
         "number, a name, an id, `-1` for the latest, or nothing for the same. Every one has "
         "`--help`."
     )
-    for name, command in sorted(verbs.commands.items()):
+    for name, command in sorted(every_verb().items()):
         yield f"### {name}"
         yield fenced(f"%bg_{name} {usage(command)}".rstrip())
         yield from description(command)

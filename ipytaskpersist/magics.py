@@ -16,6 +16,7 @@ from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.vocabulary import VERBS
 
 if TYPE_CHECKING:
     import click
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
     from ipytaskpersist.cards import Cards
     from ipytaskpersist.launcher import Request
     from ipytaskpersist.surfaces import IPythonSurface
-
-VERBS = (
-    *("archive", "backup", "cancel", "clear", "config", "delete", "doctor", "keep", "list"),
-    *("load", "output", "rerun", "restore", "result", "resume", "search", "sessions", "show"),
-    *("stats", "tag", "unarchive", "wait"),
-)
-"""The names of what `commands` defines."""
 
 
 class Magic:
@@ -52,11 +46,19 @@ class Magic:
 
 
 def _command(magic_name: str) -> click.Command:
-    from ipytaskpersist.commands import background, verbs
+    import click
+
+    from ipytaskpersist.commands import verbs
 
     if magic_name == "background":
+        from ipytaskpersist.commands.launching import background
+
         return background
-    return verbs.commands[magic_name.removeprefix("bg_")] if "_" in magic_name else verbs
+    if magic_name == "bg":
+        return verbs
+    command = verbs.get_command(click.Context(verbs), magic_name.removeprefix("bg_"))
+    assert command is not None, "only verbs are registered"
+    return command
 
 
 class BackgroundMagics:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def _append(file: Path, message: str) -> None:
 
 def _cut(file: Path) -> None:
     newest = file.read_bytes().splitlines(keepends=True)[-LEFT:]
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    partial = file.with_name(f".{file.name}.{os.urandom(4).hex()}.part")
     with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as target:
         target.writelines(newest)
     partial.replace(file)

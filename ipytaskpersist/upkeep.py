@@ -27,7 +27,6 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.runners.detached import python_command, remove_empty, start_detached
 from ipytaskpersist.store import TaskStore
-from ipytaskpersist.store.search import SearchIndex
 
 BEGIN_S = 30.0
 """How long after the beginning of a session."""
@@ -93,6 +92,8 @@ def start(directory: StateDirectory, limits: Limits) -> subprocess.Popen[bytes]:
 
 def run(store: TaskStore, limits: Limits) -> None:
     """Do what is due."""
+    from ipytaskpersist.store.search import SearchIndex
+
     _remove_parts(store.directory)
     archives = Archives(store)
     try:

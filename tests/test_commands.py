@@ -19,7 +19,7 @@ from kernels import Cell, NotebookKernel, end_processes_of, until
 from programs import environment, run_command
 
 from ipytaskpersist import references
-from ipytaskpersist.commands import verbs
+from ipytaskpersist.commands import every_verb
 from ipytaskpersist.errors import AmbiguousReference, TaskNotFound
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.paths import StateDirectory
@@ -292,13 +292,13 @@ def test_clear_takes_ended_tasks_off_the_list_and_deletes_nothing(
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("verb", verbs.commands)
+@pytest.mark.parametrize("verb", every_verb())
 def test_every_verb_explains_itself_in_ipython(notebook: Notebook, verb: str, flag: str) -> None:
     for run in (notebook.underscored, notebook.spaced):
         answer = run(verb, flag)
         assert not answer.failed, answer.stderr
         assert f"Usage: %bg_{verb}" in answer.stdout or f"Usage: %bg {verb}" in answer.stdout
-        summary = str(verbs.commands[verb].help).split(".")[0]
+        summary = str(every_verb()[verb].help).split(".")[0]
         assert " ".join(summary.split()) in " ".join(answer.stdout.split())
 
 
@@ -306,7 +306,7 @@ def test_every_verb_explains_itself_in_ipython(notebook: Notebook, verb: str, fl
 def test_the_command_line_lists_its_verbs(state_dir: Path, arguments: list[str]) -> None:
     answer = run_command(state_dir, *arguments)
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert [verb for verb in verbs.commands if f"\n  {verb} " not in answer.stdout] == []
+    assert [verb for verb in every_verb() if f"\n  {verb} " not in answer.stdout] == []
     assert not state_dir.exists()
 
 

@@ -31,10 +31,11 @@ from pages import (
 )
 from programs import environment
 
-from ipytaskpersist import commands, magics
+from ipytaskpersist import commands
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import TaskState
+from ipytaskpersist.vocabulary import VERBS
 
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference.md"
@@ -76,7 +77,7 @@ def test_the_reference_is_what_the_definitions_give(generator: Any) -> None:
 
 def test_the_reference_names_every_command_option_setting_and_state(generator: Any) -> None:
     text = generator.reference()
-    for verb, command in commands.verbs.commands.items():
+    for verb, command in commands.every_verb().items():
         assert f"### {verb}\n" in text
         assert [name for name in long_options(command) if f"`{name}" not in text] == []
     for name in BackgroundTasks.class_traits(config=True):
@@ -335,7 +336,7 @@ def as_text(output: Any) -> str:
 
 
 def missing(block: Block) -> set[str]:
-    return set(block.needs) - set(magics.VERBS)
+    return set(block.needs) - set(VERBS)
 
 
 def split(text: str, prompt: str) -> Iterator[tuple[str, str, str]]:

@@ -18,7 +18,8 @@ import pytest
 from programs import run_python
 
 import ipytaskpersist
-from ipytaskpersist import commands, magics
+from ipytaskpersist import commands
+from ipytaskpersist.vocabulary import VERBS
 
 ROOT = Path(ipytaskpersist.__file__).parent
 DOCUMENTATION = ROOT.parent / "docs" / "commands.md"
@@ -40,7 +41,7 @@ LAYERS = (
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "durations", "problems", "plaintext",
+        "patches", "vocabulary", "durations", "problems", "plaintext",
     },
 )  # fmt: skip
 
@@ -217,7 +218,8 @@ def test_the_public_names_are_there_and_imported_when_they_are_used() -> None:
 
 
 def test_every_verb_is_a_magic() -> None:
-    assert sorted(commands.verbs.commands) == list(magics.VERBS)
+    assert commands.every_verb().keys() == commands.verbs.commands.keys()
+    assert list(VERBS) == sorted(commands.verbs.commands)
 
 
 def section_about(verb: str) -> str:
@@ -233,10 +235,10 @@ def metavar(argument: click.Parameter) -> str:
     return str(argument.metavar).strip("[].")
 
 
-@pytest.mark.parametrize("verb", commands.verbs.commands)
+@pytest.mark.parametrize("verb", commands.every_verb())
 def test_every_verb_is_documented_with_each_of_its_options(verb: str) -> None:
     section = section_about(verb)
-    for parameter in commands.verbs.commands[verb].params:
+    for parameter in commands.every_verb()[verb].params:
         if isinstance(parameter, click.Option):
             assert [option for option in parameter.opts if f"`{option}" not in section] == []
         else:
@@ -244,15 +246,15 @@ def test_every_verb_is_documented_with_each_of_its_options(verb: str) -> None:
 
 
 def test_every_documented_option_exists() -> None:
-    for verb, command in commands.verbs.commands.items():
+    for verb, command in commands.every_verb().items():
         known = {option for parameter in command.params for option in parameter.opts}
         mentioned = set(re.findall(r"`(--[a-z-]+)", section_about(verb)))
         assert mentioned - known == set(), verb
 
 
-@pytest.mark.parametrize("verb", commands.verbs.commands)
+@pytest.mark.parametrize("verb", commands.every_verb())
 def test_every_verb_and_option_explains_itself(verb: str) -> None:
-    command = commands.verbs.commands[verb]
+    command = commands.every_verb()[verb]
     assert command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option):

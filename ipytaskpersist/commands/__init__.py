@@ -1,19 +1,11 @@
 """The verbs: each defined here once, for ``%bg_VERB``, ``%bg VERB`` and ``jupyter bg VERB``.
 
 A command parses, makes one call, and shows what came back on the surface from which it was typed.
+Each module is imported when one of its verbs is typed.
 """
 
 from __future__ import annotations
 
-from ipytaskpersist.commands import (  # noqa: F401 - they define the verbs
-    changing,
-    checking,
-    keeping,
-    overview,
-    reading,
-    searching,
-)
-from ipytaskpersist.commands.definition import run, verbs
-from ipytaskpersist.commands.launching import background
+from ipytaskpersist.commands.definition import every_verb, run, verbs
 
-__all__ = ["background", "run", "verbs"]
+__all__ = ["every_verb", "run", "verbs"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import click
 
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.surfaces import Surface
+from ipytaskpersist.vocabulary import MODULE_OF, VERBS
 
 HELP = {"help_option_names": ["-h", "--help"]}
 COUNTED_BACK = re.compile(r"-\d+")
@@ -43,19 +45,31 @@ class Verbs(click.Group):
 
     command_class = Verb
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all, without importing any."""
+        return [*VERBS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A verb by its name."""
+        if cmd_name in MODULE_OF:
+            import_module(f"ipytaskpersist.commands.{MODULE_OF[cmd_name]}")
+        return self.commands.get(cmd_name)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb, or say which is nearest."""
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            meant = (
-                f"did you mean '{near[0]}'?"
-                if near
-                else f"there are {', '.join(sorted(self.commands))}."
-            )
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(VERBS)}."
             raise click.UsageError(f"No verb '{args[0]}'; {meant}", ctx)
         return super().resolve_command(ctx, args)
+
+
+def every_verb() -> dict[str, click.Command]:
+    """All verbs by name, imported."""
+    found = {name: verbs.get_command(click.Context(verbs), name) for name in VERBS}
+    return {name: command for name, command in found.items() if command is not None}
 
 
 @click.group(cls=Verbs, context_settings=HELP)

@@ -6,7 +6,6 @@ Only this package speaks SQL. It gives and takes the frozen records of `ipytaskp
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -184,7 +183,7 @@ class TaskStore:
 
     def write_copy(self, connection: Any, target: Path) -> None:
         """Copy what a connection sees to a file, which appears complete or not at all."""
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
         try:
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:

@@ -8,7 +8,6 @@ that run now belong to them, and no number that a notebook has given is ever giv
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ def restore(store: TaskStore, file: Path) -> Restored:
 @contextmanager
 def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
     """A copy of the backup with this version's schema. The backup itself is never changed."""
-    copy = store.directory.root / f".restore-{secrets.token_hex(4)}.part"
+    copy = store.directory.root / f".restore-{os.urandom(4).hex()}.part"
     os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         _copy_and_migrate(file, copy)

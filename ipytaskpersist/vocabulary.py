@@ -1,0 +1,29 @@
+"""The verbs, and the module of `commands` that defines each: imported when it is typed."""
+
+from __future__ import annotations
+
+MODULE_OF = {
+    "archive": "keeping",
+    "backup": "keeping",
+    "cancel": "changing",
+    "clear": "changing",
+    "config": "checking",
+    "delete": "changing",
+    "doctor": "checking",
+    "keep": "keeping",
+    "list": "reading",
+    "load": "launching",
+    "output": "reading",
+    "rerun": "launching",
+    "restore": "keeping",
+    "result": "reading",
+    "resume": "launching",
+    "search": "searching",
+    "sessions": "overview",
+    "show": "reading",
+    "stats": "overview",
+    "tag": "keeping",
+    "unarchive": "keeping",
+    "wait": "changing",
+}
+VERBS = tuple(MODULE_OF)
