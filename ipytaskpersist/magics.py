@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ipytaskpersist.surfaces import IPythonSurface
 
 VERBS = (
-    *("cancel", "clear", "delete", "list", "load", "output", "rerun", "result", "resume"),
-    *("sessions", "show", "wait"),
+    *("cancel", "clear", "delete", "export", "import", "list", "load", "output", "rerun", "result"),
+    *("resume", "sessions", "show", "wait"),
 )
 """The names of what `commands` defines."""
 

@@ -28,16 +28,18 @@ LAYERS = (
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
         "terminal", "views", "api", "handle",
+        "exporting", "pages",
     },
     {"manager"},
     {"launcher", "delivery", "reconciling", "archives"},
+    {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches",
+        "patches", "ansi",
     },
 )  # fmt: skip
 

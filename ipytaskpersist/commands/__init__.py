@@ -5,7 +5,7 @@ A command parses, makes one call, and shows what came back on the surface from w
 
 from __future__ import annotations
 
-from ipytaskpersist.commands import changing, reading  # noqa: F401 - they define the verbs
+from ipytaskpersist.commands import changing, moving, reading  # noqa: F401 - they define the verbs
 from ipytaskpersist.commands.definition import run, verbs
 from ipytaskpersist.commands.launching import background
 
