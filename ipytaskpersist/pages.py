@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Iterable, Iterator
 from html import escape
-from html.parser import HTMLParser
 from typing import Any
 
 from ipytaskpersist import outputs, views
 from ipytaskpersist.ansi import Colours
 from ipytaskpersist.exporting import Export, Found, heading
+from ipytaskpersist.harmless import IMAGES, harmless_html
 from ipytaskpersist.outputs import Output
 
 LINE_CHARACTERS = 64 * 1024
 """After how much a line that does not end is written."""
-IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 STYLE = """
 :root { color-scheme: light dark }
 body { font-family: system-ui, -apple-system, sans-serif; font-size: 14px; line-height: 1.45;
@@ -138,7 +136,7 @@ def _shown(output: Output) -> str:
         encoded = base64.b64encode(data["image/svg+xml"].encode("utf-8", "replace")).decode()
         return f'<img alt="" class="white" src="data:image/svg+xml;base64,{encoded}">\n'
     if "text/html" in data:
-        return f"<div>{harmless(data['text/html'])}</div>\n"
+        return f"<div>{harmless_html(data['text/html'])}</div>\n"
     text = data.get("text/plain", f"<{', '.join(data)}>")
     return f"<pre>{Colours().html(text)}</pre>\n"
 
@@ -152,71 +150,3 @@ def _is_base64(value: str | None) -> bool:
         return value is not None and bool(base64.b64decode("".join(value.split()), validate=True))
     except (binascii.Error, ValueError):
         return False
-
-
-# HTML that a task displayed.
-
-KEPT = frozenset(
-    (
-        *("table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "b", "i", "em"),
-        *("p", "div", "span", "pre", "code", "ul", "ol", "li", "dl", "dt", "dd", "h1", "h2", "h3"),
-        *("h4", "h5", "h6", "br", "hr", "sub", "sup", "small", "blockquote", "s", "u", "strong"),
-    )
-)
-VOID = frozenset(("br", "hr"))
-SILENT = frozenset(("script", "style", "head", "title", "template", "noscript", "iframe", "svg"))
-DEPTH_AT_MOST = 100
-SPAN = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
-
-
-class _Harmless(HTMLParser):
-    """Keeps text and its structure: no attribute but the spans of cells, so nothing that acts."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.pieces: list[str] = []
-        self._open: list[str] = []
-        self._silent: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self._silent or tag in SILENT:
-            self._silent.extend([tag] if tag in SILENT else [])
-        elif tag in KEPT and len(self._open) < DEPTH_AT_MOST:
-            spans = "".join(
-                f' {name}="{value}"'
-                for name, value in attrs
-                if name in ("colspan", "rowspan") and value and SPAN.fullmatch(value)
-            )
-            self.pieces.append(f"<{tag}{spans}>")
-            if tag not in VOID:
-                self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in SILENT:
-            self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._silent:
-            if tag == self._silent[-1]:
-                self._silent.pop()
-        elif tag in self._open:
-            # What is still open inside is closed with it, so that the page stays whole.
-            while (inner := self._open.pop()) != tag:
-                self.pieces.append(f"</{inner}>")
-            self.pieces.append(f"</{tag}>")
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent:
-            self.pieces.append(escape(data))
-
-    def finish(self) -> str:
-        self.close()
-        self.pieces.extend(f"</{tag}>" for tag in reversed(self._open))
-        return "".join(self.pieces)
-
-
-def harmless(html: str) -> str:
-    """The HTML without anything that acts, loads or looks different from its text and tables."""
-    parser = _Harmless()
-    parser.feed(html)
-    return parser.finish()

@@ -39,7 +39,7 @@ LAYERS = (
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "ansi",
+        "patches", "ansi", "harmless",
     },
 )  # fmt: skip
 
