@@ -717,6 +717,24 @@ def test_two_imports_of_one_file_at_once_import_each_task_once(
         assert len(tasks_in(store)) == 100
 
 
+FORKING = """
+import os, sys
+from ipytaskpersist import importing, recorder
+from ipytaskpersist.__main__ import main
+for _line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        sys.argv[1:] = ["import", sys.argv[1]]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        main()
+        os._exit(0)
+    print(pid, flush=True)
+    sys.stdin.readline()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""Imports in children that are there at once. It has no other thread, so it may fork."""
+
+
 def test_an_import_that_is_killed_loses_and_doubles_nothing(
     full: Path, exported: Path, tmp_path: Path
 ) -> None:
@@ -729,23 +747,30 @@ def test_an_import_that_is_killed_loses_and_doubles_nothing(
     seed = int.from_bytes(os.urandom(4))
     print(f"seed {seed}")
     chance = random.Random(seed)
-    code = "from ipytaskpersist.__main__ import main\nprint('ready', flush=True)\nmain()"
     killed = 0
-    with opened(directory) as store:
+    words = [sys.executable, "-c", FORKING, str(path)]
+    with (
+        opened(directory) as store,
+        subprocess.Popen(
+            words, env=environment(directory), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as program,
+    ):
+        assert program.stdin is not None
+        assert program.stdout is not None
         for turn in range(KILLS):
             before = store.tasks.count(Selection())
             wanted = min(399, before + chance.randint(0, 2 * 400 // KILLS))
-            words = [sys.executable, "-c", code, "import", str(path)]
-            with subprocess.Popen(
-                words, env=environment(directory), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            ) as program:
-                assert program.stdout is not None
-                program.stdout.readline()
-                until(lambda wanted=wanted: store.tasks.count(Selection()) >= wanted)
-                time.sleep(chance.random() / 500)  # any moment will do, and each is another
-                program.send_signal(signal.SIGKILL)
-            killed += program.returncode == -signal.SIGKILL
+            program.stdin.write(b"import\n")
+            program.stdin.flush()
+            pid = int(program.stdout.readline())
+            until(lambda wanted=wanted: store.tasks.count(Selection()) >= wanted)
+            time.sleep(chance.random() / 500)  # any moment will do, and each is another
+            os.kill(pid, signal.SIGKILL)  # nobody else can have its pid, which is not reaped yet
+            program.stdin.write(b"reap\n")
+            program.stdin.flush()
+            killed += int(program.stdout.readline()) == -signal.SIGKILL
             assert store.database.row("PRAGMA quick_check")[0] == "ok", turn
+        program.stdin.close()
     assert killed, "no import was killed before it ended"
     command(directory, "import", path)
     assert export_of(directory) == expected
