@@ -167,6 +167,13 @@ class Fields:
             raise self.refuse(name, f"is not of the form {pattern}")
         return value
 
+    def printable(self, name: str) -> str:
+        """A text that can stand in a message, a file and a signature."""
+        value = self.text(name)
+        if not value.isprintable():
+            raise self.refuse(name, "is not printable")
+        return value
+
     def choice(self, name: str, values: Collection[str]) -> str:
         """One of a few texts."""
         value = self.text(name)
@@ -264,7 +271,7 @@ def task_of(document: Any, place: str = "") -> PortableTask:
     """The task that a document describes, without its outputs and results."""
     known = Fields.of(document, place)
     task = PortableTask(
-        id=known.text("id", 200),
+        id=known.printable("id"),
         number=known.whole("number", 1, NUMBERS_AT_MOST),
         session=known.text("session"),
         name=known.text("name"),
@@ -482,9 +489,9 @@ def result_of(document: Any, place: str) -> PortableResult:
     """The value that a document describes."""
     known = Fields.of(document, place)
     return PortableResult(
-        name=known.text("name"),
+        name=known.printable("name"),
         text=known.text("text", TEXT_CHARACTERS),
         problem=known.maybe(known.text, "problem", TEXT_CHARACTERS),
-        signature=known.maybe(known.text, "signature") or "",
+        signature=known.maybe(known.text, "signature", 64, "[0-9a-f]{64}") or "",
         pickled=known.maybe(lambda name: base64_of(known, name), "pickle"),
     )

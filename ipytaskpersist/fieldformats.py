@@ -28,6 +28,7 @@ from ipytaskpersist.documents import (
 )
 from ipytaskpersist.identity import host_name
 from ipytaskpersist.records import OutputKind, TaskState
+from ipytaskpersist.store.database import storable
 from ipytaskpersist.store.portable import (
     PortableNotebook,
     PortableOutput,
@@ -140,7 +141,7 @@ def _entries(place: str, tasks: list[Any] | dict[str, Any]) -> Entries:
 
 def _group(path: Path, name: str, created: Any, entries: Entries) -> Group:
     """A session of a file: its own where it has one, else one that stands for the file."""
-    full = str(path.resolve())
+    full = str(storable(str(path.resolve())))
     changed_at = path.stat().st_mtime
     is_own = len(name) >= LONG_ID_CHARACTERS and re.fullmatch(SESSION_ID, name)
     try:
@@ -149,7 +150,7 @@ def _group(path: Path, name: str, created: Any, entries: Entries) -> Group:
         at = changed_at
     notebook = PortableNotebook(uuid.uuid5(NAMESPACE, full).hex, full, 0, at)
     session = PortableSession(
-        id=name if is_own else str(uuid.uuid5(NAMESPACE, f"{full}\n{name}")),
+        id=name if is_own else str(uuid.uuid5(NAMESPACE, f"{full}\n{storable(name)}")),
         notebook=notebook,
         path=full,
         has_path=False,
@@ -212,7 +213,7 @@ def _original_id(known: Fields, source: str, turns: Counter[str]) -> str:
     if isinstance(given, str | int) and not isinstance(given, bool) and str(given):
         if len(str(given)) > LINE_CHARACTERS:
             raise known.refuse("id", f"is longer than {LINE_CHARACTERS:,} characters")
-        return str(given)
+        return str(storable(str(given)))
     if given is not None:
         raise known.refuse("id", "is neither a text nor a whole number")
     digest = hashlib.sha256(source.encode("utf-8", "backslashreplace")).hexdigest()[:16]
@@ -268,6 +269,8 @@ def time_of(value: Any) -> float | None:
         except (ValueError, OverflowError, OSError):
             raise ValueError(f"is {value[:40]!r}, which is no time") from None
     elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 < value < LATEST_S * 1000:
+            raise ValueError("is not between 1970 and 9999")
         seconds = value / 1000 if value >= EARLIEST_MILLISECONDS else float(value)
     else:
         raise ValueError("is neither a text nor a number, so it is no time")

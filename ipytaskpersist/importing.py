@@ -349,12 +349,12 @@ class _Taker:
         # To find out what would be imported makes no store where there is none.
         missing = dry_run and not store.exists
         self._importer = None if missing else Importer(store.open(), archives)
-        if not dry_run:
+        self._is_writing = not dry_run
+        if self._is_writing:
             store.require_writable()
         self._payloads = payloads
         self._report = report
         self._complain = complain
-        self._dry_run = dry_run
         self._renamed: dict[str, str] = {}
         """The ids that tasks have here and had elsewhere."""
 
@@ -383,21 +383,23 @@ class _Taker:
         found = None if self._importer is None else self._importer.find(task)
         if found is not None:
             return found
-        taken = _Taken(self._payloads, task)
+        if self._importer is None or not self._is_writing:
+            for _part in incoming.parts:
+                pass  # only to find out whether they are valid
+            return Placed(task.id, incoming.session.notebook.uid or "", is_new=True)
+        return self._insert(self._importer, replace(incoming, task=task))
+
+    def _insert(self, importer: Importer, incoming: Incoming) -> Placed:
+        taken = _Taken(self._payloads, incoming.task)
+        importer.forget_outputs()
         try:
             for part in incoming.parts:
-                rows = taken.rows(part)
-                if self._importer is not None and not self._dry_run:
-                    self._importer.add_outputs(rows)
-                    taken.add_results(part)
-            task = taken.ended()
-            if self._importer is None or self._dry_run:
-                return Placed(task.id, incoming.session.notebook.uid or "", is_new=True)
-            return self._importer.insert(incoming.session, task, time.time(), taken.results)
+                importer.add_outputs(taken.rows(part))
+                taken.add_results(part)
+            return importer.insert(incoming.session, taken.ended(), time.time(), taken.results)
         finally:
             taken.discard()
-            if self._importer is not None:
-                self._importer.forget_outputs()
+            importer.forget_outputs()
 
     def _with_new_ids(self, task: PortableTask) -> PortableTask:
         """The task, naming others by the ids that they have here."""

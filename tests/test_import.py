@@ -445,7 +445,7 @@ def test_times_are_read_in_many_forms(given: Any, seconds: float | None) -> None
     assert time_of(given) == seconds
 
 
-@pytest.mark.parametrize("given", ["soon", True, -1, 0, 1e300, [], "99999-01-01", 10**30])
+@pytest.mark.parametrize("given", ["soon", True, -1, 0, 1e300, [], "99999-01-01", 10**400])
 def test_what_is_no_time_is_refused(given: Any) -> None:
     with pytest.raises(ValueError, match=r"time|1970"):
         time_of(given)

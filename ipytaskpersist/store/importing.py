@@ -60,12 +60,12 @@ class Importer:
         """`archives` gives the stores in which the store's own tasks may be archived."""
         self._database = store.database
         self._archives = archives
-        self._database.execute(GATHERED)
 
     # What it has printed.
 
     def forget_outputs(self) -> None:
         """Begin to gather the outputs of another task."""
+        self._database.execute(GATHERED)
         self._database.execute("DELETE FROM temp.gathered")
 
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:
