@@ -48,6 +48,10 @@ ENTRIES_AT_MOST = 10_000
 DEPTH_AT_MOST = 200
 
 
+RESERVED = frozenset(("output_type", "name", "text"))
+"""What an output has beside the content of its message."""
+
+
 class InvalidRecord(BackgroundError):
     """A record of a file that cannot be imported: where in it, and why."""
 
@@ -433,16 +437,20 @@ def base64_of(known: Fields, name: str) -> bytes:
 
 def _check_content(kind: OutputKind, content: Fields) -> None:
     """Raise `InvalidRecord` for what no front end could show."""
+    for name in RESERVED & content.members.keys():
+        raise content.refuse(name, "has no place in the content of a message")
     if kind is OutputKind.CLEAR_OUTPUT:
         content.flag("wait")
     elif kind is OutputKind.ERROR:
         content.text("ename", TEXT_CHARACTERS)
         content.text("evalue", LINE_BYTES)
         content.texts("traceback", LINE_BYTES)
+        if "traceback" not in content.members:
+            raise content.refuse("traceback", "is missing")
     else:
         _check_bundle(content.inside("data"))
         content.inside("metadata")
-        if content.has("transient") or kind is OutputKind.UPDATE_DISPLAY_DATA:
+        if "transient" in content.members or kind is OutputKind.UPDATE_DISPLAY_DATA:
             content.inside("transient").maybe(content.inside("transient").text, "display_id")
         if kind is OutputKind.EXECUTE_RESULT:
             content.maybe(content.whole, "execution_count")
