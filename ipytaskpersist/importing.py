@@ -128,6 +128,8 @@ def import_file(
                 taker.take(incoming)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        taker.close()
     return report
 
 
@@ -357,6 +359,11 @@ class _Taker:
         self._complain = complain
         self._renamed: dict[str, str] = {}
         """The ids that tasks have here and had elsewhere."""
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._importer is not None:
+            self._importer.close()
 
     def take(self, incoming: Incoming) -> None:
         """Import a task, or report why not."""

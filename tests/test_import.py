@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import random
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from kernels import NotebookKernel, end_processes_of, until
 from programs import environment, run_command
@@ -32,11 +35,15 @@ from stores import (
 
 from ipytaskpersist import documents, importing
 from ipytaskpersist.archives import Archives
+from ipytaskpersist.commands.moving import FORMATS
 from ipytaskpersist.errors import InvalidRequest, ResultUnavailable
+from ipytaskpersist.exporting import Export
 from ipytaskpersist.fieldformats import time_of
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.importing import Report, import_file
+from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import stream_bytes
+from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import NewTask, Selection, TaskStore
@@ -573,15 +580,86 @@ def test_displays_that_are_nested_too_deeply_are_refused(
     assert "levels deep" in report.invalid[0].reason
 
 
+NONSENSE: list[Any] = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        2**63,
+        10**400,
+        0.5,
+        1e308,
+        "",
+        "\0",
+        "\udc80",
+        "../x",
+        "a" * 5000,
+        "running",
+    ),
+    *([], {}, [None], [{}], {"": {}}, {"a": 1}, ["a"]),
+]
+
+
+def members_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every member and entry inside a document."""
+    inside = value if isinstance(value, dict) else range(len(value) if type(value) is list else 0)
+    for name in inside:
+        yield (*path, name)
+        yield from members_of(value[name], (*path, name))
+
+
+def with_nonsense(document: Any, chance: random.Random) -> Any:
+    """A copy in which something else stands in one place."""
+    document = json.loads(json.dumps(document))
+    *path, last = chance.choice([*members_of(document)])
+    place = document
+    for name in path:
+        place = place[name]
+    place[last] = chance.choice(NONSENSE)
+    return document
+
+
+def test_nonsense_anywhere_is_reported_or_harmless(
+    store: TaskStore, tmp_path: Path, lines: list[Document]
+) -> None:
+    """Whatever stands in whatever place: no error but a report, and what is taken can be shown."""
+    seed = int.from_bytes(os.urandom(4))
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    invalid = 0
+    small = [line for line in lines if len(json.dumps(line)) < 20_000]
+    shapes = [json.loads(shape.read_bytes()) for shape in sorted(SHAPES.glob("*.json"))]
+    for turn in range(150):
+        path = tmp_path / f"{turn % 10}.jsonl"
+        if turn % 3:
+            for line in small:
+                if line["type"] == "task":
+                    line["created_at"] += 1.0
+            write_lines(path, [small[0], *(with_nonsense(line, chance) for line in small[1:])])
+        else:
+            path.write_text(json.dumps(with_nonsense(chance.choice(shapes), chance)))
+        with suppress(InvalidRequest):
+            invalid += len(importing_into(store, path).invalid)
+    assert invalid
+    manager = BackgroundTasks()
+    tasks = manager.select(Selection())
+    assert tasks
+    for pieces in FORMATS.values():
+        assert b"".join(pieces(Export(manager, tasks)))
+    notebook = b"".join(Export(manager, tasks).notebook()).decode()
+    nbformat.validate(nbformat.reads(notebook, as_version=nbformat.NO_CONVERT))
+
+
 def test_ids_of_a_file_name_no_folder(
     full: Path, tmp_path: Path, exported: Path, lines: list[Document]
 ) -> None:
     """A task whose id would lead elsewhere gets another, and everything stays in its directory."""
     directory = of_same_user(full, tmp_path / "other")
-    key = Payloads(opened_directory := _directory(directory))
+    key = Payloads(StateDirectory(directory))
     for line, wrong in zip(lines[2:4], ("../../../escaped-1", "/tmp/escaped-2"), strict=True):
         data = b"\x80\x04K\x01."
-        signature = key._sign(wrong, "", __import__("hashlib").sha256(data).hexdigest())
+        signature = key._sign(wrong, "", hashlib.sha256(data).hexdigest())
         line["id"] = wrong
         line["results"] = [
             {
@@ -599,13 +677,6 @@ def test_ids_of_a_file_name_no_folder(
             assert kept is not None
             assert key.load(task, kept) == 1
     assert list(tmp_path.rglob("*escaped*")) == []
-    assert opened_directory.root == directory
-
-
-def _directory(path: Path) -> Any:
-    from ipytaskpersist.paths import StateDirectory
-
-    return StateDirectory(path)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,22 @@
 """Put whole tasks into the store, each in a transaction of its own and none twice.
 
-What a task has printed is gathered in a temporary table first, which is this connection's own: the
-store is locked only while the task is put in its place. A process that is killed leaves whole tasks
-and nothing else.
+What a task has printed is gathered in a file of its own first, which has no name and goes with its
+connection: the store is locked only while the task is put in its place. A process that is killed
+leaves whole tasks and nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.records import ResultRecord, TaskState
@@ -28,7 +32,7 @@ from ipytaskpersist.store.portable import (
 )
 from ipytaskpersist.store.tasks import ADD_TAG
 
-GATHERED = f"""CREATE TEMP TABLE IF NOT EXISTS gathered
+GATHERED = f"""CREATE TABLE IF NOT EXISTS gathered.outputs
     (sequence INTEGER PRIMARY KEY, {", ".join(COPIED)})"""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}-[1-9][0-9]{0,9}", re.ASCII)
 """What an id may look like that is kept; it names a folder."""
@@ -60,13 +64,39 @@ class Importer:
         """`archives` gives the stores in which the store's own tasks may be archived."""
         self._database = store.database
         self._archives = archives
+        self._is_gathering = False
+        self._file = Path()
 
     # What it has printed.
 
     def forget_outputs(self) -> None:
         """Begin to gather the outputs of another task."""
-        self._database.execute(GATHERED)
-        self._database.execute("DELETE FROM temp.gathered")
+        if not self._is_gathering:
+            self._begin_to_gather()
+        self._database.execute("DELETE FROM gathered.outputs")
+
+    def _begin_to_gather(self) -> None:
+        # Not a temporary table: pysqlite3 keeps those in memory, and an output may be larger.
+        file = self._database.directory.root / f".import-{secrets.token_hex(4)}.part"
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        try:
+            self._database.execute("ATTACH ? AS gathered", (str(file),))
+            self._is_gathering = True
+            self._database.execute("PRAGMA gathered.journal_mode = OFF")
+            self._database.execute("PRAGMA gathered.synchronous = OFF")
+            self._database.execute(GATHERED)
+        finally:
+            # Its connection has it open, and nobody else is to find it. Windows refuses that.
+            with suppress(PermissionError):
+                file.unlink(missing_ok=True)
+            self._file = file
+
+    def close(self) -> None:
+        """Let go of what was gathered."""
+        if self._is_gathering:
+            self._database.execute("DETACH gathered")
+            self._file.unlink(missing_ok=True)
+            self._is_gathering = False
 
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:
         """Gather outputs, in their order. Locks nothing."""
@@ -75,7 +105,7 @@ class Importer:
             connection = self._database.connection
             connection.execute("BEGIN")
             connection.executemany(
-                f"INSERT INTO temp.gathered ({names}) VALUES ({marks})",
+                f"INSERT INTO gathered.outputs ({names}) VALUES ({marks})",
                 [output.as_row()[1:] for output in outputs],
             )
             connection.execute("COMMIT")
@@ -312,7 +342,7 @@ def _insert(
     names = ", ".join(COPIED)
     connection.execute(
         f"""INSERT INTO main.outputs (task_key, {names})
-        SELECT ?, {names} FROM temp.gathered ORDER BY sequence""",
+        SELECT ?, {names} FROM gathered.outputs ORDER BY sequence""",
         (key,),
     )
     return key
