@@ -278,6 +278,12 @@ class Launcher:
         return self._rerun_process(task, again)
 
     def _rerun_process(self, task: TaskRecord, again: Again) -> TaskRecord:
+        if task.is_imported:
+            # Its command and environment may be others than its source lets people think.
+            raise InvalidRequest(
+                f"task {task.label} was imported, and what a file says is not run as a process; "
+                f"%bg_show {task.number} shows its source, for a cell of your own"
+            )
         store = self._host.store_of(task)
         before, inputs = store.processes.get(task.key), None
         if before is None:

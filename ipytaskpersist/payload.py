@@ -95,10 +95,27 @@ class Payloads:
             name, relative, prepared.size_bytes, prepared.digest, signature, shown, None
         )
 
+    def accept(self, task_id: str, name: str, data: bytes, signature: str) -> Prepared:
+        """The file for a pickle that comes from elsewhere, where it was this task's value.
+
+        Raises `ResultUnavailable` unless it carries this user's signature.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        if not hmac.compare_digest(self._sign(task_id, name, digest), signature):
+            raise ResultUnavailable("its pickle does not carry your signature")
+        return self._written(data)
+
+    def read(self, task: TaskRecord, result: ResultRecord) -> bytes:
+        """The pickle as it is. Raises `ResultUnavailable` unless it carries the signature."""
+        return self._trusted(task, result)
+
     def copy(self, task: TaskRecord, result: ResultRecord) -> Prepared:
         """A task's file once more, for another task. Raises `ResultUnavailable`."""
-        data = self._trusted(task, result)
-        temporary = self._directory.payloads / f".{secrets.token_hex(8)}.part"
+        return self._written(self._trusted(task, result))
+
+    def _written(self, data: bytes) -> Prepared:
+        folder = make_private(self._directory.payloads)
+        temporary = folder / f".{secrets.token_hex(8)}.part"
         with _new_private(temporary) as file:
             file.write(data)
         return Prepared(temporary, len(data), hashlib.sha256(data).hexdigest())

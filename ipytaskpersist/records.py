@@ -161,6 +161,11 @@ class TaskRecord:
         """How messages name the task: ``3 (train)``, or ``3`` when it has no name."""
         return f"{self.number} ({self.name})" if self.name else str(self.number)
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether it comes from a file, so that nothing that it says is to be trusted."""
+        return "imported_at" in self.provenance
+
     def elapsed_s(self, now: datetime) -> float | None:
         """Seconds from start to end, or to `now` for a task that runs; None before it started."""
         if self.started_at is None:

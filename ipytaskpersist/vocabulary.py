@@ -10,6 +10,8 @@ MODULE_OF = {
     "config": "checking",
     "delete": "changing",
     "doctor": "checking",
+    "export": "moving",
+    "import": "moving",
     "keep": "keeping",
     "list": "reading",
     "load": "launching",

@@ -28,20 +28,21 @@ LAYERS = (
     # What a person or a program touches.
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
-        "terminal", "views", "hits", "api", "handle", "summary",
+        "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages",
     },
     {"manager"},
     {
         "launcher", "delivery", "reconciling", "archives", "provenance", "upkeep", "settings",
         "doctor", "searching",
     },
+    {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "vocabulary", "durations", "problems", "plaintext",
+        "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
     },
 )  # fmt: skip
 

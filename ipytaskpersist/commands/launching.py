@@ -126,6 +126,8 @@ def resume(surface: Surface, refs: Sequence[str], every_task: bool) -> None:
 def _why_not(task: TaskRecord) -> str:
     if not task.state.is_final:
         return f"task {task.label} is {task.state.value}; there is nothing to resume"
+    if task.is_imported:
+        return f"task {task.label} was imported; %bg_show {task.number} shows what it ran"
     why = (
         "has been run again already"
         if task.state.value == "interrupted"

@@ -21,6 +21,7 @@ from ipytaskpersist.commands.definition import (
 )
 from ipytaskpersist.errors import InvalidRequest, TaskNotDone
 from ipytaskpersist.handle import Task, failure
+from ipytaskpersist.harmless import harmless_output
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import Selection
@@ -130,7 +131,10 @@ def output(
             _save(task, pieces, save)
     else:
         cut = outputs.Cut(kinds, head, tail)
-        _show(surface, outputs.of_task(surface.manager.store_of(task), task.key, cut), as_json)
+        found = outputs.of_task(surface.manager.store_of(task), task.key, cut)
+        if task.is_imported and not as_json:
+            found = map(harmless_output, found)
+        _show(surface, found, as_json)
 
 
 def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
@@ -164,7 +168,9 @@ def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> 
                 version = seen
                 task = manager.refresh(task)
                 for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
-                    _pass_on(surface, record.kind, follower.output(record))
+                    piece = follower.output(record)
+                    piece = harmless_output(piece) if task.is_imported else piece
+                    _pass_on(surface, record.kind, piece)
                     after = record.sequence
             if task.state.is_final:
                 for each in follower.finish():

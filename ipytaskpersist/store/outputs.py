@@ -17,8 +17,12 @@ from ipytaskpersist.store.chunks import pack, unpack
 from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = "sequence, kind, at, compression, first_line, data"
-INSERT = """INSERT INTO outputs (task_key, kind, at, first_byte, size_bytes, first_line, lines,
-        last_line, compression, data)
+COPIED = (
+    *("kind", "at", "first_byte", "size_bytes", "first_line", "lines", "last_line"),
+    *("compression", "data"),
+)
+"""What `NewOutput.as_row` gives after the task's row."""
+INSERT = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 READ_AT_ONCE = 64
 LAST_SEQUENCE = 2**62

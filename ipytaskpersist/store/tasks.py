@@ -314,10 +314,14 @@ class Tasks:
         return {key for (key,) in rows}
 
     def interrupted(self, notebook_key: int) -> list[TaskRecord]:
-        """The notebook's interrupted tasks that nobody has run again, oldest first."""
+        """The notebook's interrupted tasks that nobody has run again, oldest first.
+
+        Not those that were imported: what a file says is run only when somebody names it.
+        """
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
-            AND tasks.state = 'interrupted' AND NOT EXISTS
+            AND tasks.state = 'interrupted'
+            AND json_extract(tasks.provenance, '$.imported_at') IS NULL AND NOT EXISTS
                 (SELECT 1 FROM tasks AS later WHERE later.rerun_of = tasks.key)
             ORDER BY tasks.number""",
             (notebook_key,),

@@ -1,0 +1,175 @@
+"""The verbs that take tasks out of the store and into another: export and import."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from ipytaskpersist import references
+from ipytaskpersist.commands.definition import (
+    as_json,
+    print_json,
+    refuse_together,
+    several,
+    surface_and_manager,
+    verbs,
+)
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.exporting import Export
+from ipytaskpersist.importing import DOCUMENT_BYTES, Invalid, Report, import_file
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.paths import make_durable
+from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.store import Selection
+from ipytaskpersist.surfaces import Surface
+
+
+def _page(export: Export) -> Iterator[bytes]:
+    from ipytaskpersist.pages import page
+
+    return page(export)
+
+
+FORMATS: dict[str, Callable[[Export], Iterator[bytes]]] = {
+    "jsonl": Export.lines,
+    "json": Export.document,
+    "ipynb": Export.notebook,
+    "html": _page,
+}
+
+
+@verbs.command("export")
+@several
+@click.option("--all", "every_task", is_flag=True, help="The tasks of every notebook.")
+@click.option("--session", metavar="ID", help="This session's tasks; 8 characters are enough.")
+@click.option(
+    "--format", "form", type=click.Choice([*FORMATS]), default="jsonl",
+    help="jsonl (the default) and json can be imported again; ipynb and html are for people.",
+)  # fmt: skip
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write to this file instead of standard output.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the file if there is one.")
+@click.option("--archived", is_flag=True, help="Also archived tasks, with --all or --session.")
+@surface_and_manager
+def export(
+    surface: Surface,
+    refs: Sequence[str],
+    every_task: bool,
+    session: str | None,
+    form: str,
+    output: Path | None,
+    force: bool,
+    archived: bool,
+) -> None:
+    """Write tasks with all that is known of them to a file or to standard output."""
+    chosen = {"references": bool(refs), "--all": every_task, "--session": session is not None}
+    refuse_together(chosen)
+    if not any(chosen.values()):
+        raise InvalidRequest(
+            "which tasks? export takes their numbers, names or ids, --session ID, or --all: "
+            "%bg_export 3"
+        )
+    export = Export(surface.manager, _select(surface.manager, refs, session, archived))
+    pieces = FORMATS[form](export)
+    if output is None:
+        surface.raw(pieces)
+        return
+    size_bytes = write(output.expanduser(), pieces, force=force)
+    click.echo(
+        f"exported {_count(export.count, 'task')} of {_count(export.notebooks, 'notebook')} to "
+        f"{output} ({size_bytes:,} bytes)"
+    )
+    if form == "json" and size_bytes > DOCUMENT_BYTES:
+        click.echo(
+            f"{output} is too large to be imported again; --format jsonl has no such limit",
+            err=True,
+        )
+
+
+def _select(
+    manager: BackgroundTasks, refs: Sequence[str], session: str | None, archived: bool
+) -> list[TaskRecord]:
+    if refs:
+        return manager.find_all(refs)
+    prefix = references.find_session(manager.store, session).id if session is not None else ""
+    selection = Selection(session_prefix=prefix)
+    own = manager.select(selection)
+    return [*(manager.select_archived(selection) if archived else []), *own]
+
+
+def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
+    """Write a file that appears complete or not at all, and return its size.
+
+    Raises `InvalidRequest` where there is one already, unless it is to be replaced.
+    """
+    exists = f"{target} exists already; add --force to replace it"
+    if target.exists() and not force:
+        raise InvalidRequest(exists)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        # Not for others: tasks may have printed what is nobody else's business.
+        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(descriptor, "wb") as file:
+            size_bytes = sum(map(file.write, pieces))
+        make_durable(partial)
+        if force:
+            partial.replace(target)
+        else:
+            # Unlike a rename, a link never replaces what has come there meanwhile.
+            os.link(partial, target)
+    except FileExistsError:
+        raise InvalidRequest(exists) from None
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return size_bytes
+
+
+@verbs.command("import")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--dry-run", is_flag=True, help="Only say what would be imported.")
+@as_json
+@surface_and_manager
+def import_(surface: Surface, file: Path, dry_run: bool, as_json: bool) -> None:
+    """Take the tasks of an exported file, or of one in an older shape, into the store."""
+    manager = surface.manager
+    report = import_file(
+        file.expanduser(),
+        manager.store,
+        manager.archives.all,
+        manager.payloads,
+        dry_run=dry_run,
+        complain=lambda invalid: _complain(file, invalid),
+    )
+    if as_json:
+        print_json(report.as_json())
+    else:
+        click.echo(_in_words(report, dry_run))
+    if report.invalid:
+        surface.exit(1)
+
+
+def _complain(file: Path, invalid: Invalid) -> None:
+    click.echo(f"{file}: {invalid.position}: {invalid.reason}", err=True)
+
+
+def _in_words(report: Report, dry_run: bool) -> str:
+    what = f"{_count(len(report.ids), 'task')} of {_count(len(report.notebooks), 'notebook')}"
+    parts = [f"{'would import' if dry_run else 'imported'} {what}"]
+    if report.skipped:
+        were = "was" if report.skipped == 1 else "were"
+        parts.append(f"{report.skipped:,} {were} there already")
+    if report.invalid:
+        parts.append(f"{len(report.invalid):,} invalid")
+    return "; ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

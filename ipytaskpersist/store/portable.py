@@ -1,0 +1,118 @@
+"""Whole tasks as they leave one store and enter another: no row keys, and times as they are stored.
+
+Times are seconds since the epoch, the very numbers of the store, because a `datetime` would round
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipytaskpersist.records import OutputKind, TaskState
+
+IMPORTED = ("imported_at",)
+"""What a task's provenance says of its import here. It stays in the store where it happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortableNotebook:
+    """What successive sessions share."""
+
+    uid: str | None
+    """What makes it the same everywhere; None where nobody has said."""
+    path: str
+    last_number: int
+    """The highest number that it has given to a task."""
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PortableSession:
+    """The lifetime of one kernel process. The fields are `SessionRecord`'s."""
+
+    id: str
+    notebook: PortableNotebook
+    path: str
+    has_path: bool
+    """Whether the path is a notebook's own, by which its sessions know each other."""
+    kernel_uuid: str | None
+    front_end: str
+    host: str
+    pid: int
+    process_start: str
+    boot_id: str
+    started_at: float
+    heartbeat_at: float
+    ended_at: float | None
+    end_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PortableEvent:
+    """One entry of a task's state history."""
+
+    state: TaskState
+    reason: str | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PortableProcess:
+    """The process of a task that ran outside the kernel. The fields are `ProcessRecord`'s."""
+
+    command: Sequence[str]
+    script: str | None
+    script_as: str | None
+    directory: str
+    pty: bool
+    timeout_s: float | None
+    grace_s: float
+    options: Mapping[str, Any]
+    """What a person said about it, in the form of `Options`."""
+    pid: int | None
+    process_start: str | None
+    cpu_s: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PortableTask:
+    """One task without its outputs and results. The fields are `TaskRecord`'s."""
+
+    id: str
+    """Empty for one that needs a new id."""
+    number: int
+    """0 for one that needs a new number."""
+    session: str
+    name: str
+    kind: str
+    runner: str
+    state: TaskState
+    reason: str | None
+    exit_code: int | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    cancel_requested_at: float | None
+    cleared_at: float | None
+    cell_id: str | None
+    execution_count: int | None
+    source: str
+    is_call: bool
+    max_output_bytes: int | None
+    dropped_bytes: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    history: Sequence[PortableEvent] = ()
+    process: PortableProcess | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PortableOutput:
+    """One entry of a task's outputs."""
+
+    kind: OutputKind
+    at: float
+    data: bytes
