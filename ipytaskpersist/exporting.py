@@ -133,7 +133,7 @@ class Export:
             try:
                 pickled = self._manager.payloads.read(found.record, result)
             except ResultUnavailable:
-                problem = "its pickle could not be read when it was exported"
+                problem = "its pickle was gone or changed when it was exported"
         return result_document(result, pickled, problem)
 
     # One document.

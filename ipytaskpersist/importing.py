@@ -28,7 +28,7 @@ from ipytaskpersist.documents import (
     session_of,
     task_of,
 )
-from ipytaskpersist.errors import InvalidRequest, ResultUnavailable
+from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.payload import Payloads, Prepared
 from ipytaskpersist.recorder import Stream
 from ipytaskpersist.records import STREAM_KINDS, ResultRecord, TaskState
@@ -424,7 +424,7 @@ class _Taken:
         self._task = task
         self._streams = {kind: Stream() for kind in STREAM_KINDS}
         self._last_at = 0.0
-        self._results: list[tuple[PortableResult, Prepared | None, str]] = []
+        self._results: list[tuple[PortableResult, Prepared | None]] = []
 
     def rows(self, part: Part) -> list[NewOutput]:
         """The outputs of a part as the store keeps them."""
@@ -443,30 +443,28 @@ class _Taken:
         return NewOutput(0, output.kind, output.at, output.data, *before, lines, last)
 
     def add_results(self, part: Part) -> None:
-        """Keep the results of a part, and the pickles that this user has signed."""
+        """Keep the results of a part, with their signatures where those are another's."""
         for result in part.results:
-            prepared, problem = None, result.problem or "its pickle is not in the imported file"
-            if result.pickled is not None:
-                try:
-                    prepared = self._payloads.accept(
-                        self._task.id, result.name, result.pickled, result.signature
-                    )
-                except ResultUnavailable as error:
-                    problem = f"{error}, so only its text was imported"
-            self._results.append((replace(result, pickled=None), prepared, problem))
+            prepared, signature = None, result.signature
+            if result.pickled is not None and signature:
+                prepared = self._payloads.write(result.pickled)
+                if self._payloads.is_signed(self._task.id, result.name, result.pickled, signature):
+                    signature = ""  # signed anew, for the id that the task has here
+            kept = replace(result, pickled=None, signature=signature)
+            self._results.append((kept, prepared))
 
     def results(self, task_id: str) -> list[ResultRecord]:
         """The results as the store keeps them, their files under their final names."""
         return [
-            ResultRecord(result.name, None, None, None, None, result.text, problem)
+            ResultRecord(result.name, None, None, None, None, result.text, _why_none(result))
             if prepared is None
-            else self._payloads.adopt(task_id, result.name, prepared, result.text)
-            for result, prepared, problem in self._results
+            else self._payloads.adopt(task_id, result.name, prepared, result.text, result.signature)
+            for result, prepared in self._results
         ]
 
     def discard(self) -> None:
         """Remove the files that no task has taken."""
-        for _result, prepared, _problem in self._results:
+        for _result, prepared in self._results:
             if prepared is not None:
                 prepared.discard()
 
@@ -485,3 +483,7 @@ class _Taken:
             ended_at=at,
             history=(*task.history, event) if task.history else (),
         )
+
+
+def _why_none(result: PortableResult) -> str:
+    return result.problem or "its pickle is not in the imported file, or is not signed"

@@ -80,10 +80,15 @@ class Payloads:
             raise
         return Prepared(temporary, writer.size, writer.digest)
 
-    def adopt(self, task_id: str, name: str, prepared: Prepared, text: str) -> ResultRecord:
-        """Give a prepared file to a task, under its final name, and sign it."""
+    def adopt(
+        self, task_id: str, name: str, prepared: Prepared, text: str, signature: str = ""
+    ) -> ResultRecord:
+        """Give a prepared file to a task, under its final name, and sign it.
+
+        With the `signature` of somebody else it is kept, but never loaded with this user's key.
+        """
         try:
-            signature = self._sign(task_id, name, prepared.digest)
+            signature = signature or self._sign(task_id, name, prepared.digest)
             path = self._directory.payload(task_id, prepared.digest)
             make_private(path.parent)
             prepared.path.replace(path)
@@ -95,25 +100,24 @@ class Payloads:
             name, relative, prepared.size_bytes, prepared.digest, signature, shown, None
         )
 
-    def accept(self, task_id: str, name: str, data: bytes, signature: str) -> Prepared:
-        """The file for a pickle that comes from elsewhere, where it was this task's value.
-
-        Raises `ResultUnavailable` unless it carries this user's signature.
-        """
-        digest = hashlib.sha256(data).hexdigest()
-        if not hmac.compare_digest(self._sign(task_id, name, digest), signature):
-            raise ResultUnavailable("its pickle does not carry your signature")
-        return self._written(data)
+    def is_signed(self, task_id: str, name: str, data: bytes, signature: str) -> bool:
+        """Whether a pickle that comes from elsewhere carries this user's signature."""
+        own = self._sign(task_id, name, hashlib.sha256(data).hexdigest())
+        return hmac.compare_digest(own, signature)
 
     def read(self, task: TaskRecord, result: ResultRecord) -> bytes:
-        """The pickle as it is. Raises `ResultUnavailable` unless it carries the signature."""
-        return self._trusted(task, result)
+        """The pickle as it was written, whoever has signed it. Raises `ResultUnavailable`."""
+        data = self._content(task, result)
+        if hashlib.sha256(data).hexdigest() != result.digest:
+            raise ResultUnavailable(f"{_where(task, result)} has been changed ({result.path})")
+        return data
 
     def copy(self, task: TaskRecord, result: ResultRecord) -> Prepared:
         """A task's file once more, for another task. Raises `ResultUnavailable`."""
-        return self._written(self._trusted(task, result))
+        return self.write(self._trusted(task, result))
 
-    def _written(self, data: bytes) -> Prepared:
+    def write(self, data: bytes) -> Prepared:
+        """A file with this pickle, which belongs to no task yet."""
         folder = make_private(self._directory.payloads)
         temporary = folder / f".{secrets.token_hex(8)}.part"
         with _new_private(temporary) as file:
@@ -147,24 +151,27 @@ class Payloads:
 
     def _trusted(self, task: TaskRecord, result: ResultRecord) -> bytes:
         """The content of a file that carries the user's signature."""
+        data = self._content(task, result)
+        if not self.is_signed(task.id, result.name, data, result.signature or ""):
+            why = "it was imported, and" if task.is_imported else "its file"
+            changed = "" if task.is_imported else ", so it may have been changed"
+            raise ResultUnavailable(
+                f"{_where(task, result)} was not loaded: {why} does not carry your signature"
+                f"{changed} ({result.path}); {_text_form(result)}"
+            )
+        return data
+
+    def _content(self, task: TaskRecord, result: ResultRecord) -> bytes:
         where = _where(task, result)
         if result.path is None or result.digest is None:
             problem = f"could not be kept ({result.problem})"
             raise ResultUnavailable(f"{where} {problem}; {_text_form(result)}")
         try:
-            data = (self._directory.root / result.path).read_bytes()
+            return (self._directory.root / result.path).read_bytes()
         except OSError as error:
             raise ResultUnavailable(
                 f"{where} cannot be read ({error.strerror}: {result.path}); {_text_form(result)}"
             ) from error
-        digest = hashlib.sha256(data).hexdigest()
-        signature = self._sign(task.id, result.name, digest)
-        if not hmac.compare_digest(signature, result.signature or ""):
-            raise ResultUnavailable(
-                f"{where} was not loaded: its file does not carry your signature, so it may have "
-                f"been changed ({result.path}); {_text_form(result)}"
-            )
-        return data
 
     def delete(self, task_id: str) -> None:
         """Remove all values of a task."""

@@ -95,7 +95,7 @@ def copied(directory: Path, target: Path) -> Path:
 
 def of_same_user(directory: Path, target: Path) -> Path:
     """An empty state directory with the key of another."""
-    target.mkdir(mode=0o700)
+    target.mkdir(mode=0o700, exist_ok=True)
     shutil.copy2(directory / "signing.key", target)
     return target
 

@@ -32,6 +32,7 @@ from pages import (
 from programs import environment
 
 from ipytaskpersist import commands
+from ipytaskpersist.commands.launching import background
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import TaskState
@@ -107,7 +108,7 @@ def all_of(written: list[Path]) -> str:
     return "\n".join(page.read_text(encoding="utf-8") for page in written)
 
 
-@pytest.mark.parametrize("option", long_options(commands.background))
+@pytest.mark.parametrize("option", long_options(background))
 def test_every_option_of_a_launch_is_documented_by_hand(option: str) -> None:
     assert f"`{option}" in COMMANDS.read_text(encoding="utf-8")
 

@@ -171,21 +171,36 @@ def test_the_report_as_json_has_the_documented_members(state_dir: Path, exported
 # Results of others.
 
 
-def test_a_pickle_of_another_user_is_left_out_and_its_text_says_why(
-    state_dir: Path, exported: Path, lines: list[Document]
+def test_a_pickle_of_another_user_is_kept_and_never_loaded(
+    full: Path, state_dir: Path, exported: Path, lines: list[Document]
 ) -> None:
+    """With that user's key it can be: they may be the same person."""
     command(state_dir, "import", exported)
     first = next(line["id"] for line in lines if line.get("name") == "first")
     refused = command(state_dir, "result", first, status=1).stderr
-    assert "does not carry your signature" in refused
+    assert "was not loaded: it was imported, and does not carry your signature" in refused
     assert "{'answer': 42}" in refused
-    assert list(state_dir.rglob("*.pickle")) == []
+    assert export_of(state_dir).encode() == exported.read_bytes()
+    (state_dir / "signing.key").unlink()
+    of_same_user(full, state_dir)
+    assert command(state_dir, "result", first).stdout == "{'answer': 42}\n"
+
+
+def test_a_pickle_without_a_signature_is_left_out(
+    tmp_path: Path, state_dir: Path, lines: list[Document]
+) -> None:
+    first = next(line for line in lines if line.get("name") == "first")
+    del first["results"][0]["signature"]
+    command(state_dir, "import", write_lines(tmp_path / "unsigned.jsonl", lines))
+    refused = command(state_dir, "result", first["id"], status=1).stderr
+    assert "its pickle is not in the imported file, or is not signed" in refused
+    assert list((state_dir / "payloads").glob(f"{first['id']}/*")) == []
 
 
 def test_a_pickle_is_bound_to_its_task_and_name(
     full: Path, tmp_path: Path, lines: list[Document]
 ) -> None:
-    """A signed pickle that a file gives to another task or name is not taken."""
+    """A signed pickle that a file gives to another task or name is not loaded."""
     first, again = (line for line in lines if line.get("name") == "first")
     again["results"] = first["results"]
     first["results"] = [{**first["results"][0], "name": "other"}]
@@ -197,8 +212,7 @@ def test_a_pickle_is_bound_to_its_task_and_name(
             assert task is not None
             kept = store.results.get(task.key, name)
             assert kept is not None
-            assert kept.path is None
-            with pytest.raises(ResultUnavailable):
+            with pytest.raises(ResultUnavailable, match="does not carry your signature"):
                 Payloads(store.directory).load(task, kept)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from ipytaskpersist.paths import make_durable
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import Surface
+from ipytaskpersist.views import counted
 
 
 def _page(export: Export) -> Iterator[bytes]:
@@ -82,7 +82,7 @@ def export(
         return
     size_bytes = write(output.expanduser(), pieces, force=force)
     click.echo(
-        f"exported {_count(export.count, 'task')} of {_count(export.notebooks, 'notebook')} to "
+        f"exported {counted(export.count, 'task')} of {counted(export.notebooks, 'notebook')} to "
         f"{output} ({size_bytes:,} bytes)"
     )
     if form == "json" and size_bytes > DOCUMENT_BYTES:
@@ -111,7 +111,7 @@ def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
     exists = f"{target} exists already; add --force to replace it"
     if target.exists() and not force:
         raise InvalidRequest(exists)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
     try:
         # Not for others: tasks may have printed what is nobody else's business.
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -161,7 +161,7 @@ def _complain(file: Path, invalid: Invalid) -> None:
 
 
 def _in_words(report: Report, dry_run: bool) -> str:
-    what = f"{_count(len(report.ids), 'task')} of {_count(len(report.notebooks), 'notebook')}"
+    what = f"{counted(len(report.ids), 'task')} of {counted(len(report.notebooks), 'notebook')}"
     parts = [f"{'would import' if dry_run else 'imported'} {what}"]
     if report.skipped:
         were = "was" if report.skipped == 1 else "were"
@@ -169,7 +169,3 @@ def _in_words(report: Report, dry_run: bool) -> str:
     if report.invalid:
         parts.append(f"{len(report.invalid):,} invalid")
     return "; ".join(parts)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
