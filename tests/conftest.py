@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kernels import NotebookKernel, end_processes_of
+
+from ipytaskpersist.archives import Archives
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.store import TaskStore
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it runs in the background so, and children inherit it: no interrupt of a
@@ -45,3 +49,17 @@ def make_kernel(state_dir: Path) -> Iterator[Callable[..., NotebookKernel]]:
 def kernel(make_kernel: Callable[..., NotebookKernel]) -> NotebookKernel:
     """A kernel with the extension loaded."""
     return make_kernel()
+
+
+@pytest.fixture
+def store(state_dir: Path) -> Iterator[TaskStore]:
+    """The store in the private state directory, made and opened."""
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        yield store
+
+
+@pytest.fixture
+def archives(store: TaskStore) -> Iterator[Archives]:
+    """The archives beside it."""
+    with closing(Archives(store)) as archives:
+        yield archives

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from histories import (
     begin_session,
     everything,
     kill_in_the_middle,
-    open_store,
 )
 from kernels import NotebookKernel
 from programs import environment, run_command
@@ -27,18 +25,6 @@ from ipytaskpersist.records import TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
 NOTEBOOK = "/home/ada/a.ipynb"
-
-
-@pytest.fixture
-def store(state_dir: Path) -> Iterator[TaskStore]:
-    with closing(open_store(state_dir)) as store:
-        yield store
-
-
-@pytest.fixture
-def archives(store: TaskStore) -> Iterator[Archives]:
-    with closing(Archives(store)) as archives:
-        yield archives
 
 
 def test_archived_tasks_are_whole_and_come_back_whole(

@@ -7,12 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from histories import add_task, add_tasks, begin_session, everything, kill_in_the_middle, open_store
+from histories import add_task, add_tasks, begin_session, everything, kill_in_the_middle
 from kernels import until
 from programs import environment, run_command
 
@@ -25,14 +24,8 @@ from ipytaskpersist.store.database import sqlite3
 from ipytaskpersist.store.migrations import STEPS
 from ipytaskpersist.store.restoring import restore
 
-STORES = Path(__file__).parent / "stores"
+STORES = Path(__file__).parent / "schemas"
 NOTEBOOK = "/home/ada/a.ipynb"
-
-
-@pytest.fixture
-def store(state_dir: Path) -> Iterator[TaskStore]:
-    with closing(open_store(state_dir)) as store:
-        yield store
 
 
 def ids(state_dir: Path) -> set[str]:

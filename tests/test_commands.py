@@ -332,12 +332,6 @@ def test_a_question_mark_shows_the_help_of_the_command(notebook: Notebook, magic
 # Naming a task.
 
 
-@pytest.fixture
-def store(state_dir: Path) -> Iterator[TaskStore]:
-    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
-        yield store
-
-
 def record(
     store: TaskStore, *names: str, path: str = "/a.ipynb", session: str = "a1b2c3d4-x"
 ) -> list[TaskRecord]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -24,18 +23,6 @@ from ipytaskpersist.upkeep import Limits, enforce, start
 
 NOTEBOOK = "/home/ada/a.ipynb"
 SESSION = "a7k3m9x2-0123456789abcdef01234567"
-
-
-@pytest.fixture
-def store(state_dir: Path) -> Iterator[TaskStore]:
-    with closing(open_store(state_dir)) as store:
-        yield store
-
-
-@pytest.fixture
-def archives(store: TaskStore) -> Iterator[Archives]:
-    with closing(Archives(store)) as archives:
-        yield archives
 
 
 def run(state_dir: Path, *arguments: str) -> Finished:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from programs import run_command, run_python
 
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity, boot_id, process_start
 from ipytaskpersist.liveness import SILENCE_S, find_dead
-from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import SessionRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore
 
@@ -132,12 +131,6 @@ def test_the_name_of_a_program_cannot_pass_for_its_state(tmp_path: Path) -> None
 
 
 # Sessions.
-
-
-@pytest.fixture
-def store(state_dir: Path) -> Iterator[TaskStore]:
-    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
-        yield store
 
 
 def begin(

@@ -374,12 +374,6 @@ def by_name(store: TaskStore) -> dict[str, TaskRecord]:
 
 
 @pytest.fixture
-def store(state_dir: Path) -> Any:
-    with opened(state_dir) as store:
-        yield store
-
-
-@pytest.fixture
 def shape(tmp_path: Path) -> Callable[[str], Path]:
     """A copy of a file in an older shape, whose path is the test's own."""
     return lambda name: (

@@ -41,13 +41,6 @@ def open_store(directory: Path, **options: str) -> TaskStore:
     return TaskStore(StateDirectory(directory), **options).open()
 
 
-@pytest.fixture
-def store(state_dir: Path) -> Iterator[TaskStore]:
-    """A new store, opened."""
-    with closing(open_store(state_dir)) as store:
-        yield store
-
-
 _count = itertools.count()
 
 

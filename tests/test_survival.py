@@ -21,7 +21,6 @@ from kernels import NotebookKernel, processes_of, until
 from programs import environment
 
 from ipytaskpersist.identity import ProcessIdentity
-from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
@@ -49,13 +48,6 @@ number
 """,
 }
 KINDS = sorted(COUNTERS)
-
-
-@pytest.fixture
-def store(state_dir: Path) -> Iterator[TaskStore]:
-    opened = TaskStore(StateDirectory(state_dir)).open()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
