@@ -21,7 +21,7 @@ from pathlib import Path
 from ipytaskpersist import problems
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import BackgroundError, StoreError
+from ipytaskpersist.errors import BackgroundError, StoreBusy, StoreError
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import TaskRecord
@@ -154,7 +154,8 @@ def _used_bytes(store: TaskStore, archives: Archives) -> int:
 def main() -> None:
     """Do what is due in a store: its state directory and the limits are the arguments."""
     root, limits = sys.argv[1:]
-    os.nice(NICENESS)
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
     directory = StateDirectory(Path(root))
     store = TaskStore(directory)
     try:
@@ -162,6 +163,8 @@ def main() -> None:
             return
         if store.upkeep.claim("upkeep", INTERVAL_S):
             run(store, Limits(**json.loads(limits)))
+    except StoreBusy:
+        pass  # somebody else is at it
     except BackgroundError as error:
         problems.record(directory, f"upkeep: {error}")
         sys.exit(1)

@@ -197,13 +197,18 @@ class Listing:
     now: datetime
     archived: bool = False
     """Whether the list is one of archived tasks."""
+    has_archives: bool = False
+    """Whether there are tasks in archives, which another list would show."""
 
     @property
     def note(self) -> str:
         """What is to be said below the list; empty when there is nothing."""
         left_out = self.total - len(self.tasks)
         if not self.total:
-            return "no archived tasks" if self.archived else "no background tasks"
+            if self.archived:
+                return "no archived tasks"
+            older = "; --archived shows those in the archives" if self.has_archives else ""
+            return f"no background tasks{older}"
         return f"{left_out:,} earlier tasks are not shown; --limit N shows more" if left_out else ""
 
 

@@ -7,7 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from ipytaskpersist.records import TaskState
 from ipytaskpersist.store import Selection, TaskStore, repair
 from ipytaskpersist.store.database import sqlite3
 from ipytaskpersist.store.migrations import STEPS
-from ipytaskpersist.store.restoring import restore
+from ipytaskpersist.store.restoring import Restored, restore
 
 STORES = Path(__file__).parent / "schemas"
 NOTEBOOK = "/home/ada/a.ipynb"
@@ -45,22 +46,31 @@ for _ in range(100_000):
 """
 
 
-def test_a_backup_has_all_that_was_committed_while_another_process_writes(
-    store: TaskStore, tmp_path: Path, state_dir: Path
-) -> None:
-    add_tasks(store, begin_session(store), 50)
-    before = everything(state_dir)
+@contextmanager
+def writing(state_dir: Path) -> Iterator[Callable[[], str]]:
+    """Another process that writes one task after the other; a call gives the next one's id."""
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(Path(__file__).parent)],
         env=environment(state_dir), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with writer:
-        assert writer.stdout is not None
-        committed = {writer.stdout.readline().strip() for _ in range(20)}
+        try:
+            assert writer.stdout is not None
+            yield lambda: writer.stdout.readline().strip()  # type: ignore[union-attr]
+        finally:
+            writer.kill()
+
+
+def test_a_backup_has_all_that_was_committed_while_another_process_writes(
+    store: TaskStore, tmp_path: Path, state_dir: Path
+) -> None:
+    add_tasks(store, begin_session(store), 50)
+    before = everything(state_dir)
+    with writing(state_dir) as writer:
+        committed = {writer() for _ in range(20)}
         copied = tmp_path / "elsewhere" / "tasks.db"
         copied.parent.mkdir()
         assert store.back_up(copied) == copied
-        writer.kill()
     found = everything(copied.parent)
     assert {key: found[key] for key in before} == before
     assert committed <= found.keys()
@@ -105,6 +115,28 @@ def test_what_ran_when_the_backup_was_made_is_interrupted(store: TaskStore) -> N
     assert found.state is TaskState.INTERRUPTED
     assert found.reason == "was running when the backup was made"
     assert [event.state.value for event in store.tasks.history(found.key)][-1] == "interrupted"
+
+
+def test_what_others_write_meanwhile_is_in_the_store_or_set_aside(
+    store: TaskStore, state_dir: Path
+) -> None:
+    backup = store.back_up()
+    with writing(state_dir) as writer:
+        committed = {writer() for _ in range(20)}
+        done = until(lambda: restored(store, backup))
+        committed |= {writer() for _ in range(20)}
+    aside = TaskStore(StateDirectory(done.set_aside.parent, done.set_aside.name))
+    with closing(aside.open()):
+        before = {task.id for task in aside.tasks.select(Selection())}
+    assert committed <= before | ids(state_dir)
+
+
+def restored(store: TaskStore, backup: Path) -> Restored | None:
+    """Restore, unless a task happens to run at this moment."""
+    try:
+        return restore(store, backup)
+    except InvalidRequest:
+        return None
 
 
 def test_nothing_is_restored_while_a_task_runs(store: TaskStore, state_dir: Path) -> None:

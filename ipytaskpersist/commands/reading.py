@@ -84,7 +84,8 @@ def list_(
     total = len(tasks)
     if len(tasks) == selection.limit:
         total = (manager.archives if archived else manager.store.tasks).count(selection)
-    surface.listing(views.Listing(tasks, total, every_notebook, now, archived))
+    has_archives = bool(manager.directory.months())
+    surface.listing(views.Listing(tasks, total, every_notebook, now, archived, has_archives))
 
 
 @verbs.command()
