@@ -31,6 +31,8 @@ WORDS_A_LINE = 10
 PIECE_BYTES = 1 << 18
 RARE = "rare{}"
 """A word that one task alone has."""
+NUMBER = "0.1{:05}"
+"""A number that one task alone has, made of digits that many have."""
 PHRASE_TASKS = 100
 """In one of so many tasks two common words are next to each other."""
 APART_SEARCHES = 3
@@ -151,7 +153,7 @@ class Texts:
 
     def output(self, index: int, lines: int) -> bytes:
         """What a task prints: lines of the pool, and one with a word of its own."""
-        own = f"{self.words[0]} checkpoint {RARE.format(index)}\n"
+        own = f"{self.words[0]} checkpoint {RARE.format(index)} at {NUMBER.format(index)}\n"
         if index % PHRASE_TASKS == 0:
             own += f"{self.words[0]} {self.words[1]} exploded\n"
         return ("".join(self._chance.choices(self._pool, k=lines)) + own).encode()
@@ -167,6 +169,7 @@ def query_ms(bench: Bench, store: TaskStore) -> Iterator[tuple[str, list[float]]
     every = bench.scale.tasks
     queries = {
         "a word that one task has": ([rare], 1),
+        "a number that one task has": ([NUMBER.format(bench.scale.tasks // 2)], 1),
         "a word that every task has": (["loss"], every),
         "three words that nearly every task has": ([words[0], words[5], "model"], every),
         "a word that no task has": (["nowhere"], 0),

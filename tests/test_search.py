@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from ipytaskpersist.hits import marked
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.plaintext import as_shown, distinct_words, fold
+from ipytaskpersist.plaintext import as_shown, distinct_words, fold, words
 from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.searching import Found, Scope, Snippet
 from ipytaskpersist.store import NewOutput, NewTask, TaskStore
@@ -189,6 +190,8 @@ def test_a_word_with_marks_inside_is_a_phrase(past: Past) -> None:
     assert past.find("val_loss") == [right.id]
     assert past.find("0.125") == [right.id]
     assert past.find("loss=0.12") == []
+    assert past.find("loss=0.12*") == [right.id]
+    assert past.find("0.12*") == [right.id]
 
 
 def test_accents_case_and_the_way_in_which_they_are_written_do_not_matter(past: Past) -> None:
@@ -755,3 +758,29 @@ def test_a_notebook_shows_html_that_is_escaped_and_marked(kernel: NotebookKernel
     assert "<i>" not in html
     assert "<script>alert(1)</script> zebra" in output["data"]["text/plain"]
     assert "zebra" in kernel.run('%bg search "alert 1" --json').stream("stdout")
+
+
+# What a word is.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("val_loss=0.125.", {"val", "loss", "0.125"}),
+        ("v1.2.3-rc 3.11.7", {"v1", "2.3", "rc", "3.11.7"}),
+        ("10.0.0.1:8080 .5 5. 1..2", {"10.0.0.1", "8080", "5", "1", "2"}),
+        ("train.py 1.5x e1.5", {"train", "py", "1", "5x", "e1", "5"}),
+        ("größer–0.5 ٣.٤", {"größer", "0.5", "٣", "٤"}),
+    ],
+)
+def test_a_number_with_points_is_one_word(text: str, expected: set[str]) -> None:
+    assert set(words(text)) == {fold(word) for word in expected}
+    assert set(distinct_words(text.encode()).split()) == set(words(text))
+
+
+def test_what_is_indexed_is_what_is_looked_for() -> None:
+    """Whatever the text, its words are the same when it is indexed and when it is typed."""
+    chance = random.Random(7)
+    for _ in range(2_000):
+        text = "".join(chance.choices("ab1.9 _-=:/,é–٣.\n", k=chance.randint(0, 40)))
+        assert set(distinct_words(text.encode()).split()) == set(words(text)), text

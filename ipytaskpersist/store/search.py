@@ -41,8 +41,9 @@ MEMORY_BYTES = 32 << 20
 COLUMNS = ("name", "source", "stdout", "stderr", "display")
 CAN_DELETE = tuple(map(int, SQLITE_VERSION.split(".")[:2])) >= (3, 43)
 """Whether this SQLite can take a document out. Otherwise its words stay, and lead nowhere."""
-VERSION = 2 if CAN_DELETE else 1
+VERSION = 4 if CAN_DELETE else 3
 """Of the index's form. One of another version is made anew."""
+TOKENIZER = "\"unicode61 remove_diacritics 2 tokenchars '.'\""
 SCHEMA = (
     """
     CREATE TABLE tasks (
@@ -62,7 +63,7 @@ SCHEMA = (
     """,
     f"""
     CREATE VIRTUAL TABLE words USING fts5 ({", ".join(COLUMNS)}, content='', detail=column,
-        tokenize='unicode61 remove_diacritics 2'{", contentless_delete=1" if CAN_DELETE else ""})
+        tokenize={TOKENIZER}{", contentless_delete=1" if CAN_DELETE else ""})
     """,
     f"INSERT INTO words (words, rank) VALUES ('hashsize', {MEMORY_BYTES})",
     # Fewer merges while much is indexed; a query looks into twice as many pieces, which is quick.
