@@ -53,9 +53,9 @@ class Archives:
         return sorted(found, key=lambda task: task.created_at)[-(selection.limit or len(found)) :]
 
     def count(self, selection: Selection) -> int:
-        """How many tasks `select` would give without its limit."""
-        every = replace(selection, limit=None)
-        return len(self.select(every))
+        """How many tasks `select` would give without its limit; more where a move was cut off."""
+        there = ((archive, self._translated(selection, archive)) for archive in self.all())
+        return sum(archive.tasks.count(each) for archive, each in there if each is not None)
 
     def _translated(self, selection: Selection, archive: TaskStore) -> Selection | None:
         """The selection with the notebook's key in an archive; None where it is not there."""

@@ -131,6 +131,7 @@ def _provenance(task: TaskRecord) -> list[tuple[str, str]]:
     python = (known.get("python"), known.get("executable"))
     return [
         ("rerun of", known.get("rerun_of", "")),
+        ("run again as", known.get("rerun_as", "")),
         ("directory", known.get("directory", "")),
         ("Python", "{} ({})".format(*python) if all(python) else ""),
         ("host", known.get("host", "")),

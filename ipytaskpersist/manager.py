@@ -329,7 +329,8 @@ class BackgroundTasks(Configured):
         return [
             task
             for task in self.interrupted()
-            if task.rerun_of is None or task.reason not in ("kernel died", "supervisor died")
+            if "rerun_of" not in task.provenance
+            or task.reason not in ("kernel died", "supervisor died")
         ]
 
     def select(self, selection: Selection) -> list[TaskRecord]:

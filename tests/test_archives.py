@@ -21,6 +21,7 @@ from kernels import NotebookKernel
 from programs import environment, run_command
 
 from ipytaskpersist.archives import Archives
+from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.records import TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
@@ -85,6 +86,21 @@ def test_a_rerun_finds_what_it_ran_again_when_both_are_back(
     assert now.rerun_of == back.key
 
 
+def test_what_was_run_again_is_not_resumed_after_its_rerun_was_archived(
+    store: TaskStore, archives: Archives
+) -> None:
+    session = begin_session(store)
+    first = add_task(store, session, state=TaskState.INTERRUPTED, tags=["keep"])
+    assert [task.id for task in store.tasks.interrupted(session.notebook_key)] == [first.id]
+    provenance = {"rerun_of": first.id}
+    again = add_task(store, session, rerun_of=first.key, provenance=provenance)
+    assert store.tasks.interrupted(session.notebook_key) == []
+    archives.archive([again])
+    assert store.tasks.interrupted(session.notebook_key) == []
+    with pytest.raises(AlreadyRunAgain):
+        add_task(store, session, rerun_of=first.key, once=True)
+
+
 def test_a_number_is_not_used_again_after_its_task_was_archived(
     store: TaskStore, archives: Archives
 ) -> None:
@@ -114,6 +130,7 @@ archives.archive(tasks)
 """
 OPENED = """
 from ipytaskpersist.archives import Archives
+from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.store import Selection
 archives = Archives(store.open())
 """

@@ -10,7 +10,7 @@ from ipytaskpersist.records import OutputKind, ResultRecord, TaskState
 from ipytaskpersist.store.chunks import unpack
 from ipytaskpersist.store.database import Database
 from ipytaskpersist.store.portable import (
-    IMPORTED,
+    OF_THIS_STORE,
     PortableEvent,
     PortableNotebook,
     PortableOutput,
@@ -53,7 +53,9 @@ def task(database: Database, key: int) -> PortableTask | None:
     fields: list[Any] = list(row[:-2])
     provenance, rerun_of = row[-2:]
     fields[6], fields[17] = TaskState(fields[6]), bool(fields[17])
-    known = {name: value for name, value in json.loads(provenance).items() if name not in IMPORTED}
+    known = {
+        name: value for name, value in json.loads(provenance).items() if name not in OF_THIS_STORE
+    }
     if rerun_of is not None:
         known["rerun_of"] = rerun_of
     fields += [known, _tags(database, key), _history(database, key), _process(database, key)]

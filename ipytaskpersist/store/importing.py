@@ -25,6 +25,7 @@ from ipytaskpersist.store.database import Database, storable
 from ipytaskpersist.store.migrations import NEXT_KEY
 from ipytaskpersist.store.outputs import COPIED, NewOutput
 from ipytaskpersist.store.portable import (
+    OF_THIS_STORE,
     PortableEvent,
     PortableNotebook,
     PortableProcess,
@@ -245,7 +246,10 @@ def _ids(task: PortableTask, number: int) -> Iterator[str]:
 
 def _provenance(task: PortableTask, task_id: str, number: int, at: float) -> Mapping[str, Any]:
     """Where it comes from, with what has become of its id and number."""
-    known: dict[str, Any] = {**task.provenance, "imported_at": at}
+    known: dict[str, Any] = {
+        name: value for name, value in task.provenance.items() if name not in OF_THIS_STORE
+    }
+    known["imported_at"] = at
     if task.id and task.id != task_id:
         known.setdefault("original_id", task.id)
     if task.number and task.number != number:

@@ -316,6 +316,10 @@ M004_FILL = (
     WHERE rerun_of IS NOT NULL
     """,
     """
+    UPDATE tasks SET provenance = json_set(tasks.provenance, '$.rerun_as', later.id)
+    FROM tasks AS later WHERE later.rerun_of = tasks.key
+    """,
+    """
     UPDATE tasks SET provenance = json_set(provenance, '$.host',
         (SELECT host FROM sessions WHERE id = tasks.session_id))
     """,

@@ -12,8 +12,8 @@ from typing import Any
 
 from ipytaskpersist.records import OutputKind, TaskState
 
-IMPORTED = ("imported_at",)
-"""What a task's provenance says of its import here. It stays in the store where it happened."""
+OF_THIS_STORE = ("imported_at", "rerun_as")
+"""What a task's provenance says of this store alone: its import, and what ran it again."""
 
 
 @dataclass(frozen=True, slots=True)

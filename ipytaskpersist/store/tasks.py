@@ -20,6 +20,10 @@ COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, 
     tasks.is_call, tasks.output_bytes, tasks.max_output_bytes, tasks.dropped_bytes,
     tasks.provenance, (SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)"""
 ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
+RUN_AGAIN = "json_extract(tasks.provenance, '$.rerun_as')"
+"""Not whether a later task names it: that one may have been archived or deleted."""
+MARK_RUN_AGAIN = """UPDATE tasks SET provenance = json_set(provenance, '$.rerun_as', ?)
+    WHERE key = ?"""
 LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND last_line IS NOT NULL
     ORDER BY sequence DESC LIMIT 1)"""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
@@ -143,6 +147,7 @@ class Tasks:
             cursor = connection.execute(
                 f"INSERT INTO tasks (key, {names}) VALUES ({NEXT_KEY}, {marks})", [*row.values()]
             )
+            connection.execute(MARK_RUN_AGAIN, (row["id"], new.rerun_of))
             for tag in new.tags:
                 connection.execute(ADD_TAG, (cursor.lastrowid, storable(tag)))
             if complete is not None:
@@ -151,8 +156,8 @@ class Tasks:
 
     @staticmethod
     def _was_run_again(connection: Any, key: int | None) -> bool:
-        found = connection.execute("SELECT 1 FROM tasks WHERE rerun_of = ? LIMIT 1", (key,))
-        return found.fetchone() is not None
+        query = f"SELECT 1 FROM tasks WHERE key = ? AND {RUN_AGAIN} IS NOT NULL"
+        return connection.execute(query, (key,)).fetchone() is not None
 
     def start(self, key: int, at: float) -> bool:
         """Pending to running. Returns whether the task was pending."""
@@ -321,8 +326,7 @@ class Tasks:
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
             AND tasks.state = 'interrupted'
-            AND json_extract(tasks.provenance, '$.imported_at') IS NULL AND NOT EXISTS
-                (SELECT 1 FROM tasks AS later WHERE later.rerun_of = tasks.key)
+            AND json_extract(tasks.provenance, '$.imported_at') IS NULL AND {RUN_AGAIN} IS NULL
             ORDER BY tasks.number""",
             (notebook_key,),
         )
