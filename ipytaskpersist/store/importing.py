@@ -22,7 +22,6 @@ from typing import Any
 from ipytaskpersist.records import ResultRecord, TaskState
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import Database, storable
-from ipytaskpersist.store.migrations import NEXT_KEY
 from ipytaskpersist.store.outputs import COPIED, NewOutput
 from ipytaskpersist.store.portable import (
     OF_THIS_STORE,
@@ -319,7 +318,6 @@ def _insert(
 ) -> int:
     """The task's row, pending as every task begins, with all that belongs to it."""
     row = {
-        "key": connection.execute(f"SELECT {NEXT_KEY}").fetchone()[0],
         "id": task_id,
         "notebook_key": notebook_key,
         "number": number,

@@ -256,10 +256,6 @@ def output_bytes_of(task_key: str) -> str:
             WHERE task_key = {task_key} AND kind IN ({kinds})), 0)"""
 
 
-NEXT_KEY = """(1 + max(coalesce((SELECT max(key) FROM main.tasks), 0),
-    coalesce((SELECT max(task_key) FROM main.removed_tasks), 0)))"""
-"""SQL for the key of the next task: one that no task has ever had."""
-
 FILL_UIDS = "UPDATE notebooks SET uid = lower(hex(randomblob(16))) WHERE uid IS NULL"
 
 M004_TABLES = (
@@ -281,7 +277,7 @@ M004_TABLES = (
     ) STRICT
     """,
     "CREATE INDEX tags_tag ON tags (tag)",
-    # What was printed by removed tasks goes little by little, and no key is ever given twice.
+    # What was printed by removed tasks goes little by little.
     """
     CREATE TABLE removed_tasks (
         task_key INTEGER PRIMARY KEY

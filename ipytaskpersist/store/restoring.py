@@ -135,10 +135,6 @@ def _replace(connection: Any) -> int:
     connection.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT PRIMARY KEY)")
     connection.execute("DELETE FROM temp.chosen")
     connection.execute("INSERT INTO temp.chosen SELECT id FROM origin.tasks")
-    connection.execute(
-        """INSERT OR IGNORE INTO main.removed_tasks
-        SELECT max(key) FROM main.tasks HAVING max(key) IS NOT NULL"""
-    )
     connection.execute("DELETE FROM main.tasks")
     copy_sessions(connection, "SELECT id FROM origin.sessions")
     copy_chosen(connection)

@@ -11,7 +11,6 @@ from typing import Any
 from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.records import EventRecord, TaskRecord, TaskState, from_timestamp
 from ipytaskpersist.store.database import Database, storable
-from ipytaskpersist.store.migrations import NEXT_KEY
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
     tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
@@ -145,7 +144,7 @@ class Tasks:
             }
             names, marks = ", ".join(row), ", ".join("?" * len(row))
             cursor = connection.execute(
-                f"INSERT INTO tasks (key, {names}) VALUES ({NEXT_KEY}, {marks})", [*row.values()]
+                f"INSERT INTO tasks ({names}) VALUES ({marks})", [*row.values()]
             )
             connection.execute(MARK_RUN_AGAIN, (row["id"], new.rerun_of))
             for tag in new.tags:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ipytaskpersist.store.database import Database
-from ipytaskpersist.store.migrations import NEXT_KEY, create_triggers, drop_triggers
+from ipytaskpersist.store.migrations import create_triggers, drop_triggers
 
 T = TypeVar("T")
 BELONGING = ("events", "outputs", "results", "processes", "tags")
@@ -118,9 +118,8 @@ def _copy_rows_of_tasks(connection: Any) -> None:
     mapped = {"notebook_key", "rerun_of"}
     columns = [name for name in _columns(connection, "tasks") if name not in mapped]
     connection.execute(
-        f"""INSERT INTO main.tasks (key, notebook_key, {", ".join(columns)})
-        SELECT {NEXT_KEY} - 1 + row_number() OVER (ORDER BY old.key), here.key,
-            {", ".join(f"old.{name}" for name in columns)} FROM {ORIGIN_TASKS}
+        f"""INSERT INTO main.tasks (notebook_key, {", ".join(columns)})
+        SELECT here.key, {", ".join(f"old.{name}" for name in columns)} FROM {ORIGIN_TASKS}
         JOIN origin.notebooks AS there ON there.key = old.notebook_key
         JOIN main.notebooks AS here ON here.uid = there.uid ORDER BY old.key"""
     )
@@ -197,10 +196,6 @@ def remove_leftovers(database: Database) -> None:
 
 
 def _forget(database: Database, keys: Sequence[int]) -> None:
-    """Nothing is left of these tasks. The highest key stands for all that were given."""
+    """Nothing is left of these tasks."""
     marks = ", ".join("?" * len(keys))
-    database.execute(
-        f"""DELETE FROM removed_tasks WHERE task_key IN ({marks})
-        AND task_key < (SELECT max(task_key) FROM removed_tasks)""",
-        keys,
-    )
+    database.execute(f"DELETE FROM removed_tasks WHERE task_key IN ({marks})", keys)
