@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,12 +23,21 @@ class Archives:
     def __init__(self, store: TaskStore) -> None:
         self._store = store
         self._opened: dict[str, TaskStore] = {}
+        self._identities: dict[str, tuple[int, int] | None] = {}
 
     def open(self, month: str) -> TaskStore:
         """The archive of a month, ``YYYY-MM``. Made where there is none."""
-        if month not in self._opened:
-            self._opened[month] = TaskStore(self._store.directory.archive(month)).open()
-        return self._opened[month]
+        known = self._opened.get(month)
+        if known is not None and _identity(known) == self._identities[month]:
+            return known
+        if known is not None:
+            known.close()  # somebody has removed or replaced the file
+        # Durable at once: what is taken out of the store must be here even when power is lost.
+        archive = TaskStore(self._store.directory.archive(month), synchronous="full").open()
+        if archive.notice:
+            print(archive.notice, file=sys.stderr)
+        self._opened[month], self._identities[month] = archive, _identity(archive)
+        return archive
 
     def all(self) -> list[TaskStore]:
         """All that there are, the latest first."""
@@ -84,14 +94,18 @@ class Archives:
         by_month = defaultdict(list)
         for task in tasks:
             by_month[f"{task.created_at:%Y-%m}"].append(task.id)
+        moved: dict[str, int] = defaultdict(int)
         with self._moving():
             remove_leftovers(self._store.database)
-            for month, ids in by_month.items():
+            for month, ids in sorted(by_month.items()):
                 archive = self.open(month)
                 for few in in_steps(ids, COPIED_AT_ONCE):
-                    copy_tasks(archive.database, self._store.directory.store, few)
-                    remove_tasks(self._store.database, few)
-        return {month: len(ids) for month, ids in sorted(by_month.items())}
+                    # Somebody else may have moved or deleted some of them meanwhile.
+                    own = sorted(self._store.tasks.existing(few))
+                    copy_tasks(archive.database, self._store.directory.store, own)
+                    remove_tasks(self._store.database, own)
+                    moved[month] += len(own)
+        return {month: count for month, count in moved.items() if count}
 
     def unarchive(self, tasks: Sequence[TaskRecord]) -> None:
         """Move archived tasks back into the store."""
@@ -101,6 +115,7 @@ class Archives:
         with self._moving():
             for month, ids in by_month.items():
                 archive = self.open(month)
+                remove_leftovers(archive.database)
                 for few in in_steps(ids, COPIED_AT_ONCE):
                     own = self._store.tasks.existing(few)
                     missing = [each for each in few if each not in own]
@@ -108,23 +123,28 @@ class Archives:
                     remove_tasks(archive.database, few)
 
     def delete(self, tasks: Sequence[TaskRecord]) -> None:
-        """Remove tasks for good, wherever they are."""
-        by_month = defaultdict(list)
-        for task in tasks:
-            by_month[task.archive].append(task.id)
+        """Remove tasks for good, wherever they are: they may have been moved meanwhile."""
         with self._moving():
-            for month, ids in by_month.items():
-                # What a move that was cut off has left is not to come back.
-                places = [self._store, *self.all()] if not month else [self.open(month)]
-                for place in places:
-                    remove_tasks(place.database, ids)
+            for place in [self._store, *self.all()]:
+                remove_leftovers(place.database)
+                remove_tasks(place.database, [task.id for task in tasks])
 
     def older_than(self, age_s: float, keep: str) -> list[TaskRecord]:
         """The store's ended tasks that are older, but those with the tag `keep`."""
         return self._store.tasks.ended_before(time.time() - age_s, except_tag=keep)
 
     def _moving(self) -> AbstractContextManager[None]:
+        self._store.require_writable()
         return exclusive(
             self._store.directory.upkeep_lock,
             "another process is moving tasks between the store and its archives; try again soon",
         )
+
+
+def _identity(archive: TaskStore) -> tuple[int, int] | None:
+    """Which file it is; None when there is none."""
+    try:
+        status = archive.database.path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

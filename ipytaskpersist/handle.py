@@ -135,6 +135,7 @@ class Task:
         """
         if not self.done():
             raise InvalidRequest(f"task {self._record.label} is {self.state}; cancel it first")
+        self._record = self._manager.refresh(self._record)
         return Task(self._manager, self._manager.launcher.rerun(self._record))
 
     def result(self, timeout: float | None = None) -> Any:

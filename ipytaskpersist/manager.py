@@ -18,7 +18,7 @@ from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
-from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.records import RESTORED, SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.settings import Configured
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.upkeep import Limits, UpkeepTimer
@@ -329,8 +329,11 @@ class BackgroundTasks(Configured):
         return [
             task
             for task in self.interrupted()
-            if "rerun_of" not in task.provenance
-            or task.reason not in ("kernel died", "supervisor died")
+            if task.reason != RESTORED
+            and (
+                "rerun_of" not in task.provenance
+                or task.reason not in ("kernel died", "supervisor died")
+            )
         ]
 
     def select(self, selection: Selection) -> list[TaskRecord]:

@@ -93,7 +93,9 @@ class GitWatch:
 def _git_root(directory: Path) -> Path | None:
     """The directory or the nearest above it that git manages."""
     places = (directory, *directory.parents)
-    return next((place for place in places if (place / ".git").exists()), None)
+    with suppress(OSError):  # a directory that may not be looked into
+        return next((place for place in places if (place / ".git").exists()), None)
+    return None
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:

@@ -37,6 +37,8 @@ class TaskState(StrEnum):
 
 
 LIVE_STATES = (TaskState.PENDING, TaskState.RUNNING)
+RESTORED = "was running when the backup was made"
+"""The reason of a task that a restore has found running. Who knows what became of it."""
 
 
 class OutputKind(StrEnum):

@@ -13,6 +13,7 @@ SUGGESTIONS = 5
 SESSION_CHARACTERS = 8
 """How much of a session's id is shown, and is enough to name it."""
 NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+FULL_ID = re.compile(r"-\d+$", re.ASCII)
 TAG = re.compile(r"(?!-)[^\s,]{1,64}")
 
 
@@ -93,8 +94,8 @@ def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | N
 
 
 def _by_prefix(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
-    if not text:
-        return None
+    if not text or FULL_ID.search(text):
+        return None  # a whole id means that task, and no other
     found = store.tasks.by_id_prefix(notebook_key, text)
     if len(found) > 1:
         ids = ", ".join(task.id for task in found[-SUGGESTIONS:])

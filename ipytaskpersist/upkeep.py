@@ -128,8 +128,9 @@ def enforce(store: TaskStore, archives: Archives, limits: Limits) -> list[str]:
     for few in _oldest(store, archives, limits.keep):
         if _used_bytes(store, archives) <= limits.max_store_bytes:
             break
-        archives.delete(few)
-        for task in few:
+        going = [task for task in few if _may_go(archives, task, limits.keep)]
+        archives.delete(going)
+        for task in going:
             payloads.delete(task.id)
             deleted.append(task.id)
             shrunk.add(task.archive)
@@ -137,6 +138,13 @@ def enforce(store: TaskStore, archives: Archives, limits: Limits) -> list[str]:
     for month in shrunk - {""}:
         archives.open(month).upkeep.shrink()
     return deleted
+
+
+def _may_go(archives: Archives, task: TaskRecord, keep: str) -> bool:
+    """Whether the task is still where it was, and nobody keeps it now."""
+    now = archives.store_of(task).tasks.get(task.key)
+    is_same = now is not None and now.id == task.id and keep not in now.tags
+    return is_same and (not task.archive or bool(archives.without_own([task])))
 
 
 def _oldest(store: TaskStore, archives: Archives, keep: str) -> Iterator[list[TaskRecord]]:

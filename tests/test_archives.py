@@ -20,8 +20,9 @@ from histories import (
 from kernels import NotebookKernel
 from programs import environment, run_command
 
+from ipytaskpersist import references
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import AlreadyRunAgain
+from ipytaskpersist.errors import AlreadyRunAgain, TaskNotFound
 from ipytaskpersist.records import TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
@@ -86,6 +87,65 @@ def test_a_rerun_finds_what_it_ran_again_when_both_are_back(
     assert now.rerun_of == back.key
 
 
+def test_two_who_archive_the_same_task_move_it_once(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    """Both have chosen it before one of them had its turn."""
+    tasks = add_tasks(store, begin_session(store), 3)
+    before = everything(state_dir)
+    assert sum(archives.archive(tasks).values()) == 3
+    with closing(Archives(store)) as others:
+        assert others.archive(tasks) == {}
+    assert everything(state_dir) == before
+
+
+def test_a_whole_id_never_means_another_task(store: TaskStore, archives: Archives) -> None:
+    session = begin_session(store, NOTEBOOK)
+    tasks = add_tasks(store, session, 10)
+    archives.archive(tasks[:9])
+    assert references.find_archived(archives.all()[0], None, tasks[0].id) is not None
+    with pytest.raises(TaskNotFound):
+        references.find(store, session.notebook_key, tasks[0].id)
+    ended = run_command(store.directory.root, "delete", tasks[0].id, "--yes", notebook=NOTEBOOK)
+    assert ended.stdout == "deleted 1\n"
+    assert store.tasks.by_id(tasks[9].id) is not None
+
+
+def test_an_archive_that_was_removed_is_made_anew(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    session = begin_session(store)
+    archives.archive([add_task(store, session)])
+    (file,) = (state_dir / "archive").glob("*.db")
+    for each in (state_dir / "archive").iterdir():
+        each.unlink()
+    task = add_task(store, session)
+    archives.archive([task])
+    assert file.exists()
+    assert everything(state_dir).keys() == {task.id}
+
+
+def test_a_task_that_was_moved_meanwhile_is_deleted_where_it_is(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    task = add_task(store, begin_session(store))
+    archives.archive([task])
+    archived = archives.select(Selection())
+    archives.unarchive(archived)
+    archives.delete(archived)
+    assert everything(state_dir) == {}
+
+
+def test_tasks_of_all_notebooks_are_listed_by_when_they_were_made(
+    store: TaskStore, archives: Archives
+) -> None:
+    session = begin_session(store)
+    old, new = add_task(store, session, age_days=40), add_task(store, session)
+    archives.archive([old])
+    archives.unarchive(archives.select(Selection()))
+    assert [task.id for task in store.tasks.select(Selection(limit=1))] == [new.id]
+
+
 def test_what_was_run_again_is_not_resumed_after_its_rerun_was_archived(
     store: TaskStore, archives: Archives
 ) -> None:
@@ -130,7 +190,8 @@ archives.archive(tasks)
 """
 OPENED = """
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import AlreadyRunAgain
+from ipytaskpersist import references
+from ipytaskpersist.errors import AlreadyRunAgain, TaskNotFound
 from ipytaskpersist.store import Selection
 archives = Archives(store.open())
 """
@@ -221,7 +282,7 @@ def test_archived_tasks_are_found_by_every_verb(store: TaskStore, state_dir: Pat
     assert f"in the archive of {task.created_at:%Y-%m}" in run("show", "old")
     assert run("tag", "old", "baseline") == "task 1 (old): baseline\n"
     assert run("unarchive", "1") == "moved 1 task back: 1 (old)\n"
-    assert json.loads(run("show", "1", "--json"))["tags"] == ["baseline"]
+    assert json.loads(run("show", "1", "--json"))["tags"] == ["baseline", "keep"]
     assert run("archive", "old", "young").startswith("moved ")
     assert run("delete", "old", "--yes") == "deleted 1 (old)\n"
     assert "young" in run("list", "--archived")

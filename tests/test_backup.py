@@ -12,7 +12,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from histories import add_task, add_tasks, begin_session, everything, kill_in_the_middle
+from histories import (
+    add_task,
+    add_tasks,
+    begin_session,
+    everything,
+    kill_in_the_middle,
+    open_store,
+)
 from kernels import until
 from programs import environment, run_command
 
@@ -234,6 +241,31 @@ def test_a_store_of_every_schema_opens_with_all_that_was_in_it(
     assert run_command(
         state_dir, "archive", "train", notebook="/home/ada/analysis.ipynb"
     ).stdout.startswith("moved 1 task to")
+
+
+def test_a_backup_from_before_a_migration_is_restored_into_its_notebook(state_dir: Path) -> None:
+    put(state_dir, "schema-3")
+    before = everything(state_dir)
+    (backup,) = (state_dir / "backups").glob("*-before-migration-from-3.db")
+    with closing(open_store(state_dir)) as store:
+        restore(store, backup)
+        assert store.database.row("SELECT count(*) FROM notebooks") == (1,)
+    assert everything(state_dir) == before
+    listed = run_command(state_dir, "list", "--json", notebook="/home/ada/analysis.ipynb")
+    assert json.loads(listed.stdout)["count"] == len(before)
+
+
+def test_an_archive_that_cannot_be_read_stops_a_restore_and_nothing_else(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    archives.archive([add_task(store, begin_session(store))])
+    backup = store.back_up()
+    (file,) = (state_dir / "archive").glob("*.db")
+    archives.close()
+    file.write_bytes(b"garbage" * 1000)
+    with pytest.raises(StoreError, match=r"archive .* cannot be read .*; %bg_doctor says more"):
+        restore(store, backup)
+    assert not (state_dir / "tasks.db.damaged").exists()
 
 
 def test_there_is_a_store_of_the_present_schema() -> None:

@@ -19,6 +19,7 @@ from ipytaskpersist.provenance import git_state
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.store.search import SearchIndex
+from ipytaskpersist.store.transfer import copy_tasks
 from ipytaskpersist.upkeep import Limits, enforce, start
 
 NOTEBOOK = "/home/ada/a.ipynb"
@@ -353,6 +354,27 @@ def test_a_limit_on_the_store_deletes_what_ended_first_and_is_not_kept(
     enforce(store, archives, Limits(None, 1, "keep"))
     assert everything(state_dir).keys() == {kept.id, live.id}
     assert not list((state_dir / "payloads").glob("*"))
+
+
+def test_a_limit_leaves_what_a_cut_off_move_has_left_in_both_places(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    kept = big(store, begin_session(store), tags=["keep"])
+    archive = archives.open(f"{kept.created_at:%Y-%m}")
+    copy_tasks(archive.database, store.database.path, [kept.id])
+    archive.tasks.tag(1, [], ["keep"])
+    store.results.save(kept.key, Payloads(store.directory).save(kept.id, "", 42, "42"))
+    assert enforce(store, archives, Limits(None, 1, "keep")) == []
+    assert list((state_dir / "payloads").rglob("*.pickle"))
+
+
+def test_a_notebook_goes_on_counting_after_its_only_session_was_deleted(
+    store: TaskStore, archives: Archives
+) -> None:
+    session = begin_session(store, NOTEBOOK)
+    archives.delete([add_task(store, session)])
+    store.sessions.delete(session.id)
+    assert add_task(store, begin_session(store, NOTEBOOK)).number == 2
 
 
 def big(store: TaskStore, session: object, **known: object) -> TaskRecord:

@@ -90,7 +90,8 @@ def importing_into(store: TaskStore, path: Path, **options: Any) -> Report:
 
 
 def tasks_in(store: TaskStore) -> list[TaskRecord]:
-    return store.tasks.select(Selection())
+    """The tasks in the order in which they came in."""
+    return sorted(store.tasks.select(Selection()), key=lambda task: task.key)
 
 
 def export_of(directory: Path) -> str:

@@ -97,7 +97,7 @@ def _chosen(surface: Surface, refs: Sequence[str], older_than: str | None) -> li
 @several
 @surface_and_manager
 def unarchive(surface: Surface, refs: Sequence[str]) -> None:
-    """Move archived tasks back among the others."""
+    """Move archived tasks back among the others, and keep them there."""
     if not refs:
         raise InvalidRequest("which task? %bg_list --archived shows those that can come back")
     tasks = surface.manager.find_all(refs)
@@ -105,6 +105,9 @@ def unarchive(surface: Surface, refs: Sequence[str]) -> None:
         if not task.archive:
             raise InvalidRequest(f"task {task.label} is not archived")
     surface.manager.archives.unarchive(tasks)
+    for task in tasks:
+        # They are as old as before: a limit would have them back in the archive at once.
+        _tag(surface, surface.manager.refresh(task), [surface.manager.keep])
     click.echo(
         f"moved {views.counted(len(tasks), 'task')} back: {', '.join(task.label for task in tasks)}"
     )

@@ -102,14 +102,19 @@ class Importer:
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:
         """Gather outputs, in their order. Locks nothing."""
         names, marks = ", ".join(COPIED), ", ".join("?" * len(COPIED))
+        rows = [output.as_row()[1:] for output in outputs]
+        connection = self._database.connection
         with self._database.errors():
-            connection = self._database.connection
             connection.execute("BEGIN")
-            connection.executemany(
-                f"INSERT INTO gathered.outputs ({names}) VALUES ({marks})",
-                [output.as_row()[1:] for output in outputs],
-            )
-            connection.execute("COMMIT")
+            try:
+                connection.executemany(
+                    f"INSERT INTO gathered.outputs ({names}) VALUES ({marks})", rows
+                )
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
 
     # Whether it is there.
 

@@ -7,6 +7,7 @@ or an empty store, and every row that can still be read is copied into it.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ipytaskpersist.store.migrations import FILL_UIDS, create_triggers, drop_tri
 
 TABLES = (
     *("notebooks", "sessions", "supervisors", "tasks", "events", "outputs", "results"),
-    *("processes", "tags", "removed_tasks"),
+    *("processes", "tags"),
 )
 SUFFIXES = ("", "-wal", "-shm")
 
@@ -50,7 +51,7 @@ def newest_whole_backup(directory: StateDirectory) -> Path | None:
 def is_whole(path: Path) -> bool:
     """Whether SQLite finds nothing wrong with a database file."""
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
             return bool(connection.execute("PRAGMA quick_check").fetchone()[0] == "ok")
         finally:
@@ -65,7 +66,7 @@ def salvage(damaged: Path, database: Database) -> dict[str, int]:
     Rows that are there already stay as they are.
     """
     saved = {}
-    source = sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)
+    source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
     # Without it SQLite refuses a file that is shorter than its header says.
     source.execute("PRAGMA writable_schema = ON")
     try:
@@ -74,11 +75,25 @@ def salvage(damaged: Path, database: Database) -> dict[str, int]:
             for table in TABLES:
                 saved[table] = _copy(source, target, table)
             _drop_orphans(target)
+            _keep_numbers(source, target)
             target.execute(FILL_UIDS)
             create_triggers(target)
     finally:
         source.close()
     return saved
+
+
+def _keep_numbers(source: Any, target: Any) -> None:
+    """No notebook gives a number again, whichever of the two files knew of it."""
+    with suppress(sqlite3.DatabaseError):
+        rows = source.execute("SELECT last_number, key FROM notebooks").fetchall()
+        target.executemany(
+            "UPDATE notebooks SET last_number = max(last_number, ?) WHERE key = ?", rows
+        )
+    target.execute(
+        """UPDATE notebooks SET last_number = max(last_number, coalesce(
+            (SELECT max(number) FROM tasks WHERE notebook_key = notebooks.key), 0))"""
+    )
 
 
 def _copy(source: Any, target: Any, table: str) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.records import RESTORED
 from ipytaskpersist.store.database import sqlite3
 from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.repair import is_whole
@@ -23,8 +24,9 @@ from ipytaskpersist.store.transfer import attached, copy_chosen, copy_sessions
 if TYPE_CHECKING:
     from ipytaskpersist.store import TaskStore
 
-INTERRUPT = """UPDATE tasks SET state = 'interrupted',
-    reason = 'was running when the backup was made',
+SINCE_UIDS = 4
+"""From which schema on a notebook is the same in every file by its uid."""
+INTERRUPT = """UPDATE tasks SET state = 'interrupted', reason = ?,
     ended_at = max(coalesce(started_at, created_at), coalesce(
         (SELECT at FROM outputs WHERE task_key = tasks.key ORDER BY sequence DESC LIMIT 1), 0))
     WHERE state IN ('pending', 'running')"""
@@ -57,7 +59,7 @@ def check(file: Path) -> None:
 
 
 def _version(file: Path) -> int:
-    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
     try:
         ours = connection.execute(
             "SELECT count(*) FROM sqlite_master WHERE name IN ('notebooks', 'sessions', 'tasks')"
@@ -71,6 +73,7 @@ def restore(store: TaskStore, file: Path) -> Restored:
     """Put a backup in the place of the store's tasks. Raises `InvalidRequest` while any runs."""
     check(file)
     connection = store.database.connection
+    numbers = _numbers_of_archives(store)
     with (
         _of_this_version(store, file) as origin,
         attached(connection, origin),
@@ -78,8 +81,12 @@ def restore(store: TaskStore, file: Path) -> Restored:
     ):
         _refuse_live(connection)
         set_aside = _copy_of(store)
+        if _version(file) < SINCE_UIDS:
+            _recognise_notebooks(connection)
         tasks = _replace(connection)
-        _keep_numbers(store, connection)
+        connection.executemany(
+            "UPDATE notebooks SET last_number = max(last_number, ?) WHERE uid = ?", numbers
+        )
     return Restored(tasks, set_aside)
 
 
@@ -97,7 +104,7 @@ def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
 
 
 def _copy_and_migrate(file: Path, copy: Path) -> None:
-    source = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
     target = sqlite3.connect(copy, isolation_level=None)
     try:
         source.backup(target)
@@ -138,18 +145,34 @@ def _replace(connection: Any) -> int:
     connection.execute("DELETE FROM main.tasks")
     copy_sessions(connection, "SELECT id FROM origin.sessions")
     copy_chosen(connection)
-    connection.execute(INTERRUPT)
+    connection.execute(INTERRUPT, (RESTORED,))
     return int(connection.execute("SELECT count(*) FROM main.tasks").fetchone()[0])
 
 
-def _keep_numbers(store: TaskStore, connection: Any) -> None:
-    """No notebook gives a number again that a task in an archive has."""
+def _recognise_notebooks(connection: Any) -> None:
+    """Give an old backup's notebooks the uids of those here with which they share a session."""
+    connection.execute(
+        """UPDATE OR IGNORE origin.notebooks SET uid = known.uid FROM
+            (SELECT there.notebook_key AS key, notebook.uid AS uid FROM origin.sessions AS there
+             JOIN main.sessions AS here ON here.id = there.id
+             JOIN main.notebooks AS notebook ON notebook.key = here.notebook_key) AS known
+        WHERE known.key = notebooks.key"""
+    )
+
+
+def _numbers_of_archives(store: TaskStore) -> list[tuple[int, str]]:
+    """How far each notebook has counted in the archives: no number is given again."""
+    numbers: list[tuple[int, str]] = []
     for month in store.directory.months():
-        archive = sqlite3.connect(store.directory.archive(month).store)
+        file = store.directory.archive(month).store
+        archive = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            rows = archive.execute("SELECT last_number, uid FROM notebooks").fetchall()
+            numbers += archive.execute("SELECT last_number, uid FROM notebooks").fetchall()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"nothing was restored, because the archive {file} cannot be read ({error}); "
+                "%bg_doctor says more"
+            ) from error
         finally:
             archive.close()
-        connection.executemany(
-            "UPDATE notebooks SET last_number = max(last_number, ?) WHERE uid = ?", rows
-        )
+    return numbers

@@ -101,6 +101,14 @@ class Sessions:
                 ORDER BY sessions.started_at DESC LIMIT 1""",
                 (storable(identity.path),),
             )
+        if row is None and identity.has_path:
+            # One whose sessions were all deleted goes on counting.
+            row = self._database.row(
+                """SELECT key, path, uid FROM notebooks WHERE path = ? AND NOT EXISTS
+                    (SELECT 1 FROM sessions WHERE notebook_key = notebooks.key)
+                ORDER BY key DESC LIMIT 1""",
+                (storable(identity.path),),
+            )
         return None if row is None else NotebookRecord(*row)
 
     def get(self, session_id: str) -> SessionRecord | None:

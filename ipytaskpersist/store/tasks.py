@@ -297,7 +297,9 @@ class Tasks:
     def select(self, selection: Selection) -> list[TaskRecord]:
         """The tasks of a selection, oldest first."""
         condition, parameters = _where(selection)
-        order = "tasks.key" if selection.notebook_key is None else "tasks.number"
+        # Not by key: what came back from an archive, or from elsewhere, has the latest.
+        everywhere = selection.notebook_key is None
+        order = "tasks.created_at DESC, tasks.key" if everywhere else "tasks.number"
         limit = -1 if selection.limit is None else selection.limit
         rows = self._database.rows(
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE {condition} ORDER BY {order} DESC LIMIT ?",

@@ -48,6 +48,9 @@ def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
     connection = target.connection
     with target.errors(), attached(connection, origin):
         _choose(connection, ids)
+        (durability,) = connection.execute("PRAGMA main.synchronous").fetchone()
+        # The removal from the other file must not reach the disk before this.
+        connection.execute("PRAGMA main.synchronous = FULL")
         # Not IMMEDIATE, which would lock the origin as well; and since the first statement
         # writes, nobody else can have come between reading and writing.
         connection.execute("BEGIN")
@@ -58,6 +61,8 @@ def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        finally:
+            connection.execute(f"PRAGMA main.synchronous = {durability}")
 
 
 def _choose(connection: Any, ids: Sequence[str]) -> None:
@@ -68,7 +73,10 @@ def _choose(connection: Any, ids: Sequence[str]) -> None:
 
 def copy_chosen(connection: Any) -> None:
     """Copy the tasks in ``temp.chosen`` from ``origin``, in the caller's transaction."""
-    connection.execute("DELETE FROM main.tasks WHERE id IN (SELECT id FROM temp.chosen)")
+    connection.execute(
+        """DELETE FROM main.tasks WHERE id IN
+        (SELECT origin.tasks.id FROM origin.tasks JOIN temp.chosen USING (id))"""
+    )
     drop_triggers(connection)
     copy_sessions(connection, f"SELECT session_id FROM {ORIGIN_TASKS}")
     _copy_rows_of_tasks(connection)
@@ -189,7 +197,8 @@ def _remove_outputs(database: Database, keys: Sequence[int]) -> None:
 
 def remove_leftovers(database: Database) -> None:
     """Remove the outputs of tasks that are gone, which a crash may have left."""
-    keys = [key for (key,) in database.rows("SELECT task_key FROM removed_tasks")]
+    query = "SELECT task_key FROM removed_tasks WHERE task_key NOT IN (SELECT key FROM tasks)"
+    keys = [key for (key,) in database.rows(query)]
     for few in in_steps(keys, STEP_TASKS):
         _remove_outputs(database, few)
         _forget(database, few)
