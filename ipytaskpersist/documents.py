@@ -16,7 +16,7 @@ from typing import Any
 
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.recorder import encode_content
-from ipytaskpersist.records import STREAM_KINDS, OutputKind, ResultRecord, TaskState
+from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress, ResultRecord, TaskState
 from ipytaskpersist.store.portable import (
     PortableEvent,
     PortableNotebook,
@@ -44,6 +44,8 @@ PATH_CHARACTERS = 4_096
 TEXT_CHARACTERS = 1_000_000
 SOURCE_CHARACTERS = 16_000_000
 PROVENANCE_CHARACTERS = 64_000
+POST_MORTEM_CHARACTERS = 64_000
+PROGRESS_AT_MOST = 1e18
 ENTRIES_AT_MOST = 10_000
 DEPTH_AT_MOST = 200
 
@@ -296,6 +298,8 @@ def task_of(document: Any, place: str = "") -> PortableTask:
         max_output_bytes=known.maybe(known.whole, "max_output_bytes"),
         dropped_bytes=known.whole("dropped_bytes"),
         provenance=_provenance(known),
+        progress=known.maybe(lambda name: _progress(known.inside(name)), "progress"),
+        post_mortem=known.maybe(lambda name: _post_mortem(known.inside(name)), "post_mortem"),
         tags=_tags(known),
         history=_history(known),
         process=known.maybe(lambda name: _process(known.inside(name)), "process"),
@@ -345,6 +349,30 @@ def _tags(known: Fields) -> tuple[str, ...]:
         if not tag or not tag.isprintable():
             raise known.refuse(f"tags[{place}]", "is empty or not printable")
     return tuple(sorted(set(tags)))
+
+
+def _progress(known: Fields) -> Progress:
+    return Progress(
+        done=known.number("done", PROGRESS_AT_MOST),
+        total=known.maybe(known.number, "total", PROGRESS_AT_MOST),
+        text=known.text("text"),
+    )
+
+
+def _post_mortem(known: Fields) -> Document:
+    """The frames of an error with their variables, all of them texts."""
+    frames = []
+    for place, frame in known.each("frames"):
+        inner = Fields.of(frame, place)
+        variables = [
+            {name: Fields.of(each, at).text(name) for name in ("name", "type", "text")}
+            for at, each in inner.each("variables")
+        ]
+        texts = {name: inner.text(name) for name in ("place", "function", "code")}
+        frames.append({**texts, "variables": variables, "left_out": inner.whole("left_out")})
+    if len(json.dumps(frames)) > POST_MORTEM_CHARACTERS:
+        raise known.refuse("frames", f"is longer than {POST_MORTEM_CHARACTERS:,} characters")
+    return {"frames": frames, "left_out": known.whole("left_out")}
 
 
 def _provenance(known: Fields) -> Document:

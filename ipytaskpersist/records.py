@@ -104,6 +104,27 @@ class SessionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task has come, as it said itself or as a progress bar of its shows it."""
+
+    done: float
+    """How much is done, in whatever it counts."""
+    total: float | None = None
+    """How much there is to do; None where that is not known."""
+    text: str = ""
+    """What it says of it, in one line."""
+
+    @property
+    def fraction(self) -> float | None:
+        """Between 0 and 1; None where the total is not known."""
+        return min(1.0, max(0.0, self.done / self.total)) if self.total else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The progress as ``list --json`` gives it, and as the store keeps it."""
+        return {"done": self.done, "total": self.total, "text": self.text}
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRecord:
     """One run of one background cell, as the store knows it."""
 
@@ -150,6 +171,10 @@ class TaskRecord:
     """How many bytes of what it prints and displays are kept; None for all."""
     dropped_bytes: int = 0
     """How many bytes were beyond that, and are not kept."""
+    progress: Progress | None = None
+    """How far it has come; None where nobody has said."""
+    notify: tuple[str, ...] = ()
+    """Where its end is to be told; empty once somebody has taken that upon himself."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: directory, Python, host, git commit, whether the tree was dirty."""
     tags: tuple[str, ...] = ()
@@ -191,6 +216,7 @@ class TaskRecord:
             "started_at": self.started_at.isoformat() if self.started_at else None,
             "ended_at": self.ended_at.isoformat() if self.ended_at else None,
             "elapsed_s": self.elapsed_s(now),
+            "progress": None if self.progress is None else self.progress.as_json(),
             "last_line": self.last_line,
             "tags": list(self.tags),
             "archive": self.archive or None,

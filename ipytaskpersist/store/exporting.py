@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ipytaskpersist.records import OutputKind, ResultRecord, TaskState
+from ipytaskpersist.records import OutputKind, Progress, ResultRecord, TaskState
 from ipytaskpersist.store.chunks import unpack
 from ipytaskpersist.store.database import Database
 from ipytaskpersist.store.portable import (
@@ -45,20 +45,26 @@ def task(database: Database, key: int) -> PortableTask | None:
     """The task in this row, with what belongs to it but its outputs and results."""
     row = database.row(
         f"""SELECT {TASK}, provenance, (SELECT id FROM tasks AS earlier
-            WHERE earlier.key = tasks.rerun_of) FROM tasks WHERE key = ?""",
+            WHERE earlier.key = tasks.rerun_of), progress, post_mortem
+        FROM tasks WHERE key = ?""",
         (key,),
     )
     if row is None:
         return None
-    fields: list[Any] = list(row[:-2])
-    provenance, rerun_of = row[-2:]
+    fields: list[Any] = list(row[:-4])
+    provenance, rerun_of, progress, post_mortem = row[-4:]
     fields[6], fields[17] = TaskState(fields[6]), bool(fields[17])
     known = {
         name: value for name, value in json.loads(provenance).items() if name not in OF_THIS_STORE
     }
     if rerun_of is not None:
         known["rerun_of"] = rerun_of
-    fields += [known, _tags(database, key), _history(database, key), _process(database, key)]
+    fields += [
+        known,
+        None if progress is None else Progress(**json.loads(progress)),
+        None if post_mortem is None else json.loads(post_mortem),
+    ]
+    fields += [_tags(database, key), _history(database, key), _process(database, key)]
     return PortableTask(*fields)
 
 

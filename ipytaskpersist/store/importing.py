@@ -340,6 +340,8 @@ def _insert(
         "is_call": int(task.is_call),
         "max_output_bytes": task.max_output_bytes,
         "dropped_bytes": task.dropped_bytes,
+        "progress": None if task.progress is None else json.dumps(task.progress.as_json()),
+        "post_mortem": None if task.post_mortem is None else json.dumps(task.post_mortem),
         "provenance": json.dumps(provenance),
         "rerun_of": _earlier(connection, task),
     }

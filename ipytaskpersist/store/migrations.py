@@ -326,6 +326,21 @@ M004_FILL = (
     """,
 )
 
+
+@step
+def m005_progress(db: Database) -> None:
+    """How far tasks have come, whom their end is told, and the variables where they failed."""
+    for statement in M005_TABLES:
+        db.conn.execute(statement)
+
+
+M005_TABLES = (
+    "ALTER TABLE tasks ADD COLUMN progress TEXT CHECK (json_valid(progress))",
+    "ALTER TABLE tasks ADD COLUMN notify TEXT CHECK (json_valid(notify))",
+    "ALTER TABLE tasks ADD COLUMN post_mortem TEXT CHECK (json_valid(post_mortem))",
+    "CREATE INDEX tasks_to_notify ON tasks (key) WHERE notify IS NOT NULL",
+)
+
 TRIGGERS = (*M001_TRIGGERS, *M004_TRIGGERS)
 """All triggers of the schema, for who has to put them back."""
 

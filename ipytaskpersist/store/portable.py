@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.records import OutputKind, TaskState
+from ipytaskpersist.records import OutputKind, Progress, TaskState
 
 OF_THIS_STORE = ("imported_at", "rerun_as")
 """What a task's provenance says of this store alone: its import, and what ran it again."""
@@ -104,6 +104,9 @@ class PortableTask:
     max_output_bytes: int | None
     dropped_bytes: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress | None = None
+    post_mortem: Mapping[str, Any] | None = None
+    """The variables where it failed, in the form of `postmortem.PostMortem`."""
     tags: Sequence[str] = ()
     history: Sequence[PortableEvent] = ()
     process: PortableProcess | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipytaskpersist.errors import AlreadyRunAgain
-from ipytaskpersist.records import EventRecord, TaskRecord, TaskState, from_timestamp
+from ipytaskpersist.records import EventRecord, Progress, TaskRecord, TaskState, from_timestamp
 from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
@@ -17,7 +17,8 @@ COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, 
     tasks.source, tasks.cell_id, tasks.execution_count, tasks.created_at, tasks.started_at,
     tasks.ended_at, tasks.cancel_requested_at, tasks.cleared_at, tasks.rerun_of,
     tasks.is_call, tasks.output_bytes, tasks.max_output_bytes, tasks.dropped_bytes,
-    tasks.provenance, (SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)"""
+    tasks.progress, tasks.notify, tasks.provenance,
+    (SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)"""
 ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
 RUN_AGAIN = "json_extract(tasks.provenance, '$.rerun_as')"
 """Not whether a later task names it: that one may have been archived or deleted."""
@@ -28,7 +29,7 @@ LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND las
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
 
 
-def _pending_record(key: int, path: str, row: dict[str, Any], tags: Sequence[str]) -> TaskRecord:
+def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> TaskRecord:
     """The record of a row that was just inserted."""
     unknown: dict[str, Any] = dict.fromkeys(
         (
@@ -42,8 +43,9 @@ def _pending_record(key: int, path: str, row: dict[str, Any], tags: Sequence[str
         "state": TaskState.PENDING,
         "created_at": from_timestamp(row["created_at"]),
         "provenance": json.loads(row["provenance"]),
-        "tags": tuple(sorted(tags)),
+        "tags": tuple(sorted(new.tags)),
         "dropped_bytes": 0,
+        "notify": tuple(new.notify),
     }
     return TaskRecord(key=key, notebook=path, **known, **unknown)
 
@@ -69,6 +71,8 @@ class NewTask:
     tags: Sequence[str] = ()
     max_output_bytes: int | None = None
     """How many bytes of what it prints and displays are kept; None for all."""
+    notify: Sequence[str] = ()
+    """Where its end is to be told."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from."""
 
@@ -103,8 +107,10 @@ class Tasks:
         fields[9] = TaskState(fields[9])
         fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
         fields[21] = bool(fields[21])
-        fields[25] = json.loads(fields[25])
-        fields[26] = tuple(sorted(fields[26].split("\n"))) if fields[26] else ()
+        fields[25] = Progress(**json.loads(fields[25])) if fields[25] else None
+        fields[26] = tuple(json.loads(fields[26])) if fields[26] else ()
+        fields[27] = json.loads(fields[27])
+        fields[28] = tuple(sorted(fields[28].split("\n"))) if fields[28] else ()
         return replace(TaskRecord(*fields), archive=self._archive)
 
     def insert(
@@ -138,6 +144,7 @@ class Tasks:
                 "rerun_of": new.rerun_of,
                 "is_call": new.is_call,
                 "max_output_bytes": new.max_output_bytes,
+                "notify": json.dumps(list(new.notify)) if new.notify else None,
                 "provenance": json.dumps(dict(new.provenance)),
                 "created_at": now,
                 "state": TaskState.PENDING.value,
@@ -151,7 +158,7 @@ class Tasks:
                 connection.execute(ADD_TAG, (cursor.lastrowid, storable(tag)))
             if complete is not None:
                 complete(connection, cursor.lastrowid, str(row["id"]))
-        return _pending_record(cursor.lastrowid, path, row, new.tags)
+        return _pending_record(cursor.lastrowid, path, row, new)
 
     @staticmethod
     def _was_run_again(connection: Any, key: int | None) -> bool:
@@ -247,6 +254,38 @@ class Tasks:
         """Note how many bytes of a task's output were beyond its limit."""
         self._database.execute(
             "UPDATE tasks SET dropped_bytes = ? WHERE key = ?", (size_bytes, key)
+        )
+
+    def progress(self, key: int, progress: Progress) -> None:
+        """Note how far a task has come."""
+        self._database.execute(
+            "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_json()), key)
+        )
+
+    def take_notify(self, key: int) -> tuple[str, ...]:
+        """Where an ended task's end is to be told: from now on by the caller, and nobody else."""
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                """SELECT notify FROM tasks WHERE key = ? AND notify IS NOT NULL
+                AND state NOT IN ('pending', 'running')""",
+                (key,),
+            ).fetchone()
+            connection.execute(
+                """UPDATE tasks SET notify = NULL WHERE key = ?
+                AND state NOT IN ('pending', 'running')""",
+                (key,),
+            )
+        return () if row is None else tuple(json.loads(row[0]))
+
+    def post_mortem(self, key: int) -> dict[str, Any] | None:
+        """What the variables were where a Python task failed; None where nothing is known."""
+        row = self._database.row("SELECT post_mortem FROM tasks WHERE key = ?", (key,))
+        return None if row is None or row[0] is None else dict(json.loads(row[0]))
+
+    def save_post_mortem(self, key: int, found: Mapping[str, Any]) -> None:
+        """Keep what the variables were where a Python task failed."""
+        self._database.execute(
+            "UPDATE tasks SET post_mortem = ? WHERE key = ?", (json.dumps(dict(found)), key)
         )
 
     def get(self, key: int) -> TaskRecord | None:
