@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from ipytaskpersist.api import background, current_task, submit, task, tasks
     from ipytaskpersist.errors import BackgroundError, TaskCancelled, TaskFailed, TaskNotFound
     from ipytaskpersist.handle import Task
-    from ipytaskpersist.records import TaskState
+    from ipytaskpersist.progress import track
+    from ipytaskpersist.records import Progress, TaskState
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackgroundError",
+    "Progress",
     "Task",
     "TaskCancelled",
     "TaskFailed",
@@ -28,13 +30,15 @@ __all__ = [
     "submit",
     "task",
     "tasks",
+    "track",
 ]
 
 _MODULES = {
     "api": ("background", "current_task", "submit", "task", "tasks"),
     "errors": ("BackgroundError", "TaskCancelled", "TaskFailed", "TaskNotFound"),
     "handle": ("Task",),
-    "records": ("TaskState",),
+    "progress": ("track",),
+    "records": ("Progress", "TaskState"),
 }
 
 

@@ -15,7 +15,7 @@ from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import TaskCancelled
-from ipytaskpersist.records import OutputKind, TaskRecord
+from ipytaskpersist.records import OutputKind, Progress, TaskRecord
 
 if TYPE_CHECKING:
     import asyncio
@@ -70,6 +70,11 @@ class ActiveTask:
         content = {"ename": name, "evalue": message, "traceback": traceback}
         self.recording.add(OutputKind.ERROR, content)
         self.shown_error = (name, message)
+
+    def progress(self, progress: Progress) -> None:
+        """Record how far the task has come, as its code says."""
+        if not self.children.in_child:
+            self.recording.progress(progress)
 
     def silent(self) -> ActiveTask:
         """The same task, but nothing that is printed or displayed to it is kept."""
@@ -157,6 +162,9 @@ class Silence:
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Drop a piece of a stream."""
+
+    def progress(self, progress: Progress) -> None:
+        """Drop how far it has come."""
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Drop a display, a result or an error."""

@@ -8,17 +8,16 @@ that cell's outputs and never with another's.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
-import importlib.util
+import importlib
 import io
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.afterimport import after_import
 from ipytaskpersist.capture import publish_for_task
 from ipytaskpersist.patches import Patches
 
@@ -30,12 +29,7 @@ PYPLOT = "matplotlib.pyplot"
 def install(patches: Patches) -> None:
     """Separate the figures of tasks, now or as soon as matplotlib is imported."""
     routes = {FIGURES: _route_figures, INLINE: _route_inline, PYPLOT: _route_pyplot}
-    for name, route in routes.items():
-        if name in sys.modules:
-            route(sys.modules[name], patches)
-    finder = _AfterImport(routes, patches)
-    sys.meta_path.insert(0, finder)
-    patches.on_undo(lambda: sys.meta_path.remove(finder))
+    after_import(routes, patches)
 
 
 def begin(task: ActiveTask) -> None:
@@ -198,32 +192,3 @@ def _route_pyplot(module: Any, patches: Patches) -> None:
 
     patches.set(module, "new_figure_manager", new_figure_manager)
     patches.set(module, "show", functools.update_wrapper(show, plain_show))
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function with a module as soon as it has been imported."""
-
-    def __init__(
-        self, calls: Mapping[str, Callable[[ModuleType, Patches], None]], patches: Patches
-    ) -> None:
-        self._calls = dict(calls)
-        self._patches = patches
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        call = self._calls.pop(fullname, None)
-        if call is None:
-            return None
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return None
-        loader: Any = spec.loader
-        plain_exec = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            plain_exec(module)
-            call(module, self._patches)
-
-        loader.exec_module = exec_module
-        return spec

@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from ipytaskpersist import outputs, views
+from ipytaskpersist.active import active_task
 from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskFailed, TaskNotFound
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.records import EventRecord, OutputKind, TaskRecord, TaskState
+from ipytaskpersist.progress import progress_of
+from ipytaskpersist.records import EventRecord, OutputKind, Progress, TaskRecord, TaskState
 from ipytaskpersist.store import TaskStore
 
 
@@ -123,6 +125,26 @@ class Task:
         """Wait until it has ended, at most `timeout` seconds. Returns whether it has."""
         (self._record,) = self._manager.wait([self._record], timeout)
         return self._record.state.is_final
+
+    def progress(
+        self, done: float | None = None, total: float | None = None, text: str = ""
+    ) -> Progress | None:
+        """How far it has come; None where nobody has said.
+
+        The task's own code says so by `done` and `total`, in whatever it counts, and by `text`, one
+        line about what it does. Lists, cards and panels show it.
+        """
+        if done is None:
+            return self._now().progress
+        active = active_task.get()
+        if active is None or active.record.id != self.id:
+            raise InvalidRequest(
+                f"how far task {self._record.label} has come is said by its own code: "
+                "current_task().progress(done, total, text)"
+            )
+        said = progress_of(done, total, text)
+        active.progress(said)
+        return said
 
     def cancel(self) -> bool:
         """Ask for its cancellation. Returns False when it had ended."""

@@ -246,7 +246,7 @@ class BackgroundTasks(Configured):
     def install_capture(self) -> None:
         """Route output to tasks from now on."""
         if self._patches is None and self.shell is not None:
-            from ipytaskpersist import capture, cell, figures, inherit
+            from ipytaskpersist import capture, cell, figures, inherit, progress
             from ipytaskpersist.patches import Patches
 
             self._patches = Patches()
@@ -254,6 +254,7 @@ class BackgroundTasks(Configured):
             inherit.install(self._patches)
             figures.install(self._patches)
             cell.install(self.shell, self._patches)
+            progress.install(self._patches)
             atexit.register(self.end_session, "IPython ended")
 
     def _text_form(self, value: Any) -> str:

@@ -28,8 +28,9 @@ from time import sleep
 from typing import Any
 
 from ipytaskpersist.active import start_outside
+from ipytaskpersist.bars import Bars
 from ipytaskpersist.errors import StoreError
-from ipytaskpersist.records import STREAM_KINDS, OutputKind
+from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress
 from ipytaskpersist.screen import TAIL_CHARACTERS, LastLine
 from ipytaskpersist.store import NewOutput, TaskStore
 
@@ -47,6 +48,8 @@ HEARTBEAT_S = 15.0
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """How much may be written before the next pause is used to copy it from the log into the store."""
 WATCH_S = 0.1
+PROGRESS_S = 0.2
+"""How often the store is told at most how far a task has come."""
 
 LIMITED = (*STREAM_KINDS, OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
 """What a limit on output applies to."""
@@ -70,6 +73,7 @@ class Stream:
     size_bytes: int = 0
     lines: int = 0
     last_line: LastLine = field(default_factory=LastLine)
+    bars: Bars = field(default_factory=Bars)
     decoder: codecs.IncrementalDecoder = field(default_factory=new_decoder)
 
     def decode_end(self, data: bytes) -> str:
@@ -99,6 +103,12 @@ class Recording:
         """Whether the writer knows that something is pending."""
         self._recorder = recorder
         self._streams = {kind: Stream() for kind in STREAM_KINDS}
+        self._progress: Progress | None = None
+        self._told_progress: Progress | None = None
+        self._said_progress = False
+        """Whether its code has said how far it has come: it knows better than its bars."""
+        self.is_watched = False
+        """Whether the writer will look in a moment how far it has come."""
         recorder.recordings.add(self)
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
@@ -124,6 +134,31 @@ class Recording:
         self.pending.append((kind, data))
         self._recorder.waiting += len(data)
         self._recorder.commit_now(self)
+
+    def progress(self, progress: Progress) -> None:
+        """Record how far the task has come, as its code says."""
+        self._said_progress = True
+        self._progress = progress
+        if not self.is_watched:
+            self.is_watched = True
+            self._recorder.queue.put((self, None, None))
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the task has come further than the store knows."""
+        return self._progress is not self._told_progress
+
+    def tell_progress(self, store: TaskStore) -> None:
+        """Have the store know how far the task has come. Only the writer does."""
+        progress = self._progress
+        if progress is not None and progress is not self._told_progress:
+            store.tasks.progress(self.task_key, progress)
+            self._told_progress = progress
+
+    def finish(self, store: TaskStore) -> None:
+        """Have the store know what else there is to know at the task's end."""
+        self.tell_dropped(store)
+        self.tell_progress(store)
 
     def take(self, at: float) -> list[NewOutput]:
         """The rows of what is pending. Only the writer asks."""
@@ -169,6 +204,8 @@ class Recording:
         if stream is None:
             return [NewOutput(self.task_key, kind, at, data)]
         last = stream.last_line.feed(stream.decode_end(data)) or None
+        if not self._said_progress and (bar := stream.bars.feed(stream.last_line.lines)):
+            self._progress = bar
         return [
             self._chunk(
                 stream,
@@ -273,6 +310,9 @@ class Recorder:
         self._lost_characters = 0
         self._written_bytes = 0
         """How much has been written since the last checkpoint."""
+        self._moving: set[Recording] = set()
+        """Those whose progress has just been told: the next look is in a moment."""
+        self._moved_at = 0.0
         self._checkpointing: threading.Thread | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -338,6 +378,8 @@ class Recorder:
             batch = self._next_batch()
             if batch:
                 self._commit(batch)
+            if self._moving:
+                self._follow_progress()
             if self._stopping:
                 break
             if self.live_tasks:
@@ -357,7 +399,7 @@ class Recorder:
             self.is_quiet = True
             self._checkpoint()
             try:
-                first = self.queue.get(timeout=self._watch_s if self.live_tasks else None)
+                first = self.queue.get(timeout=self._pause_s)
             except Empty:
                 return []
         batch = [first]
@@ -375,6 +417,13 @@ class Recorder:
         self.is_quiet = False
         return batch
 
+    @property
+    def _pause_s(self) -> float | None:
+        """How long to wait for something to commit; None for as long as it takes."""
+        if not self.live_tasks:
+            return None
+        return min(self._watch_s, PROGRESS_S) if self._moving else self._watch_s
+
     def _commit(self, batch: list[tuple[Any, ...]]) -> None:
         now, outputs = time.time(), []
         for recording, change, _committed in batch:
@@ -385,6 +434,7 @@ class Recorder:
                 outputs = []
                 self._persist(partial(change, self._store))
         self._write(outputs)
+        self._moving.update(each for each, *_rest in batch if each and each.has_moved)
         for _recording, _change, committed in batch:
             if committed is not None:
                 committed.release()
@@ -462,6 +512,22 @@ class Recorder:
         if version != seen:
             self._quietly(watch)
         return version
+
+    def _follow_progress(self) -> None:
+        """Tell the store how far those have come that were going on just now."""
+        now = time.monotonic()
+        if now - self._moved_at < PROGRESS_S:
+            return
+        self._moved_at = now
+        for recording in list(self._moving):
+            if not recording.has_moved:
+                # First the mark, then a look: what is said in between puts it into the queue.
+                recording.is_watched = False
+                if not recording.has_moved:
+                    self._moving.discard(recording)
+                    continue
+            recording.is_watched = True
+            self._quietly(partial(recording.tell_progress, self._store))
 
     def _tell_dropped(self) -> None:
         for recording in list(self.recordings):

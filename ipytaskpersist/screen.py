@@ -103,6 +103,8 @@ class LastLine:
     def __init__(self) -> None:
         self._tail = ""
         self.text = ""
+        self.lines: list[str] = []
+        """The visible lines of the last piece that are not blank, at least the last of them."""
 
     def feed(self, text: str) -> str:
         """Take in the next piece of the stream and return the last line now."""
@@ -116,7 +118,7 @@ class LastLine:
             # Nothing moves the cursor but ends of lines: the last one shows as it is.
             tail = tail.rstrip()[-TAIL_CHARACTERS:]
             tail = tail[tail.rfind("\n") + 1 :]
-        filled = [line for line in visible_lines(tail) if line.strip()]
+        self.lines = filled = [line for line in visible_lines(tail) if line.strip()]
         if filled:
             self.text = filled[-1].strip()[:LINE_CHARACTERS]
         return self.text

@@ -38,11 +38,13 @@ LAYERS = (
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs"},
+    {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs",
+     "progress"},
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
         "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
+        "bars", "afterimport",
     },
 )  # fmt: skip
 

@@ -18,15 +18,16 @@ from collections.abc import Iterator, Sequence
 from time import sleep
 from typing import Any
 
-from ipytaskpersist.recorder import encode, encode_content
-from ipytaskpersist.records import OutputKind, ResultRecord
+from ipytaskpersist.active import start_outside
+from ipytaskpersist.recorder import PROGRESS_S, encode, encode_content
+from ipytaskpersist.records import OutputKind, Progress, ResultRecord
 
 DESCRIPTOR = "IPYTASKPERSIST_CHANNEL"
 """The environment variable that holds the number of the pipe's descriptor."""
 HEADER = struct.Struct("<cI")
 OUTPUTS = dict(zip((b"o", b"e", b"d", b"u", b"c", b"r", b"x"), OutputKind, strict=True))
 CODES = {kind: code for code, kind in OUTPUTS.items()}
-RESULT, OUTCOME = b"R", b"O"
+RESULT, OUTCOME, PROGRESS = b"R", b"O", b"P"
 DRAIN_S = 5.0
 EXIT_UNHEARD = 70
 
@@ -40,6 +41,8 @@ class Sender:
         self._streams = tuple(streams)
         self._lock = threading.Lock()
         self._owner = os.getpid()
+        self._unsent: Progress | None = None
+        self._progress_thread: threading.Thread | None = None
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Send a piece of a stream."""
@@ -49,6 +52,35 @@ class Sender:
         """Send a display, a result or an error: the content of its message."""
         self._send(CODES[kind], encode_content(content))
 
+    def progress(self, progress: Progress) -> None:
+        """Send how far the task has come; not each step of one that hurries, but the last one."""
+        self._unsent = progress
+        if self._progress_thread is None and os.getpid() == self._owner:
+            self._send_progress()
+            self._progress_thread = threading.Thread(
+                target=self._keep_sending, name="ipytaskpersist-progress", daemon=True
+            )
+            start_outside(self._progress_thread)
+
+    def _keep_sending(self) -> None:
+        """Send what was said since, for as long as something is said now and then."""
+        while True:
+            sleep(PROGRESS_S)
+            if self._send_progress():
+                continue
+            # First the mark, then a look: what is said in between begins anew.
+            self._progress_thread = None
+            if not self._send_progress():
+                return
+            self._progress_thread = threading.current_thread()
+
+    def _send_progress(self) -> bool:
+        """Send what is not sent yet. Returns whether there was anything."""
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None:
+            self._send(PROGRESS, encode_content(unsent.as_json()))
+        return unsent is not None
+
     def result(self, result: ResultRecord) -> None:
         """Send what is to be known of a value."""
         fields = {name: getattr(result, name) for name in ResultRecord.__slots__}
@@ -56,6 +88,7 @@ class Sender:
 
     def outcome(self, state: str, reason: str | None, exit_code: int | None) -> None:
         """Send how the task has ended."""
+        self._send_progress()
         content = {"state": state, "reason": reason, "exit_code": exit_code}
         self._send(OUTCOME, encode_content(content))
 
@@ -112,6 +145,11 @@ class Receiver:
             yield code, bytes(self._received[position + HEADER.size : end])
             position = end
         del self._received[:position]
+
+
+def as_progress(data: bytes) -> Progress:
+    """The record that `Sender.progress` has sent."""
+    return Progress(**json.loads(data))
 
 
 def as_result(data: bytes) -> ResultRecord:

@@ -244,7 +244,7 @@ def show_figures_inline() -> None:
 
 def install(shell: Any, task: ActiveTask) -> None:
     """Make all that is printed and displayed in this process the task's."""
-    from ipytaskpersist import capture, cell, figures, inherit
+    from ipytaskpersist import capture, cell, figures, inherit, progress
     from ipytaskpersist.active import FOREGROUND, active_task
     from ipytaskpersist.patches import Patches
 
@@ -253,6 +253,7 @@ def install(shell: Any, task: ActiveTask) -> None:
     inherit.install_for_threads(patches)
     figures.install(patches)
     cell.install(shell, patches)
+    progress.install(patches)
     FOREGROUND.end_cell()
     active_task.set(task)
 

@@ -21,7 +21,16 @@ from ipytaskpersist import processes
 from ipytaskpersist.processes import Snapshot
 from ipytaskpersist.recorder import Recording
 from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskState
-from ipytaskpersist.runners.channel import DESCRIPTOR, OUTCOME, OUTPUTS, RESULT, Receiver, as_result
+from ipytaskpersist.runners.channel import (
+    DESCRIPTOR,
+    OUTCOME,
+    OUTPUTS,
+    PROGRESS,
+    RESULT,
+    Receiver,
+    as_progress,
+    as_result,
+)
 
 READ_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
@@ -214,6 +223,8 @@ class Supervised:
         for code, content in self._receiver.feed(data):
             if code == RESULT:
                 self.results.append(as_result(content))
+            elif code == PROGRESS:
+                self.recording.progress(as_progress(content))
             elif code == OUTCOME:
                 fields = json.loads(content)
                 self._reported = End(TaskState(fields.pop("state")), **fields)

@@ -270,7 +270,7 @@ class Supervisor:
         key, ended = task.record.task_key, time.time()
 
         def record(store: TaskStore) -> None:
-            task.recording.tell_dropped(store)
+            task.recording.finish(store)
             for result in task.results:
                 store.results.save(key, result)
             if task.usage is not None:

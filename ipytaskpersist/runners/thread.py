@@ -118,7 +118,7 @@ class ThreadRunner:
         key = task.record.key
 
         def end(store: Any) -> None:
-            task.recording.tell_dropped(store)
+            task.recording.finish(store)
             if result is not None:
                 store.results.save(key, result)
             store.tasks.end(key, outcome.state, outcome.reason, outcome.exit_code, ended)
