@@ -46,6 +46,8 @@ class ActiveTask:
         """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
         self.shown_error: tuple[str, str] | None = None
         """Name and message of an error that a magic showed instead of raising it."""
+        self.post_mortem: dict[str, Any] | None = None
+        """What the variables were where the last error happened, in the form of `postmortem`."""
         self.loop: asyncio.AbstractEventLoop | None = None
         self.cancelled = False
         self._thread_id = 0

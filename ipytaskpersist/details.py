@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
+
+from rich.table import Table
+from rich.text import Text
 
 from ipytaskpersist import views
 from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.plaintext import as_shown
 from ipytaskpersist.provenance import git_in_words
 from ipytaskpersist.records import (
     OutputKind,
@@ -14,8 +21,9 @@ from ipytaskpersist.records import (
     ResultRecord,
     SessionRecord,
     TaskRecord,
+    TaskState,
 )
-from ipytaskpersist.terminal import details, history_line, render, task_table
+from ipytaskpersist.terminal import details, history_line, render, task_table, variables
 
 LONG_WORD = 200
 
@@ -48,6 +56,8 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
         "variables": {each.name: _result_document(each) for each in variables},
         "process": None if process is None else _process_document(process),
         "rerun_of": task.provenance.get("rerun_of"),
+        "error": _error(manager, task),
+        "post_mortem": store.tasks.post_mortem(task.key),
         "provenance": dict(task.provenance),
         "output_bytes": task.output_bytes,
         "dropped_bytes": task.dropped_bytes,
@@ -102,7 +112,39 @@ def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
         *_what_is_kept(manager, task),
         *_history(manager, task),
     ]
-    return f"{render(details(rows), plain=plain)}\n\n{task.source.rstrip()}"
+    parts = [render(details(rows), plain=plain), task.source.rstrip(), *_failure(manager, task)]
+    return "\n\n".join(parts)
+
+
+def _error(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any] | None:
+    """The last error that a task has shown: its name, its message and its traceback."""
+    records = manager.store_of(task).outputs.of(task.key, kinds=(OutputKind.ERROR,))
+    last = next(iter(deque(records, maxlen=1)), None)
+    return None if last is None else json.loads(last.data)
+
+
+def _failure(manager: BackgroundTasks, task: TaskRecord) -> Iterator[str]:
+    """The traceback of a failed task, and what the variables were in it."""
+    error = _error(manager, task) if task.state is TaskState.FAILED else None
+    if error is not None:
+        lines = as_shown("\n".join(error["traceback"])).splitlines()
+        yield "\n".join(views.printable(line.rstrip()) for line in lines).strip("\n")
+    found = manager.store_of(task).tasks.post_mortem(task.key)
+    if found is not None and any(frame["variables"] for frame in found["frames"]):
+        tables = [part for frame in found["frames"] for part in _frame(frame)][1:]
+        yield render(*tables, plain=manager.shell is not None)
+
+
+def _frame(frame: dict[str, Any]) -> Iterator[Table | Text]:
+    """A frame with its variables; nothing of one that has none."""
+    if frame["variables"]:
+        yield Text()
+        head = f"{frame['place']}, {frame['function']}: {frame['code']}"
+        yield Text(views.printable(head), style="dim")
+        left_out = frame["left_out"]
+        more = [("", "", f"and {left_out:,} more")] if left_out else []
+        rows = [(each["name"], each["type"], each["text"]) for each in frame["variables"]]
+        yield variables([*rows, *more])
 
 
 def _facts(task: TaskRecord) -> list[tuple[str, str]]:

@@ -120,6 +120,18 @@ def details(rows: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
+def variables(rows: Sequence[tuple[str, str, str]]) -> Table:
+    """Names, types and values of variables, one a line."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(width=1)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row("", *(Text(printable(each)) for each in row))
+    return table
+
+
 def history_line(event: EventRecord, now: datetime) -> str:
     """One entry of a state history."""
     why = f"  {event.reason}" if event.reason else ""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
+from ipytaskpersist import postmortem
 from ipytaskpersist.active import FOREGROUND, active_task
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.patches import Patches
@@ -60,6 +61,8 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
             plain(etype, evalue, stb)
         elif not (task.cancelled and isinstance(evalue, TaskCancelled | CancelledError)):
             task.show_error(etype.__name__, str(evalue), list(stb))
+            cells = getattr(shell.compile, "_filename_map", {})
+            task.post_mortem = postmortem.of_error(evalue, cells, task.record.execution_count)
 
     patches.set(shell, "_showtraceback", show)
     plain_whole = shell.showtraceback

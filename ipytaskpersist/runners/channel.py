@@ -27,7 +27,7 @@ DESCRIPTOR = "IPYTASKPERSIST_CHANNEL"
 HEADER = struct.Struct("<cI")
 OUTPUTS = dict(zip((b"o", b"e", b"d", b"u", b"c", b"r", b"x"), OutputKind, strict=True))
 CODES = {kind: code for code, kind in OUTPUTS.items()}
-RESULT, OUTCOME, PROGRESS = b"R", b"O", b"P"
+RESULT, OUTCOME, PROGRESS, POST_MORTEM = b"R", b"O", b"P", b"M"
 DRAIN_S = 5.0
 EXIT_UNHEARD = 70
 
@@ -85,6 +85,10 @@ class Sender:
         """Send what is to be known of a value."""
         fields = {name: getattr(result, name) for name in ResultRecord.__slots__}
         self._send(RESULT, encode_content(fields))
+
+    def post_mortem(self, found: dict[str, Any]) -> None:
+        """Send what the variables were where the task failed."""
+        self._send(POST_MORTEM, encode_content(found))
 
     def outcome(self, state: str, reason: str | None, exit_code: int | None) -> None:
         """Send how the task has ended."""

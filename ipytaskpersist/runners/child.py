@@ -132,6 +132,8 @@ class Child:
             outcome = run_cell(shell, cell, task)
             names = self._names(shell, before)
         self._keep(shell, task, outcome, names)
+        if task.post_mortem is not None:
+            self._sender.post_mortem(task.post_mortem)
         state, code = outcome.state.value, outcome.exit_code
         self._sender.outcome(state, outcome.reason, code)
         return FAILED if code is None else code

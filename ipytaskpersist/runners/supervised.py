@@ -25,6 +25,7 @@ from ipytaskpersist.runners.channel import (
     DESCRIPTOR,
     OUTCOME,
     OUTPUTS,
+    POST_MORTEM,
     PROGRESS,
     RESULT,
     Receiver,
@@ -77,6 +78,8 @@ class Supervised:
         self.recording = recording
         self.results: list[ResultRecord] = []
         """What a Python task has said of its values."""
+        self.post_mortem: dict[str, Any] | None = None
+        """What a Python task has said of the variables where it failed."""
         self.readers: dict[int, Callable[[bytes], None]] = {}
         """The descriptors that are still open, each with what takes in its bytes."""
         self.ending: Ending | None = None
@@ -223,6 +226,8 @@ class Supervised:
         for code, content in self._receiver.feed(data):
             if code == RESULT:
                 self.results.append(as_result(content))
+            elif code == POST_MORTEM:
+                self.post_mortem = json.loads(content)
             elif code == PROGRESS:
                 self.recording.progress(as_progress(content))
             elif code == OUTCOME:

@@ -273,6 +273,8 @@ class Supervisor:
             task.recording.finish(store)
             for result in task.results:
                 store.results.save(key, result)
+            if end.state is TaskState.FAILED and task.post_mortem is not None:
+                store.tasks.save_post_mortem(key, task.post_mortem)
             if task.usage is not None:
                 usage = task.usage
                 cpu_s = usage.ru_utime + usage.ru_stime

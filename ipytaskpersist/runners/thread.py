@@ -121,6 +121,8 @@ class ThreadRunner:
             task.recording.finish(store)
             if result is not None:
                 store.results.save(key, result)
+            if outcome.state is TaskState.FAILED and task.post_mortem is not None:
+                store.tasks.save_post_mortem(key, task.post_mortem)
             store.tasks.end(key, outcome.state, outcome.reason, outcome.exit_code, ended)
 
         # Where the store cannot be written this waits, and the task stands as running: what is

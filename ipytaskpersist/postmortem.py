@@ -1,0 +1,200 @@
+"""What the variables were where a cell failed: a summary that survives the kernel.
+
+No code of the notebook's runs for it: a value whose ``repr`` is its class's own idea is shown by
+its type, and by its shape and columns where it has them. Everything is bounded. What looks like a
+secret by its name is left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import linecache
+import pathlib
+import re
+import reprlib
+import uuid
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from itertools import islice
+from types import FrameType, FunctionType, ModuleType, TracebackType
+from typing import Any
+
+FIRST_FRAMES, LAST_FRAMES = 4, 4
+"""How many frames are kept of a long traceback: where it began, and where it failed."""
+VARIABLES = 20
+TEXT_CHARACTERS = 160
+CODE_CHARACTERS = 200
+NAME_CHARACTERS = 100
+COLUMNS = 6
+SECRET = re.compile(r"token|passw|secret|key|credential", re.IGNORECASE)
+MACHINERY = ("IPython", "ipykernel", "ipytaskpersist")
+"""Packages whose frames are about how a cell is run."""
+HIDDEN = "(hidden: its name looks like a secret's)"
+PLAIN_TYPES = frozenset(
+    (
+        *(bool, int, float, complex, str, bytes, bytearray, range, type(None), type(...)),
+        *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone),
+        *(decimal.Decimal, Fraction, uuid.UUID, pathlib.PosixPath, pathlib.WindowsPath),
+    )
+)
+"""Types whose ``repr`` is short and runs no code of others."""
+CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
+
+
+def of_error(
+    error: BaseException, cells: Mapping[str, int], own_cell: int | None
+) -> dict[str, Any]:
+    """The frames of an error with their variables, as the store keeps them.
+
+    `cells` tells the numbers of cells by the names of their files, `own_cell` is the number of the
+    cell that failed. Gives ``{"frames": [{"place", "function", "code", "variables": [{"name",
+    "type", "text"}], "left_out"}], "left_out"}``: all texts, but the counts of what is left out.
+    """
+    steps = list(_steps(error.__traceback__))
+    kept = steps
+    if len(steps) > FIRST_FRAMES + LAST_FRAMES:
+        kept = [*steps[:FIRST_FRAMES], *steps[-LAST_FRAMES:]]
+    frames = [_frame(step.tb_frame, step.tb_lineno, cells, own_cell) for step in kept]
+    return {"frames": frames, "left_out": len(steps) - len(kept)}
+
+
+def _steps(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        frame = traceback.tb_frame
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if "__tracebackhide__" not in frame.f_locals and package not in MACHINERY:
+            yield traceback
+        traceback = traceback.tb_next
+
+
+def _frame(
+    frame: FrameType, line: int, cells: Mapping[str, int], own_cell: int | None
+) -> dict[str, Any]:
+    code = frame.f_code
+    found = dict(_variables(frame))
+    shown = [_variable(*each) for each in islice(found.items(), VARIABLES)]
+    return {
+        "place": f"{_file(code.co_filename, cells, own_cell)} line {line}",
+        "function": code.co_qualname[:NAME_CHARACTERS],
+        "code": linecache.getline(code.co_filename, line).strip()[:CODE_CHARACTERS],
+        "variables": shown,
+        "left_out": len(found) - len(shown),
+    }
+
+
+def _variable(name: str, value: Any) -> dict[str, str]:
+    return {
+        "name": name[:NAME_CHARACTERS],
+        "type": type(value).__name__[:NAME_CHARACTERS],
+        "text": HIDDEN if _is_secret(name, value) else summary(value),
+    }
+
+
+def _file(name: str, cells: Mapping[str, int], own_cell: int | None) -> str:
+    number = cells.get(name)
+    if number is not None:
+        return "cell" if number == own_cell else f"cell In [{number}]"
+    return name.rpartition("site-packages/")[2][-NAME_CHARACTERS:]
+
+
+def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
+    """The variables of a function; of a cell those that the failing statement uses."""
+    values = frame.f_locals
+    names = frame.f_code.co_names if values is frame.f_globals else list(values)
+    for name in names:
+        if name in values and name != "get_ipython" and not name.startswith("__"):
+            value = values[name]
+            # Not isinstance, which asks the value itself.
+            if not issubclass(type(value), (ModuleType, FunctionType, type)):
+                yield name, value
+
+
+def _is_secret(name: Any, value: Any) -> bool:
+    says_nothing = value is None or type(value) is bool
+    return type(name) is str and SECRET.search(name) is not None and not says_nothing
+
+
+class _Summary(reprlib.Repr):
+    """Short, and without calling what a class of the notebook's defines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = TEXT_CHARACTERS // 2
+
+    def repr1(self, value: Any, level: int) -> str:
+        kind = type(value)
+        if kind in PLAIN_TYPES or kind in CONTAINERS:
+            return super().repr1(value, level)
+        return f"<{kind.__name__}{_shape(value)}>"
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        hidden = {
+            key: HIDDEN if _is_secret(key, each) else each
+            for key, each in islice(value.items(), self.maxdict + 1)
+        }
+        return super().repr_dict(hidden, level)
+
+    def repr_set(self, value: set[Any], level: int) -> str:
+        # Not by the base class, which sorts: that would compare the elements.
+        return self._elements(value, "{", level) if value else "set()"
+
+    def repr_frozenset(self, value: frozenset[Any], level: int) -> str:
+        return f"frozenset({self._elements(value, '{', level)})" if value else "frozenset()"
+
+    def _elements(self, value: Any, opening: str, level: int) -> str:
+        if level <= 0:
+            return f"{opening}...}}"
+        pieces = [self.repr1(each, level - 1) for each in islice(value, self.maxset)]
+        pieces += ["..."] if len(value) > self.maxset else []
+        return f"{opening}{', '.join(pieces)}}}"
+
+
+_short = _Summary()
+
+
+def summary(value: Any) -> str:
+    """A value in one short line."""
+    try:
+        kind = type(value)
+        if kind in CONTAINERS and len(value) > _short.maxlist:
+            text = f"{len(value):,} items: {_short.repr(value)}"
+        elif kind in PLAIN_TYPES or kind in CONTAINERS:
+            text = _short.repr(value)
+        else:
+            text = _shape(value).strip() or f"<{kind.__name__}>"
+    except Exception as error:  # an attribute may raise anything
+        text = f"(could not be looked at: {type(error).__name__})"
+    line = " ".join(text.split())
+    return line if len(line) <= TEXT_CHARACTERS else line[: TEXT_CHARACTERS - 1] + "…"
+
+
+LIBRARIES = (
+    "numpy",
+    "pandas",
+    "polars",
+    "torch",
+    "tensorflow",
+    "jax",
+    "scipy",
+    "xarray",
+    "pyarrow",
+)
+"""Whose arrays and tables say their size without computing anything."""
+
+
+def _shape(value: Any) -> str:
+    """`` 1,204 × 8: customer, amount`` for a table; empty for what has no shape."""
+    if type(value).__module__.split(".", maxsplit=1)[0].removesuffix("lib") not in LIBRARIES:
+        return ""
+    shape = getattr(value, "shape", None)
+    if not shape or not all(isinstance(size, int) for size in shape):
+        return ""
+    text = " " + " × ".join(f"{size:,}" for size in shape)
+    columns = getattr(value, "columns", None)
+    if columns is not None and len(shape) == 2:
+        names = [_short.repr(each).strip("'\"") for each in islice(columns, COLUMNS)]
+        return f"{text}: {', '.join(names)}{', …' if shape[1] > COLUMNS else ''}"
+    dtype = getattr(value, "dtype", None)
+    return f"{text} of {dtype}" if dtype is not None else text
