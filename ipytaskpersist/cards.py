@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from time import sleep
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -13,12 +14,26 @@ from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.statuscard import Card, CardReader, bundle
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 INTERVAL_S = 0.25
+CLOCK_S = 1.0
+"""How often a card is updated of which nothing changes but the clock."""
 FIRST_UPDATE_S = 0.05
+
+
+@dataclass(slots=True)
+class _Shown:
+    """A card in a cell's output."""
+
+    display_id: str
+    task: TaskRecord
+    reader: CardReader
+    updated_at: float
+    """By the monotonic clock."""
 
 
 class Cards:
@@ -27,21 +42,23 @@ class Cards:
     def __init__(self, shell: InteractiveShell, manager: BackgroundTasks) -> None:
         self._shell = shell
         self._manager = manager
-        self._shown: dict[int, tuple[str, TaskRecord, str]] = {}
+        self._shown: dict[int, _Shown] = {}
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._version = -1
         self._closed = False
         manager.on_change.append(self._on_end)
 
     def show(self, task: TaskRecord) -> None:
         """Show a task's card in the running cell, and update it until the task ends."""
         display_id = uuid4().hex
-        shown = task
+        first = task
         if task.runner == "thread":
             # It has been started; the card need not wait for the store to say so.
-            shown = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
-        html = self._publish(shown, display_id, update=False)
-        self._shown[task.key] = (display_id, task, html)
+            first = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
+        self._publish(Card(first, views.utc_now()), display_id, update=False)
+        reader = CardReader(self._manager)
+        self._shown[task.key] = _Shown(display_id, task, reader, time.monotonic())
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._run, name="ipytaskpersist-cards", daemon=True
@@ -60,33 +77,46 @@ class Cards:
 
     def _run(self) -> None:
         while True:
-            self._wake.wait(INTERVAL_S if self._shown else None)
+            woken = self._wake.wait(INTERVAL_S if self._shown else None)
             self._wake.clear()
-            # The cell that launched a task replies first: an update now would only delay it.
-            sleep(FIRST_UPDATE_S)
+            if woken:
+                # The cell that launched a task replies first: an update now would only delay it.
+                sleep(FIRST_UPDATE_S)
             if self._closed:
                 return
-            for key, (display_id, task, html) in list(self._shown.items()):
-                self._update(key, display_id, task, html)
+            # Looking costs microseconds, an update a hundred times as much.
+            changed = self._store_has_changed() or woken
+            for key, shown in list(self._shown.items()):
+                if changed or time.monotonic() - shown.updated_at >= CLOCK_S:
+                    self._update(key, shown)
 
-    def _update(self, key: int, display_id: str, task: TaskRecord, html: str) -> None:
+    def _store_has_changed(self) -> bool:
+        """Whether anybody has committed anything. This thread's connection sees all others."""
         try:
-            now = self._manager.refresh(task)
-            if views.card_html(now, views.utc_now()) != html:
-                html = self._publish(now, display_id, update=True)
-            self._shown[key] = (display_id, now, html)
-            if now.state.is_final:
+            version = self._manager.store.database.data_version
+        except BackgroundError:
+            return False
+        changed, self._version = version != self._version, version
+        return changed
+
+    def _update(self, key: int, shown: _Shown) -> None:
+        try:
+            task = self._manager.refresh(shown.task)
+            self._publish_if_new(shown, task)
+            if task.state.is_final:
                 del self._shown[key]
         except BackgroundError:
             # The task was deleted, or the store cannot be read: the card stays as it is.
             del self._shown[key]
 
-    def _publish(self, task: TaskRecord, display_id: str, *, update: bool) -> str:
-        now = views.utc_now()
-        html = views.card_html(task, now)
+    def _publish_if_new(self, shown: _Shown, task: TaskRecord) -> None:
+        is_due = time.monotonic() - shown.updated_at >= CLOCK_S
+        if is_due or task != shown.task:
+            card = shown.reader.read(task, views.utc_now())
+            self._publish(card, shown.display_id, update=True)
+            shown.task, shown.updated_at = task, time.monotonic()
+
+    def _publish(self, card: Card, display_id: str, *, update: bool) -> None:
         self._shell.display_pub.publish(
-            {"text/html": html, "text/plain": views.card_text(task, now)},
-            transient={"display_id": display_id},
-            update=update,
+            bundle([card]), transient={"display_id": display_id}, update=update
         )
-        return html

@@ -13,6 +13,7 @@ from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskFailed, T
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.progress import progress_of
 from ipytaskpersist.records import EventRecord, OutputKind, Progress, TaskRecord, TaskState
+from ipytaskpersist.statuscard import CardReader, bundle
 from ipytaskpersist.store import TaskStore
 
 
@@ -218,8 +219,8 @@ class Task:
         return f"<Task {task.number}{name}: {task.state.value}>"
 
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, str]:
-        task, now = self._now(), views.utc_now()
-        return {"text/html": views.card_html(task, now), "text/plain": views.card_text(task, now)}
+        card = CardReader(self._manager).read(self._now(), views.utc_now())
+        return bundle([card])
 
 
 def failure(task: TaskRecord, task_outputs: list[dict[str, Any]]) -> BackgroundError:

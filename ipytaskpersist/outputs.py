@@ -7,15 +7,21 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
+from ipytaskpersist.screen import LINE_CHARACTERS, visible_lines
 from ipytaskpersist.store import TaskStore
 
 Output = dict[str, Any]
 """One output in nbformat's form. A display that can be updated also has ``transient``."""
 
 NO_TIME = datetime.min.replace(tzinfo=UTC)
+VISIBLE = (*STREAM_KINDS, OutputKind.EXECUTE_RESULT, OutputKind.CLEAR_OUTPUT)
+TAIL_BYTES = 4096
+TAIL_RECORDS = 64
+"""In how many pieces of output the last lines are looked for."""
 CHANGES = (OutputKind.UPDATE_DISPLAY_DATA, OutputKind.CLEAR_OUTPUT)
 
 
@@ -204,6 +210,26 @@ def _cut_outputs(outputs: list[Output], cut: Cut) -> list[Output]:
 def _as_record(place: int, output: Output) -> OutputRecord:
     kind = OutputKind(str(output.get("name") or output["output_type"]))
     return OutputRecord(place, kind, NO_TIME, output.get("text", "").encode(), 0)
+
+
+def last_lines(store: TaskStore, task_key: int, count: int) -> list[str]:
+    """The last visible lines of what the task printed and returned, as a terminal shows them."""
+    pieces: list[str] = []
+    size = 0
+    for record in islice(store.outputs.backwards(task_key, kinds=VISIBLE), TAIL_RECORDS):
+        if record.kind is OutputKind.CLEAR_OUTPUT or size >= TAIL_BYTES:
+            break
+        if record.kind in STREAM_KINDS:
+            data = record.data[-TAIL_BYTES:]
+            text = data.decode("utf-8", "replace")
+        else:
+            value = json.loads(record.data)["data"].get("text/plain", "")
+            text, data = f"{value[:TAIL_BYTES]}\n", b""
+        size += len(data)
+        pieces.append(text)
+    tail = "".join(reversed(pieces))
+    lines = visible_lines(tail.partition("\n")[2] if size >= TAIL_BYTES and "\n" in tail else tail)
+    return [line[:LINE_CHARACTERS] for line in lines if line.strip()][-count:]
 
 
 def head(records: Iterable[OutputRecord], lines: int) -> Iterator[OutputRecord]:

@@ -215,3 +215,27 @@ def kill_tasks(tasks: Iterable[tuple[str, Process | None]]) -> None:
             if alone[task_id] == SURELY_ALONE:
                 del left[task_id]
         sleep(ROUND_S)
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def memory_bytes(leader_pid: int, leader_start: str) -> int | None:
+    """How much memory a task's processes hold now, as far as they are in the session that its own
+    process leads; None when that has ended."""
+    leader = find(leader_pid)
+    if leader is None or leader.start != leader_start or leader.is_zombie:
+        return None
+    import psutil
+
+    total = 0
+    for pid in _pids():
+        with suppress(psutil.Error, OSError):
+            if os.getsid(pid) == leader_pid:
+                total += psutil.Process(pid).memory_info().rss
+    return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -17,12 +18,14 @@ from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import OutputKind, TaskRecord
+from ipytaskpersist.statuscard import CardReader, bundle, cards_text
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipytaskpersist.hits import Shown
 
+UPDATE_S = 1.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -79,7 +82,7 @@ class Surface:
 
     def waiting(self) -> Waiting:
         """The place that shows the tasks for which a command waits."""
-        return TerminalWaiting(self.in_words)
+        return TerminalWaiting(self.manager, self.in_words)
 
     def in_words(self, text: str) -> str:
         """A text that names commands, as they are typed here."""
@@ -216,7 +219,7 @@ class NotebookSurface(IPythonSurface):
             sys.stdout.write(piece.decode("utf-8", "replace"))
 
     def waiting(self) -> Waiting:
-        return NotebookWaiting(self.shell)
+        return NotebookWaiting(self.manager, self.shell)
 
 
 class Waiting:
@@ -232,7 +235,8 @@ class Waiting:
 class TerminalWaiting(Waiting):
     """A line on stderr that is written over itself, and at last the state of each task."""
 
-    def __init__(self, in_words: Callable[[str], str]) -> None:
+    def __init__(self, manager: BackgroundTasks, in_words: Callable[[str], str]) -> None:
+        self._manager = manager
         self._in_words = in_words
         self._live = sys.stderr.isatty()
         self._tasks: Sequence[TaskRecord] = ()
@@ -256,28 +260,36 @@ class TerminalWaiting(Waiting):
         if self._live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         if self._tasks:
-            text = views.cards_text(self._tasks, views.utc_now())
+            now = views.utc_now()
+            text = cards_text([CardReader(self._manager).read(task, now) for task in self._tasks])
             print(self._in_words(text), file=sys.stderr)
 
 
 class NotebookWaiting(Waiting):
     """Status cards that are updated in place."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, manager: BackgroundTasks, shell: InteractiveShell) -> None:
+        self._manager = manager
         self._shell = shell
         self._display_id = uuid4().hex
-        self._shown = ""
+        self._readers: dict[str, CardReader] = {}
+        self._shown: object = None
+        self._shown_at = -UPDATE_S
 
     def show(self, tasks: Sequence[TaskRecord]) -> None:
-        now = views.utc_now()
-        html = views.cards_html(tasks, now)
-        if html != self._shown:
-            self._shell.display_pub.publish(
-                {"text/html": html, "text/plain": views.cards_text(tasks, now)},
-                transient={"display_id": self._display_id},
-                update=bool(self._shown),
-            )
-            self._shown = html
+        # Whether the seconds have changed is not asked more often than they do.
+        if self._shown == tasks and time.monotonic() - self._shown_at < UPDATE_S:
+            return
+        cards = [self._reader(task).read(task, views.utc_now()) for task in tasks]
+        self._shell.display_pub.publish(
+            bundle(cards),
+            transient={"display_id": self._display_id},
+            update=self._shown is not None,
+        )
+        self._shown, self._shown_at = tasks, time.monotonic()
+
+    def _reader(self, task: TaskRecord) -> CardReader:
+        return self._readers.setdefault(task.id, CardReader(self._manager))
 
 
 @contextlib.contextmanager

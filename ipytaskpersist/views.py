@@ -1,7 +1,6 @@
-"""A task and a list of tasks, as text and as HTML.
+"""How states, times and sizes look, and lists of tasks and sessions as text and as HTML.
 
-The HTML has inline styles only, no script, no SVG and no variables: that is what an untrusted
-notebook leaves standing. Text colour is inherited, so that one card serves light and dark themes.
+The HTML has inline styles only: that is what an untrusted notebook leaves standing.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ class Look:
 
 
 LOOKS = {
-    TaskState.PENDING: Look("◌", "#8a8f98", "bright_black"),
+    TaskState.PENDING: Look("◌", "#767c85", "bright_black"),
     TaskState.RUNNING: Look("●", "#2f7de1", "blue"),
-    TaskState.COMPLETED: Look("✓", "#2e9e5b", "green"),
+    TaskState.COMPLETED: Look("✓", "#27894e", "green"),
     TaskState.FAILED: Look("✕", "#d6453d", "red"),
-    TaskState.CANCELLED: Look("⊘", "#8a8f98", "bright_black"),
-    TaskState.INTERRUPTED: Look("◐", "#c98a00", "yellow"),
+    TaskState.CANCELLED: Look("⊘", "#767c85", "bright_black"),
+    TaskState.INTERRUPTED: Look("◐", "#a67200", "yellow"),
 }
 MONOSPACE = (
     "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;"
@@ -69,9 +68,12 @@ def next_commands(task: TaskRecord) -> str:
     if task.state is TaskState.RUNNING:
         return f"%bg_output {task.number} · %bg_cancel {task.number}"
     if task.state is TaskState.FAILED:
-        return f"%bg_output {task.number} · %bg_show {task.number}"
+        first = "show" if task.kind == "python" and task.exit_code == 1 else "output"
+        return f"%bg_{first} {task.number} · %bg_rerun {task.number}"
     if task.state is TaskState.INTERRUPTED:
         return f"%bg_output {task.number} · %bg_resume {task.number}"
+    if task.state is TaskState.CANCELLED:
+        return f"%bg_output {task.number} · %bg_rerun {task.number}"
     return f"%bg_output {task.number}"
 
 
@@ -80,85 +82,9 @@ def place(task: TaskRecord) -> str:
     return "shell command" if task.kind == "shell" else f"Python {task.runner}"
 
 
-def about(task: TaskRecord, now: datetime) -> str:
-    """One line of what else there is to know."""
-    if task.state in (TaskState.PENDING, TaskState.RUNNING):
-        return f"{place(task)} · as of {clock(now, now)}"
-    ended = clock(task.ended_at, now) if task.ended_at else ""
-    if task.state is TaskState.INTERRUPTED:
-        return f"{task.reason} at {ended} · everything printed until then is kept"
-    if task.state is TaskState.CANCELLED:
-        return f"cancelled at {ended}"
-    return f"{place(task)} · finished {ended}"
-
-
 def printable(text: str) -> str:
     """The text without characters that would steer a terminal."""
     return "".join(c if c.isprintable() or c == " " else "�" for c in text)
-
-
-# The status card.
-
-
-def card_html(task: TaskRecord, now: datetime) -> str:
-    """The status card of one task."""
-    look = LOOKS[task.state]
-    return (
-        f'<div style="border:1px solid rgba(128,128,128,.28);border-left:4px solid {look.colour};'
-        "border-radius:6px;padding:8px 12px;max-width:640px;"
-        'font-family:system-ui,-apple-system,sans-serif;font-size:13px;line-height:1.45">'
-        f"{_card_head(task, look, now)}{_card_body(task)}{_card_foot(task, now)}</div>"
-    )
-
-
-def _card_head(task: TaskRecord, look: Look, now: datetime) -> str:
-    code = f"exit {task.exit_code}" if task.exit_code is not None else ""
-    separator = '<span style="opacity:.4">&ensp;·&ensp;</span>' if code else ""
-    return (
-        '<div style="display:flex;align-items:center;gap:10px">'
-        f'<span style="color:{look.colour};font-weight:600;white-space:nowrap">'
-        f"{look.glyph} {task.state.value}</span>"
-        '<span style="font-weight:600;overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
-        f'<span style="opacity:.55">{task.number}</span>&ensp;{escape(task.name)}</span>'
-        '<span style="margin-left:auto;white-space:nowrap;font-variant-numeric:tabular-nums">'
-        f"{code}{separator}{duration(task.elapsed_s(now))}</span></div>"
-    )
-
-
-def _card_body(task: TaskRecord) -> str:
-    style = f"{MONOSPACE};white-space:pre-wrap;overflow-wrap:anywhere;margin-top:5px"
-    lines = ""
-    if task.last_line:
-        lines = f'<div style="{style};opacity:.85">{escape(task.last_line)}</div>'
-    if task.state is not TaskState.FAILED or not task.reason:
-        return lines
-    name, _colon, message = task.reason.partition(": ")
-    return (
-        f'{lines}<div style="{style}"><span style="color:#d6453d;font-weight:600">{escape(name)}'
-        f"</span>{': ' if message else ''}{escape(message)}</div>"
-    )
-
-
-def _card_foot(task: TaskRecord, now: datetime) -> str:
-    return (
-        '<div style="display:flex;gap:14px;opacity:.65;font-size:12px;margin-top:5px">'
-        '<span style="white-space:nowrap;overflow:hidden;text-overflow:ellipsis">'
-        f"{escape(about(task, now))}</span>"
-        f'<span style="margin-left:auto;white-space:nowrap;{MONOSPACE}">'
-        f"{next_commands(task)}</span></div>"
-    )
-
-
-def card_text(task: TaskRecord, now: datetime) -> str:
-    """The status card in one or two lines of text."""
-    look = LOOKS[task.state]
-    parts = [f"{look.glyph} {task.state.value}", task.label]
-    if task.started_at is not None:
-        parts.append(duration(task.elapsed_s(now)))
-    if task.state.is_final and ending(task):
-        parts.append(ending(task))
-    line = printable(" · ".join(parts)) + f"   {next_commands(task)}"
-    return f"{line}\n  {printable(task.last_line)}" if task.last_line else line
 
 
 def launched_text(task: TaskRecord) -> str:
@@ -171,16 +97,6 @@ def launched_text(task: TaskRecord) -> str:
 def for_shell(text: str) -> str:
     """The text with IPython's commands named as the system's shell knows them."""
     return re.sub(r"%bg_(\w+)", r"jupyter bg \1", text)
-
-
-def cards_html(tasks: Sequence[TaskRecord], now: datetime) -> str:
-    """Several cards, one below the other."""
-    return "".join(f'<div style="margin-bottom:6px">{card_html(task, now)}</div>' for task in tasks)
-
-
-def cards_text(tasks: Sequence[TaskRecord], now: datetime) -> str:
-    """Several cards as text."""
-    return "\n".join(card_text(task, now) for task in tasks)
 
 
 # Lists.
@@ -285,7 +201,7 @@ def size(size_bytes: int) -> str:
     unit = next(units)
     while amount >= 1024 and unit != "TB":
         amount, unit = amount / 1024, next(units)
-    return f"{amount:,.1f} {unit}"
+    return f"{amount:,.0f} {unit}" if amount >= 100 else f"{amount:,.1f} {unit}"
 
 
 # Sessions.

@@ -338,7 +338,7 @@ class Supervised:
             return self._reported
         if code is not None and code < 0:
             memory = " (out of memory)" if code == -signal.SIGKILL and out_of_memory() else ""
-            return End(TaskState.FAILED, f"killed by {signal_name(-code)}{memory}", code)
+            return End(TaskState.FAILED, f"killed by {processes.signal_name(-code)}{memory}", code)
         if code == 0 and self.is_python:
             return End(TaskState.FAILED, "the process ended before its cell did", code)
         if code == 0:
@@ -349,14 +349,6 @@ class Supervised:
     def is_python(self) -> bool:
         """Whether it runs a cell of Python, which says itself how it ended."""
         return self.record.kind == "python"
-
-
-def signal_name(number: int) -> str:
-    """``SIGKILL`` for 9."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _is_in_group(process: processes.Process, group: int) -> bool:
