@@ -213,7 +213,7 @@ def _error(card: Card) -> str:
     if task.state is not TaskState.FAILED or not _is_exception(task):
         return ""
     name, _colon, message = printable(task.reason or "").partition(": ")
-    where = f"&ensp;({escape(card.failed_at)})" if card.failed_at else ""
+    where = f"&ensp;({escape(printable(card.failed_at))})" if card.failed_at else ""
     return (
         f'<div style="{MONOSPACE};white-space:pre-wrap;overflow-wrap:anywhere;margin-top:5px">'
         f'<span style="color:{LOOKS[TaskState.FAILED].colour};font-weight:600">{escape(name)}'
