@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    cards,
     commands,
     fresh,
     history,
@@ -54,6 +55,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "follow": supervising.follow,
     "supervisor": supervising.supervisor,
     "search": searching.searching,
+    "card": cards.card,
 }
 
 

@@ -19,7 +19,7 @@ from ipytaskpersist.statuscard import Card, CardReader, bundle
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-INTERVAL_S = 0.25
+INTERVAL_S = 0.5
 CLOCK_S = 1.0
 """How often a card is updated of which nothing changes but the clock."""
 FIRST_UPDATE_S = 0.05
