@@ -210,6 +210,21 @@ def states() -> Iterator[str]:
     )
 
 
+def field_meanings(kind: type) -> dict[str, str]:
+    """The words that stand below each field of a record, and the summaries of its properties."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {
+        str(field.target.id): str(ast.literal_eval(words.value))
+        for field, words in zip(definition.body, definition.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(words, ast.Expr)
+    }
+    properties = {name: value for name, value in vars(kind).items() if isinstance(value, property)}
+    return {**found, **{name: summary(value) for name, value in properties.items()}}
+
+
 def meaning_of(state: TaskState) -> str:
     """The words that stand below a state where it is defined."""
     (body,) = ast.parse(inspect.getsource(TaskState)).body
@@ -246,8 +261,14 @@ def python() -> Iterator[str]:
         ("error", "a", "meaning"),
         [(f"`bg.{name}`", bases(kind), summary(kind)) for name, kind in errors.items()],
     )
-    rest = set(public) - set(functions) - set(errors) - {"Task", "TaskState"}
+    rest = set(public) - set(functions) - set(errors) - {"Task", "TaskState", "Progress"}
     assert not rest, f"where do these belong in the reference: {rest}?"
+    yield "### Progress"
+    yield first_paragraph(public["Progress"])
+    yield table(
+        ("attribute", "meaning"),
+        [(f"`{name}`", meaning) for name, meaning in field_meanings(public["Progress"]).items()],
+    )
     yield "### TaskState"
     yield wrapped(
         "`bg.TaskState` is an `enum.StrEnum` of the [states](#states), so that `task.state == "
