@@ -173,8 +173,9 @@ class BackgroundTasks(Configured):
         self.git.finish(GIT_S)
 
         def end(store: TaskStore) -> None:
-            store.tasks.interrupt_session(session.id, "thread", reason, time.time())
-            store.sessions.end(session.id, reason)
+            at = time.time()
+            store.tasks.interrupt_session(session.id, "thread", reason, at)
+            store.sessions.end(session.id, reason, at)
 
         try:
             if self._recorder is not None:

@@ -28,7 +28,7 @@ LAYERS = (
     # What a person or a program touches.
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
-        "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages",
+        "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages", "away",
     },
     {"manager"},
     {

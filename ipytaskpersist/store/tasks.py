@@ -95,6 +95,19 @@ class Selection:
     """Only so many, the newest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """The time in which nobody was at a notebook."""
+
+    notebook_key: int
+    since: float
+    """When it began, in seconds since the epoch."""
+    just_lost: Sequence[int] = ()
+    """The rows of tasks that were live until it was just found out that they are not."""
+    cut_off: Sequence[str] = ()
+    """The sessions with whose end it began: their own interrupted tasks ended in it."""
+
+
 class Tasks:
     """The rows of `tasks` and `events`."""
 
@@ -406,6 +419,35 @@ class Tasks:
             for state, reason, seconds in rows
             if (at := from_timestamp(seconds))
         ]
+
+    def live(self, notebook_key: int) -> list[int]:
+        """The rows of the notebook's tasks that have not ended."""
+        rows = self._database.rows(
+            """SELECT key FROM tasks INDEXED BY tasks_live WHERE notebook_key = ?
+            AND state IN ('pending', 'running')""",
+            (notebook_key,),
+        )
+        return [key for (key,) in rows]
+
+    def ended_in(self, absence: Absence) -> list[tuple[int, TaskState]]:
+        """The notebook's tasks, not cleared, that ended in an absence: row and state, latest first.
+
+        Not those that were imported: they ended elsewhere.
+        """
+        lost, cut_off = (
+            ", ".join("?" * len(each)) for each in (absence.just_lost, absence.cut_off)
+        )
+        rows = self._database.rows(
+            f"""SELECT key, state FROM tasks WHERE notebook_key = ?
+            AND ended_at IS NOT NULL AND cleared_at IS NULL
+            AND (ended_at > ? OR key IN ({lost} NULL) OR (
+                state = 'interrupted' AND runner = 'thread' AND session_id IN ({cut_off} NULL)
+                AND ended_at >= (SELECT ended_at FROM sessions WHERE id = tasks.session_id)))
+            AND json_extract(provenance, '$.imported_at') IS NULL
+            ORDER BY ended_at DESC, number DESC""",
+            (absence.notebook_key, absence.since, *absence.just_lost, *absence.cut_off),
+        )
+        return [(key, TaskState(state)) for key, state in rows]
 
     def counts(self, notebook_key: int, *, except_session: str) -> dict[TaskState, int]:
         """How many tasks of the notebook's other sessions, not cleared, are in each state."""
