@@ -440,8 +440,8 @@ class Tasks:
         rows = self._database.rows(
             f"""SELECT key, state FROM tasks WHERE notebook_key = ?
             AND ended_at IS NOT NULL AND cleared_at IS NULL
-            AND (ended_at > ? OR key IN ({lost} NULL) OR (
-                state = 'interrupted' AND runner = 'thread' AND session_id IN ({cut_off} NULL)
+            AND (ended_at > ? OR key IN ({lost}) OR (
+                state = 'interrupted' AND runner = 'thread' AND session_id IN ({cut_off})
                 AND ended_at >= (SELECT ended_at FROM sessions WHERE id = tasks.session_id)))
             AND json_extract(provenance, '$.imported_at') IS NULL
             ORDER BY ended_at DESC, number DESC""",
