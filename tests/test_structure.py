@@ -29,6 +29,7 @@ LAYERS = (
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
         "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages", "away",
+        "notifier",
     },
     {"manager"},
     {
@@ -42,7 +43,7 @@ LAYERS = (
     {"store"},
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
+        "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless", "places",
     },
 )  # fmt: skip
 

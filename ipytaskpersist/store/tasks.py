@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipytaskpersist.errors import AlreadyRunAgain
+from ipytaskpersist.places import Place
 from ipytaskpersist.records import EventRecord, Progress, TaskRecord, TaskState, from_timestamp
 from ipytaskpersist.store.database import Database, storable
 
@@ -121,7 +122,7 @@ class Tasks:
         fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
         fields[21] = bool(fields[21])
         fields[25] = Progress(**json.loads(fields[25])) if fields[25] else None
-        fields[26] = tuple(json.loads(fields[26])) if fields[26] else ()
+        fields[26] = tuple(map(Place, json.loads(fields[26]))) if fields[26] else ()
         fields[27] = json.loads(fields[27])
         fields[28] = tuple(sorted(fields[28].split("\n"))) if fields[28] else ()
         return replace(TaskRecord(*fields), archive=self._archive)
@@ -275,6 +276,22 @@ class Tasks:
             "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_json()), key)
         )
 
+    def to_tell(self, key: int | None = None, *, before: float | None = None) -> list[TaskRecord]:
+        """The tasks that have ended, and whose end nobody has taken upon himself to tell.
+
+        Only the one in this row, or those that ended before a time, where that is given.
+        """
+        if key is not None:
+            task = self.get(key)
+            return [task] if task is not None and task.notify and task.state.is_final else []
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS} {FROM} WHERE tasks.notify IS NOT NULL
+            AND tasks.state NOT IN ('pending', 'running')
+            AND (?1 IS NULL OR tasks.ended_at < ?1) ORDER BY tasks.key""",
+            (before,),
+        )
+        return [self._record(row) for row in rows]
+
     def take_notify(self, key: int) -> tuple[str, ...]:
         """Where an ended task's end is to be told: from now on by the caller, and nobody else."""
         with self._database.transaction() as connection:
@@ -288,7 +305,7 @@ class Tasks:
                 AND state NOT IN ('pending', 'running')""",
                 (key,),
             )
-        return () if row is None else tuple(json.loads(row[0]))
+        return () if row is None else tuple(map(Place, json.loads(row[0])))
 
     def post_mortem(self, key: int) -> dict[str, Any] | None:
         """What the variables were where a Python task failed; None where nothing is known."""
