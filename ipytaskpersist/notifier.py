@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -75,14 +75,14 @@ def last_lines(store: TaskStore, task: TaskRecord) -> list[str]:
         if sum(map(len, pieces)) >= OUTPUT_BYTES or b"".join(pieces).count(b"\n") > LINES:
             break
     text = as_shown(b"".join(pieces)[-OUTPUT_BYTES:].decode("utf-8", "replace"))
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()][-LINES:]
     return [
         line if len(line) <= LINE_CHARACTERS else f"{line[:LINE_CHARACTERS]}…" for line in lines
-    ][-LINES:]
+    ]
 
 
 def plain(text: str) -> str:
-    """The text without characters that are not for reading: controls, and what turns its direction."""
+    """The text without control characters, and without what turns its direction."""
     return "".join(c for c in text if c == "\n" or unicodedata.category(c)[0] != "C")
 
 
@@ -90,18 +90,17 @@ def plain(text: str) -> str:
 
 
 def deliver(place: str, message: Message, pauses_s: Sequence[float] = PAUSES_S) -> str | None:
-    """Tell a message at a place, with a few tries. Returns why it could not be; None when it was."""
+    """Tell a message at a place, in a few tries. Returns why it failed; None when it did not."""
     try:
         import apprise
     except ImportError:
         return f"apprise is not installed; {INSTALL}"
-    target = apprise.Apprise(
-        asset=apprise.AppriseAsset(app_id="ipytaskpersist", secure_logging=True)
-    )
+    asset = apprise.AppriseAsset(app_id="ipytaskpersist", secure_logging=True)
+    target = apprise.Apprise(asset=asset)
     if not target.add(address(place)):
         return "apprise does not take this address"
     kind = apprise.NotifyType.SUCCESS if message.is_success else apprise.NotifyType.FAILURE
-    with _listening() as heard:
+    with Complaints() as heard:
         for pause_s in (0.0, *pauses_s):
             time.sleep(pause_s)
             if target.notify(
@@ -111,7 +110,7 @@ def deliver(place: str, message: Message, pauses_s: Sequence[float] = PAUSES_S) 
     return without_secrets(heard.last or "it was refused", place)
 
 
-class _listening(logging.Handler):
+class Complaints(logging.Handler):
     """Hears what apprise complains about in this thread, and keeps it from the log."""
 
     def __init__(self) -> None:
@@ -124,7 +123,7 @@ class _listening(logging.Handler):
         if record.thread == self._thread:
             self.last = " ".join(record.getMessage().split())
 
-    def __enter__(self) -> _listening:
+    def __enter__(self) -> Complaints:
         self._logger.propagate = False
         self._logger.addHandler(self)
         return self
@@ -183,18 +182,14 @@ class _Telling(threading.Thread):
             self.problem = without_secrets(f"{type(error).__name__}: {error}", self.place)
 
 
-def take(store: TaskStore, references: Sequence[str]) -> Iterator[tuple[Message, str]]:
-    """The messages of tasks that have ended, each with a place. From now on nobody else has them."""
-    for reference in references:
-        key, _colon, task_id = reference.partition(":")
-        task = store.tasks.get(int(key))
-        if task is None or task.id != task_id:
-            continue
-        places = Wanted.of(store.tasks.take_notify(task.key)).places
-        message = message_about(store, task) if places else None
-        for place in places:
-            assert message is not None
-            yield message, place
+def take(store: TaskStore, reference: str) -> list[tuple[Message, str]]:
+    """What is to be told of a task that has ended, and where: by nobody else from now on."""
+    key, _colon, task_id = reference.partition(":")
+    task = store.tasks.get(int(key))
+    if task is None or task.id != task_id:
+        return []
+    places = Wanted.of(store.tasks.take_notify(task.key)).places
+    return [(message_about(store, task), place) for place in places]
 
 
 def main() -> None:
@@ -204,14 +199,20 @@ def main() -> None:
     store = TaskStore(directory)
     messages: list[tuple[Message, str]] = []
     try:
-        if store.exists and not store.open().read_only:
-            messages = [*take(store, references)]
-    except BackgroundError as error:
-        problems.record(directory, f"notifications: {error}")
-    except Exception as error:
-        print(traceback.format_exc(), file=sys.stderr, flush=True)
-        problems.record(directory, f"notifications: {type(error).__name__}: {error}")
+        for reference in references:
+            messages += _take(store, reference)
     finally:
         store.close()
     tell_all(directory, messages)
     remove_empty(directory.notifier_log)
+
+
+def _take(store: TaskStore, reference: str) -> list[tuple[Message, str]]:
+    try:
+        return [] if not store.exists or store.open().read_only else take(store, reference)
+    except BackgroundError as error:
+        problems.record(store.directory, f"notifications: {error}")
+    except Exception as error:  # one task must not keep others from being told
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        problems.record(store.directory, f"notifications: {type(error).__name__}: {error}")
+    return []

@@ -156,10 +156,10 @@ def check(place: str) -> None:
         raise InvalidRequest(f"notifications need apprise; install it: {INSTALL}") from None
     url = address(place)
     schema = url.partition("://")[0].lower()
-    if schema not in NotificationManager():
+    if schema not in NotificationManager():  # type: ignore[no-untyped-call]
         raise InvalidRequest(
-            f"apprise knows no place '{masked(place)}'; https://appriseit.com/services/ lists those "
-            "that it knows"
+            f"apprise knows no place '{masked(place)}'; https://appriseit.com/services/ lists what "
+            "it knows"
         )
     if Apprise.instantiate(url, suppress_exceptions=True) is None:
         raise InvalidRequest(_why_unusable(place, schema))

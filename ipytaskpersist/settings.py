@@ -118,7 +118,7 @@ class Places(List):  # type: ignore[type-arg]
 
     def validate(self, obj: Any, value: Any) -> Any:
         """Only texts that have the form of places."""
-        found = super().validate(obj, value)
+        found = super().validate(obj, value) or []
         if not all(isinstance(each, str) and looks_right(each) for each in found):
             raise TraitError("not a list of places")
         return [NotifyPlace(each) for each in found]

@@ -37,9 +37,11 @@ def tell_overdue(store: TaskStore) -> None:
 
 
 def _tell(store: TaskStore, ended: list[TaskRecord]) -> None:
-    due = [task for task in ended if Wanted.of(task.notify).is_due(task)]
+    due = []
     for task in ended:
-        if task not in due:
+        if Wanted.of(task.notify).is_due(task):
+            due.append(task)
+        else:
             # The places may be secrets, and are not kept longer than they are needed.
             store.tasks.take_notify(task.key)
     for first in range(0, len(due), AT_ONCE):

@@ -191,11 +191,15 @@ class Tasks:
     def end(
         self, key: int, state: TaskState, reason: str | None, exit_code: int | None, at: float
     ) -> bool:
-        """To a final state. Returns False when the task had ended already, which stands."""
+        """To a final state. Returns False when the task had ended already, which stands.
+
+        That it was cancelled is told nowhere: whoever has cancelled it knows.
+        """
         cursor = self._database.execute(
-            """UPDATE tasks SET state = ?, reason = ?, exit_code = ?,
-                ended_at = max(?, coalesce(started_at, created_at))
-            WHERE key = ? AND state IN ('pending', 'running')""",
+            """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
+                ended_at = max(?4, coalesce(started_at, created_at)),
+                notify = iif(?1 = 'cancelled', NULL, notify)
+            WHERE key = ?5 AND state IN ('pending', 'running')""",
             (state.value, storable(reason), exit_code, at, key),
         )
         return bool(cursor.rowcount)
