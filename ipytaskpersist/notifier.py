@@ -97,10 +97,10 @@ def deliver(place: str, message: Message, pauses_s: Sequence[float] = PAUSES_S) 
         return f"apprise is not installed; {INSTALL}"
     asset = apprise.AppriseAsset(app_id="ipytaskpersist", secure_logging=True)
     target = apprise.Apprise(asset=asset)
-    if not target.add(address(place)):
-        return "apprise does not take this address"
     kind = apprise.NotifyType.SUCCESS if message.is_success else apprise.NotifyType.FAILURE
     with Complaints() as heard:
+        if not target.add(address(place)):
+            return "apprise does not take this address"
         for pause_s in (0.0, *pauses_s):
             time.sleep(pause_s)
             if target.notify(

@@ -101,7 +101,8 @@ class Wanted:
 
     def kept(self) -> tuple[str, ...]:
         """The form in which the store keeps it."""
-        return self.places if self.after_s is None else (f"{AFTER}{self.after_s}", *self.places)
+        condition = () if self.after_s is None or not self.places else (f"{AFTER}{self.after_s}",)
+        return (*condition, *self.places)
 
     def is_due(self, task: TaskRecord) -> bool:
         """Whether the end of the task, which has ended, is to be told."""
