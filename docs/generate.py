@@ -184,7 +184,12 @@ def trait_type(trait: TraitType[Any, Any]) -> str:
     """A trait's type and the values that it allows."""
     if isinstance(trait, Enum):
         return "One of " + ", ".join(f"`{value!r}`" for value in trait.values or ())
-    words = {"Unicode": "Text", "Bool": "`True` or `False`", "Int": "Whole number"}
+    words = {
+        "Unicode": "Text",
+        "Bool": "`True` or `False`",
+        "Int": "Whole number",
+        "Places": "List of places",
+    }
     kind = words.get(type(trait).__name__, "Number")
     lowest = getattr(trait, "min", None)
     bound = "" if lowest in (None, float("-inf")) else f", at least {lowest:g}"

@@ -31,6 +31,7 @@ def background(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     tags: Sequence[str] = (),
+    notify: bool | Sequence[str] = False,
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -39,7 +40,8 @@ def background(
     directory, `env` further environment variables, and `timeout` the seconds after which they are
     ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and `outputs` name
     the variables that a Python process is given and leaves; by default those that the source uses
-    and assigns. `tags` are words by which lists find the task again.
+    and assigns. `tags` are words by which lists find the task again. `notify` tells its end at the
+    places of the setting `notify`, and at those that are given here.
 
     Returns as soon as the task is durably recorded. Raises what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
@@ -58,7 +60,8 @@ def background(
         inputs=None if inputs is None else list(inputs),
         outputs=None if outputs is None else list(outputs),
     )
-    request = Request(name, where, options, tags)
+    notify_to = [] if isinstance(notify, bool) else list(notify)
+    request = Request(name, where, options, tags, bool(notify), notify_to)
     return Task(manager, manager.launcher.launch(source, request))
 
 

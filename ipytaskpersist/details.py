@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ipytaskpersist import views
+from ipytaskpersist import places, views
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.plaintext import as_shown
 from ipytaskpersist.provenance import git_in_words
@@ -61,6 +61,7 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
         "provenance": dict(task.provenance),
         "output_bytes": task.output_bytes,
         "dropped_bytes": task.dropped_bytes,
+        "notify": places.in_words(task.notify),
     }
 
 
@@ -162,6 +163,7 @@ def _facts(task: TaskRecord) -> list[tuple[str, str]]:
         ("notebook", task.notebook),
         ("cell", task.cell_id or ""),
         ("tags", ", ".join(task.tags)),
+        ("tells its end", ", ".join(places.in_words(task.notify))),
         ("archived", f"in the archive of {task.archive}" if task.archive else ""),
         *_provenance(task),
     ]

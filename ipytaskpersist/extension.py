@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ipytaskpersist import away
 from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
 from ipytaskpersist.magics import BackgroundMagics
 from ipytaskpersist.manager import BackgroundTasks, set_current
 from ipytaskpersist.patches import Patches
-from ipytaskpersist.records import TaskState
+from ipytaskpersist.records import TaskRecord
 
 
 class Extension:
@@ -22,7 +23,7 @@ class Extension:
         self._patches = Patches()
 
     def load(self) -> None:
-        """Register the magics, and say in one line what an earlier session left."""
+        """Register the magics, and say in a few lines what has happened since somebody was here."""
         set_current(self.manager)
         self.manager.say_setting_problems()
         self.shell.configurables.append(self.manager)
@@ -52,27 +53,23 @@ class Extension:
         manager.store.open()
         if manager.store.read_only:
             manager.store.require_writable()
-        session = manager.session()
-        manager.reconcile()
-        counts = manager.store.tasks.counts(session.notebook_key, except_session=session.id)
-        if counts:
-            parts = ", ".join(f"{counts[state]} {state}" for state in TaskState if state in counts)
-            total = sum(counts.values())
-            tasks = "1 task" if total == 1 else f"{total} tasks"
-            print(f"session {session.id[:8]}: {tasks} from before, {parts}. %bg_list shows them")
-        if manager.auto_resume:
-            self._resume()
+        returned = away.Return(manager)
+        resumed = self._resume() if manager.auto_resume else {}
+        greeting = returned.greeting(resumed)
+        if greeting:
+            print(greeting)
 
-    def _resume(self) -> None:
+    def _resume(self) -> dict[str, TaskRecord]:
+        """Run what was interrupted again: the new tasks, by the ids of those before."""
+        resumed = {}
         for task in self.manager.resumable():
             try:
-                again = self.manager.launcher.rerun(task, once=True)
+                resumed[task.id] = self.manager.launcher.rerun(task, once=True)
             except AlreadyRunAgain:
                 continue
             except BackgroundError as error:
                 print(f"task {task.label} could not be resumed: {error}", file=sys.stderr)
-            else:
-                print(f"resumed task {task.label} as {again.number}")
+        return resumed
 
     def unload(self) -> None:
         """Put everything back. Running thread tasks are interrupted."""

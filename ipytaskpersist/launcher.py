@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipytaskpersist import provenance, shellcells, variables
+from ipytaskpersist import places, provenance, shellcells, variables
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
@@ -45,6 +45,10 @@ class Request:
     """``thread``, ``process`` or ``shell``; empty for what the source and the trait say."""
     options: Options = field(default_factory=Options)
     tags: Sequence[str] = ()
+    notify: bool = False
+    """Whether its end is to be told at the usual places."""
+    notify_to: Sequence[str] = ()
+    """Further places, for this task only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Host(Protocol):
     shell_path: Any
     cancel_grace_s: Any
     max_output_bytes: Any
+    notify: Any
+    notify_after_s: Any
 
     @property
     def threads(self) -> ThreadRunner:
@@ -88,7 +94,7 @@ class Host(Protocol):
     def launched(self, task: TaskRecord) -> None:
         """A task was launched, and is recorded."""
 
-    def notify(self, key: int) -> None:
+    def tell_end(self, key: int) -> None:
         """Tell who wants to know that a task has ended."""
 
 
@@ -146,7 +152,7 @@ class Launcher:
         threads = self._host.threads
         record = self._host.store.tasks.insert(new)
         self._host.launched(record)
-        threads.launch(record, work, lambda: self._host.notify(record.key))
+        threads.launch(record, work, lambda: self._host.tell_end(record.key))
         return record
 
     # Shell commands.
@@ -343,8 +349,16 @@ class Launcher:
             once=again.once if again else False,
             tags=again.task.tags if again else request.tags,
             max_output_bytes=self._host.max_output_bytes,
+            notify=self._places(request),
             provenance={**provenance.of_launch(), **before},
         )
+
+    def _places(self, request: Request) -> tuple[str, ...]:
+        """Where the end of a task is to be told, as the store keeps it."""
+        host = self._host
+        return places.wanted(
+            request.notify, request.notify_to, host.notify, host.notify_after_s
+        ).kept()
 
     def _require_shell(self) -> InteractiveShell:
         if self._host.shell is None:

@@ -19,7 +19,8 @@ from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import RESTORED, SessionRecord, TaskRecord, TaskState
-from ipytaskpersist.settings import Configured
+from ipytaskpersist.runners import telling
+from ipytaskpersist.settings import Configured, Places
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.upkeep import Limits, UpkeepTimer
 
@@ -106,6 +107,18 @@ class BackgroundTasks(Configured):
         help="The tag that protects a task from being archived or deleted by a limit. "
         "Default: keep.",
     ).tag(config=True)
+    notify = Places(
+        help="Where the end of tasks is told that were launched with --notify, or run for "
+        "notify_after_s: 'desktop', or addresses of apprise such as mailto://…. They may hold "
+        "passwords, and are shown without. Default: [], nowhere.",
+    ).tag(config=True)
+    notify_after_s = Float(
+        None,
+        min=0,
+        allow_none=True,
+        help="Seconds after which the end of a task of this notebook is told without being asked "
+        "for. Default: None, only of those with --notify.",
+    ).tag(config=True)
     backups_kept = Int(
         3,
         min=0,
@@ -173,8 +186,10 @@ class BackgroundTasks(Configured):
         self.git.finish(GIT_S)
 
         def end(store: TaskStore) -> None:
-            store.tasks.interrupt_session(session.id, "thread", reason, time.time())
-            store.sessions.end(session.id, reason)
+            at = time.time()
+            store.tasks.interrupt_session(session.id, "thread", reason, at)
+            store.sessions.end(session.id, reason, at)
+            telling.tell(store)
 
         try:
             if self._recorder is not None:
@@ -209,8 +224,10 @@ class BackgroundTasks(Configured):
     def _limits(self) -> Limits:
         return Limits(self.archive_after_days, self.max_store_bytes, self.keep)
 
-    def notify(self, key: int) -> None:
+    def tell_end(self, key: int) -> None:
         """Tell who wants to know that a task of this process has ended."""
+        if self._recorder is not None:
+            self._recorder.post(lambda store: telling.tell(store, key))
         for call in self.on_change:
             call(key)
 

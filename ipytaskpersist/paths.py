@@ -64,6 +64,11 @@ class StateDirectory:
         return self.root / "logs" / "upkeep.log"
 
     @property
+    def notifier_log(self) -> Path:
+        """What went wrong when the end of tasks was told, and has no place among the problems."""
+        return self.root / "logs" / "notifier.log"
+
+    @property
     def archives(self) -> Path:
         """The folder of the archives, a store for each month."""
         return self.root / "archive"

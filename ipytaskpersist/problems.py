@@ -1,5 +1,7 @@
 """The problems that the store has had, in a file beside it: it must take what the store cannot.
 
+Also what could not be told of the end of tasks: nobody may be there to whom it could be said.
+
 One JSON document a line, ``{"at", "pid", "message"}``; only the newest are kept.
 """
 

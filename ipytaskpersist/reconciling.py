@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipytaskpersist.liveness import find_dead, find_dead_supervisors
 from ipytaskpersist.processes import Process, kill_tasks
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord
+from ipytaskpersist.runners import telling
 from ipytaskpersist.store import TaskStore
 
 
@@ -26,12 +27,17 @@ def reconcile(store: TaskStore, own_session: str) -> list[Loss]:
     Processes that a dead supervisor has left are ended: nothing that they print is kept any more,
     and nobody would see them.
     """
-    for session, reason in find_dead(store, except_session=own_session):
+    dead = find_dead(store, except_session=own_session)
+    for session, reason in dead:
         at = session.heartbeat_at.timestamp()
         store.tasks.interrupt_session(session.id, "thread", session.end_reason or reason, at)
         store.sessions.end(session.id, reason, at)
     losses = [_lose(store, *found) for found in find_dead_supervisors(store)]
     _interrupt_unserved(store, own_session)
+    if dead or losses:
+        telling.tell(store)
+    else:
+        telling.tell_overdue(store)
     return losses
 
 

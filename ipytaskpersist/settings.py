@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Bool, Enum, Float, Int, TraitError
+from traitlets import Bool, Enum, Float, Int, List, TraitError
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfigLoader
 
 from ipytaskpersist.errors import InvalidSetting
 from ipytaskpersist.identity import notebook_folder
 from ipytaskpersist.paths import user_directory
+from ipytaskpersist.places import Place as NotifyPlace
+from ipytaskpersist.places import looks_right, masked
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -69,7 +71,7 @@ class Place:
         """The error for a value that a setting cannot have."""
         given = f": {name} = " if self.is_toml else f".{name} = "
         return InvalidSetting(
-            f"{self.section}{given}{self._shown(value)} is not allowed; "
+            f"{self.section}{given}{self._shown(_harmless(trait, value))} is not allowed; "
             f"it must be {_allowed(trait, self.is_toml)}"
         )
 
@@ -106,7 +108,31 @@ def _allowed(trait: Any, is_toml: bool) -> str:
     if isinstance(trait, Int | Float):
         kind = "a whole number" if isinstance(trait, Int) else "a number"
         return kind + ("" if trait.min in (None, -math.inf) else f" of at least {trait.min}") + none
+    if isinstance(trait, Places):
+        return "a list of places, each 'desktop' or an address such as mailto://…"
     return f"a text{none}"
+
+
+class Places(List):  # type: ignore[type-arg]
+    """Places where the end of tasks is told. They are not shown with their secrets."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Only texts that have the form of places."""
+        found = super().validate(obj, value) or []
+        if not all(isinstance(each, str) and looks_right(each) for each in found):
+            raise TraitError("not a list of places")
+        return [NotifyPlace(each) for each in found]
+
+
+def _harmless(trait: Any, value: Any) -> Any:
+    """A value as it may be shown."""
+    if not isinstance(trait, Places):
+        return value
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, list | tuple):
+        return [masked(each) if isinstance(each, str) else each for each in value]
+    return value
 
 
 def _is_no_number(value: Any) -> bool:
@@ -333,7 +359,7 @@ class Configured(Configurable):
         trait, value = self.traits()[name], getattr(self, name)
         default = trait.default()
         source = self._sources.get(name, DEFAULT if value == default else PROGRAM)
-        return Setting(name, value, default, source, str(trait.help))
+        return Setting(name, _harmless(trait, value), default, source, str(trait.help))
 
 
 def _values(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -933,9 +933,9 @@ def test_everything_is_there_after_a_restart(make_notebook: Callable[..., Notebo
     until(lambda: own.show("live")["last_line"] == "begun")
     own.kernel.restart()
     greeting = own.type("%load_ext ipytaskpersist")
-    session = own.type("print(get_ipython().kernel.session.session[:8])").stdout.strip()
     assert greeting.stdout == (
-        f"session {session}: 2 tasks from before, 1 completed, 1 interrupted. %bg_list shows them\n"
+        "While you were away: 1 task was interrupted.\n"
+        "  ◐ interrupted 2 (live) · kernel restarted   %bg_resume 2\n"
     )
     for before in (done, live):
         assert own.show(before["name"])["id"] == before["id"]

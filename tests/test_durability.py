@@ -98,7 +98,7 @@ time.sleep(600)""")
     until(lambda: "True" in kernel.run("print(globals().get('ready'))").text)
     kernel.restart()
     greeting = kernel.run("%load_ext ipytaskpersist").text
-    assert "1 task from before, 1 interrupted. %bg_list shows them" in greeting
+    assert "While you were away: 1 task was interrupted.\n" in greeting
     (task,) = json.loads(kernel.run("%bg_list --json").text)["tasks"]
     assert (task["state"], task["reason"], task["exit_code"]) == (
         "interrupted",

@@ -314,7 +314,7 @@ def test_tasks_of_a_killed_kernel_are_interrupted_and_their_output_is_there(
     kernel.kill()
     kernel.revive()
     greeting = kernel.run("%load_ext ipytaskpersist").text
-    assert "1 task from before, 1 interrupted" in greeting
+    assert "While you were away: 1 task was interrupted." in greeting
     (task,) = json.loads(kernel.run("%bg_list --json").stream("stdout"))["tasks"]
     assert (task["state"], task["reason"]) == (TaskState.INTERRUPTED, "kernel died")
     assert kernel.run("%bg_output doomed").text == "begun\n"

@@ -514,7 +514,7 @@ def test_auto_resume_runs_each_interrupted_task_once(
     kernel.restart()
     kernel.run("get_ipython().config.BackgroundTasks.auto_resume = True")
     text = kernel.run("%load_ext ipytaskpersist").text
-    assert "resumed task 1 (waiting) as 2" in text
+    assert "1 (waiting) · kernel restarted · runs again as 2" in text
     kernel.run("%reload_ext ipytaskpersist")
     (kernel.cwd / "go").touch()
     kernel.run("%bg_wait")

@@ -29,6 +29,7 @@ LAYERS = (
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
         "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages", "statuscard",
+        "away", "notifier",
     },
     {"manager"},
     {
@@ -44,7 +45,7 @@ LAYERS = (
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
         "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
-        "bars", "afterimport", "postmortem",
+        "bars", "afterimport", "postmortem", "places",
     },
 )  # fmt: skip
 

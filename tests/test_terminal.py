@@ -299,7 +299,7 @@ def test_the_next_ipython_in_the_folder_has_everything(
     assert (first.process.exitstatus, first.process.signalstatus) == (0, None)
 
     second = start(prompt)
-    assert "2 tasks from before, 1 completed, 1 interrupted. %bg_list shows them" in second.greeting
+    assert "While you were away: 1 task was interrupted." in second.greeting
     assert "printed" in second.run("%bg_output done")
     assert "[1, 2, 3]" in second.run("%bg_result done")
     assert "begun" in second.run("%bg_output live")
@@ -316,7 +316,7 @@ def test_a_killed_ipython_is_noticed(start: Callable[..., IPython], state_dir: P
     first.end()
     first.close()
     second = start(PROMPTS["simple"])
-    assert "1 task from before, 1 interrupted" in second.greeting
+    assert "While you were away: 1 task was interrupted." in second.greeting
     (task,) = stored(state_dir)
     assert (task.state, task.reason) == (TaskState.INTERRUPTED, "IPython died")
 

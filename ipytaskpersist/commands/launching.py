@@ -61,6 +61,11 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--tag", "tags", multiple=True, metavar="TAG",
         help="A word by which list finds it again. May be given several times.",
     ),
+    click.option("--notify", is_flag=True, help="Tell when it has ended, where the settings say."),
+    click.option(
+        "--notify-to", multiple=True, metavar="PLACE",
+        help="Tell it here, too: 'desktop', or an address of apprise. May be given several times.",
+    ),
 )  # fmt: skip
 
 
@@ -86,8 +91,8 @@ def background(name: Sequence[str], **given: Any) -> Request:
     refuse_together(places)
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
-    tags = given.pop("tags")
-    return Request(" ".join(name), where, Options(**given), tags)
+    more = {option: given.pop(option) for option in ("tags", "notify", "notify_to")}
+    return Request(" ".join(name), where, Options(**given), **more)
 
 
 @verbs.command()

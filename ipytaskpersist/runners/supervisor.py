@@ -27,6 +27,7 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.processes import Snapshot, kill_tasks
 from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.runners import telling
 from ipytaskpersist.runners.detached import remove_empty
 from ipytaskpersist.runners.machine import MemoryEvents, OpenFiles
 from ipytaskpersist.runners.supervised import CannotStart, End, Supervised
@@ -282,6 +283,7 @@ class Supervisor:
             store.tasks.end(key, end.state, end.reason, end.exit_code, ended)
 
         self._recorder.post(record)
+        self._recorder.post(lambda store: telling.tell(store, key))
         self._recorder.recordings.discard(task.recording)
         self._recorder.live_tasks = len(self._tasks)
 
@@ -323,6 +325,7 @@ class Supervisor:
             lambda store: store.processes.interrupt(record.key, reason, at), STOP_S
         )
         self._recorder.change(lambda store: store.supervisors.end(record.key, reason, at), STOP_S)
+        self._recorder.change(telling.tell, STOP_S)
         self._recorder.stop(STOP_S)
 
     def _heartbeat(self) -> None:

@@ -134,6 +134,23 @@ class Sessions:
         )
         return [self._with_tasks(_record(row)) for row in rows]
 
+    def visits(self, notebook_key: int, except_session: str, limit: int) -> list[SessionRecord]:
+        """The notebook's latest other sessions in which a person could work, newest first.
+
+        Not those of programs, nor those that were imported. A launch is a heartbeat, too.
+        """
+        alive = """max(heartbeat_at, coalesce((SELECT created_at FROM tasks
+            WHERE session_id = sessions.id ORDER BY key DESC LIMIT 1), 0))"""
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS.replace("heartbeat_at", alive)} FROM sessions
+            WHERE notebook_key = ? AND id <> ? AND front_end <> 'program'
+            AND (SELECT json_extract(provenance, '$.imported_at') FROM tasks
+                WHERE session_id = sessions.id ORDER BY key DESC LIMIT 1) IS NULL
+            ORDER BY started_at DESC LIMIT ?""",
+            (notebook_key, except_session, limit),
+        )
+        return [_record(row) for row in rows]
+
     def count(self, notebook_key: int | None) -> int:
         """How many sessions the notebook, or every one, has had."""
         row = self._database.row(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipytaskpersist.errors import AlreadyRunAgain
+from ipytaskpersist.places import Place
 from ipytaskpersist.records import EventRecord, Progress, TaskRecord, TaskState, from_timestamp
 from ipytaskpersist.store.database import Database, storable
 
@@ -95,6 +96,19 @@ class Selection:
     """Only so many, the newest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """The time in which nobody was at a notebook."""
+
+    notebook_key: int
+    since: float
+    """When it began, in seconds since the epoch."""
+    just_lost: Sequence[int] = ()
+    """The rows of tasks that were live until it was just found out that they are not."""
+    cut_off: Sequence[str] = ()
+    """The sessions with whose end it began: their own interrupted tasks ended in it."""
+
+
 class Tasks:
     """The rows of `tasks` and `events`."""
 
@@ -108,7 +122,7 @@ class Tasks:
         fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
         fields[21] = bool(fields[21])
         fields[25] = Progress(**json.loads(fields[25])) if fields[25] else None
-        fields[26] = tuple(json.loads(fields[26])) if fields[26] else ()
+        fields[26] = tuple(map(Place, json.loads(fields[26]))) if fields[26] else ()
         fields[27] = json.loads(fields[27])
         fields[28] = tuple(sorted(fields[28].split("\n"))) if fields[28] else ()
         return replace(TaskRecord(*fields), archive=self._archive)
@@ -177,11 +191,15 @@ class Tasks:
     def end(
         self, key: int, state: TaskState, reason: str | None, exit_code: int | None, at: float
     ) -> bool:
-        """To a final state. Returns False when the task had ended already, which stands."""
+        """To a final state. Returns False when the task had ended already, which stands.
+
+        That it was cancelled is told nowhere: whoever has cancelled it knows.
+        """
         cursor = self._database.execute(
-            """UPDATE tasks SET state = ?, reason = ?, exit_code = ?,
-                ended_at = max(?, coalesce(started_at, created_at))
-            WHERE key = ? AND state IN ('pending', 'running')""",
+            """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
+                ended_at = max(?4, coalesce(started_at, created_at)),
+                notify = iif(?1 = 'cancelled', NULL, notify)
+            WHERE key = ?5 AND state IN ('pending', 'running')""",
             (state.value, storable(reason), exit_code, at, key),
         )
         return bool(cursor.rowcount)
@@ -262,6 +280,22 @@ class Tasks:
             "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_json()), key)
         )
 
+    def to_tell(self, key: int | None = None, *, before: float | None = None) -> list[TaskRecord]:
+        """The tasks that have ended, and whose end nobody has taken upon himself to tell.
+
+        Only the one in this row, or those that ended before a time, where that is given.
+        """
+        if key is not None:
+            task = self.get(key)
+            return [task] if task is not None and task.notify and task.state.is_final else []
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS} {FROM} WHERE tasks.notify IS NOT NULL
+            AND tasks.state NOT IN ('pending', 'running')
+            AND (?1 IS NULL OR tasks.ended_at < ?1) ORDER BY tasks.key""",
+            (before,),
+        )
+        return [self._record(row) for row in rows]
+
     def take_notify(self, key: int) -> tuple[str, ...]:
         """Where an ended task's end is to be told: from now on by the caller, and nobody else."""
         with self._database.transaction() as connection:
@@ -275,7 +309,7 @@ class Tasks:
                 AND state NOT IN ('pending', 'running')""",
                 (key,),
             )
-        return () if row is None else tuple(json.loads(row[0]))
+        return () if row is None else tuple(map(Place, json.loads(row[0])))
 
     def post_mortem(self, key: int) -> dict[str, Any] | None:
         """What the variables were where a Python task failed; None where nothing is known."""
@@ -406,6 +440,35 @@ class Tasks:
             for state, reason, seconds in rows
             if (at := from_timestamp(seconds))
         ]
+
+    def live(self, notebook_key: int) -> list[int]:
+        """The rows of the notebook's tasks that have not ended."""
+        rows = self._database.rows(
+            """SELECT key FROM tasks INDEXED BY tasks_live WHERE notebook_key = ?
+            AND state IN ('pending', 'running')""",
+            (notebook_key,),
+        )
+        return [key for (key,) in rows]
+
+    def ended_in(self, absence: Absence) -> list[tuple[int, TaskState]]:
+        """The notebook's tasks, not cleared, that ended in an absence: row and state, latest first.
+
+        Not those that were imported: they ended elsewhere.
+        """
+        lost, cut_off = (
+            ", ".join("?" * len(each)) for each in (absence.just_lost, absence.cut_off)
+        )
+        rows = self._database.rows(
+            f"""SELECT key, state FROM tasks WHERE notebook_key = ?
+            AND ended_at IS NOT NULL AND cleared_at IS NULL
+            AND (ended_at > ? OR key IN ({lost}) OR (
+                state = 'interrupted' AND runner = 'thread' AND session_id IN ({cut_off})
+                AND ended_at >= (SELECT ended_at FROM sessions WHERE id = tasks.session_id)))
+            AND json_extract(provenance, '$.imported_at') IS NULL
+            ORDER BY ended_at DESC, number DESC""",
+            (absence.notebook_key, absence.since, *absence.just_lost, *absence.cut_off),
+        )
+        return [(key, TaskState(state)) for key, state in rows]
 
     def counts(self, notebook_key: int, *, except_session: str) -> dict[TaskState, int]:
         """How many tasks of the notebook's other sessions, not cleared, are in each state."""

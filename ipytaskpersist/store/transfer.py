@@ -20,8 +20,8 @@ from ipytaskpersist.store.migrations import create_triggers, drop_triggers
 T = TypeVar("T")
 BELONGING = ("events", "outputs", "results", "processes", "tags")
 """The tables whose rows belong to a task."""
-NOT_COPIED = {"key", "sequence", "supervisor_key"}
-"""What means nothing in another file."""
+NOT_COPIED = {"key", "sequence", "supervisor_key", "notify"}
+"""What means nothing in another file, or may be a secret that it is not to have."""
 STEP_TASKS = 50
 """How many tasks are removed at once."""
 SLICE_ROWS = 64
