@@ -107,7 +107,7 @@ def test_each_end_is_told_exactly_once_whoever_owned_the_task(
         f"{where} · task 1 · exit 0\n\nthe last line\n\n%bg_output 1"
     )
     assert bodies["✕ failed: fails"] == (
-        f"{where} · task 2 · exit 3\n\nbroken\n\n%bg_output 2 · %bg_show 2"
+        f"{where} · task 2 · exit 3\n\nbroken\n\n%bg_output 2 · %bg_rerun 2"
     )
     assert "ZeroDivisionError: division by zero" in bodies["✕ failed: raises"]
     assert {message["type"] for message in inbox.messages} == {"success", "failure"}
