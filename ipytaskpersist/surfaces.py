@@ -89,7 +89,14 @@ class Surface:
         """Return when the person types yes; raise `ConfirmationNeeded` otherwise."""
         if not sys.stdin or not sys.stdin.isatty():
             raise ConfirmationNeeded(f"nothing was changed: {hint}")
-        self._require_yes(input(f"{question} Type 'yes' to confirm: "), hint)
+        # Not as the prompt of `input`, which does not look whether an interrupt came meanwhile.
+        print(f"{question} Type 'yes' to confirm: ", end="", flush=True)
+        try:
+            answer = input()
+        except EOFError:
+            print()
+            answer = ""
+        self._require_yes(answer, hint)
 
     @staticmethod
     def _require_yes(answer: str, hint: str) -> None:

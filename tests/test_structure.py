@@ -43,6 +43,7 @@ LAYERS = (
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
         "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
+        "safetext",
     },
 )  # fmt: skip
 
