@@ -37,6 +37,15 @@ class Extension:
             self._greet()
         except StoreError as error:
             self.manager.warn(f"{error}; new background tasks cannot be recorded")
+        if kernel is None:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Say before each prompt of a terminal what has ended."""
+        if hasattr(self.shell, "prompt_for_code"):
+            from ipytaskpersist.announcements import Announcements
+
+            Announcements(self.manager).install(self.shell, self._patches)
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:

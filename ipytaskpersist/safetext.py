@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 REPLACEMENT = "�"
 LEFT_TO_RIGHT_MARK = "\u200e"
@@ -62,6 +63,12 @@ def kept_apart(text: str) -> str:
     if text.isascii() or not RIGHT_TO_LEFT.intersection(map(unicodedata.bidirectional, text)):
         return text
     return f"{LEFT_TO_RIGHT_MARK}{text}{LEFT_TO_RIGHT_MARK}"
+
+
+def encodable(text: str, stream: Any) -> str:
+    """The text in characters that a stream can take."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 TOKEN = re.compile(

@@ -17,6 +17,7 @@ from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import OutputKind, TaskRecord
+from ipytaskpersist.safetext import encodable
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -40,6 +41,11 @@ class Surface:
 
         click.echo(render(*task_table(listing)))
 
+    def ends_shown(self, tasks: Iterable[TaskRecord]) -> None:
+        """Note whose end has been shown, so that the next prompt need not tell it."""
+        ended = (task.key for task in tasks if task.state.is_final and not task.archive)
+        self.manager.ends_shown.update(ended)
+
     def found(self, shown: Shown) -> None:
         """Show what a search has found."""
         from ipytaskpersist.hits import found_table
@@ -55,7 +61,7 @@ class Surface:
         """Show one output of a task: stdout to stdout, stderr and errors to stderr."""
         if output["output_type"] == "stream":
             stream = sys.stdout if output["name"] == "stdout" else sys.stderr
-            stream.write(_encodable(output["text"], stream))
+            stream.write(encodable(output["text"], stream))
             stream.flush()
         elif output["output_type"] == "error":
             self._print("\n".join(output["traceback"]), sys.stderr)
@@ -66,7 +72,7 @@ class Surface:
         stream = stream or sys.stdout
         if not stream.isatty():
             text = ANSI.sub("", text)
-        print(_encodable(text, stream), file=stream, flush=True)
+        print(encodable(text, stream), file=stream, flush=True)
 
     def clear_output(self, wait: bool) -> None:
         """Clear what was shown. A terminal keeps it."""
@@ -114,11 +120,6 @@ class Surface:
     def exit(self, code: int) -> None:
         """End with this exit status, where there is one."""
         raise click.exceptions.Exit(code)
-
-
-def _encodable(text: str, stream: Any) -> str:
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
 
 
 class IPythonSurface(Surface):

@@ -110,7 +110,9 @@ class Column:
         return self
 
     def wanted(self, width: int) -> int:
-        """How many cells it would take."""
+        """How many cells it would take: none where it has nothing to say."""
+        if self.turn and not any(self.cells):
+            return 0
         at_most = max(self.least, width // self.share) if self.share else width
         return min(at_most, max(_widest(self.cells), cell_len(self.title)))
 

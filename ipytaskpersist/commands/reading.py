@@ -86,6 +86,7 @@ def list_(
         total = (manager.archives if archived else manager.store.tasks).count(selection)
     has_archives = bool(manager.directory.months())
     surface.listing(views.Listing(tasks, total, every_notebook, now, archived, has_archives))
+    surface.ends_shown(tasks)
 
 
 @verbs.command()
@@ -205,6 +206,8 @@ def show(surface: Surface, ref: str | None, as_json: bool) -> None:
         print_json(details.as_document(manager, what))
     else:
         click.echo(details.as_text(manager, what))
+        if isinstance(what, TaskRecord):
+            surface.ends_shown([what])
 
 
 @verbs.command()

@@ -396,6 +396,30 @@ class Tasks:
         )
         return [self._record(row) for row in rows]
 
+    def latest_key(self) -> int:
+        """The highest key that a task has; 0 where there is none."""
+        return int(self._database.row("SELECT coalesce(max(key), 0) FROM tasks")[0])
+
+    def live_keys(self, notebook_key: int) -> set[int]:
+        """The rows of the notebook's tasks that have not ended, however many have."""
+        rows = self._database.rows(
+            """SELECT key FROM tasks INDEXED BY tasks_live
+            WHERE notebook_key = ? AND state IN ('pending', 'running')""",
+            (notebook_key,),
+        )
+        return {key for (key,) in rows}
+
+    def watched(self, notebook_key: int, keys: Sequence[int], after: int) -> list[TaskRecord]:
+        """The notebook's tasks in these rows, and in all rows after one, in their order."""
+        # The plus keeps SQLite from going through all tasks of the notebook instead.
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS} {FROM} WHERE +tasks.notebook_key = ?1
+            AND (tasks.key > ?2 OR tasks.key IN (SELECT value FROM json_each(?3)))
+            ORDER BY tasks.key""",
+            (notebook_key, after, json.dumps(list(keys))),
+        )
+        return [self._record(row) for row in rows]
+
     def history(self, key: int) -> list[EventRecord]:
         """The task's states in their order."""
         rows = self._database.rows(
