@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ipytaskpersist import matcher
 from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
-from ipytaskpersist.magics import BackgroundMagics
+from ipytaskpersist.magics import BackgroundMagics, command_of
 from ipytaskpersist.manager import BackgroundTasks, set_current
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import TaskState
@@ -27,6 +28,7 @@ class Extension:
         self.manager.say_setting_problems()
         self.shell.configurables.append(self.manager)
         self.magics.register()
+        matcher.install(self.shell, self.manager, command_of, self._patches)
         kernel = getattr(self.shell, "kernel", None)
         if kernel is None:
             # A terminal's streams can only be routed from between two cells.

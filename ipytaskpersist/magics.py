@@ -41,11 +41,12 @@ class Magic:
     def __doc__(self) -> str:  # type: ignore[override]
         import click
 
-        command = _command(self._name)
+        command = command_of(self._name)
         return command.get_help(click.Context(command, info_name=f"%{self._name}"))
 
 
-def _command(magic_name: str) -> click.Command:
+def command_of(magic_name: str) -> click.Command:
+    """The command that a magic runs."""
     import click
 
     from ipytaskpersist.commands import verbs
@@ -95,7 +96,7 @@ class BackgroundMagics:
             from ipytaskpersist.commands import run
 
             with usage_errors():
-                return run(_split(line), self._surface(), _command(name))
+                return run(_split(line), self._surface(), command_of(name))
 
         return run_line
 
@@ -115,7 +116,7 @@ class BackgroundMagics:
 
     def _background_cell(self, line: str, cell: str) -> None:
         with usage_errors():
-            command = _command("background")
+            command = command_of("background")
             with command.make_context("%%background", _split(line)) as context:
                 self._launch(cell, command.invoke(context))
 
@@ -124,7 +125,7 @@ class BackgroundMagics:
 
         with usage_errors():
             if line.strip() in ("-h", "--help"):
-                _command("background").main(["--help"], "%background")
+                command_of("background").main(["--help"], "%background")
             self._launch(line, Request())
 
     def _launch(self, source: str, request: Request) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipytaskpersist import views
+from ipytaskpersist import completion, views
 from ipytaskpersist.commands.definition import (
     refuse_together,
     several,
@@ -119,7 +119,10 @@ def clear(surface: Surface) -> None:
 
 @verbs.command()
 @several
-@click.option("--session", metavar="ID", help="A session with all its tasks instead.")
+@click.option(
+    "--session", metavar="ID", shell_complete=completion.sessions,
+    help="A session with all its tasks instead.",
+)  # fmt: skip
 @yes
 @surface_and_manager
 def delete(surface: Surface, refs: Sequence[str], session: str | None, yes: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ipytaskpersist import outputs, references, views
+from ipytaskpersist import completion, outputs, references, views
 from ipytaskpersist.commands.definition import (
     as_json,
     one,
@@ -38,12 +38,16 @@ RECONCILE_S = 1.0
     "--state", "states", multiple=True, type=click.Choice([state.value for state in TaskState]),
     help="Only tasks in this state. May be given several times.",
 )  # fmt: skip
-@click.option("--session", metavar="ID", help="Only this session's; 8 characters are enough.")
+@click.option(
+    "--session", metavar="ID", shell_complete=completion.sessions,
+    help="Only this session's; 8 characters are enough.",
+)  # fmt: skip
 @click.option(
     "--tag",
     "tags",
     multiple=True,
     metavar="TAG",
+    shell_complete=completion.tags,
     help="Only tasks with this tag. May be given several times, for those with all of them.",
 )
 @click.option("--archived", is_flag=True, help="The tasks in the archives instead.")
@@ -191,7 +195,9 @@ def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
 
 
 @verbs.command()
-@one
+@click.argument(
+    "ref", required=False, metavar="[REF]", shell_complete=completion.tasks_and_sessions
+)
 @as_json
 @surface_and_manager
 def show(surface: Surface, ref: str | None, as_json: bool) -> None:
