@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ipytaskpersist import views
+from ipytaskpersist import console, views
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.patches import Patches
@@ -96,10 +96,10 @@ def in_words(ended: Sequence[TaskRecord]) -> str:
     """One line for each task, as wide as the terminal."""
     from rich.text import Text
 
-    from ipytaskpersist.terminal import render, terminal_width
+    from ipytaskpersist.terminal import render
 
     shown = sorted(ended, key=lambda task: task.ended_at or task.created_at)[-AT_MOST:]
-    lines = [_line(task, terminal_width()) for task in shown]
+    lines = [_line(task, console.width(sys.stdout)) for task in shown]
     more = len(ended) - len(shown)
     if more:
         lines.insert(0, Text(f"{more:,} other tasks have ended; %bg_list shows them"))

@@ -78,7 +78,7 @@ class _HitLines:
         self._hit = hit
         self._shown = shown
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         task, look = self._hit.task, LOOKS[self._hit.task.state]
         name = fit(shorten(printable(task.name), NAME_AT_MOST), options.max_width // 4)
         head = Text(self._shown.reference(task), style="bold", no_wrap=True, overflow="ellipsis")

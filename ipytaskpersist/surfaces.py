@@ -11,13 +11,13 @@ from uuid import uuid4
 
 import click
 
-from ipytaskpersist import views
+from ipytaskpersist import console, views
 from ipytaskpersist.active import active_task
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import OutputKind, TaskRecord
-from ipytaskpersist.safetext import encodable
+from ipytaskpersist.safetext import Passage, encodable
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ipytaskpersist.hits import Shown
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+LINE_AT_MOST = 400
 
 
 class Surface:
@@ -34,6 +35,7 @@ class Surface:
 
     def __init__(self, manager: BackgroundTasks) -> None:
         self.manager = manager
+        self._passage: Passage | None = None
 
     def listing(self, listing: views.Listing) -> None:
         """Show a list of tasks."""
@@ -61,18 +63,35 @@ class Surface:
         """Show one output of a task: stdout to stdout, stderr and errors to stderr."""
         if output["output_type"] == "stream":
             stream = sys.stdout if output["name"] == "stdout" else sys.stderr
-            stream.write(encodable(output["text"], stream))
+            stream.write(encodable(self._let_through(output["text"], stream), stream))
             stream.flush()
         elif output["output_type"] == "error":
             self._print("\n".join(output["traceback"]), sys.stderr)
         elif "data" in output:
-            self._print(str(output["data"].get("text/plain", f"<{', '.join(output['data'])}>")))
+            shown = output["data"].get("text/plain", f"<{', '.join(output['data'])}>")
+            self._print(str(shown), sys.stdout)
 
-    def _print(self, text: str, stream: Any = None) -> None:
-        stream = stream or sys.stdout
-        if not stream.isatty():
-            text = ANSI.sub("", text)
+    def _print(self, text: str, stream: Any) -> None:
+        text = (
+            self._let_through(text, stream) if console.is_terminal(stream) else ANSI.sub("", text)
+        )
         print(encodable(text, stream), file=stream, flush=True)
+
+    def _let_through(self, text: str, stream: Any) -> str:
+        """What a terminal may have of a task's text. Whatever else gets it as it is."""
+        if not console.is_terminal(stream):
+            return text
+        if self._passage is None:
+            styled = console.has_styles(stream)
+            self._passage = Passage(styled=styled, moving=console.can_move())
+        return self._passage.let_through(text, str(stream is sys.stderr))
+
+    def end_of_output(self) -> None:
+        """What a task has printed has been shown: leave the terminal as it was."""
+        if self._passage is not None:
+            stream = sys.stdout if console.is_terminal(sys.stdout) else sys.stderr
+            stream.write(self._passage.finish())
+            stream.flush()
 
     def clear_output(self, wait: bool) -> None:
         """Clear what was shown. A terminal keeps it."""
@@ -242,7 +261,7 @@ class TerminalWaiting(Waiting):
 
     def __init__(self, in_words: Callable[[str], str]) -> None:
         self._in_words = in_words
-        self._live = sys.stderr.isatty()
+        self._live = console.is_terminal(sys.stderr) and console.can_move()
         self._tasks: Sequence[TaskRecord] = ()
 
     def show(self, tasks: Sequence[TaskRecord]) -> None:
@@ -253,12 +272,15 @@ class TerminalWaiting(Waiting):
                 + (f" {task.last_line}" if task.last_line else "")
                 for task in tasks
             )
-            print(
-                f"\r\x1b[K{views.shorten(views.printable(text), 78)}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            from ipytaskpersist.terminal import fit
+
+            line = fit(views.printable(views.shorten(text, LINE_AT_MOST)), self._width())
+            print(f"\r\x1b[K{encodable(line, sys.stderr)}", end="", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _width() -> int:
+        # In the last column some terminals begin a new line.
+        return console.width(sys.stderr) - 1
 
     def close(self) -> None:
         if self._live:

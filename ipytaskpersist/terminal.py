@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from ipytaskpersist import console
 from ipytaskpersist.records import EventRecord, Progress, TaskRecord
 from ipytaskpersist.safetext import kept_apart
 from ipytaskpersist.views import (
@@ -35,7 +33,7 @@ from ipytaskpersist.views import (
     task_counts,
 )
 
-PLAIN_WIDTH = 110
+PLAIN_WIDTH = console.UNKNOWN_WIDTH
 NARROW_WIDTH = 60
 """Below it there is only one blank between two columns."""
 BAR_WIDTH = 80
@@ -44,37 +42,20 @@ BAR_CELLS = 8
 LAST_LINE_AT_MOST = 200
 
 
-def terminal_width(stream: Any = None) -> int:
-    """How many columns the terminal has now."""
-    columns = os.environ.get("COLUMNS", "")
-    if not columns.isdecimal() or not int(columns):
-        try:
-            return os.get_terminal_size((stream or sys.stdout).fileno()).columns or PLAIN_WIDTH
-        except (OSError, ValueError, AttributeError):
-            return shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
-    return int(columns)
-
-
-def has_styles(stream: Any = None) -> bool:
-    """Whether colours are wanted there: it is a terminal that has them, and NO_COLOR is not set."""
-    stream = stream or sys.stdout
-    is_dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
-    return bool(stream.isatty()) and not is_dumb and not os.environ.get("NO_COLOR")
-
-
 def render(*renderables: RenderableType, plain: bool = False) -> str:
     """What rich makes of tables and texts: for this terminal, or as plain text."""
     target = io.StringIO()
-    styled = not plain and has_styles()
-    console = Console(
+    styled = not plain and console.has_styles(sys.stdout)
+    is_seen = not plain and console.is_terminal(sys.stdout)
+    output = Console(
         file=target,
-        width=PLAIN_WIDTH if plain or not sys.stdout.isatty() else terminal_width(),
+        width=console.width(sys.stdout) if is_seen else PLAIN_WIDTH,
         force_terminal=styled,
         force_jupyter=False,
         color_system="truecolor" if styled else None,
     )
     for renderable in renderables:
-        console.print(renderable, highlight=False, markup=False, emoji=False)
+        output.print(renderable, highlight=False, markup=False, emoji=False)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
 
@@ -131,7 +112,7 @@ class Columns:
     def __init__(self, *columns: Column) -> None:
         self._columns = columns
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """Lay it out in the width that there is."""
         width = options.max_width
         gap = 1 if width < NARROW_WIDTH else 2

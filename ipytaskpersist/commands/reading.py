@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,11 +26,13 @@ from ipytaskpersist.harmless import harmless_output
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import Selection
-from ipytaskpersist.surfaces import NotebookSurface, Surface, stopped_by_interrupt
+from ipytaskpersist.surfaces import NotebookSurface, Surface
 
 TABLE_LIMIT = 30
 FOLLOW_S = 0.02
 RECONCILE_S = 1.0
+INTERRUPTED = 130
+"""The exit status of a program that Ctrl-C has ended."""
 
 
 @verbs.command("list")
@@ -147,8 +150,11 @@ def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
     if as_json:
         print_json(outputs.as_nbformat(outputs.merge_streams(chosen)))
         return
-    for each in chosen:
-        surface.output(each)
+    try:
+        for each in chosen:
+            surface.output(each)
+    finally:
+        surface.end_of_output()
 
 
 def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
@@ -161,28 +167,44 @@ def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
 
 
 def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
+    try:
+        _follow_to_the_end(surface, task, kinds)
+    except KeyboardInterrupt:
+        surface.end_of_output()
+        named = views.reference(task, not surface.manager.is_own(task))
+        back = surface.in_words(f"%bg_output {named} --follow")
+        print(
+            f"\nno longer following; task {task.label} runs on. {back} comes back to it",
+            file=sys.stderr,
+        )
+        surface.exit(INTERRUPTED)
+    finally:
+        surface.end_of_output()
+
+
+def _follow_to_the_end(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
     manager, after, version, reconciled_at = surface.manager, 0, -1, 0.0
     follower = outputs.Follower()
-    with stopped_by_interrupt(f"\nno longer following; task {task.label} runs on"):
-        while True:
-            seen = manager.store.database.data_version
-            if time.monotonic() - reconciled_at > RECONCILE_S:
-                manager.reconcile()
-                # What this process itself writes does not change the version that it sees.
-                reconciled_at, version = time.monotonic(), -1
-            if seen != version:
-                version = seen
-                task = manager.refresh(task)
-                for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
-                    piece = follower.output(record)
-                    piece = harmless_output(piece) if task.is_imported else piece
-                    _pass_on(surface, record.kind, piece)
-                    after = record.sequence
-            if task.state.is_final:
-                for each in follower.finish():
-                    surface.output(each)
-                return
-            time.sleep(FOLLOW_S)
+    while True:
+        seen = manager.store.database.data_version
+        if time.monotonic() - reconciled_at > RECONCILE_S:
+            manager.reconcile()
+            # What this process itself writes does not change the version that it sees.
+            reconciled_at, version = time.monotonic(), -1
+        if seen != version:
+            version = seen
+            task = manager.refresh(task)
+            for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
+                piece = follower.output(record)
+                piece = harmless_output(piece) if task.is_imported else piece
+                _pass_on(surface, record.kind, piece)
+                after = record.sequence
+        if task.state.is_final:
+            for each in follower.finish():
+                surface.output(each)
+            surface.ends_shown([task])
+            return
+        time.sleep(FOLLOW_S)
 
 
 def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
