@@ -5,13 +5,13 @@ The commands are imported when the first one is typed, so that loading the exten
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from ipytaskpersist import commandlines
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
@@ -137,7 +137,7 @@ class BackgroundMagics:
 
 def _split(line: str) -> list[str]:
     try:
-        return shlex.split(line)
+        return commandlines.words(line)
     except ValueError as error:
         raise UsageError(f"{error} in: {line}") from None
 

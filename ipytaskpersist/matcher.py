@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipytaskpersist.commandlines import quoted, without_quotes, words_so_far
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.vocabulary import VERBS
@@ -28,9 +28,6 @@ LINE = re.compile(r"\s*(?:[^=%]+=\s*)?(?P<magic>%bg(?:_\w+)?)\s+(?P<typed>.*)", 
 BARE_LINE = re.compile(r"\s*(?P<magic>bg(?:_\w+)?)\s+(?P<typed>.*)", re.DOTALL)
 """As IPython understands it with automagic."""
 HEADER = re.compile(r"%%(?P<magic>background)\s+(?P<typed>.*)", re.DOTALL)
-WORD = re.compile(r"""(?:\\.|'[^']*(?:'|$)|"(?:\\.|[^"\\])*(?:"|$)|[^\s'"\\]|\\$)+""")
-
-PLAIN = re.compile(r"[^\s'\"\\#${}]+")
 
 
 class _NothingElse(tuple[Any, ...]):
@@ -98,7 +95,7 @@ def _completions(
 
     from ipytaskpersist.surfaces import Surface
 
-    before, fragment = split(typed)
+    before, fragment = words_so_far(typed)
     items = candidates(command_of(magic), before, fragment, Surface(manager))
     if fragment.startswith("--"):
         fragment = fragment.partition("=")[2] if "=" in fragment else fragment
@@ -111,19 +108,6 @@ def _completions(
     }
 
 
-def split(typed: str) -> tuple[list[str], str]:
-    """The words that are complete, and the one before the cursor as it stands there."""
-    found = list(WORD.finditer(typed))
-    fragment = found.pop().group() if found and found[-1].end() == len(typed) else ""
-    return [_unquoted(word.group()) for word in found], fragment
-
-
-def _unquoted(word: str) -> str:
-    from click.shell_completion import split_arg_string
-
-    return "".join(split_arg_string(word))
-
-
 def candidates(
     command: click.Command, before: list[str], fragment: str, surface: Surface
 ) -> list[CompletionItem[str]]:
@@ -131,13 +115,13 @@ def candidates(
     from click.shell_completion import ShellComplete
 
     complete = ShellComplete(command, {"obj": surface}, str(command.name), "")
-    return complete.get_completions(before, _unquoted(fragment))
+    return complete.get_completions(before, without_quotes(fragment))
 
 
 def _texts(item: CompletionItem[str]) -> Iterator[str]:
     """What is to be typed for it."""
     if item.type == "plain":
-        yield _quoted(item.value)
+        yield quoted(item.value)
     else:
         yield from _paths(str(item.value), only_folders=item.type == "dir")
 
@@ -159,9 +143,4 @@ def _paths(typed: str, *, only_folders: bool) -> Iterator[str]:
     for path in sorted(found)[:FILES_AT_MOST]:
         # A quoted ~ would be no home any more.
         home = "~/" if path.startswith("~/") else ""
-        yield home + _quoted(path.removeprefix(home))
-
-
-def _quoted(word: str) -> str:
-    """The word so that it is one; `shlex.quote` would quote every letter beyond ASCII."""
-    return word if PLAIN.fullmatch(word) else shlex.quote(word)
+        yield home + quoted(path.removeprefix(home))

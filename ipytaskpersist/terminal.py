@@ -39,6 +39,8 @@ NARROW_WIDTH = 60
 BAR_WIDTH = 80
 """From here on progress is drawn."""
 BAR_CELLS = 8
+SHARE_AT_LEAST = 12
+"""However narrow the terminal is, a column may take so many cells where there is room."""
 LAST_LINE_AT_MOST = 200
 
 
@@ -94,7 +96,7 @@ class Column:
         """How many cells it would take: none where it has nothing to say."""
         if self.turn and not any(self.cells):
             return 0
-        at_most = max(self.least, width // self.share) if self.share else width
+        at_most = max(self.least, SHARE_AT_LEAST, width // self.share) if self.share else width
         return min(at_most, max(_widest(self.cells), cell_len(self.title)))
 
     def style(self, row: int) -> str:
@@ -181,11 +183,11 @@ def _task_columns(listing: Listing) -> list[Column]:
     last_lines = cells(lambda task: shorten(task.last_line or "", LAST_LINE_AT_MOST))
     columns = [
         Column("id" if listing.every_notebook else "#", references, ["dim"], least=whole),
-        Column("name", names, ["bold"], least=3, share=4),
+        Column("name", names, ["bold"], least=3, share=5),
         Column("state", states, [look.style for look in looks], least=_widest(states)),
         Column("time", (times := cells(lambda task: duration(task.elapsed_s(now)))),
                least=_widest(times)),
-        Column("", endings, turn=3, least=10, share=3),
+        Column("", endings, turn=3, least=10, share=4),
         Column("last line", last_lines, turn=4, least=12),
     ]  # fmt: skip
     if listing.has_progress:

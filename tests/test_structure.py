@@ -44,7 +44,7 @@ LAYERS = (
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
         "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
-        "safetext", "console",
+        "safetext", "console", "commandlines",
     },
 )  # fmt: skip
 
