@@ -50,9 +50,11 @@ def tasks(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     if key is None:
         return
     found = manager.store.tasks.named(key, typed, AT_MOST)
-    names = {task.name: task for task in reversed(found) if _is_word(task.name)}
-    for name, task in reversed(names.items()):
-        if name.startswith(typed):
+    # A name means the latest task that has it, so the latest is put in last.
+    latest = {task.name: task for task in reversed(found)}
+    for name in dict.fromkeys(task.name for task in found):
+        task = latest[name]
+        if _is_word(name) and name.startswith(typed):
             yield CompletionItem(name, help=f"{task.number} {task.state}")
     for task in found:
         if str(task.number).startswith(typed):

@@ -42,7 +42,9 @@ def test_an_end_is_told_before_the_next_prompt_once(
     gate.touch()
     assert ended(state_dir).state is TaskState.COMPLETED
     terminal.type("")  # as in a shell, where Enter alone shows it
-    terminal.expect(r"✓ completed · 1 \(train\) · 0:0\d   %bg_output 1\s")
+    terminal.expect("✓ completed")
+    rest = terminal.expect("\n")
+    assert re.fullmatch(r" · 1 \(train\) · 0:0\d   %bg_output 1\s*", rest)
     assert terminal.expect(rf"In \[{terminal.count}\]:").strip() == ""
     assert "completed" not in terminal.run("1")
 
