@@ -78,19 +78,19 @@ def test_several_ends_come_together_and_many_are_counted(
     assert count(terminal) + sum(map(int, more)) == 14
 
 
-@pytest.mark.parametrize("command", ["%bg_wait", "%bg_output --follow"])
 def test_an_end_that_was_shown_is_not_told_again(
-    start: Callable[..., IPython], gate: Path, state_dir: Path, command: str
+    start: Callable[..., IPython], gate: Path, state_dir: Path
 ) -> None:
     terminal = start(PROMPTS["simple"])
-    terminal.run("%%background", wait_for(gate))
-    terminal.type(command)
-    gate.touch()
-    ended(state_dir)
-    terminal.until_prompt()
-    shown_by_the_command = count(terminal)
-    terminal.run("1")
-    assert count(terminal) == shown_by_the_command == (1 if command == "%bg_wait" else 0)
+    for number, (command, shown) in enumerate({"%bg_wait": 1, "%bg_output --follow": 1}.items(), 1):
+        terminal.run("%%background", wait_for(gate))
+        terminal.type(command)
+        gate.touch()
+        all_ended(state_dir, number)
+        terminal.until_prompt()
+        terminal.run("1")
+        assert count(terminal) == shown, command
+        gate.unlink()
 
 
 def test_a_process_of_the_session_before_is_told(
@@ -131,21 +131,21 @@ def test_what_came_back_from_an_archive_has_not_just_ended(
     assert count(terminal) == 1
 
 
-@pytest.mark.parametrize("columns", [40, 200])
 def test_a_line_is_as_wide_as_the_terminal_is_now(
-    start: Callable[..., IPython], state_dir: Path, columns: int
+    start: Callable[..., IPython], state_dir: Path
 ) -> None:
     terminal = start(PROMPTS["simple"])
-    terminal.run("1")
-    terminal.process.setwinsize(40, columns)
-    terminal.run("%%background a-task-with-a-long-name", "raise ValueError('x' * 300)")
-    ended(state_dir)
-    terminal.run("1")
-    (line,) = SAID.findall(ANSI.sub("", terminal.log.getvalue()))
-    assert len(line.rstrip()) <= columns
-    assert ("%bg_output 1" in line) is (columns == 200)
-    assert ("ValueError" in line) is (columns == 200)
-    assert "1 (a-" in line
+    for number, columns in enumerate((40, 200), 1):
+        terminal.process.setwinsize(40, columns)
+        terminal.run("%%background a-task-with-a-long-name", "raise ValueError('x' * 300)")
+        all_ended(state_dir, number)
+        terminal.run("1")
+        *_earlier, line = told = SAID.findall(ANSI.sub("", terminal.log.getvalue()))
+        assert len(told) == number
+        assert len(line.rstrip()) <= columns
+        assert (f"%bg_output {number}" in line) is (columns == 200)
+        assert ("ValueError" in line) is (columns == 200)
+        assert f"{number} (a-" in line
 
 
 def test_unloading_ends_the_announcements(start: Callable[..., IPython], state_dir: Path) -> None:

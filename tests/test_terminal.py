@@ -168,6 +168,22 @@ def test_cancelling_ends_the_commands_of_a_task(
     until(lambda: ProcessIdentity.of(pid) is None, message="the end of the command")
 
 
+# Completion.
+
+
+def test_tab_completes_names_and_options(start: Callable[..., IPython], state_dir: Path) -> None:
+    terminal = start(PROMPTS["full"])
+    terminal.run("%%background training", "print('out'+'put')")
+    ended(state_dir)
+    terminal.process.send("%bg_output trai\t")
+    terminal.process.expect("trai(ning)?")
+    terminal.process.send(" --std\t")  # of which there are two, in a menu
+    terminal.expect("--stderr")
+    terminal.process.send("\x03")  # Ctrl-C: another line
+    terminal.type("%bg_output trai\t")
+    assert "output" in terminal.until_prompt()
+
+
 # The end, and the next beginning.
 
 
@@ -229,6 +245,7 @@ def look():
         "handles": subprocess.Popen._get_handles, "tee": function(shell._tee),
         "error": function(shell._showtraceback), "run_cell": function(shell.run_cell),
         "prompt": sys.modules["IPython.terminal.interactiveshell"].patch_stdout,
+        "asking": function(shell.prompt_for_code), "completion": [*shell.Completer.custom_matchers],
         "publish": function(shell.display_pub.publish), "workers": names.count("MainThread"),
         "own": [name for name in names if "taskpersist" in name],
         "magics": sorted(shell.magics_manager.magics["line"]),
