@@ -74,9 +74,10 @@ class Announcements:
             return []
         found = tasks.watched(notebook_key, [*self._live], self._latest)
         self._mark = mark
-        self._latest = max([self._latest, *(task.key for task in found)])
-        self._live = {task.key for task in found if not task.state.is_final}
-        ended = [task for task in found if task.state.is_final and self._is_news(task)]
+        self._latest = max([self._latest, *found])
+        self._live = {key for key, state in found.items() if not state.is_final}
+        records = map(tasks.get, found.keys() - self._live)
+        ended = [task for task in records if task is not None and self._is_news(task)]
         self._told.update(task.id for task in ended)
         return [task for task in ended if task.key not in shown]
 

@@ -16,6 +16,7 @@ from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.vocabulary import VERBS
 
 if TYPE_CHECKING:
@@ -160,4 +161,4 @@ def usage_errors() -> Iterator[None]:
             message = f"{message.rstrip('.')}; see {error.ctx.info_name} --help"
         raise UsageError(message) from None
     except BackgroundError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(legible_lines(str(error))) from None

@@ -43,6 +43,11 @@ def legible(text: str) -> str:
     return "".join(shown)
 
 
+def legible_lines(text: str) -> str:
+    """The text of several lines, each of them legible."""
+    return "\n".join(map(legible, text.split("\n")))
+
+
 def _legible(character: str) -> str:
     code = ord(character)
     if character in LEFT_OUT or code in SKIN_TONES or any(code in form for form in FORMS):

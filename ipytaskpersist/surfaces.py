@@ -17,7 +17,7 @@ from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import OutputKind, TaskRecord
-from ipytaskpersist.safetext import Passage, encodable
+from ipytaskpersist.safetext import Passage, encodable, legible_lines
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -108,7 +108,7 @@ class Surface:
 
     def in_words(self, text: str) -> str:
         """A text that names commands, as they are typed here."""
-        return views.for_shell(text)
+        return views.for_shell(legible_lines(text))
 
     def confirm(self, question: str, hint: str) -> None:
         """Return when the person types yes; raise `ConfirmationNeeded` otherwise."""
@@ -154,7 +154,7 @@ class IPythonSurface(Surface):
         return value
 
     def in_words(self, text: str) -> str:
-        return text
+        return legible_lines(text)
 
     def confirm(self, question: str, hint: str) -> None:
         from IPython.core.error import StdinNotImplementedError

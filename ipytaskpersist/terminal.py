@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -101,7 +103,7 @@ class Column:
 
     def style(self, row: int) -> str:
         """How a cell looks."""
-        return self.styles[row % len(self.styles)] if self.styles else ""
+        return self.styles[row % len(self.styles)] if self.styles else "none"
 
 
 def _widest(cells: Sequence[str]) -> int:
@@ -114,29 +116,30 @@ class Columns:
     def __init__(self, *columns: Column) -> None:
         self._columns = columns
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, output: Console, options: ConsoleOptions) -> RenderResult:
         """Lay it out in the width that there is."""
         width = options.max_width
         gap = 1 if width < NARROW_WIDTH else 2
         columns = [column.at(width) for column in self._columns]
         widths = _widths(columns, width, gap)
         shown = [(column, widths[place]) for place, column in enumerate(columns) if widths[place]]
-        yield _row([(column.title, cells, "dim") for column, cells in shown], gap)
+        dim = output.get_style("dim")
+        yield from _row([(column.title, cells, dim) for column, cells in shown], gap)
         for row in range(len(columns[0].cells)):
-            yield _row(
-                [(column.cells[row], cells, column.style(row)) for column, cells in shown], gap
-            )
+            cells = [
+                (column.cells[row], cells, output.get_style(column.style(row)))
+                for column, cells in shown
+            ]
+            yield from _row(cells, gap)
 
 
-def _row(cells: Sequence[tuple[str, int, str]], gap: int) -> Text:
-    """Cells of given widths, each in its style."""
-    row = Text(no_wrap=True, overflow="crop", end="\n")
+def _row(cells: Sequence[tuple[str, int, Style]], gap: int) -> Iterator[Segment]:
+    """Cells of given widths, each in its style. Not as a text, which rich would wrap."""
     for text, width, style in cells:
         shown = fit(text, width)
-        row.append(kept_apart(shown), style)
-        row.append(" " * (width - cell_len(shown) + gap))
-    row.rstrip()
-    return row
+        yield Segment(kept_apart(shown), style)
+        yield Segment(" " * (width - cell_len(shown) + gap))
+    yield Segment.line()
 
 
 def _widths(columns: Sequence[Column], width: int, gap: int) -> list[int]:

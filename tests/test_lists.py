@@ -145,6 +145,13 @@ def test_who_wants_no_colours_gets_none(
     assert max(map(cells, lines)) > 50
 
 
+def test_messages_about_a_task_are_as_harmless(listed: Path, state_dir: Path) -> None:
+    for arguments in (("tag", "4"), ("show", "4"), ("wait", "4", "--check"), ("result", "4")):
+        ran = run_command(state_dir, *arguments, notebook=listed)
+        assert "evil" in ran.stdout + ran.stderr
+        assert not NASTY & set(ran.stdout + ran.stderr), arguments
+
+
 def test_json_is_the_same_wherever_it_goes(listed: Path, state_dir: Path) -> None:
     piped = run_command(state_dir, "list", "--json", notebook=listed).stdout
     document = json.loads(piped)

@@ -421,16 +421,14 @@ class Tasks:
         )
         return {key for (key,) in rows}
 
-    def watched(self, notebook_key: int, keys: Sequence[int], after: int) -> list[TaskRecord]:
-        """The notebook's tasks in these rows, and in all rows after one, in their order."""
-        # The plus keeps SQLite from going through all tasks of the notebook instead.
+    def watched(self, notebook_key: int, keys: Sequence[int], after: int) -> dict[int, TaskState]:
+        """How the notebook's tasks in these rows stand, and those in all rows after one."""
         rows = self._database.rows(
-            f"""SELECT {COLUMNS} {FROM} WHERE +tasks.notebook_key = ?1
-            AND (tasks.key > ?2 OR tasks.key IN (SELECT value FROM json_each(?3)))
-            ORDER BY tasks.key""",
-            (notebook_key, after, json.dumps(list(keys))),
+            """SELECT key, state FROM tasks WHERE +notebook_key = ? AND key IN
+                (SELECT value FROM json_each(?) UNION ALL SELECT key FROM tasks WHERE key > ?)""",
+            (notebook_key, json.dumps(list(keys)), after),
         )
-        return [self._record(row) for row in rows]
+        return {key: TaskState(state) for key, state in rows}
 
     def named(self, notebook_key: int, beginning: str, limit: int) -> list[TaskName]:
         """The notebook's latest tasks whose number, name or id begins so, the newest first."""
