@@ -7,14 +7,30 @@ import sys
 
 import click
 
-from ipytaskpersist.commands import run
+from ipytaskpersist.commands import run, verbs
 from ipytaskpersist.errors import BackgroundError
-from ipytaskpersist.manager import current
+from ipytaskpersist.manager import BackgroundTasks, current
 from ipytaskpersist.surfaces import Surface
+
+COMPLETE = "_JUPYTER_BG_COMPLETE"
+"""Set by a shell's completion to what it wants to know."""
+
+
+def complete(instruction: str) -> None:
+    """Answer a shell that completes what is being typed, or print what makes it ask."""
+    from click.shell_completion import shell_complete
+
+    surface = Surface(BackgroundTasks())
+    try:
+        sys.exit(shell_complete(verbs, {"obj": surface}, "jupyter-bg", COMPLETE, instruction))
+    except Exception:  # What is being typed may be wrong so far: the command will say it.
+        sys.exit(1)
 
 
 def main() -> None:
     """Run the command line, and exit with its status: 1 for an error, 2 for a wrong command."""
+    if os.environ.get(COMPLETE):
+        complete(os.environ[COMPLETE])
     surface = Surface(current())
     try:
         run(sys.argv[1:], surface)

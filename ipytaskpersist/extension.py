@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ipytaskpersist import away
+from ipytaskpersist import away, matcher
 from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
-from ipytaskpersist.magics import BackgroundMagics
+from ipytaskpersist.magics import BackgroundMagics, command_of
 from ipytaskpersist.manager import BackgroundTasks, set_current
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import TaskRecord
@@ -28,6 +28,7 @@ class Extension:
         self.manager.say_setting_problems()
         self.shell.configurables.append(self.manager)
         self.magics.register()
+        matcher.install(self.shell, self.manager, command_of, self._patches)
         kernel = getattr(self.shell, "kernel", None)
         if kernel is None:
             # A terminal's streams can only be routed from between two cells.
@@ -38,6 +39,15 @@ class Extension:
             self._greet()
         except StoreError as error:
             self.manager.warn(f"{error}; new background tasks cannot be recorded")
+        if kernel is None:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Say before each prompt of a terminal what has ended."""
+        if hasattr(self.shell, "prompt_for_code"):
+            from ipytaskpersist.announcements import Announcements
+
+            Announcements(self.manager).install(self.shell, self._patches)
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.safetext import kept_apart
 from ipytaskpersist.searching import Found, Hit, Snippet
+from ipytaskpersist.terminal import fit
 from ipytaskpersist.views import LOOKS, MONOSPACE, clock, notebook_name, printable, shorten
 
 MATCH = "bold yellow"
+NAME_AT_MOST = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +65,39 @@ def place(snippet: Snippet) -> str:
 # In a terminal.
 
 
-def found_table(shown: Shown) -> list[Table | Text]:
+def found_table(shown: Shown) -> list[RenderableType]:
     """Each task with its lines, cut where the terminal ends."""
-    table = Table.grid()
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    for hit in shown.found.hits:
-        for line in _hit_texts(hit, shown):
-            table.add_row(line)
-    return [table, Text(shown.note, style="dim")] if shown.note else [table]
+    table = [_HitLines(hit, shown) for hit in shown.found.hits]
+    return [*table, Text(shown.note, style="dim")] if shown.note else [*table]
 
 
-def _hit_texts(hit: Hit, shown: Shown) -> list[Text]:
-    task, look = hit.task, LOOKS[hit.task.state]
-    head = Text.assemble((shown.reference(task), "bold"))
-    head.append(f"  {shorten(printable(task.name), 40)}" if task.name else "", "bold")
-    head.append(f"  {look.glyph} {task.state.value}", look.style)
-    head.append(f"  {printable(about(task, shown.now))}", "dim")
-    return [head, *map(_snippet_text, hit.snippets)]
+class _HitLines:
+    """One task with its lines."""
+
+    def __init__(self, hit: Hit, shown: Shown) -> None:
+        self._hit = hit
+        self._shown = shown
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        task, look = self._hit.task, LOOKS[self._hit.task.state]
+        name = fit(shorten(printable(task.name), NAME_AT_MOST), options.max_width // 4)
+        head = Text(self._shown.reference(task), style="bold", no_wrap=True, overflow="ellipsis")
+        head.append(f"  {kept_apart(name)}" if name else "", "bold")
+        head.append(f"  {look.glyph} {task.state.value}", f"not bold {look.style}")
+        about_it = kept_apart(printable(about(task, self._shown.now)))
+        head.append(f"  {about_it}", "not bold dim")
+        yield head
+        yield from map(_snippet_text, self._hit.snippets)
 
 
 def _snippet_text(snippet: Snippet) -> Text:
-    line = Text.assemble((f"    {place(snippet)}  ", "dim"))
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(f"    {place(snippet)}  ", "dim")
     shift = len(line)
-    line.append(printable(snippet.text.replace("\t", " ")))
+    line.append(printable(snippet.text))
     for begin, end in snippet.matches:
-        line.stylize(MATCH, shift + begin, shift + end)
+        before, match = printable(snippet.text[:begin]), printable(snippet.text[:end])
+        line.stylize(MATCH, shift + len(before), shift + len(match))
     return line
 
 

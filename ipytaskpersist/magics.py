@@ -5,17 +5,18 @@ The commands are imported when the first one is typed, so that loading the exten
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from ipytaskpersist import commandlines
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.vocabulary import VERBS
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ class Magic:
     def __doc__(self) -> str:  # type: ignore[override]
         import click
 
-        command = _command(self._name)
+        command = command_of(self._name)
         return command.get_help(click.Context(command, info_name=f"%{self._name}"))
 
 
-def _command(magic_name: str) -> click.Command:
+def command_of(magic_name: str) -> click.Command:
+    """The command that a magic runs."""
     import click
 
     from ipytaskpersist.commands import verbs
@@ -95,7 +97,7 @@ class BackgroundMagics:
             from ipytaskpersist.commands import run
 
             with usage_errors():
-                return run(_split(line), self._surface(), _command(name))
+                return run(_split(line), self._surface(), command_of(name))
 
         return run_line
 
@@ -115,7 +117,7 @@ class BackgroundMagics:
 
     def _background_cell(self, line: str, cell: str) -> None:
         with usage_errors():
-            command = _command("background")
+            command = command_of("background")
             with command.make_context("%%background", _split(line)) as context:
                 self._launch(cell, command.invoke(context))
 
@@ -124,7 +126,7 @@ class BackgroundMagics:
 
         with usage_errors():
             if line.strip() in ("-h", "--help"):
-                _command("background").main(["--help"], "%background")
+                command_of("background").main(["--help"], "%background")
             self._launch(line, Request())
 
     def _launch(self, source: str, request: Request) -> None:
@@ -136,7 +138,7 @@ class BackgroundMagics:
 
 def _split(line: str) -> list[str]:
     try:
-        return shlex.split(line)
+        return commandlines.words(line)
     except ValueError as error:
         raise UsageError(f"{error} in: {line}") from None
 
@@ -159,4 +161,4 @@ def usage_errors() -> Iterator[None]:
             message = f"{message.rstrip('.')}; see {error.ctx.info_name} --help"
         raise UsageError(message) from None
     except BackgroundError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(legible_lines(str(error))) from None

@@ -138,6 +138,8 @@ class BackgroundTasks(Configured):
         self.upkeep = UpkeepTimer(self.store, self._limits)
         self.on_change: list[Callable[[int], None]] = []
         """Called with a task's key when a task of this process has ended."""
+        self.ends_shown: set[int] = set()
+        """The keys of tasks whose end a command has just shown, and nobody need tell again."""
         self._session: SessionRecord | None = None
         self._has_ended = False
         self._identity: SessionIdentity | None = None

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from ipytaskpersist.safetext import legible
+
 
 class TaskState(StrEnum):
     """Where a task stands. The store refuses every transition that is not drawn here.
@@ -186,7 +188,7 @@ class TaskRecord:
     @property
     def label(self) -> str:
         """How messages name the task: ``3 (train)``, or ``3`` when it has no name."""
-        return f"{self.number} ({self.name})" if self.name else str(self.number)
+        return f"{self.number} ({legible(self.name)})" if self.name else str(self.number)
 
     @property
     def is_imported(self) -> bool:

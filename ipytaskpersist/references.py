@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFound
 from ipytaskpersist.records import SessionRecord, TaskRecord
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection, TaskStore
 
 SUGGESTIONS = 5
@@ -117,7 +118,7 @@ def _not_found(
             f"{what} in this notebook, which has none yet; put %%background above a cell, "
             "or see every notebook's tasks with %bg_list --all"
         )
-    names = ", ".join(f"{task.number} {task.name}".strip() for task in reversed(latest))
+    names = ", ".join(f"{task.number} {legible(task.name)}".strip() for task in reversed(latest))
     count = {1: "the only one is", 2: "the two are"}.get(len(latest), "the last ones are")
     return TaskNotFound(f"{what} in this notebook; {count} {names}")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from ipytaskpersist import views
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store.statistics import Day, Overview, Sizes
-from ipytaskpersist.terminal import columns, details
+from ipytaskpersist.terminal import Column, Columns, details
 
 LARGEST = 5
 DAYS_SHOWN = 7
@@ -91,11 +91,11 @@ def as_document(found: Summary | None) -> dict[str, Any]:
     }
 
 
-def as_tables(found: Summary | None) -> list[Table | Text]:
+def as_tables(found: Summary | None) -> list[RenderableType]:
     """What ``stats`` prints."""
     if found is None or not (found.overview.by_state or found.archived):
         return [Text("no background tasks yet; put %%background above a cell", style="dim")]
-    tables: list[Table | Text] = [details(_facts(found))]
+    tables: list[RenderableType] = [details(_facts(found))]
     if found.largest:
         tables += [Text(), _largest(found.largest)]
     if found.overview.days:
@@ -130,26 +130,23 @@ def _facts(found: Summary) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _largest(tasks: tuple[TaskRecord, ...]) -> Table:
-    table = columns("largest", "name", "notebook", "state", "output")
-    for task in tasks:
-        table.add_row(
-            Text(task.id, style="dim"),
-            Text(views.shorten(views.printable(task.name), 40), style="bold"),
-            Text(views.printable(views.notebook_name(task.notebook))),
-            Text(task.state.value),
-            Text(views.size(task.output_bytes or 0)),
-        )
-    return table
+def _largest(tasks: tuple[TaskRecord, ...]) -> Columns:
+    ids = [task.id for task in tasks]
+    return Columns(
+        Column("largest", ids, ["dim"], least=max(map(len, ids))),
+        Column("name", [views.printable(task.name) for task in tasks], ["bold"],
+               turn=1, least=3, share=4),
+        Column("notebook", [views.printable(views.notebook_name(task.notebook)) for task in tasks],
+               turn=3, least=8, share=4),
+        Column("state", [task.state.value for task in tasks], turn=2, least=11),
+        Column("output", [views.size(task.output_bytes or 0) for task in tasks], least=8),
+    )  # fmt: skip
 
 
-def _days(days: Any) -> Table:
+def _days(days: Any) -> Columns:
     shown: list[Day] = list(days)[:DAYS_SHOWN]
-    table = columns("day", "tasks", "output")
-    for day in shown:
-        table.add_row(
-            Text(day.day.isoformat(), style="dim"),
-            Text(f"{day.tasks:,}"),
-            Text(views.size(day.output_bytes)),
-        )
-    return table
+    return Columns(
+        Column("day", [day.day.isoformat() for day in shown], ["dim"], least=10),
+        Column("tasks", [f"{day.tasks:,}" for day in shown], least=5),
+        Column("output", [views.size(day.output_bytes) for day in shown], least=8),
+    )

@@ -12,12 +12,13 @@ from uuid import uuid4
 
 import click
 
-from ipytaskpersist import views
+from ipytaskpersist import console, views
 from ipytaskpersist.active import active_task
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import OutputKind, TaskRecord
+from ipytaskpersist.safetext import Passage, encodable, legible_lines
 from ipytaskpersist.statuscard import CardReader, bundle, cards_text
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 UPDATE_S = 1.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+LINE_AT_MOST = 400
 
 
 class Surface:
@@ -36,12 +38,18 @@ class Surface:
 
     def __init__(self, manager: BackgroundTasks) -> None:
         self.manager = manager
+        self._passage: Passage | None = None
 
     def listing(self, listing: views.Listing) -> None:
         """Show a list of tasks."""
         from ipytaskpersist.terminal import render, task_table
 
         click.echo(render(*task_table(listing)))
+
+    def ends_shown(self, tasks: Iterable[TaskRecord]) -> None:
+        """Note whose end has been shown, so that the next prompt need not tell it."""
+        ended = (task.key for task in tasks if task.state.is_final and not task.archive)
+        self.manager.ends_shown.update(ended)
 
     def found(self, shown: Shown) -> None:
         """Show what a search has found."""
@@ -58,18 +66,35 @@ class Surface:
         """Show one output of a task: stdout to stdout, stderr and errors to stderr."""
         if output["output_type"] == "stream":
             stream = sys.stdout if output["name"] == "stdout" else sys.stderr
-            stream.write(_encodable(output["text"], stream))
+            stream.write(encodable(self._let_through(output["text"], stream), stream))
             stream.flush()
         elif output["output_type"] == "error":
             self._print("\n".join(output["traceback"]), sys.stderr)
         elif "data" in output:
-            self._print(str(output["data"].get("text/plain", f"<{', '.join(output['data'])}>")))
+            shown = output["data"].get("text/plain", f"<{', '.join(output['data'])}>")
+            self._print(str(shown), sys.stdout)
 
-    def _print(self, text: str, stream: Any = None) -> None:
-        stream = stream or sys.stdout
-        if not stream.isatty():
-            text = ANSI.sub("", text)
-        print(_encodable(text, stream), file=stream, flush=True)
+    def _print(self, text: str, stream: Any) -> None:
+        text = (
+            self._let_through(text, stream) if console.is_terminal(stream) else ANSI.sub("", text)
+        )
+        print(encodable(text, stream), file=stream, flush=True)
+
+    def _let_through(self, text: str, stream: Any) -> str:
+        """What a terminal may have of a task's text. Whatever else gets it as it is."""
+        if not console.is_terminal(stream):
+            return text
+        if self._passage is None:
+            styled = console.has_styles(stream)
+            self._passage = Passage(styled=styled, moving=console.can_move())
+        return self._passage.let_through(text, str(stream is sys.stderr))
+
+    def end_of_output(self) -> None:
+        """What a task has printed has been shown: leave the terminal as it was."""
+        if self._passage is not None:
+            stream = sys.stdout if console.is_terminal(sys.stdout) else sys.stderr
+            stream.write(self._passage.finish())
+            stream.flush()
 
     def clear_output(self, wait: bool) -> None:
         """Clear what was shown. A terminal keeps it."""
@@ -86,13 +111,20 @@ class Surface:
 
     def in_words(self, text: str) -> str:
         """A text that names commands, as they are typed here."""
-        return views.for_shell(text)
+        return views.for_shell(legible_lines(text))
 
     def confirm(self, question: str, hint: str) -> None:
         """Return when the person types yes; raise `ConfirmationNeeded` otherwise."""
         if not sys.stdin or not sys.stdin.isatty():
             raise ConfirmationNeeded(f"nothing was changed: {hint}")
-        self._require_yes(input(f"{question} Type 'yes' to confirm: "), hint)
+        # Not as the prompt of `input`, which does not look whether an interrupt came meanwhile.
+        print(f"{question} Type 'yes' to confirm: ", end="", flush=True)
+        try:
+            answer = input()
+        except EOFError:
+            print()
+            answer = ""
+        self._require_yes(answer, hint)
 
     @staticmethod
     def _require_yes(answer: str, hint: str) -> None:
@@ -112,11 +144,6 @@ class Surface:
         raise click.exceptions.Exit(code)
 
 
-def _encodable(text: str, stream: Any) -> str:
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
-
-
 class IPythonSurface(Surface):
     """The IPython terminal."""
 
@@ -130,7 +157,7 @@ class IPythonSurface(Surface):
         return value
 
     def in_words(self, text: str) -> str:
-        return text
+        return legible_lines(text)
 
     def confirm(self, question: str, hint: str) -> None:
         from IPython.core.error import StdinNotImplementedError
@@ -238,7 +265,7 @@ class TerminalWaiting(Waiting):
     def __init__(self, manager: BackgroundTasks, in_words: Callable[[str], str]) -> None:
         self._manager = manager
         self._in_words = in_words
-        self._live = sys.stderr.isatty()
+        self._live = console.is_terminal(sys.stderr) and console.can_move()
         self._tasks: Sequence[TaskRecord] = ()
 
     def show(self, tasks: Sequence[TaskRecord]) -> None:
@@ -249,12 +276,15 @@ class TerminalWaiting(Waiting):
                 + (f" {task.last_line}" if task.last_line else "")
                 for task in tasks
             )
-            print(
-                f"\r\x1b[K{views.shorten(views.printable(text), 78)}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            from ipytaskpersist.terminal import fit
+
+            line = fit(views.printable(views.shorten(text, LINE_AT_MOST)), self._width())
+            print(f"\r\x1b[K{encodable(line, sys.stderr)}", end="", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _width() -> int:
+        # In the last column some terminals begin a new line.
+        return console.width(sys.stderr) - 1
 
     def close(self) -> None:
         if self._live:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
-from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist import safetext
+from ipytaskpersist.records import Progress, SessionRecord, TaskRecord, TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ def place(task: TaskRecord) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without characters that would steer a terminal."""
-    return "".join(c if c.isprintable() or c == " " else "�" for c in text)
+    """The text without characters that would steer a terminal or hide what it says."""
+    return safetext.legible(text)
 
 
 def launched_text(task: TaskRecord) -> str:
@@ -117,6 +118,11 @@ class Listing:
     """Whether there are tasks in archives, which another list would show."""
 
     @property
+    def has_progress(self) -> bool:
+        """Whether it is known of any of the tasks how far it has come."""
+        return any(task.progress is not None for task in self.tasks)
+
+    @property
     def note(self) -> str:
         """What is to be said below the list; empty when there is nothing."""
         left_out = self.total - len(self.tasks)
@@ -136,6 +142,8 @@ def list_html(listing: Listing) -> str:
     if not listing.tasks:
         return f'<div style="opacity:.7">{listing.note}</div>'
     titles = ["", "name", "state", "time", "", "last line"]
+    if listing.has_progress:
+        titles.insert(4, "progress")
     if listing.every_notebook:
         titles.insert(1, "notebook")
     head = "".join(
@@ -151,20 +159,44 @@ def list_html(listing: Listing) -> str:
 
 def _row_html(task: TaskRecord, listing: Listing) -> str:
     look = LOOKS[task.state]
-    last = escape(shorten(task.last_line or "", 90))
-    why = escape(shorten(ending(task), 60)) if task.state.is_final else ""
+    last = escape(shorten(printable(task.last_line or ""), 90))
+    why = escape(shorten(printable(ending(task)), 60)) if task.state.is_final else ""
     cells = [
         f'<span style="opacity:.55">{escape(reference(task, listing.every_notebook))}</span>',
-        f'<span style="font-weight:600">{escape(shorten(task.name, 40))}</span>',
+        f'<span style="font-weight:600">{escape(shorten(printable(task.name), 40))}</span>',
         f'<span style="color:{look.colour};font-weight:600">{look.glyph} {task.state.value}</span>',
         f'<span style="font-variant-numeric:tabular-nums">'
         f"{duration(task.elapsed_s(listing.now))}</span>",
         why,
         f'<span style="{MONOSPACE};opacity:.85">{last}</span>',
     ]
+    if listing.has_progress:
+        cells.insert(4, _progress_html(task))
     if listing.every_notebook:
-        cells.insert(1, escape(notebook_name(task.notebook)))
+        cells.insert(1, escape(printable(notebook_name(task.notebook))))
     return "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>"
+
+
+def _progress_html(task: TaskRecord) -> str:
+    """How far the task has come; as a bar while it runs."""
+    if task.progress is None:
+        return ""
+    said = f'<span style="font-variant-numeric:tabular-nums">{how_far(task.progress)}</span>'
+    fraction = task.progress.fraction
+    if fraction is None or task.state.is_final:
+        return said
+    bar, track = "display:inline-block;height:6px;border-radius:3px", "rgba(128,128,128,.28)"
+    return (
+        f'<span style="{bar};width:80px;background-color:{track};vertical-align:middle">'
+        f'<span style="{bar};width:{fraction * 100:.0f}%;vertical-align:top;'
+        f'background-color:{LOOKS[task.state].colour}"></span></span>&ensp;{said}'
+    )
+
+
+def how_far(progress: Progress) -> str:
+    """``68 %``, or how many are done where nobody knows of how many."""
+    fraction = progress.fraction
+    return f"{progress.done:,.12g}" if fraction is None else f"{int(fraction * 100)} %"
 
 
 def reference(task: TaskRecord, every_notebook: bool) -> str:

@@ -217,6 +217,12 @@ class NotebookKernel:
         """Run a cell to its end."""
         return self.start(source).wait(timeout, check)
 
+    def complete(self, code: str) -> Message:
+        """What the kernel offers at the end of `code`."""
+        reply = self._connected.complete(code, len(code), reply=True, timeout=30)
+        content: Message = reply["content"]
+        return content
+
     def take_until(self, condition: Callable[[], T], timeout: float, what: str) -> T:
         """Take in what the kernel sends until `condition()` is true."""
         deadline = time.monotonic() + timeout

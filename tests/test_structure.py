@@ -30,6 +30,7 @@ LAYERS = (
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
         "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages", "statuscard",
         "away", "notifier",
+        "announcements", "completion", "matcher",
     },
     {"manager"},
     {
@@ -46,6 +47,7 @@ LAYERS = (
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
         "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
         "bars", "afterimport", "postmortem", "places",
+        "safetext", "console", "commandlines",
     },
 )  # fmt: skip
 

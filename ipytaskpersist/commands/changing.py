@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipytaskpersist import views
+from ipytaskpersist import completion, views
 from ipytaskpersist.commands.definition import (
     refuse_together,
     several,
@@ -38,6 +38,7 @@ def wait(surface: Surface, refs: Sequence[str], timeout: float | None, check: bo
             ended = surface.manager.wait(tasks, timeout, waiting.show)
     finally:
         waiting.close()
+    surface.ends_shown(ended)
     late = [task for task in ended if not task.state.is_final]
     if late and (check or not surface.is_ipython):
         labels = ", ".join(task.label for task in late)
@@ -77,6 +78,7 @@ def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -
     current = {task.id: task for task in manager.wait(asked, timeout_s=1.0)}
     for task in tasks:
         click.echo(_cancelled(task, current.get(task.id)))
+    surface.ends_shown(current.values())
     if not tasks:
         click.echo("nothing to cancel")
 
@@ -117,7 +119,10 @@ def clear(surface: Surface) -> None:
 
 @verbs.command()
 @several
-@click.option("--session", metavar="ID", help="A session with all its tasks instead.")
+@click.option(
+    "--session", metavar="ID", shell_complete=completion.sessions,
+    help="A session with all its tasks instead.",
+)  # fmt: skip
 @yes
 @surface_and_manager
 def delete(surface: Surface, refs: Sequence[str], session: str | None, yes: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from ipytaskpersist import completion
 from ipytaskpersist.commands.definition import as_json, print_json, surface_and_manager, verbs
 from ipytaskpersist.settings import Setting, find_setting
 from ipytaskpersist.surfaces import Surface
@@ -15,7 +16,9 @@ WIDTH = 88
 
 
 @verbs.command()
-@click.argument("name", required=False, metavar="[NAME]")
+@click.argument(
+    "name", required=False, metavar="[NAME]", shell_complete=completion.settings
+)  # fmt: skip
 @as_json
 @surface_and_manager
 def config(surface: Surface, name: str | None, as_json: bool) -> None:

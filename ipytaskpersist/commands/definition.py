@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from ipytaskpersist import completion
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.surfaces import Surface
 from ipytaskpersist.vocabulary import MODULE_OF, VERBS
@@ -55,6 +57,11 @@ class Verbs(click.Group):
             import_module(f"ipytaskpersist.commands.{MODULE_OF[cmd_name]}")
         return self.commands.get(cmd_name)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """The verbs that begin so, without importing any, and the options."""
+        names = [CompletionItem(name) for name in VERBS if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb, or say which is nearest."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
@@ -80,8 +87,10 @@ def verbs() -> None:
 surface_and_manager = click.make_pass_decorator(Surface)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
-one = click.argument("ref", required=False, metavar="[REF]")
-several = click.argument("refs", nargs=-1, metavar="[REF]...")
+one = click.argument(
+    "ref", required=False, metavar="[REF]", shell_complete=completion.tasks
+)  # fmt: skip
+several = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=completion.tasks)
 
 
 def print_json(document: Any) -> None:

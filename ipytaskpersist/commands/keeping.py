@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ipytaskpersist import views
+from ipytaskpersist import completion, views
 from ipytaskpersist.commands.definition import several, surface_and_manager, verbs, yes
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.records import TaskRecord
@@ -16,10 +16,10 @@ from ipytaskpersist.surfaces import Surface
 
 
 @verbs.command()
-@click.argument("ref", metavar="REF")
-@click.argument("tags", nargs=-1, metavar="[TAG]...")
+@click.argument("ref", metavar="REF", shell_complete=completion.tasks)
+@click.argument("tags", nargs=-1, metavar="[TAG]...", shell_complete=completion.tags)
 @click.option(
-    "--remove", "removed", multiple=True, metavar="TAG",
+    "--remove", "removed", multiple=True, metavar="TAG", shell_complete=completion.tags,
     help="Take this tag away. May be given several times.",
 )  # fmt: skip
 @surface_and_manager

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ipytaskpersist import completion
 from ipytaskpersist.commands.definition import (
     HELP,
     one,
@@ -38,7 +39,10 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--thread", is_flag=True, help="In a thread, with the notebook's variables."),
     click.option("--process", is_flag=True, help="In a process of its own: outlives the kernel."),
     click.option("--shell", is_flag=True, help="The body is a shell command: outlives the kernel."),
-    click.option("--cwd", metavar="DIR", help="The directory in which the process runs."),
+    click.option(
+        "--cwd", metavar="DIR", shell_complete=completion.folders,
+        help="The directory in which the process runs.",
+    ),
     click.option(
         "--env", multiple=True, metavar="NAME=VALUE", callback=_variables,
         help="An environment variable of the process. May be given several times.",
@@ -48,17 +52,20 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="End the process after S seconds.",
     ),
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
-    click.option("--shell-path", metavar="PATH", help="The shell that runs the command."),
     click.option(
-        "--in", "inputs", metavar="NAMES", callback=_names,
+        "--shell-path", metavar="PATH", shell_complete=completion.files,
+        help="The shell that runs the command.",
+    ),
+    click.option(
+        "--in", "inputs", metavar="NAMES", callback=_names, shell_complete=completion.variables,
         help="The variables a Python process is given: a,b. Default: those that it uses.",
     ),
     click.option(
-        "--out", "outputs", metavar="NAMES", callback=_names,
+        "--out", "outputs", metavar="NAMES", callback=_names, shell_complete=completion.variables,
         help="The variables it leaves: a,b. Default: those that it assigns.",
     ),
     click.option(
-        "--tag", "tags", multiple=True, metavar="TAG",
+        "--tag", "tags", multiple=True, metavar="TAG", shell_complete=completion.tags,
         help="A word by which list finds it again. May be given several times.",
     ),
     click.option("--notify", is_flag=True, help="Tell when it has ended, where the settings say."),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ipytaskpersist import references
+from ipytaskpersist import completion, references
 from ipytaskpersist.commands.definition import (
     as_json,
     print_json,
@@ -45,7 +45,10 @@ FORMATS: dict[str, Callable[[Export], Iterator[bytes]]] = {
 @verbs.command("export")
 @several
 @click.option("--all", "every_task", is_flag=True, help="The tasks of every notebook.")
-@click.option("--session", metavar="ID", help="This session's tasks; 8 characters are enough.")
+@click.option(
+    "--session", metavar="ID", shell_complete=completion.sessions,
+    help="This session's tasks; 8 characters are enough.",
+)  # fmt: skip
 @click.option(
     "--format", "form", type=click.Choice([*FORMATS]), default="jsonl",
     help="jsonl (the default) and json can be imported again; ipynb and html are for people.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from ipytaskpersist import outputs, references, views
+from ipytaskpersist import completion, outputs, references, views
 from ipytaskpersist.commands.definition import (
     as_json,
     one,
@@ -25,11 +26,13 @@ from ipytaskpersist.harmless import harmless_output
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import Selection
-from ipytaskpersist.surfaces import NotebookSurface, Surface, stopped_by_interrupt
+from ipytaskpersist.surfaces import NotebookSurface, Surface
 
 TABLE_LIMIT = 30
 FOLLOW_S = 0.02
 RECONCILE_S = 1.0
+INTERRUPTED = 130
+"""The exit status of a program that Ctrl-C has ended."""
 
 
 @verbs.command("list")
@@ -38,12 +41,16 @@ RECONCILE_S = 1.0
     "--state", "states", multiple=True, type=click.Choice([state.value for state in TaskState]),
     help="Only tasks in this state. May be given several times.",
 )  # fmt: skip
-@click.option("--session", metavar="ID", help="Only this session's; 8 characters are enough.")
+@click.option(
+    "--session", metavar="ID", shell_complete=completion.sessions,
+    help="Only this session's; 8 characters are enough.",
+)  # fmt: skip
 @click.option(
     "--tag",
     "tags",
     multiple=True,
     metavar="TAG",
+    shell_complete=completion.tags,
     help="Only tasks with this tag. May be given several times, for those with all of them.",
 )
 @click.option("--archived", is_flag=True, help="The tasks in the archives instead.")
@@ -86,6 +93,7 @@ def list_(
         total = (manager.archives if archived else manager.store.tasks).count(selection)
     has_archives = bool(manager.directory.months())
     surface.listing(views.Listing(tasks, total, every_notebook, now, archived, has_archives))
+    surface.ends_shown(tasks)
 
 
 @verbs.command()
@@ -142,8 +150,11 @@ def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
     if as_json:
         print_json(outputs.as_nbformat(outputs.merge_streams(chosen)))
         return
-    for each in chosen:
-        surface.output(each)
+    try:
+        for each in chosen:
+            surface.output(each)
+    finally:
+        surface.end_of_output()
 
 
 def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
@@ -156,28 +167,44 @@ def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
 
 
 def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
+    try:
+        _follow_to_the_end(surface, task, kinds)
+    except KeyboardInterrupt:
+        surface.end_of_output()
+        named = views.reference(task, not surface.manager.is_own(task))
+        back = surface.in_words(f"%bg_output {named} --follow")
+        print(
+            f"\nno longer following; task {task.label} runs on. {back} comes back to it",
+            file=sys.stderr,
+        )
+        surface.exit(INTERRUPTED)
+    finally:
+        surface.end_of_output()
+
+
+def _follow_to_the_end(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
     manager, after, version, reconciled_at = surface.manager, 0, -1, 0.0
     follower = outputs.Follower()
-    with stopped_by_interrupt(f"\nno longer following; task {task.label} runs on"):
-        while True:
-            seen = manager.store.database.data_version
-            if time.monotonic() - reconciled_at > RECONCILE_S:
-                manager.reconcile()
-                # What this process itself writes does not change the version that it sees.
-                reconciled_at, version = time.monotonic(), -1
-            if seen != version:
-                version = seen
-                task = manager.refresh(task)
-                for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
-                    piece = follower.output(record)
-                    piece = harmless_output(piece) if task.is_imported else piece
-                    _pass_on(surface, record.kind, piece)
-                    after = record.sequence
-            if task.state.is_final:
-                for each in follower.finish():
-                    surface.output(each)
-                return
-            time.sleep(FOLLOW_S)
+    while True:
+        seen = manager.store.database.data_version
+        if time.monotonic() - reconciled_at > RECONCILE_S:
+            manager.reconcile()
+            # What this process itself writes does not change the version that it sees.
+            reconciled_at, version = time.monotonic(), -1
+        if seen != version:
+            version = seen
+            task = manager.refresh(task)
+            for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
+                piece = follower.output(record)
+                piece = harmless_output(piece) if task.is_imported else piece
+                _pass_on(surface, record.kind, piece)
+                after = record.sequence
+        if task.state.is_final:
+            for each in follower.finish():
+                surface.output(each)
+            surface.ends_shown([task])
+            return
+        time.sleep(FOLLOW_S)
 
 
 def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
@@ -190,7 +217,9 @@ def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
 
 
 @verbs.command()
-@one
+@click.argument(
+    "ref", required=False, metavar="[REF]", shell_complete=completion.tasks_and_sessions
+)
 @as_json
 @surface_and_manager
 def show(surface: Surface, ref: str | None, as_json: bool) -> None:
@@ -205,6 +234,8 @@ def show(surface: Surface, ref: str | None, as_json: bool) -> None:
         print_json(details.as_document(manager, what))
     else:
         click.echo(details.as_text(manager, what))
+        if isinstance(what, TaskRecord):
+            surface.ends_shown([what])
 
 
 @verbs.command()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipytaskpersist import searching, views
+from ipytaskpersist import completion, searching, views
 from ipytaskpersist.commands.definition import (
     as_json,
     print_json,
@@ -31,7 +31,10 @@ SHOW_PROGRESS_S = 1.0
     help="Only tasks in this state. May be given several times.",
 )  # fmt: skip
 @click.option("--since", metavar="AGE", help="Only tasks since then: 12h, 7d, 2w or 2026-01-31.")
-@click.option("--notebook", metavar="NAME", help="Only this notebook's: its path or file name.")
+@click.option(
+    "--notebook", metavar="NAME", shell_complete=completion.notebooks,
+    help="Only this notebook's: its path or file name.",
+)  # fmt: skip
 @click.option("--stdout", is_flag=True, help="Only in standard output.")
 @click.option("--source", is_flag=True, help="Only in sources and names.")
 @click.option("--archived", is_flag=True, help="Also in the archives.")

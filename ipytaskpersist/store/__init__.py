@@ -69,6 +69,11 @@ class TaskStore:
         """Whether there is anything to read. Asking does not make a store."""
         return self.database.exists
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it can be read as it is, without being repaired or brought up to date."""
+        return not self.directory.damage_mark.exists() and self._schema_version() == len(STEPS)
+
     def open(self) -> TaskStore:
         """Make the store where there is none, bring its schema up to date, and return it.
 

@@ -219,6 +219,11 @@ class Database:
         """A number that changes when anyone else has committed: microseconds to ask for."""
         return int(self.row("PRAGMA data_version")[0])
 
+    @property
+    def change_mark(self) -> tuple[int, int]:
+        """Changes when anyone has committed, the calling thread as well: as quick to ask for."""
+        return self.data_version, int(self.connection.total_changes)
+
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Turn SQLite's errors into ones that say which store, and what to do."""

@@ -125,6 +125,15 @@ class Sessions:
         )
         return [self._with_tasks(_record(row)) for row in rows]
 
+    def beginning(self, prefix: str, limit: int) -> list[tuple[str, str]]:
+        """The ids that begin so, each with its notebook's path, the newest first."""
+        rows = self._database.rows(
+            """SELECT id, path FROM sessions WHERE substr(id, 1, ?) = ?
+            ORDER BY started_at DESC LIMIT ?""",
+            (len(prefix), prefix, limit),
+        )
+        return [(session_id, path) for session_id, path in rows]
+
     def select(self, notebook_key: int | None, limit: int | None = None) -> list[SessionRecord]:
         """The sessions of one notebook, or of all, newest first, with what they did."""
         rows = self._database.rows(

@@ -27,6 +27,8 @@ MARK_RUN_AGAIN = """UPDATE tasks SET provenance = json_set(provenance, '$.rerun_
     WHERE key = ?"""
 LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND last_line IS NOT NULL
     ORDER BY sequence DESC LIMIT 1)"""
+NAMED_AMONG = 10_000
+"""In so many of the latest tasks a name is looked for that somebody has begun to type."""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
 
 
@@ -76,6 +78,16 @@ class NewTask:
     """Where its end is to be told."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskName:
+    """By what a person can name a task."""
+
+    number: int
+    name: str
+    id: str
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,6 +441,48 @@ class Tasks:
             (session_id,),
         )
         return [self._record(row) for row in rows]
+
+    def latest_key(self) -> int:
+        """The highest key that a task has; 0 where there is none."""
+        return int(self._database.row("SELECT coalesce(max(key), 0) FROM tasks")[0])
+
+    def live_keys(self, notebook_key: int) -> set[int]:
+        """The rows of the notebook's tasks that have not ended, however many have."""
+        rows = self._database.rows(
+            """SELECT key FROM tasks INDEXED BY tasks_live
+            WHERE notebook_key = ? AND state IN ('pending', 'running')""",
+            (notebook_key,),
+        )
+        return {key for (key,) in rows}
+
+    def watched(self, notebook_key: int, keys: Sequence[int], after: int) -> dict[int, TaskState]:
+        """How the notebook's tasks in these rows stand, and those in all rows after one."""
+        rows = self._database.rows(
+            """SELECT key, state FROM tasks WHERE +notebook_key = ? AND key IN
+                (SELECT value FROM json_each(?) UNION ALL SELECT key FROM tasks WHERE key > ?)""",
+            (notebook_key, json.dumps(list(keys)), after),
+        )
+        return {key: TaskState(state) for key, state in rows}
+
+    def named(self, notebook_key: int, beginning: str, limit: int) -> list[TaskName]:
+        """The notebook's latest tasks whose number, name or id begins so, the newest first."""
+        rows = self._database.rows(
+            """SELECT number, name, id, state FROM tasks WHERE notebook_key = ?1 AND number >
+                (SELECT max(number) FROM tasks WHERE notebook_key = ?1) - ?2
+            AND (substr(number, 1, ?3) = ?4 OR substr(name, 1, ?3) = ?4 OR substr(id, 1, ?3) = ?4)
+            ORDER BY number DESC LIMIT ?5""",
+            (notebook_key, NAMED_AMONG, len(beginning), storable(beginning), limit),
+        )
+        return [TaskName(*row) for row in rows]
+
+    def tags(self, beginning: str, limit: int) -> list[str]:
+        """The tags that begin so."""
+        rows = self._database.rows(
+            """SELECT DISTINCT tag FROM tags WHERE tag >= ?1 AND tag < ?1 || char(1114111)
+            ORDER BY tag LIMIT ?2""",
+            (storable(beginning), limit),
+        )
+        return [tag for (tag,) in rows]
 
     def history(self, key: int) -> list[EventRecord]:
         """The task's states in their order."""

@@ -1,0 +1,137 @@
+"""In IPython's terminal a task that has ended says so before the next prompt, as a shell's jobs do.
+
+Never in the middle of what somebody types. A notebook has cards for that.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from ipytaskpersist import console, views
+from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.patches import Patches
+from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.safetext import encodable, kept_apart
+
+AT_MOST = 10
+"""So many ends are told one by one."""
+LEAST_REASON = 12
+
+
+class Announcements:
+    """Which of this notebook's tasks have ended, each told once."""
+
+    def __init__(self, manager: BackgroundTasks) -> None:
+        self._manager = manager
+        self._live: set[int] = set()
+        self._latest = 0
+        """The highest key that was there at the last look."""
+        self._told: set[str] = set()
+        self._begun_at = time.time()
+        self._mark: tuple[int, int] | None = None
+
+    def install(self, shell: Any, patches: Patches) -> None:
+        """Announce before each prompt of this shell, simple or not, from now on."""
+        with suppress(BackgroundError):
+            self._begin()
+        plain = shell.prompt_for_code
+
+        def prompt_for_code() -> Any:
+            self.announce()
+            return plain()
+
+        patches.set(shell, "prompt_for_code", prompt_for_code)
+
+    def announce(self) -> None:
+        """Print what has ended since the last time, unless a command has shown it."""
+        # What goes wrong is said by the next command: the prompt is no place for it.
+        with suppress(BackgroundError):
+            ended = self._ended()
+            if ended:
+                print(encodable(in_words(ended), sys.stdout))
+
+    def _begin(self) -> None:
+        """Take what there is as known. Where there is no store yet, there is nothing."""
+        notebook_key = self._manager.notebook_key()
+        if notebook_key is not None:
+            tasks = self._manager.store.tasks
+            self._latest, self._live = tasks.latest_key(), tasks.live_keys(notebook_key)
+
+    def _ended(self) -> list[TaskRecord]:
+        """The tasks that have ended since the last look; microseconds where nothing has changed."""
+        manager = self._manager
+        shown, manager.ends_shown = manager.ends_shown, set()
+        notebook_key = manager.notebook_key()
+        if notebook_key is None:
+            return []
+        tasks, mark = manager.store.tasks, manager.store.database.change_mark
+        if mark == self._mark:
+            return []
+        found = tasks.watched(notebook_key, [*self._live], self._latest)
+        self._mark = mark
+        self._latest = max([self._latest, *found])
+        self._live = {key for key, state in found.items() if not state.is_final}
+        records = map(tasks.get, found.keys() - self._live)
+        ended = [task for task in records if task is not None and self._is_news(task)]
+        self._told.update(task.id for task in ended)
+        return [task for task in ended if task.key not in shown]
+
+    def _is_news(self, task: TaskRecord) -> bool:
+        """Not what another terminal of the same folder ran itself, nor what only came back."""
+        has_just_ended = task.ended_at is not None and task.ended_at.timestamp() >= self._begun_at
+        is_own = task.session == self._manager.identity.id
+        return (
+            has_just_ended
+            and (is_own or task.runner == "process")
+            and task.id not in self._told
+            and not task.is_imported
+        )
+
+
+def in_words(ended: Sequence[TaskRecord]) -> str:
+    """One line for each task, as wide as the terminal."""
+    from rich.text import Text
+
+    from ipytaskpersist.terminal import render
+
+    shown = sorted(ended, key=lambda task: task.ended_at or task.created_at)[-AT_MOST:]
+    lines = [_line(task, console.width(sys.stdout)) for task in shown]
+    more = len(ended) - len(shown)
+    if more:
+        lines.insert(0, Text(f"{more:,} other tasks have ended; %bg_list shows them"))
+    return render(*lines)
+
+
+def _line(task: TaskRecord, width: int) -> Any:
+    """``✓ completed · 3 (train) · 12:41   %bg_output 3``, with the reason where it did not."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    from ipytaskpersist.terminal import fit
+
+    look = views.LOOKS[task.state]
+    commands = f"   {views.next_commands(task)}"
+    label = kept_apart(fit(views.printable(task.label), max(8, width // 3)))
+    parts = [
+        "",
+        label,
+        *([views.duration(task.elapsed_s(views.utc_now()))] * bool(task.started_at)),
+    ]
+    line = Text(f"{look.glyph} {task.state.value}", style=look.style, no_wrap=True)
+    line.append(" · ".join(parts), "default")
+    left = width - line.cell_len
+    reason = "" if task.state is TaskState.COMPLETED else views.printable(task.reason or "")
+    if reason and reason != task.state.value:
+        room = left - len(commands) - 3
+        room = room if room >= min(LEAST_REASON, cell_len(reason)) else left - 3
+        if room >= min(LEAST_REASON, cell_len(reason)):
+            line.append(f" · {kept_apart(fit(reason, room))}", "default")
+    if line.cell_len + len(commands) <= width:
+        line.append(commands, "dim")
+    line.overflow = "ellipsis"
+    return line
