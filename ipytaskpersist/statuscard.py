@@ -27,6 +27,7 @@ from ipytaskpersist.views import (
     counted,
     duration,
     ending,
+    how_far,
     next_commands,
     place,
     printable,
@@ -160,20 +161,11 @@ def _measures(task: TaskRecord) -> list[str]:
     """What stands before the time: how far it has come, and how it ended."""
     found = []
     if task.progress is not None and task.state is not TaskState.COMPLETED:
-        found.append(progress_text(task))
+        found.append(how_far(task.progress))
     if task.exit_code is not None:
         code = task.exit_code
         found.append(f"exit {code}" if code >= 0 else processes.signal_name(-code))
     return found
-
-
-def progress_text(task: TaskRecord) -> str:
-    """``68 %``, or the count where nobody knows how much there is to do; empty for neither."""
-    progress = task.progress
-    if progress is None:
-        return ""
-    fraction = progress.fraction
-    return f"{progress.done:,.10g}" if fraction is None else f"{int(100 * fraction)} %"
 
 
 def _bar(task: TaskRecord) -> str:
