@@ -125,6 +125,8 @@ class BackgroundTasks(Configured):
         self.upkeep = UpkeepTimer(self.store, self._limits)
         self.on_change: list[Callable[[int], None]] = []
         """Called with a task's key when a task of this process has ended."""
+        self.on_close: list[Callable[[], None]] = []
+        """Called before this lets go of the store."""
         self._session: SessionRecord | None = None
         self._has_ended = False
         self._identity: SessionIdentity | None = None
@@ -559,6 +561,8 @@ class BackgroundTasks(Configured):
 
     def close(self) -> None:
         """Put back what was changed, and let go of the store. Running tasks are interrupted."""
+        for call in self.on_close:
+            call()
         self.end_session("extension unloaded")
         if self._threads is not None:
             self._threads.close()

@@ -29,6 +29,7 @@ LAYERS = (
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
         "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages",
+        "panel",
     },
     {"manager"},
     {
