@@ -203,6 +203,15 @@ class BackgroundTasks(Configured):
 
         return Launcher(self)
 
+    def get_ready(self) -> None:
+        """Make what launching needs. For who launches from another thread than the main one, so
+
+        that two threads do not make it at once. Raises `StoreError` when tasks cannot be recorded.
+        """
+        self.session()
+        assert self.threads is not None
+        assert self.processes is not None
+
     def launched(self, task: TaskRecord) -> None:
         """Find out what else is to be known of a task that was just launched."""
         self.git.expect(task.key, task.provenance["directory"])

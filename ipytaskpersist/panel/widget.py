@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from traitlets import Unicode
 
 from ipytaskpersist import searching, views
 from ipytaskpersist.active import start_outside
-from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.panel.actions import Actions
 from ipytaskpersist.panel.feed import TASKS, Feed, Feeder
@@ -205,6 +206,8 @@ _feeders: dict[int, Feeder] = {}
 
 def open_panel(manager: BackgroundTasks, shell: InteractiveShell, *, everywhere: bool) -> Panel:
     """A new panel, which is live from now on."""
+    with suppress(StoreError):  # then it can at least be looked for
+        manager.get_ready()
     feeder = _feeders.get(id(manager))
     if feeder is None:
         _feeders.clear()
