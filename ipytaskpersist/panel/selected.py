@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from html import escape
 from itertools import groupby
 from typing import Any
@@ -28,6 +29,7 @@ from ipytaskpersist.screen import Screen
 from ipytaskpersist.store import TaskStore
 
 LINES = 200
+SECONDS = ":%S"
 READ_BYTES = 512 * 1024
 """How much of a task's newest output is looked at."""
 LINE_CHARACTERS = 2000
@@ -221,8 +223,8 @@ class Facts:
         facts = [
             ("task", task.id),
             ("runs in", self._place(task)),
-            ("started", views.clock(task.started_at, views.utc_now()) if task.started_at else ""),
-            ("ended", views.clock(task.ended_at, views.utc_now()) if task.ended_at else ""),
+            ("started", _when(task.started_at)),
+            ("ended", _when(task.ended_at)),
             ("exit", _ending(task)),
             *self._used(task),
             ("brings", ", ".join(each.name for each in store.results.variables(task.key))),
@@ -260,6 +262,12 @@ class Facts:
             ("memory", views.size(memory_bytes) + peak_text),
             ("CPU", views.duration(cpu_s)),
         ]
+
+
+def _when(at: datetime | None) -> str:
+    if at is None:
+        return ""
+    return views.clock(at, views.utc_now()) + f"{at.astimezone():{SECONDS}}"
 
 
 def _ending(task: TaskRecord) -> str:
