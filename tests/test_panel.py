@@ -302,12 +302,13 @@ def test_without_subshells_a_button_s_wish_is_done_when_the_cell_ends(notebook: 
 def test_a_saved_panel_has_a_list_that_says_of_when_it_is(notebook: Notebook) -> None:
     notebook.run("%%background train\nprint('printed')")
     notebook.run("%bg_wait train")
-    (output,) = notebook.open_panel().outputs
-    assert "application/vnd.jupyter.widget-view+json" in output.data
+    panel, snapshot = (output.data for output in notebook.open_panel().outputs)
+    assert "application/vnd.jupyter.widget-view+json" in panel
     for mime in ("text/html", "text/plain"):
-        assert "as of 20" in output.data[mime]
-        assert "completed" in output.data[mime]
-    assert "<script" not in output.data["text/html"]
+        assert "live while its kernel runs" in panel[mime]
+        assert "as of 20" in snapshot[mime]
+        assert "completed" in snapshot[mime]
+    assert "<script" not in snapshot["text/html"]
 
 
 def test_elsewhere_than_in_a_notebook_the_error_names_what_shows_the_tasks(state_dir: Path) -> None:

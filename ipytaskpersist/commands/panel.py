@@ -29,3 +29,4 @@ def panel(surface: Surface, everywhere: bool) -> None:
     opened = open_panel(surface.manager, surface.shell, everywhere=everywhere)
     data, metadata = opened._repr_mimebundle_()
     surface.shell.display_pub.publish(data, metadata)
+    surface.shell.display_pub.publish(opened.snapshot())

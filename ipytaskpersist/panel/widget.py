@@ -10,6 +10,7 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import anywidget
 from traitlets import Unicode
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parents[1] / "static"
 SNAPSHOT_TASKS = 30
+ONLY_LIVE = "The panel is live while its kernel runs; %bg_panel opens it again."
 LISTENING_S = 5.0
 BUSY_S = 1.0
 
@@ -39,13 +41,17 @@ class Panel(anywidget.AnyWidget):
     first = Unicode().tag(sync=True)
     """The list as it was at the beginning, for a page that the kernel cannot answer yet."""
 
+    snapshot_name = Unicode().tag(sync=True)
+    """What the list beside it is called in the page."""
+
     def __init__(self, manager: BackgroundTasks, feeder: Feeder, *, everywhere: bool) -> None:
         self._manager = manager
         self._feeder = feeder
         self._actions = Actions(manager)
         self._feed = Feed(manager, self.send, everywhere=everywhere)
-        self._snapshot = snapshot(manager, everywhere)
-        super().__init__(first=json.dumps(self._feed.everything()))
+        super().__init__(
+            first=json.dumps(self._feed.everything()), snapshot_name=f"ipytp-{uuid4().hex}"
+        )
         hear_at_once(self.comm, self._handle_msg)
         self.on_msg(self._take)
         feeder.add(self._feed)
@@ -55,7 +61,16 @@ class Panel(anywidget.AnyWidget):
         if bundle is None:
             return None
         data, metadata = bundle
-        return {**data, **self._snapshot}, metadata
+        html = f'<div style="opacity:.7">{escape(ONLY_LIVE)}</div>'
+        return {**data, "text/html": html, "text/plain": ONLY_LIVE}, metadata
+
+    def snapshot(self) -> dict[str, str]:
+        """The list as it is now, to stand beside the panel where its kernel is gone.
+
+        An output of its own, which a live panel hides: JupyterLab shows nothing else of an output
+        that has a widget, even when the widget is not there any more.
+        """
+        return snapshot(self._manager, self._feed.everywhere, str(self.snapshot_name))
 
     def _take(self, _widget: Any, content: Any, _buffers: Any) -> None:
         """A message from its page. Runs in the kernel's main thread or in that of a subshell."""
@@ -99,19 +114,20 @@ class Panel(anywidget.AnyWidget):
         self.send({"kind": "found", "text": typed, "tasks": found, "problem": problem})
 
 
-def snapshot(manager: BackgroundTasks, everywhere: bool) -> dict[str, str]:
+def snapshot(manager: BackgroundTasks, everywhere: bool, name: str) -> dict[str, str]:
     """The list as it is now, for whoever opens the notebook without its kernel."""
     from ipytaskpersist.terminal import render, task_table
 
     now = views.utc_now()
     key = None if everywhere else manager.notebook_key() or -1
-    tasks = manager.select(Selection(key, cleared=False, limit=SNAPSHOT_TASKS))
-    listing = views.Listing(tasks, len(tasks), everywhere, now)
-    title = (
-        f"Background tasks as of {now.astimezone():%Y-%m-%d %H:%M:%S}; %bg_panel shows them live"
-    )
+    chosen = Selection(key, cleared=False, limit=SNAPSHOT_TASKS)
+    tasks = manager.select(chosen)
+    total = manager.store.tasks.count(chosen) if manager.store.exists else 0
+    listing = views.Listing(tasks, total, everywhere, now)
+    title = f"Background tasks as of {now.astimezone():%Y-%m-%d %H:%M:%S}"
     return {
-        "text/html": f'<div style="opacity:.7">{escape(title)}</div>{views.list_html(listing)}',
+        "text/html": f'<div class="{name}"><div style="opacity:.7">{title}</div>'
+        f"{views.list_html(listing)}</div>",
         "text/plain": f"{title}\n{render(*task_table(listing), plain=True)}",
     }
 

@@ -773,9 +773,21 @@ function begin(task) {
   return task.started ?? task.created;
 }
 
+// Beside the panel stands the list as it was, for who opens the notebook without its kernel.
+function hideSnapshot(model) {
+  const name = `.${model.get("snapshot_name")}`;
+  const style = make("style", {}, `.jp-OutputArea-child:has(${name}), ${name} { display: none !important; }`);
+  document.head.append(style);
+  return style;
+}
+
 function render({ model, el }) {
+  const snapshot = hideSnapshot(model);
   const panel = new Panel(model, el);
-  return () => panel.remove();
+  return () => {
+    snapshot.remove();
+    panel.remove();
+  };
 }
 
 export default { render };

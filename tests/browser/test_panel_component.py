@@ -30,12 +30,14 @@ LIGHT = "--jp-layout-color1:#fff;--jp-layout-color2:#f5f5f5;--jp-ui-font-color1:
 DARK = "--jp-layout-color1:#161616;--jp-layout-color2:#212121;--jp-ui-font-color1:#e0e0e0;--jp-border-color2:#333"  # noqa: E501
 PAGE = """<!doctype html><meta charset="utf-8"><title>A panel</title>
 <link rel="stylesheet" href="panel.css"><body style="margin:16px;THEME"><div id="root"></div>
+<div class="the-list">the list as it was</div>
 <script type="module">
 import panel from "./panel.js";
 window.sent = [];
 const heard = new Set();
 window.say = (message) => { for (const each of heard) each(structuredClone(message)); };
-const model = { get: () => "", send: (message) => window.sent.push(message),
+const model = { get: (name) => name === "snapshot_name" ? "the-list" : "",
+  send: (message) => window.sent.push(message),
   on: (_name, call) => heard.add(call), off: (_name, call) => heard.delete(call) };
 window.close_panel = panel.render({ model, el: document.getElementById("root") });
 </script>"""
@@ -439,5 +441,8 @@ def _contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def test_a_panel_that_is_taken_away_says_so(panel: Panel) -> None:
+    beside = panel.page.get_by_text("the list as it was")
+    assert beside.is_hidden()
     panel.page.evaluate("() => window.close_panel()")
     assert len(panel.sent("close")) == 1
+    assert beside.is_visible()
