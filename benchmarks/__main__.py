@@ -21,6 +21,7 @@ from benchmarks import (
     history,
     launching,
     long_log,
+    panel,
     printing,
     searching,
     store_calls,
@@ -54,6 +55,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "follow": supervising.follow,
     "supervisor": supervising.supervisor,
     "search": searching.searching,
+    "panel": panel.panel,
 }
 
 
