@@ -32,7 +32,8 @@ class Notebook(NotebookKernel):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.said: list[Message] = []
+        self.said_to: dict[str, list[Message]] = {}
+        """What the kernel has said to each panel, as far as no test has taken it."""
         self.model = ""
         self.first: Message = {}
 
@@ -42,9 +43,10 @@ class Notebook(NotebookKernel):
             state = content["data"]["state"]
             if state.get("_model_name") == "AnyModel":
                 self.model, self.first = content["comm_id"], json.loads(state["first"])
-        elif message["msg_type"] == "comm_msg" and content["comm_id"] == self.model:
+                self.said_to[self.model] = []
+        elif message["msg_type"] == "comm_msg" and content["comm_id"] in self.said_to:
             said = content["data"].get("content")  # none where a trait is another
-            self.said.extend([said] if said else [])
+            self.said_to[content["comm_id"]].extend([said] if said else [])
         super()._take_output(cell, message)
 
     def open_panel(self, line: str = "%bg_panel") -> Cell:
@@ -69,12 +71,14 @@ class Notebook(NotebookKernel):
     ) -> Message:
         """The first message of this kind that is as wanted, from now on and until now."""
 
+        said = self.said_to[self.model]
+
         def found() -> Message | None:
-            return next((m for m in self.said if m["kind"] == kind and wanted(m)), None)
+            return next((m for m in said if m["kind"] == kind and wanted(m)), None)
 
         message = self.take_until(found, 20, f"a message '{kind}'")
         assert message is not None
-        del self.said[: self.said.index(message) + 1]
+        del said[: said.index(message) + 1]
         return message
 
     def act(
@@ -181,11 +185,17 @@ def test_a_heartbeat_comes_while_a_cell_runs_and_a_restart_ends_it(notebook: Not
     notebook.interrupt()
     cell.wait(check=False)
     notebook.restart()
-    notebook.said.clear()
+    old = notebook.said_to[notebook.model]
+    old.clear()
     notebook.run("%load_ext ipytaskpersist")
-    # As long as the new kernel has no panel of its own, nothing speaks for the old one.
-    notebook.run("import time; time.sleep(2.5)")
-    assert notebook.said == []
+    hear_two_beats_of_another_panel(notebook)
+    assert old == []  # a page that hears nothing knows that its kernel is gone
+
+
+def hear_two_beats_of_another_panel(notebook: Notebook) -> None:
+    notebook.open_panel()
+    notebook.next("beat")
+    notebook.next("beat")
 
 
 def test_a_panel_that_nobody_shows_is_told_nothing(notebook: Notebook) -> None:
@@ -193,10 +203,11 @@ def test_a_panel_that_nobody_shows_is_told_nothing(notebook: Notebook) -> None:
     notebook.next("beat")
     notebook.send({"kind": "close"})
     notebook.run("pass")  # the message before it has been handled
-    notebook.said.clear()
+    old = notebook.said_to[notebook.model]
+    old.clear()
     notebook.run("%%background\npass")
-    notebook.run("import time; time.sleep(2.5)")
-    assert notebook.said == []
+    hear_two_beats_of_another_panel(notebook)
+    assert old == []
 
 
 def test_words_are_found_in_the_whole_output(notebook: Notebook) -> None:
@@ -263,15 +274,19 @@ def test_buttons_work_while_a_foreground_cell_runs_and_leave_it_alone(notebook: 
     notebook.open_panel()
     task = notebook.first["tasks"][0]["id"]
     subshell = notebook.new_subshell()
-    notebook.run("import threading, time, pathlib; printed = threading.Event()")
+    # Among others the running cell's figures are shown when a cell is said to have ended.
+    notebook.run(
+        "import threading, time, pathlib; printed = threading.Event(); fired = []\n"
+        "get_ipython().events.register('post_execute', lambda: fired.append(1))"
+    )
     cell = notebook.start(
         "def late():\n"
         "    while not pathlib.Path('go').exists(): time.sleep(0.01)\n"
         "    print('from a thread'); printed.set()\n"
         "threading.Thread(target=late).start()\n"
-        "print('begun', flush=True)\n"
+        "print('begun', flush=True); fired.clear()\n"
         "while not printed.is_set(): time.sleep(0.01)\n"
-        "print('the end')"
+        "print('the end', fired)"
     )
     notebook.take_until(lambda: "begun" in cell.text, 20, "the cell to run")
     assert notebook.act("cancel", task, subshell=subshell)["ok"]
@@ -283,7 +298,7 @@ def test_buttons_work_while_a_foreground_cell_runs_and_leave_it_alone(notebook: 
     (notebook.cwd / "go").touch()
     cell.wait()
     assert [out["output_type"] for out in cell.outputs] == ["stream"]
-    assert cell.text.splitlines() == ["begun", "from a thread", "the end"]
+    assert cell.text.splitlines() == ["begun", "from a thread", "the end []"]
 
 
 @pytest.mark.skipif(HAS_SUBSHELLS, reason="with subshells it is done at once")

@@ -133,42 +133,49 @@ class Feed:
 
     def _tell_selected(self, changed: Changed) -> None:
         selected = self.selected
-        if selected is None or not self._is_due(selected, changed):
+        if selected is None:
+            return
+        is_new = selected != self._shown
+        key = self._key_of(selected)
+        has_output = is_new or key in changed.outputs
+        has_facts = is_new or key in changed.states or self._are_facts_old(key)
+        if not has_output and not has_facts:
             return
         task = self._manager.store.tasks.by_id(selected)
         if task is None:
             return
-        self._looked_at = time.monotonic()
-        is_new = selected != self._shown
         if is_new:
             self._shown, self._tail, self._told_facts = task.id, Tail(), []
             self._facts = Facts(self._manager, task)
-        message = self._news_of(task, is_new or task.key in changed.tasks)
+        message = {
+            **(self._new_output(task) if has_output else {}),
+            **(self._new_facts(task) if has_facts else {}),
+        }
         if message or is_new:
             self._send({"kind": "output", "task": task.id, "anew": is_new, **message})
 
-    def _is_due(self, selected: str, changed: Changed) -> bool:
-        if selected != self._shown:
-            return True
-        known = next((key for key, row in self._rows.items() if row["id"] == self._shown), None)
-        is_old = time.monotonic() - self._looked_at > BEAT_S
-        is_live = known is not None and self._rows[known]["ended"] is None
-        return known in changed.tasks or (is_old and is_live)
+    def _key_of(self, task_id: str) -> int | None:
+        return next((key for key, row in self._rows.items() if row["id"] == task_id), None)
 
-    def _news_of(self, task: TaskRecord, has_output: bool) -> dict[str, Any]:
+    def _are_facts_old(self, key: int | None) -> bool:
+        """Whether it is time to look what the task's processes use."""
+        is_live = key is not None and self._rows[key]["ended"] is None
+        return is_live and time.monotonic() - self._looked_at > BEAT_S
+
+    def _new_output(self, task: TaskRecord) -> dict[str, Any]:
         store = self._manager.store_of(task)
-        message: dict[str, Any] = {}
-        if has_output:
-            pieces = pieces_of(store, task)
-            change = self._tail.change(pieces)
-            if change is not None:
-                message = {**change, "above": lines_above(store, task, len(pieces))}
+        pieces = pieces_of(store, task)
+        change = self._tail.change(pieces)
+        return {} if change is None else {**change, "above": lines_above(store, task, len(pieces))}
+
+    def _new_facts(self, task: TaskRecord) -> dict[str, Any]:
+        self._looked_at = time.monotonic()
         assert self._facts is not None
         facts = self._facts.of(task)
-        if facts != self._told_facts:
-            self._told_facts = facts
-            message["facts"] = facts
-        return message
+        if facts == self._told_facts:
+            return {}
+        self._told_facts = facts
+        return {"facts": facts}
 
     def beat(self) -> None:
         """Tell its page that the kernel is there."""
@@ -235,15 +242,17 @@ class Feeder:
     def _run(self) -> None:
         pause_s = POLL_S
         while not self._end.is_set():
-            watched = [feed for feed in self._feeds if feed.views]
-            self._wake.wait(pause_s if watched else None)
+            self._wake.wait(pause_s if self._watched() else None)
             self._wake.clear()
             begun = time.thread_time()
-            has_told = not self._end.is_set() and self._turn(watched)
+            has_told = not self._end.is_set() and self._turn(self._watched())
             spent_s = time.thread_time() - begun
             busy_s = min(max(UPDATE_S, spent_s / SHARE), LONGEST_UPDATE_S)
             pause_s = busy_s if has_told else POLL_S
         self._manager.store.database.close_own()
+
+    def _watched(self) -> list[Feed]:
+        return [feed for feed in self._feeds if feed.views]
 
     def _turn(self, watched: list[Feed]) -> bool:
         """Tell the panels what is new. Returns whether there was anything."""

@@ -655,7 +655,10 @@ class Timeline {
     this.reset.disabled = this.range === null;
     this.scale = this.width / (to - from);
     this.step = Math.min(14, Math.floor(56 / this.laneCount) || 1);
-    this.thick = Math.max(2, Math.min(9, this.step - 2));
+    // Round corners are drawn by a stroke, for which thin bars have no room.
+    this.round = this.step > 7 ? 1.5 : 0;
+    this.thick = this.round ? Math.min(9, this.step - 3) - 2 * this.round : this.step - 1;
+    this.svg.style.setProperty("--round", `${2 * this.round}px`);
     const paths = new Map(ORDER.map((state) => [state, ""]));
     for (const task of tasks) {
       const bar = this.barOf(task);
@@ -676,7 +679,7 @@ class Timeline {
     const left = Math.max(-5, this.x(begin(task)));
     const right = Math.min(this.width + 5, Math.max(this.x(task.ended ?? this.panel.now()), left + 3));
     if (right < 0 || left > this.width) return "";
-    const y = 5 + this.lanes.get(task.id) * this.step;
+    const y = 5 + this.round + this.lanes.get(task.id) * this.step;
     return `M${left.toFixed(1)} ${y}H${right.toFixed(1)}v${this.thick}H${left.toFixed(1)}z`;
   }
 

@@ -348,6 +348,7 @@ def test_the_timeline_shows_when_tasks_ran_and_zooms(panel: Panel) -> None:
         "(paths) => paths.filter((p) => p.getAttribute('d')).map((p) => p.dataset.state)"
     )
     assert {*drawn} == {"failed", "running"}
+    assert panel.root.locator(".ipytp-time g").last.locator("path").count() == 1
     labels = panel.root.locator(".ipytp-time text")
     before = labels.all_text_contents()
     assert all(len(label) == 5 for label in before), before
