@@ -204,9 +204,10 @@ class BackgroundTasks(Configured):
         return Launcher(self)
 
     def get_ready(self) -> None:
-        """Make what launching needs. For who launches from another thread than the main one, so
+        """Make what launching needs, for who launches from another thread than the main one.
 
-        that two threads do not make it at once. Raises `StoreError` when tasks cannot be recorded.
+        Two threads that make it at once would make it twice. Raises `StoreError` when tasks cannot
+        be recorded.
         """
         self.session()
         assert self.threads is not None

@@ -210,6 +210,14 @@ def test_a_panel_that_nobody_shows_is_told_nothing(notebook: Notebook) -> None:
     assert old == []
 
 
+def test_unloading_the_extension_ends_what_feeds_panels(notebook: Notebook) -> None:
+    notebook.open_panel()
+    names = "import threading; print([thread.name for thread in threading.enumerate()])"
+    assert "ipytaskpersist-panel" in notebook.run(names).text
+    notebook.run("%unload_ext ipytaskpersist")
+    assert "ipytaskpersist-panel" not in notebook.run(names).text
+
+
 def test_words_are_found_in_the_whole_output(notebook: Notebook) -> None:
     notebook.run("%%background\nprint('a needle')\nfor _ in range(500): print('hay')")
     notebook.run("%bg_wait -1")

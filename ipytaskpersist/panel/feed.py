@@ -38,9 +38,10 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class Feed:
-    """What one panel has been told, and what it is to be told next. Used by the feeder alone,
+    """What one panel has been told, and what it is to be told next.
 
-    but for the wishes of its page, each of which is one assignment.
+    The feeder's thread alone uses it, but for the wishes of its page, each of which is one
+    assignment.
     """
 
     def __init__(self, manager: BackgroundTasks, send: Send, *, everywhere: bool) -> None:
@@ -220,7 +221,7 @@ class Feeder:
     def add(self, feed: Feed) -> None:
         """Feed this one too."""
         self._feeds.append(feed)
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
                 target=self._run, name="ipytaskpersist-panel", daemon=True
             )

@@ -171,9 +171,11 @@ class Panel {
     if (message.add) {
       for (let gone = message.drop; gone > 0; gone--) this.lines.firstChild?.remove();
       while (this.lines.childNodes.length > message.keep) this.lines.lastChild.remove();
-      const safe = document.createElement("template");
-      safe.innerHTML = message.add.join(""); // made harmless by the kernel
-      this.lines.append(safe.content);
+      for (const piece of message.add) {
+        const safe = document.createElement("template");
+        safe.innerHTML = piece; // made harmless by the kernel
+        this.lines.append(safe.content.firstElementChild ?? make("div"));
+      }
       put(this.above, message.above ? `${message.above.toLocaleString()} lines above · %bg_output ` +
         `${this.reference()} shows all` : "");
     }
@@ -383,9 +385,10 @@ class Panel {
   }
 
   mark(id) {
-    const { row } = this.rows.get(id);
+    const { row, button } = this.rows.get(id);
     row.setAttribute("aria-selected", String(id === this.selected));
-    row.tabIndex = id === this.selected ? 0 : -1;
+    // One stop for Tab, and its button, however many rows there are: arrows go to the others.
+    row.tabIndex = button.tabIndex = id === this.selected ? 0 : -1;
   }
 
   fill(task, parts = this.rows.get(task.id)) {

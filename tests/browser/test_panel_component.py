@@ -256,6 +256,11 @@ def test_all_can_be_done_with_the_keyboard(panel: Panel) -> None:
     panel.say_all(task(1, "running"), task(2), task(3))
     panel.row(1).focus()  # the selected one is the one that Tab reaches
     keyboard = panel.page.keyboard
+    keyboard.press("Tab")
+    assert panel.row(1).get_by_role("button").evaluate("(node) => node === document.activeElement")
+    keyboard.press("Tab")
+    assert not panel.root.locator("tbody").evaluate("(t) => t.contains(document.activeElement)")
+    panel.row(1).focus()
     keyboard.press("ArrowUp")
     assert panel.row(2).get_attribute("aria-selected") == "true"
     assert panel.row(2).evaluate("(row) => row === document.activeElement")
