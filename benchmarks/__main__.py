@@ -22,6 +22,7 @@ from benchmarks import (
     history,
     launching,
     long_log,
+    panel,
     printing,
     searching,
     store_calls,
@@ -56,6 +57,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "supervisor": supervising.supervisor,
     "search": searching.searching,
     "card": cards.card,
+    "panel": panel.panel,
 }
 
 

@@ -182,6 +182,16 @@ class Kernel:
             while True:
                 self._client.iopub_channel.get_msg(timeout=0)
 
+    def send(self, kind: str, content: Message) -> None:
+        """Send a message of any kind, as a page does, and wait for nothing."""
+        self._client.shell_channel.send(self._client.session.msg(kind, content))
+
+    def heard(self, timeout_s: float) -> list[Message]:
+        """What the kernel says next to all its pages, if it says something in this time."""
+        with suppress(Empty):
+            return [self._client.iopub_channel.get_msg(timeout=timeout_s)]
+        return []
+
     def wait_for_children(self, timeout_s: float = 30) -> None:
         """Wait until every child process of the kernel has ended."""
         _, alive = psutil.wait_procs(self.process.children(recursive=True), timeout=timeout_s)

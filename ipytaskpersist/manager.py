@@ -140,6 +140,8 @@ class BackgroundTasks(Configured):
         """Called with a task's key when a task of this process has ended."""
         self.ends_shown: set[int] = set()
         """The keys of tasks whose end a command has just shown, and nobody need tell again."""
+        self.on_close: list[Callable[[], None]] = []
+        """Called before this lets go of the store."""
         self._session: SessionRecord | None = None
         self._has_ended = False
         self._identity: SessionIdentity | None = None
@@ -217,6 +219,16 @@ class BackgroundTasks(Configured):
         from ipytaskpersist.launcher import Launcher
 
         return Launcher(self)
+
+    def get_ready(self) -> None:
+        """Make what launching needs, for who launches from another thread than the main one.
+
+        Two threads that make it at once would make it twice. Raises `StoreError` when tasks cannot
+        be recorded.
+        """
+        self.session()
+        assert self.threads is not None
+        assert self.processes is not None
 
     def launched(self, task: TaskRecord) -> None:
         """Find out what else is to be known of a task that was just launched."""
@@ -579,6 +591,8 @@ class BackgroundTasks(Configured):
 
     def close(self) -> None:
         """Put back what was changed, and let go of the store. Running tasks are interrupted."""
+        for call in self.on_close:
+            call()
         self.end_session("extension unloaded")
         if self._threads is not None:
             self._threads.close()

@@ -125,6 +125,12 @@ def merge_streams(outputs: Iterable[Output]) -> list[Output]:
     return merged
 
 
+def display_id(record: OutputRecord) -> str | None:
+    """By which name a display can be updated; None where it has none."""
+    name = json.loads(record.data).get("transient", {}).get("display_id")
+    return None if name is None else str(name)
+
+
 class Follower:
     """Turns the records of one task into outputs one by one, as they happened."""
 

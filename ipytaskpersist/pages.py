@@ -85,7 +85,7 @@ def _outputs(pieces: Iterable[Output]) -> Iterator[str]:
             yield stream.end()
             stream = None
         if not name:
-            yield _shown(piece)
+            yield shown(piece)
             continue
         if stream is None:
             stream = _Stream(name)
@@ -122,8 +122,8 @@ def _overwritten(line: str) -> str:
     return line.rstrip("\r").rpartition("\r")[2]
 
 
-def _shown(output: Output) -> str:
-    """A display, a result or an error."""
+def shown(output: Output) -> str:
+    """A display, a result or an error as HTML that does nothing but show."""
     if output["output_type"] == "error":
         text = "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
         return f'<pre class="stderr">{Colours().html(text)}</pre>\n'

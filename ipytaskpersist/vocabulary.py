@@ -16,6 +16,7 @@ MODULE_OF = {
     "list": "reading",
     "load": "launching",
     "output": "reading",
+    "panel": "panel",
     "rerun": "launching",
     "restore": "keeping",
     "result": "reading",

@@ -30,7 +30,7 @@ LAYERS = (
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
         "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages", "statuscard",
         "away", "notifier",
-        "announcements", "completion", "matcher",
+        "announcements", "completion", "matcher", "panel",
     },
     {"manager"},
     {

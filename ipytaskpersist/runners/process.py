@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,6 +40,7 @@ class ProcessRunner:
         self._payloads = payloads
         self._session = session
         self._supervisor: SupervisorRecord | None = None
+        self._one_at_a_time = threading.RLock()
 
     def launch(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
@@ -95,11 +97,13 @@ class ProcessRunner:
             self._ensure_supervisor()
 
     def _ensure_supervisor(self) -> SupervisorRecord:
-        if self._supervisor is None:
-            self._supervisor = self._find_supervisor()
-        if self._supervisor is None or not _identity(self._supervisor).is_alive:
-            return self._start_supervisor()
-        return self._supervisor
+        # A button of the panel may launch a task while a cell does.
+        with self._one_at_a_time:
+            if self._supervisor is None:
+                self._supervisor = self._find_supervisor()
+            if self._supervisor is None or not _identity(self._supervisor).is_alive:
+                return self._start_supervisor()
+            return self._supervisor
 
     def _find_supervisor(self) -> SupervisorRecord | None:
         """One that this session has from before the extension was unloaded and loaded again."""

@@ -13,6 +13,7 @@ from typing import Any
 from ipytaskpersist import problems
 from ipytaskpersist.errors import StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable, make_private
+from ipytaskpersist.store.changes import Changes
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
     Database,
@@ -59,6 +60,7 @@ class TaskStore:
         self.outputs = Outputs(self.database)
         self.results = Results(self.database)
         self.statistics = Statistics(self.database)
+        self.changes = Changes(self.database)
         self.upkeep = Upkeep(self.database)
         self.notice = ""
         """What the person should be told of the opening; empty when all was as ever."""

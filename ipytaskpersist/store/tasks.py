@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -340,6 +340,15 @@ class Tasks:
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.key = ?", (key,)
         )
         return None if row is None else self._record(row)
+
+    def of_keys(self, keys: Collection[int]) -> list[TaskRecord]:
+        """The tasks in these rows, in no order. Those that are gone are left out."""
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS}, {LAST_LINE} {FROM}
+            WHERE tasks.key IN (SELECT value FROM json_each(?))""",
+            (json.dumps([*keys]),),
+        )
+        return [self._record(row) for row in rows]
 
     def by_number(self, notebook_key: int, number: int) -> TaskRecord | None:
         """The notebook's task with this number."""

@@ -1,0 +1,82 @@
+"""What the buttons of the panel do. Each is one call, and says in one line what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ipytaskpersist import views
+from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskNotFound
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.records import TaskRecord
+
+REMEMBERED = 200
+
+
+class Actions:
+    """Does what a page asks for, each request once."""
+
+    def __init__(self, manager: BackgroundTasks) -> None:
+        self._manager = manager
+        self._answers: dict[str, dict[str, Any]] = {}
+
+    def do(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request: what was done, or why not."""
+        ask = str(request.get("ask"))
+        if ask not in self._answers:
+            self._answers[ask] = {"kind": "answer", "ask": ask, **self._answer(request)}
+            for old in [*self._answers][:-REMEMBERED]:
+                del self._answers[old]
+        return self._answers[ask]
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return {"ok": True, "text": self._do(request)}
+        except BackgroundError as error:
+            return {"ok": False, "text": views.shorten(views.printable(str(error)), 400)}
+
+    def _do(self, request: Mapping[str, Any]) -> str:
+        verb = str(request.get("verb"))
+        if verb == "clear":
+            return self._clear()
+        verbs: dict[str, Callable[[TaskRecord, Mapping[str, Any]], str]] = {
+            "cancel": self._cancel,
+            "rerun": self._rerun,
+            "resume": self._resume,
+        }
+        if verb not in verbs:
+            raise InvalidRequest(f"the panel has no action '{verb}'")
+        task_id = str(request.get("task"))
+        task = self._manager.store.tasks.by_id(task_id)
+        if task is None:
+            raise TaskNotFound(f"there is no task {task_id} any more")
+        return verbs[verb](task, request)
+
+    def _cancel(self, task: TaskRecord, request: Mapping[str, Any]) -> str:
+        if not self._manager.is_own(task) and not request.get("sure"):
+            raise InvalidRequest(f"task {task.id} is another notebook's; confirm to cancel it")
+        if not self._manager.cancel(task):
+            return f"task {task.label} had ended"
+        return f"task {task.label}: cancellation requested"
+
+    def _rerun(self, task: TaskRecord, request: Mapping[str, Any]) -> str:
+        if not task.state.is_final:
+            raise InvalidRequest(f"task {task.label} is {task.state.value}; cancel it first")
+        # Of two clicks on what looked the same, the later one would run it a second time.
+        again = task.provenance.get("rerun_as")
+        if again != request.get("again"):
+            raise InvalidRequest(f"task {task.label} has been run again meanwhile, as {again}")
+        new = self._manager.launcher.rerun(task)
+        return f"task {task.label} runs again as {new.number}"
+
+    def _resume(self, task: TaskRecord, _request: Mapping[str, Any]) -> str:
+        if task.state.value != "interrupted":
+            raise InvalidRequest(f"task {task.label} is {task.state.value}, not interrupted")
+        new = self._manager.launcher.rerun(task, once=True)
+        return f"task {task.label} resumed as {new.number}"
+
+    def _clear(self) -> str:
+        key = self._manager.notebook_key()
+        self._manager.store.require_writable()
+        cleared = 0 if key is None else self._manager.store.tasks.clear(key)
+        return f"took {views.counted(cleared, 'ended task')} off the list; %bg_list --cleared shows"

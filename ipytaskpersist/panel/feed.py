@@ -1,0 +1,331 @@
+"""What feeds the panels of one process: a thread that tells each what has changed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ipytaskpersist import reconciling, views
+from ipytaskpersist.active import start_outside
+from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.panel.rows import Row, ends_of_sessions, row_of
+from ipytaskpersist.panel.selected import Facts, Tail, lines_above, pieces_of
+from ipytaskpersist.records import LIVE_STATES, TaskRecord
+from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store.changes import Changed, Position
+
+POLL_S = 0.1
+"""How often the store is asked whether anything has changed, which costs microseconds."""
+UPDATE_S = 0.2
+"""At most so often panels are told."""
+SHARE = 0.03
+"""Of one core, at most so much of this thread's time: a costly update makes the next one wait."""
+LONGEST_UPDATE_S = 2.0
+BEAT_S = 2.0
+CENSUS_S = 2.0
+"""How often is looked for tasks that are gone or off the list."""
+RECONCILE_S = 5.0
+UNHEARD_S = 75.0
+"""After so long without a word from its page a panel is fed no more."""
+TASKS = 1000
+"""So many of the newest tasks are listed, and all that are live."""
+SESSIONS = 40
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Feed:
+    """What one panel has been told, and what it is to be told next.
+
+    The feeder's thread alone uses it, but for the wishes of its page, each of which is one
+    assignment.
+    """
+
+    def __init__(self, manager: BackgroundTasks, send: Send, *, everywhere: bool) -> None:
+        self.everywhere = everywhere
+        """Whether the tasks of all notebooks are listed."""
+        self.wants_all = False
+        """Whether its page has asked for everything anew."""
+        self.selected: str | None = None
+        """The id of the task whose output is shown."""
+        self.views: dict[str, float] = {"": time.monotonic()}
+        """When each view of it in a page was last heard of. The first one is still to come."""
+        self._manager = manager
+        self._send = send
+        self._rows: dict[int, Row] = {}
+        self._confirmed = False
+        self._shown: str | None = None
+        self._tail = Tail()
+        self._facts: Facts | None = None
+        self._told_facts: list[tuple[str, str]] = []
+        self._looked_at = 0.0
+
+    # What is listed.
+
+    def everything(self) -> dict[str, Any]:
+        """The whole list, which is remembered as told."""
+        store, key = self._manager.store, self._key()
+        tasks, total, sessions = [], 0, []
+        if store.exists:
+            store.open()
+            tasks, total = self._listed(store, key), store.tasks.count(self._selection(key))
+            sessions = store.sessions.select(key, SESSIONS)
+        self._rows = {task.key: self._row(task) for task in tasks}
+        return {
+            "kind": "all",
+            "now": time.time(),
+            "everywhere": self.everywhere,
+            "looks": {state.value: look.glyph for state, look in views.LOOKS.items()},
+            "tasks": [*self._rows.values()],
+            "left_out": total - len(tasks),
+            "sessions": ends_of_sessions(sessions),
+        }
+
+    def _row(self, task: TaskRecord) -> Row:
+        return row_of(task, self._manager.notebook_key())
+
+    def _key(self) -> int | None:
+        return None if self.everywhere else self._manager.notebook_key() or -1
+
+    @staticmethod
+    def _selection(key: int | None) -> Selection:
+        return Selection(key, cleared=False)
+
+    def _listed(self, store: TaskStore, key: int | None) -> list[TaskRecord]:
+        newest = store.tasks.select(Selection(key, cleared=False, limit=TASKS))
+        live = store.tasks.select(Selection(key, LIVE_STATES))
+        return [*{task.key: task for task in (*live, *newest)}.values()]
+
+    # What it is told.
+
+    def tell(self, records: dict[int, TaskRecord], changed: Changed, census: bool) -> None:
+        """Send what of these tasks is new to its page."""
+        if self.wants_all:
+            self.wants_all, self._confirmed, self._shown = False, True, None
+            self._send(self.everything())
+        else:
+            self._tell_changes(records, census)
+        self._tell_selected(changed)
+
+    def _tell_changes(self, records: dict[int, TaskRecord], census: bool) -> None:
+        key = self._key()
+        rows = {
+            each.key: self._row(each)
+            for each in records.values()
+            if key in (None, each.notebook_key) and each.cleared_at is None
+        }
+        new = {each: row for each, row in rows.items() if self._rows.get(each) != row}
+        gone = self._gone(key) if census else set()
+        if not new and not gone:
+            return
+        ids = [self._rows[each]["id"] for each in gone]
+        self._send({"kind": "changes", "now": time.time(), "tasks": [*new.values()], "gone": ids})
+        if self._confirmed:
+            # Until a page has said that it is there, it may not have got what was sent.
+            self._rows.update(new)
+            for each in gone:
+                del self._rows[each]
+
+    def _gone(self, key: int | None) -> set[int]:
+        return self._rows.keys() - self._manager.store.tasks.keys(self._selection(key))
+
+    def _tell_selected(self, changed: Changed) -> None:
+        selected = self.selected
+        if selected is None:
+            return
+        is_new = selected != self._shown
+        key = self._key_of(selected)
+        has_output = is_new or key in changed.outputs
+        has_facts = is_new or key in changed.states or self._are_facts_old(key)
+        if not has_output and not has_facts:
+            return
+        task = self._manager.store.tasks.by_id(selected)
+        if task is None:
+            return
+        if is_new:
+            self._shown, self._tail, self._told_facts = task.id, Tail(), []
+            self._facts = Facts(self._manager, task)
+        message = {
+            **(self._new_output(task) if has_output else {}),
+            **(self._new_facts(task) if has_facts else {}),
+        }
+        if message or is_new:
+            self._send({"kind": "output", "task": task.id, "anew": is_new, **message})
+
+    def _key_of(self, task_id: str) -> int | None:
+        return next((key for key, row in self._rows.items() if row["id"] == task_id), None)
+
+    def _are_facts_old(self, key: int | None) -> bool:
+        """Whether it is time to look what the task's processes use."""
+        is_live = key is not None and self._rows[key]["ended"] is None
+        return is_live and time.monotonic() - self._looked_at > BEAT_S
+
+    def _new_output(self, task: TaskRecord) -> dict[str, Any]:
+        store = self._manager.store_of(task)
+        pieces = pieces_of(store, task)
+        change = self._tail.change(pieces)
+        return {} if change is None else {**change, "above": lines_above(store, task, len(pieces))}
+
+    def _new_facts(self, task: TaskRecord) -> dict[str, Any]:
+        self._looked_at = time.monotonic()
+        assert self._facts is not None
+        facts = self._facts.of(task)
+        if facts == self._told_facts:
+            return {}
+        self._told_facts = facts
+        return {"facts": facts}
+
+    def beat(self) -> None:
+        """Tell its page that the kernel is there."""
+        self._send({"kind": "beat"})
+
+    # Who looks at it.
+
+    def heard(self, view: str) -> None:
+        """A view of it has been heard of."""
+        self.views.pop("", None)
+        self.views[view] = time.monotonic()
+
+    def left(self, view: str) -> None:
+        """A view of it is gone."""
+        self.views.pop("", None)
+        self.views.pop(view, None)
+
+    def forget_unheard(self, until: float) -> None:
+        """Take the views away that have not been heard of since then."""
+        for view, at in [*self.views.items()]:
+            if at < until:
+                self.views.pop(view, None)
+
+
+class Feeder:
+    """The one thread of a process that feeds its panels, and sleeps while nobody looks."""
+
+    def __init__(self, manager: BackgroundTasks, is_listening: Callable[[], bool]) -> None:
+        """`is_listening` tells whether the kernel could have heard a page lately."""
+        self._manager = manager
+        self._is_listening = is_listening
+        self._feeds: list[Feed] = []
+        self._wake = threading.Event()
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._position: Position | None = None
+        self._version = -1
+        self._beaten_at = self._counted_at = self._reconciled_at = 0.0
+        self._is_census_due = False
+        manager.on_close.append(self.close)
+
+    def add(self, feed: Feed) -> None:
+        """Feed this one too."""
+        self._feeds.append(feed)
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(
+                target=self._run, name="ipytaskpersist-panel", daemon=True
+            )
+            start_outside(self._thread)
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at the store now, whatever it says."""
+        self._version = -1
+        self._wake.set()
+
+    def close(self) -> None:
+        """End. Pages notice that no more comes."""
+        self._end.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(LONGEST_UPDATE_S)
+
+    def _run(self) -> None:
+        pause_s = POLL_S
+        while not self._end.is_set():
+            self._wake.wait(pause_s if self._watched() else None)
+            self._wake.clear()
+            begun = time.thread_time()
+            has_told = not self._end.is_set() and self._turn(self._watched())
+            spent_s = time.thread_time() - begun
+            busy_s = min(max(UPDATE_S, spent_s / SHARE), LONGEST_UPDATE_S)
+            pause_s = busy_s if has_told else POLL_S
+        self._manager.store.database.close_own()
+
+    def _watched(self) -> list[Feed]:
+        return [feed for feed in self._feeds if feed.views]
+
+    def _turn(self, watched: list[Feed]) -> bool:
+        """Tell the panels what is new. Returns whether there was anything."""
+        try:
+            has_told = self._look(watched)
+        except BackgroundError:
+            has_told = False  # the store cannot be read just now
+        now = time.monotonic()
+        if now - self._beaten_at >= BEAT_S:
+            self._beaten_at = now
+            for feed in watched:
+                feed.beat()
+            self._forget_unheard(now)
+        return has_told
+
+    def _forget_unheard(self, now: float) -> None:
+        if self._is_listening():
+            for feed in self._feeds:
+                feed.forget_unheard(now - UNHEARD_S)
+
+    def _look(self, watched: list[Feed]) -> bool:
+        store = self._manager.store
+        if not store.exists:
+            self._answer(watched, {}, Changed(Position()), census=False)
+            return False
+        now = time.monotonic()
+        if now - self._reconciled_at >= RECONCILE_S:
+            self._reconciled_at = now
+            self._reconcile(store)
+        version = store.database.data_version
+        is_new = version != self._version
+        self._version = version
+        self._is_census_due = self._is_census_due or is_new
+        census = self._is_census_due and now - self._counted_at >= CENSUS_S
+        if census:
+            self._is_census_due, self._counted_at = False, now
+        changed = self._changed(store, is_new)
+        records = self._records(store, changed)
+        self._answer(watched, records, changed, census=census)
+        return is_new
+
+    def _reconcile(self, store: TaskStore) -> None:
+        store.open()
+        if not store.read_only:
+            reconciling.reconcile(store, self._manager.identity.id)
+
+    def _changed(self, store: TaskStore, is_new: bool) -> Changed:
+        if self._position is None:
+            self._position = store.changes.now()
+        if not is_new:
+            return Changed(self._position)
+        changed = store.changes.since(self._position)
+        self._position = changed.position
+        return changed
+
+    @staticmethod
+    def _records(store: TaskStore, changed: Changed) -> dict[int, TaskRecord]:
+        if not changed.tasks:
+            return {}
+        found = {task.key: task for task in store.tasks.of_keys(changed.tasks)}
+        # A task that is run again says so, and may not have changed otherwise.
+        before = {task.rerun_of for task in found.values()} - {None} - found.keys()
+        found.update((task.key, task) for task in store.tasks.of_keys(_known(before)))
+        return found
+
+    @staticmethod
+    def _answer(
+        watched: list[Feed], records: dict[int, TaskRecord], changed: Changed, *, census: bool
+    ) -> None:
+        for feed in watched:
+            feed.tell(records, changed, census)
+
+
+def _known(keys: Iterable[int | None]) -> list[int]:
+    return [key for key in keys if key is not None]

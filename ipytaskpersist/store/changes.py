@@ -1,0 +1,79 @@
+"""What has changed in the store since somebody last looked, for who shows tasks live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ipytaskpersist.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Up to where somebody has seen the store."""
+
+    event: int = 0
+    """The last entry of the state history."""
+    output: int = 0
+    """The last entry of the outputs."""
+    live: frozenset[tuple[Any, ...]] = frozenset()
+    """The live tasks, each with what of it changes without an entry anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What is new since a position."""
+
+    position: Position
+    """Where to look from the next time."""
+    states: frozenset[int] = frozenset()
+    """The rows of tasks that were launched, or whose state or progress is another."""
+    outputs: frozenset[int] = frozenset()
+    """The rows of tasks that have printed or displayed something."""
+
+    @property
+    def tasks(self) -> frozenset[int]:
+        """The rows of all these tasks."""
+        return self.states | self.outputs
+
+
+class Changes:
+    """Finds changed tasks by what was appended, so that it costs as much as has changed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def now(self) -> Position:
+        """The position from which only what comes later is new."""
+        row = self._database.row(
+            "SELECT (SELECT max(key) FROM events), (SELECT max(sequence) FROM outputs)"
+        )
+        return Position(row[0] or 0, row[1] or 0, self._live())
+
+    def since(self, position: Position) -> Changed:
+        """What is new since then."""
+        events = self._appended("events", "key", position.event)
+        outputs = self._appended("outputs", "sequence", position.output)
+        live = self._live()
+        now = Position(events[0], outputs[0], live)
+        moved = {row[0] for row in live ^ position.live}
+        return Changed(now, frozenset(events[1] | moved), frozenset(outputs[1]))
+
+    def _appended(self, table: str, key: str, after: int) -> tuple[int, set[int]]:
+        rows = self._database.rows(
+            f"SELECT task_key, max({key}) FROM {table} NOT INDEXED WHERE {key} > ?"
+            " GROUP BY task_key",
+            (after,),
+        )
+        if rows:
+            return max(last for _task, last in rows), {task for task, _last in rows}
+        # Deleted tasks may have taken the last entries with them; SQLite gives their keys again.
+        (last,) = self._database.row(f"SELECT max({key}) FROM {table}")
+        return min(after, last or 0), set()
+
+    def _live(self) -> frozenset[tuple[Any, ...]]:
+        rows = self._database.rows(
+            """SELECT key, progress, cancel_requested_at FROM tasks INDEXED BY tasks_live
+            WHERE state IN ('pending', 'running')"""
+        )
+        return frozenset(map(tuple, rows))
