@@ -328,7 +328,7 @@ class NotebookKernel:
 
 
 def private_environment(folder: Path) -> dict[str, str]:
-    """This process's environment with home, settings and history of IPython and Jupyter in `folder`."""
+    """This process's environment, with home, settings and history in this folder."""
     kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(_FOREIGN)}
     home = str(_made(folder / "home"))
     return kept | {

@@ -100,7 +100,7 @@ def make_notebook(
     place: None,
     tmp_path: Path,
 ) -> Iterator[Callable[..., NotebookPage]]:
-    """Open notebooks of a state directory of the test's own: `make_notebook(application, ipykernel)`.
+    """Open notebooks of one state directory: `make_notebook(application, ipykernel)`.
 
     With `path`, that notebook file instead of an empty one.
     """
