@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -94,7 +93,6 @@ def _lock(file: IO[str]) -> bool:
 
 @pytest.fixture
 def make_notebook(
-    request: pytest.FixtureRequest,
     chromium: Browser,
     server: JupyterServer,
     place: None,
@@ -105,7 +103,7 @@ def make_notebook(
     With `path`, that notebook file instead of an empty one.
     """
     state_dir = tmp_path / "state"
-    name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:60].strip("-")
+    name = tmp_path.name  # which is no other test's
     with ExitStack() as pages:
 
         def make(application: str, ipykernel: str, path: Path | None = None) -> NotebookPage:

@@ -31,13 +31,22 @@ READY = """() => {
         && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
         && document.querySelector('.jp-Notebook .jp-CodeCell .cm-content');
 }"""
-OUTSIDE = """([inner, outer]) => {
-    const box = outer.getBoundingClientRect();
-    return [inner, ...inner.querySelectorAll('*')]
-        .filter(each => {
-            const own = each.getBoundingClientRect();
-            return own.width && (own.left < box.left - 1 || own.right > box.right + 1);
-        })
+OUTSIDE = """([output, area, mayScroll]) => {
+    const box = area.getBoundingClientRect();
+    const clips = element => getComputedStyle(element).overflowX !== 'visible';
+    const isOutside = element => {
+        const own = element.getBoundingClientRect();
+        return own.width && (own.left < box.left - 1 || own.right > box.right + 1);
+    };
+    const isCut = element => {
+        for (let above = element.parentElement; area.contains(above); above = above.parentElement) {
+            const isFrame = above.contains(output) || above.matches('.jp-RenderedHTMLCommon');
+            if (clips(above) && (mayScroll || !isFrame)) return true;
+        }
+        return false;
+    };
+    return [output, ...output.querySelectorAll('*')]
+        .filter(each => isOutside(each) && !isCut(each))
         .map(each => each.outerHTML.slice(0, 200));
 }"""
 
@@ -88,12 +97,15 @@ class PageCell:
         self.box.locator(".cm-content").press("Shift+Enter")
         return self
 
-    def sticks_out(self) -> list[str]:
-        """The elements of its outputs that reach beyond its output area, to the side."""
+    def sticks_out(self, *, may_scroll: bool = False) -> list[str]:
+        """The elements of its outputs that reach beyond its output area, to the side.
+
+        With `may_scroll`, an output may be wider than the area and scroll inside it.
+        """
         area = self.box.locator(".jp-OutputArea").first.element_handle()
         found: list[str] = []
         for output in self.outputs.element_handles():
-            found += self._notebook.page.evaluate(OUTSIDE, [output, area])
+            found += self._notebook.page.evaluate(OUTSIDE, [output, area, may_scroll])
         return found
 
 
@@ -107,20 +119,20 @@ class NotebookPage:
         self.application = application
         self.dialogs: list[str] = []
         """What scripts have asked the person: `alert` and its like."""
-        page.on("dialog", self._dismiss)
+        page.on("dialog", self._answer)
 
     # The page.
 
     def open(self) -> NotebookPage:
         """Go to the notebook and wait until its kernel is ready."""
         address = ADDRESSES[self.application].format(
-            workspace=self.path.stem, notebook=self.path.name
+            workspace=self.path.stem, notebook=self.server.path_of(self.path)
         )
         self.page.goto(self.server.url(address))
         return self._ready()
 
     def reload(self) -> NotebookPage:
-        """Press the browser's reload button, once the notebook is saved."""
+        """Press the browser's reload button. What was not saved is lost."""
         self.page.reload()
         return self._ready()
 
@@ -140,6 +152,20 @@ class NotebookPage:
         saved: dict[str, Any] = nbformat.read(self.path, as_version=4)
         return saved
 
+    @property
+    def trusted(self) -> bool:
+        """Whether the page says that it trusts the notebook: its outputs may have scripts then."""
+        warnings = (
+            ".jp-StatusItem-trust [data-icon='ui-components:not-trusted']",
+            ".jp-NotebookTrustedStatus-not-trusted",
+        )
+        return self.page.locator(", ".join(warnings)).count() == 0
+
+    def show(self, cell: PageCell) -> NotebookPage:
+        """Scroll to a cell."""
+        cell.box.scroll_into_view_if_needed()
+        return self
+
     def screenshot(self, name: str) -> Path:
         """Keep a picture of the page in ``build/screenshots``."""
         file = SCREENSHOTS / f"{name}.png"
@@ -150,7 +176,7 @@ class NotebookPage:
         """Change the theme, as a person does for the whole system."""
         self.page.emulate_media(color_scheme="dark" if is_dark else "light")
         light = "false" if is_dark else "true"
-        self.page.locator(f"body[data-jp-theme-light={light}]").wait_for()
+        self.page.locator(f"body[data-jp-theme-light={light}]").wait_for(state="attached")
         return self
 
     # Cells.
@@ -219,6 +245,9 @@ class NotebookPage:
             cells = self.page.locator(".jp-Notebook .jp-CodeCell").all_inner_texts()
             raise AssertionError(f"{error}\n{picture}\n" + "\n---\n".join(cells)) from None
 
-    def _dismiss(self, dialog: Any) -> None:
+    def _answer(self, dialog: Any) -> None:
+        if dialog.type == "beforeunload":
+            dialog.accept()
+            return
         self.dialogs.append(dialog.message)
         dialog.dismiss()

@@ -106,7 +106,7 @@ class JupyterServer:
         (folder / "kernel.json").write_text(json.dumps(spec))
 
     def add_notebook(self, name: str, kernel: str) -> Path:
-        """Write a notebook with one empty cell, for this kernel."""
+        """Write a notebook with one empty cell, for this kernel, in a folder of its own."""
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell("")],
             metadata={
@@ -114,14 +114,18 @@ class JupyterServer:
                 "language_info": {"name": "python"},
             },
         )
-        path = self.notebooks / f"{name}.ipynb"
+        path = _made(self.notebooks / name) / f"{name}.ipynb"
         nbformat.write(notebook, path)
         return path
+
+    def path_of(self, notebook: Path) -> str:
+        """A notebook's path as addresses have it."""
+        return notebook.relative_to(self.notebooks).as_posix()
 
     def kernel_of(self, notebook: Path) -> dict[str, Any] | None:
         """What the server knows of the kernel of a notebook, if it has one."""
         for session in self.ask("GET", "sessions"):
-            if session["path"] == notebook.name:
+            if session["path"] == self.path_of(notebook):
                 kernel: dict[str, Any] = session["kernel"]
                 return kernel
         return None
