@@ -15,7 +15,7 @@ from browser.page import NotebookPage
 from browser.server import JupyterServer
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext
 
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -46,6 +46,12 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def profile(chromium: Browser) -> BrowserContext:
+    """What the pages share: the cache of the applications' scripts, above all."""
+    return chromium.new_context(viewport={"width": 1200, "height": 900})
 
 
 @pytest.fixture(scope="package")
@@ -93,7 +99,7 @@ def _lock(file: IO[str]) -> bool:
 
 @pytest.fixture
 def make_notebook(
-    chromium: Browser,
+    profile: BrowserContext,
     server: JupyterServer,
     place: None,
     tmp_path: Path,
@@ -109,7 +115,7 @@ def make_notebook(
         def make(application: str, ipykernel: str, path: Path | None = None) -> NotebookPage:
             env = {"IPYTASKPERSIST_DIR": str(state_dir), "IPYTHONDIR": str(tmp_path / "ipython")}
             server.add_kernel(name, ipykernel, env)
-            page = chromium.new_page(viewport={"width": 1200, "height": 900})
+            page = profile.new_page()
             pages.callback(page.close)
             notebook = NotebookPage(
                 page, server, path or server.add_notebook(name, name), application

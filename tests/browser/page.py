@@ -157,7 +157,7 @@ class NotebookPage:
         """Whether the page says that it trusts the notebook: its outputs may have scripts then."""
         warnings = (
             ".jp-StatusItem-trust [data-icon='ui-components:not-trusted']",
-            ".jp-NotebookTrustedStatus-not-trusted",
+            ".jp-NotebookTrustedStatus[title^='JavaScript disabled']",
         )
         return self.page.locator(", ".join(warnings)).count() == 0
 

@@ -22,7 +22,7 @@ LAUNCH = """
 import ipytaskpersist
 NASTY = {nasty!r}
 for text in NASTY:
-    task = ipytaskpersist.background("print(NASTY, text)\\nraise ValueError(text)", name=text)
+    task = ipytaskpersist.background("print(text)\\nraise ValueError(text)", name=text)
     task.wait()
     display(task)
 command = "printf '%s\\\\n' " + " ".join("'" + text.replace("'", "") + "'" for text in NASTY)

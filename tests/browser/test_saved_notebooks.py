@@ -1,4 +1,4 @@
-"""What is left of a card in a notebook's file: for a reader without a kernel, without scripts, without trust."""
+"""What a card in a saved notebook tells a reader without kernel, scripts or trust."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
-from playwright.sync_api import Browser
 
 from browser.page import NotebookPage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 UNTIL_TOLD = "%%background --shell patient\necho began\nuntil [ -e go ]; do sleep 0.05; done"
 FAILS = '%%background divide\nprint("dividing")\n1 / 0'
