@@ -235,11 +235,11 @@ def list_html(listing: Listing) -> str:
 
 def _row_html(task: TaskRecord, listing: Listing) -> str:
     look = LOOKS[task.state]
-    last = escape(shorten(task.last_line or "", 90))
-    why = escape(shorten(ending(task), 60)) if task.state.is_final else ""
+    last = escape(printable(shorten(task.last_line or "", 90)))
+    why = escape(printable(shorten(ending(task), 60))) if task.state.is_final else ""
     cells = [
         f'<span style="opacity:.55">{escape(reference(task, listing.every_notebook))}</span>',
-        f'<span style="font-weight:600">{escape(shorten(task.name, 40))}</span>',
+        f'<span style="font-weight:600">{escape(printable(shorten(task.name, 40)))}</span>',
         f'<span style="color:{look.colour};font-weight:600">{look.glyph} {task.state.value}</span>',
         f'<span style="font-variant-numeric:tabular-nums">'
         f"{duration(task.elapsed_s(listing.now))}</span>",

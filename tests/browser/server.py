@@ -41,6 +41,18 @@ SETTINGS = {
 }
 
 
+ENDS_WITH_ITS_STARTER = """
+import os, signal, sys, threading
+def follow():
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=follow, daemon=True).start()
+from jupyterlab.labapp import main
+main()
+"""
+"""Its standard input is at its end when the test run is, even one that was killed."""
+
+
 class JupyterServer:
     """One server, with a port and a token of its own."""
 
@@ -145,6 +157,8 @@ class JupyterServer:
             for each in family:
                 _kill(each)
             process.wait(END_S)
+            if process.stdin is not None:
+                process.stdin.close()
         if self._log is not None:
             self._log.close()
 
@@ -154,7 +168,7 @@ class JupyterServer:
         self._log = (self.folder / "server.log").open("w")
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                *(sys.executable, "-c", ENDS_WITH_ITS_STARTER, "--no-browser", "--allow-root"),
                 *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
                 f"--IdentityProvider.token={self.token}",
                 f"--ServerApp.root_dir={self.notebooks}",
@@ -162,7 +176,7 @@ class JupyterServer:
             ],
             cwd=self.notebooks,
             env=private_environment(self.folder),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
         )

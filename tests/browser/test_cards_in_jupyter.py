@@ -13,7 +13,7 @@ for step in range(5):
     print("thought", step)
     time.sleep(0.3)
 """
-SHELL_UNTIL_TOLD = """%%background --shell patient
+SHELL_UNTIL_TOLD = """%%background --shell --timeout 150 patient
 echo began
 until [ -e go ]; do sleep 0.05; done
 echo ended
@@ -90,7 +90,9 @@ def test_cards_can_be_looked_at_in_light_and_dark(
     notebook.restart_from_the_button().load_extension()
     notebook.run_cell('%%background divide\nprint("dividing")\n1 / 0').wait_output("failed")
     notebook.run_cell('%%background sum\nprint("adding")\nsum(range(100))').wait_output("completed")
-    given_up = notebook.run_cell("%%background --shell download\necho 12 of 40 files; sleep 600")
+    given_up = notebook.run_cell(
+        "%%background --shell --timeout 150 download\necho 12 of 40 files; sleep 600"
+    )
     given_up.wait_output("12 of 40 files")
     notebook.run_cell("%bg_cancel download")
     given_up.wait_output("cancelled")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif("panel" not in VERBS, reason="there is no panel yet")
 
-WORK = """%%background --shell work
+WORK = """%%background --shell --timeout 150 work
 echo began
 exec sleep 600
 """

@@ -15,7 +15,9 @@ from browser.page import NotebookPage
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-UNTIL_TOLD = "%%background --shell patient\necho began\nuntil [ -e go ]; do sleep 0.05; done"
+UNTIL_TOLD = (
+    "%%background --shell --timeout 150 patient\necho began\nuntil [ -e go ]; do sleep 0.05; done"
+)
 FAILS = '%%background divide\nprint("dividing")\n1 / 0'
 STATES = ("running", "failed")
 
