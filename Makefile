@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench docs lint test-matrix clean
+.PHONY: help demo test test-browser bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
@@ -26,7 +26,14 @@ demo:  ## run notebooks/quickstart.ipynb, restart its kernel halfway, check what
 
 test:  ## run all tests, in parallel
 	@$(PREPARE) test
+	@sh .ci/ipykernels
 	@$(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
+	@$(PREPARE) test
+	@sh .ci/ipykernels
+	@sh .ci/chromium
+	@IPYTASKPERSIST_REQUIRE_BROWSER=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
 
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench

@@ -113,20 +113,23 @@ def found_html(shown: Shown) -> str:
 
 def _hit_html(hit: Hit, shown: Shown) -> str:
     task, look = hit.task, LOOKS[hit.task.state]
+    name = escape(printable(shorten(task.name, 40)))
+    more = escape(printable(about(task, shown.now)))
     lines = "".join(map(_snippet_html, hit.snippets))
     return (
         '<div style="margin-bottom:8px;font-size:13px">'
-        f"<b>{escape(shown.reference(task))}</b>&ensp;<b>{escape(shorten(task.name, 40))}</b>&ensp;"
+        f"<b>{escape(shown.reference(task))}</b>&ensp;<b>{name}</b>&ensp;"
         f'<span style="color:{look.colour};font-weight:600">{look.glyph} {task.state.value}</span>'
-        f'&ensp;<span style="opacity:.6">{escape(about(task, shown.now))}</span>{lines}</div>'
+        f'&ensp;<span style="opacity:.6">{more}</span>{lines}</div>'
     )
 
 
 def _snippet_html(snippet: Snippet) -> str:
     style = f"{MONOSPACE};white-space:pre-wrap;overflow-wrap:anywhere;padding-left:1.5em"
+    text = printable(snippet.text.replace("\t", " "))
     return (
         f'<div style="{style}"><span style="opacity:.55">{place(snippet)}</span>&ensp;'
-        f"{marked(snippet.text, snippet.matches)}</div>"
+        f"{marked(text, snippet.matches)}</div>"
     )
 
 

@@ -269,36 +269,13 @@ class NotebookKernel:
         self._temporary.cleanup()
 
     def _make(self, name: str) -> Path:
-        path = self.folder / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        return _made(self.folder / name)
 
     def _environment(self, state_dir: Path, notebook: Path | str | None) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(_FOREIGN)}
-        home = str(self._make("home"))
-        private = {
-            "HOME": home,
-            "USERPROFILE": home,
-            "APPDATA": home,
-            "LOCALAPPDATA": home,
-            "XDG_CONFIG_HOME": str(self._make("home/.config")),
-            "XDG_DATA_HOME": str(self._make("home/.local/share")),
-            "XDG_STATE_HOME": str(self._make("home/.local/state")),
-            "XDG_CACHE_HOME": str(self._make("home/.cache")),
-            "IPYTHONDIR": str(self._make("ipython")),
-            "JUPYTER_CONFIG_DIR": str(self._make("config")),
-            "JUPYTER_DATA_DIR": str(self._make("data")),
-            "JUPYTER_RUNTIME_DIR": str(self._make("runtime")),
-            "JUPYTER_PLATFORM_DIRS": "1",
-            "IPYTASKPERSIST_DIR": str(state_dir),
-            # Packages installed for the user are found through the home folder that we hide.
-            "PYTHONUSERBASE": site.getuserbase(),
-            # A list of the fonts takes seconds to make and says nothing about anybody.
-            "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or _font_cache(),
-        }
+        private = private_environment(self.folder) | {"IPYTASKPERSIST_DIR": str(state_dir)}
         if notebook is not None:
             private["IPYTASKPERSIST_NOTEBOOK"] = str(notebook)
-        return kept | private
+        return private
 
     @property
     def _connected(self) -> BlockingKernelClient:
@@ -354,6 +331,36 @@ class NotebookKernel:
         output = cell.take_output(message) if cell else None
         if output is not None and transient.get("display_id"):
             displays.append(output)
+
+
+def private_environment(folder: Path) -> dict[str, str]:
+    """This process's environment, with home, settings and history in this folder."""
+    kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(_FOREIGN)}
+    home = str(_made(folder / "home"))
+    return kept | {
+        "HOME": home,
+        "USERPROFILE": home,
+        "APPDATA": home,
+        "LOCALAPPDATA": home,
+        "XDG_CONFIG_HOME": str(_made(folder / "home/.config")),
+        "XDG_DATA_HOME": str(_made(folder / "home/.local/share")),
+        "XDG_STATE_HOME": str(_made(folder / "home/.local/state")),
+        "XDG_CACHE_HOME": str(_made(folder / "home/.cache")),
+        "IPYTHONDIR": str(_made(folder / "ipython")),
+        "JUPYTER_CONFIG_DIR": str(_made(folder / "config")),
+        "JUPYTER_DATA_DIR": str(_made(folder / "data")),
+        "JUPYTER_RUNTIME_DIR": str(_made(folder / "runtime")),
+        "JUPYTER_PLATFORM_DIRS": "1",
+        # Packages installed for the user are found through the home folder that we hide.
+        "PYTHONUSERBASE": site.getuserbase(),
+        # A list of the fonts takes seconds to make and says nothing about anybody.
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or _font_cache(),
+    }
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _font_cache() -> str:

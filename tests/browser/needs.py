@@ -1,0 +1,55 @@
+"""What these tests need and a machine may not have: Chromium, and two lines of ipykernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("jupyterlab", "notebook", "playwright")
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+IPYKERNELS = ("6.29", "7.4")
+
+
+def chromium() -> str:
+    """The browser to use: ``$CHROMIUM``, else the first on the PATH."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        _cannot(f"{', '.join(missing)} not installed: make test-browser installs what is missing")
+    named = os.environ.get("CHROMIUM")
+    if named and not shutil.which(named):
+        _cannot(f"CHROMIUM={named} is no program")
+    found = named or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if not found:
+        _cannot(
+            "no Chromium: install it (Debian, Ubuntu: apt-get install chromium), "
+            "or name one with CHROMIUM=/path/to/chrome"
+        )
+    return found
+
+
+def ipykernel(line: str) -> Path | None:
+    """Where this line of ipykernel is, ``6.29``; None where it is the interpreter's own."""
+    overlay = ROOT / ".venv" / f"ipykernel-{line}"
+    if (overlay / "ipykernel").is_dir():
+        return overlay
+    try:
+        own = version("ipykernel")
+    except PackageNotFoundError:
+        own = ""
+    if not own.startswith(f"{line}."):
+        _cannot(f"no ipykernel {line}: PYTHON={sys.executable} sh .ci/ipykernels installs it")
+    return None
+
+
+def _cannot(reason: str) -> NoReturn:
+    if os.environ.get("IPYTASKPERSIST_REQUIRE_BROWSER"):
+        pytest.fail(f"the tests in a browser are asked for and cannot run: {reason}", pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,109 @@
+"""Background cells as a person sees them: the card, the reload, the restart button."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from browser.page import NotebookPage
+
+SHELL = "%%background --shell count\nfor i in 1 2 3 4 5; do echo step $i; sleep 0.3; done"
+THREAD = """%%background think
+import time
+for step in range(5):
+    print("thought", step)
+    time.sleep(0.3)
+"""
+SHELL_UNTIL_TOLD = """%%background --shell --timeout 150 patient
+echo began
+until [ -e go ]; do sleep 0.05; done
+echo ended
+"""
+THREAD_UNTIL_TOLD = """%%background hopeful
+import pathlib, time
+print("began")
+while not pathlib.Path("go").exists():
+    time.sleep(0.05)
+print("ended")
+"""
+TELL = "import pathlib; pathlib.Path('go').touch()"
+SHOW_ALL = """
+import ipytaskpersist
+from IPython.display import display
+for task in reversed(ipytaskpersist.tasks()):
+    display(task)
+"""
+
+
+def test_a_card_goes_from_running_to_completed_by_itself(notebook: NotebookPage) -> None:
+    shell, thread = notebook.run_cell(SHELL), notebook.run_cell(THREAD)
+    for cell, name in ((shell, "count"), (thread, "think")):
+        cell.wait_output("running")
+        assert name in cell.text
+    for cell, last_line in ((shell, "step 5"), (thread, "thought 4")):
+        cell.wait_output("completed")
+        assert "running" not in cell.text
+        assert last_line in cell.text
+
+
+def test_a_task_runs_on_when_the_page_is_reloaded_and_its_old_card_says_of_when_it_is(
+    notebook: NotebookPage,
+) -> None:
+    shell, thread = notebook.run_cell(SHELL_UNTIL_TOLD), notebook.run_cell(THREAD_UNTIL_TOLD)
+    for cell in (shell, thread):
+        cell.wait_output("began")
+    notebook.save()
+    notebook.reload()
+    for cell in (shell, thread):
+        assert "running" in cell.text
+        assert "as of" in cell.text
+    listed = notebook.run_cell("%bg_list").text
+    assert listed.count("running") == 2, listed
+    notebook.run_cell(TELL)
+    notebook.run_cell("%bg_wait 1 2")
+    listed = notebook.run_cell("%bg_list").text
+    assert listed.count("completed") == 2, listed
+    assert "ended" in notebook.run_cell("%bg_output 1").text
+
+
+def test_everything_is_there_after_the_restart_button(notebook: NotebookPage) -> None:
+    thread, shell = notebook.run_cell(THREAD_UNTIL_TOLD), notebook.run_cell(SHELL_UNTIL_TOLD)
+    for cell in (thread, shell):
+        cell.wait_output("began")
+    notebook.restart_from_the_button()
+    greeting = notebook.run_cell("%load_ext ipytaskpersist").text
+    assert "2 tasks from before, 1 running, 1 interrupted" in greeting
+    listed = notebook.run_cell("%bg_list").text
+    assert "running" in listed
+    assert "interrupted" in listed
+    assert "kernel restarted" in listed
+    assert notebook.run_cell("%bg_output hopeful").text.strip() == "began"
+    notebook.run_cell(TELL)
+    notebook.run_cell("%bg_wait patient").wait_output("completed")
+    assert notebook.run_cell("%bg_output patient").text.split() == ["began", "ended"]
+
+
+def test_cards_can_be_looked_at_in_light_and_dark(
+    make_notebook: Callable[..., NotebookPage], application: str
+) -> None:
+    notebook = make_notebook(application, "7.4").load_extension()
+    notebook.run_cell(THREAD_UNTIL_TOLD).wait_output("began")
+    notebook.restart_from_the_button().load_extension()
+    notebook.run_cell('%%background divide\nprint("dividing")\n1 / 0').wait_output("failed")
+    notebook.run_cell('%%background sum\nprint("adding")\nsum(range(100))').wait_output("completed")
+    given_up = notebook.run_cell(
+        "%%background --shell --timeout 150 download\necho 12 of 40 files; sleep 600"
+    )
+    given_up.wait_output("12 of 40 files")
+    notebook.run_cell("%bg_cancel download")
+    given_up.wait_output("cancelled")
+    notebook.run_cell(SHELL_UNTIL_TOLD).wait_output("began")
+    shown = notebook.run_cell(SHOW_ALL)
+    for state in ("interrupted", "failed", "completed", "cancelled", "running"):
+        assert state in shown.text
+    listed = notebook.run_cell("%bg_list")
+    assert "ZeroDivisionError" in listed.text
+    assert shown.sticks_out() == []
+    for is_dark in (False, True):
+        notebook.dark(is_dark).show(shown)
+        notebook.screenshot(f"cards-{application}-{'dark' if is_dark else 'light'}")
+        notebook.show(listed).screenshot(f"list-{application}-{'dark' if is_dark else 'light'}")
