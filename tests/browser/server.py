@@ -41,6 +41,11 @@ SETTINGS = {
 }
 
 
+SERVER_SETTINGS = {
+    # Each page of JupyterLab would have the server ask Node whether to build JupyterLab anew.
+    "ServerApp": {"tornado_settings": {"page_config_data": {"buildCheck": False}}},
+}
+
 ENDS_WITH_ITS_STARTER = """
 import os, signal, sys, threading
 def follow():
@@ -65,8 +70,10 @@ class JupyterServer:
         self._log: TextIO | None = None
 
     def __enter__(self) -> JupyterServer:
-        overrides = _made(self.folder / "config" / "labconfig") / "default_setting_overrides.json"
-        overrides.write_text(json.dumps(SETTINGS))
+        config = _made(self.folder / "config" / "labconfig").parent
+        settings = config / "labconfig" / "default_setting_overrides.json"
+        settings.write_text(json.dumps(SETTINGS))
+        (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
         try:
             # Another program may take the port between our choice and the server's start.
             for _attempt in range(3):
