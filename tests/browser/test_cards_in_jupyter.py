@@ -71,7 +71,7 @@ def test_everything_is_there_after_the_restart_button(notebook: NotebookPage) ->
         cell.wait_output("began")
     notebook.restart_from_the_button()
     greeting = notebook.run_cell("%load_ext ipytaskpersist").text
-    assert "2 tasks from before, 1 running, 1 interrupted" in greeting
+    assert "1 task was interrupted; 1 is still running" in greeting
     listed = notebook.run_cell("%bg_list").text
     assert "running" in listed
     assert "interrupted" in listed
