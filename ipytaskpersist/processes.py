@@ -225,17 +225,28 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def memory_bytes(leader_pid: int, leader_start: str) -> int | None:
-    """How much memory a task's processes hold now, as far as they are in the session that its own
-    process leads; None when that has ended."""
-    leader = find(leader_pid)
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a task's processes use now, as far as they are in the session that its own leads."""
+
+    memory_bytes: int
+    cpu_s: float
+
+
+def usage(leader_pid: int | None, leader_start: str | None) -> Usage | None:
+    """What a task's processes use now; None when its own has not begun or has ended."""
+    leader = None if leader_pid is None else find(leader_pid)
     if leader is None or leader.start != leader_start or leader.is_zombie:
         return None
     import psutil
 
-    total = 0
+    memory_bytes, cpu_s = 0, 0.0
     for pid in _pids():
+        # One may end meanwhile: what the others use is near enough.
         with suppress(psutil.Error, OSError):
-            if os.getsid(pid) == leader_pid:
-                total += psutil.Process(pid).memory_info().rss
-    return total
+            if os.getsid(pid) == leader.pid:
+                process = psutil.Process(pid)
+                memory_bytes += process.memory_info().rss
+                times = process.cpu_times()
+                cpu_s += times.user + times.system
+    return Usage(memory_bytes, cpu_s)

@@ -111,9 +111,8 @@ class CardReader:
 def _memory_of(task: TaskRecord, process: ProcessRecord) -> int | None:
     if task.state.is_final:
         return process.peak_memory_bytes
-    if process.pid is None or process.process_start is None:
-        return None
-    return processes.memory_bytes(process.pid, process.process_start)
+    used = processes.usage(process.pid, process.process_start)
+    return None if used is None else used.memory_bytes
 
 
 def _failed_at(store: TaskStore, task: TaskRecord) -> str:

@@ -10,11 +10,8 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-import psutil
-
-from ipytaskpersist import outputs, pages, views
+from ipytaskpersist import outputs, pages, processes, views
 from ipytaskpersist.ansi import PLAIN, Colours, Style, changed
-from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import CHANGES, Output
 from ipytaskpersist.provenance import git_in_words
@@ -22,7 +19,6 @@ from ipytaskpersist.records import (
     STREAM_KINDS,
     OutputKind,
     OutputRecord,
-    ProcessRecord,
     TaskRecord,
 )
 from ipytaskpersist.screen import Screen
@@ -253,14 +249,14 @@ class Facts:
                 ("memory", "" if peak is None else f"peak {views.size(peak)}"),
                 ("CPU", "" if process.cpu_s is None else views.duration(process.cpu_s)),
             ]
-        memory_bytes, cpu_s = usage(process)
-        if not memory_bytes:
+        used = processes.usage(process.pid, process.process_start)
+        if used is None:
             return []
-        self._peak_bytes = max(self._peak_bytes, memory_bytes)
+        self._peak_bytes = max(self._peak_bytes, used.memory_bytes)
         peak_text = f" (peak {views.size(self._peak_bytes)})"
         return [
-            ("memory", views.size(memory_bytes) + peak_text),
-            ("CPU", views.duration(cpu_s)),
+            ("memory", views.size(used.memory_bytes) + peak_text),
+            ("CPU", views.duration(used.cpu_s)),
         ]
 
 
@@ -275,21 +271,3 @@ def _ending(task: TaskRecord) -> str:
         return views.shorten(task.reason or "", 200)
     reason = f", {task.reason}" if task.reason and task.exit_code else ""
     return views.shorten(f"code {task.exit_code}{reason}", 200)
-
-
-def usage(process: ProcessRecord) -> tuple[int, float]:
-    """Memory in bytes and processor time in seconds of a process and its descendants, now."""
-    assert process.pid is not None
-    identity = ProcessIdentity.of(process.pid)
-    if identity is None or identity.start != process.process_start:
-        return 0, 0.0
-    memory_bytes, cpu_s = 0, 0.0
-    try:
-        first = psutil.Process(process.pid)
-        for each in (first, *first.children(recursive=True)):
-            memory_bytes += each.memory_info().rss
-            times = each.cpu_times()
-            cpu_s += times.user + times.system
-    except psutil.Error:
-        pass  # one has ended meanwhile: what the others use is near enough
-    return memory_bytes, cpu_s

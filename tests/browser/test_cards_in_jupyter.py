@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from browser.page import NotebookPage
@@ -63,6 +64,30 @@ def test_a_task_runs_on_when_the_page_is_reloaded_and_its_old_card_says_of_when_
     listed = notebook.run_cell("%bg_list").text
     assert listed.count("completed") == 2, listed
     assert "ended" in notebook.run_cell("%bg_output 1").text
+
+
+LOOKS_LIVE = """() => {
+    const card = document.querySelector('.ipytaskpersist-card');
+    const asOf = document.querySelector('.ipytaskpersist-as-of');
+    return [getComputedStyle(asOf).opacity, getComputedStyle(card).filter];
+}"""
+LIVE, STALE = ["0", "none"], ["1", "grayscale(1)"]
+
+
+def test_a_card_looks_live_while_it_is_updated_and_grey_in_a_page_that_was_loaded_again(
+    make_notebook: Callable[..., NotebookPage], application: str
+) -> None:
+    notebook = make_notebook(application, "7.4").load_extension()
+    cell = notebook.run_cell(THREAD_UNTIL_TOLD)
+    cell.wait_output("began")
+    clock = re.search(r"\d:\d\d", cell.text)
+    assert clock
+    cell.wait_output(f"(?!{clock.group()})0:\\d\\d")
+    notebook.until(lambda: notebook.page.evaluate(LOOKS_LIVE) == LIVE, "a card that looks live")
+    notebook.save()
+    notebook.reload()
+    notebook.until(lambda: notebook.page.evaluate(LOOKS_LIVE) == STALE, "a card that looks old")
+    notebook.run_cell(TELL)
 
 
 def test_everything_is_there_after_the_restart_button(notebook: NotebookPage) -> None:
