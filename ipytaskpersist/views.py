@@ -134,7 +134,10 @@ class Listing:
         return f"{left_out:,} earlier tasks are not shown; --limit N shows more" if left_out else ""
 
 
-CELL = "text-align:left;padding:3px 14px 3px 0;vertical-align:top;white-space:nowrap"
+CELL = (
+    "text-align:left;padding:3px 14px 3px 0;vertical-align:top;white-space:nowrap;"
+    "max-width:220px;overflow:hidden;text-overflow:ellipsis"
+)
 
 
 def list_html(listing: Listing) -> str:

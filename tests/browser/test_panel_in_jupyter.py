@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import pytest
-
 from browser.page import NotebookPage, PageCell
-from ipytaskpersist.vocabulary import VERBS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
-
-pytestmark = pytest.mark.skipif("panel" not in VERBS, reason="there is no panel yet")
 
 WORK = """%%background --shell --timeout 150 work
 echo began
