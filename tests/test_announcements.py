@@ -61,7 +61,7 @@ def test_nothing_is_told_while_somebody_types(
     shown = terminal.expect("first second")
     assert not SAID.search(shown)
     assert re.search(
-        r"✕ failed · 1 · 0:0\d · ZeroDivisionError: division by zero   %bg_output 1",
+        r"✕ failed · 1 · 0:0\d · ZeroDivisionError: division by zero   %bg_show 1",
         terminal.until_prompt(),
     )
 
@@ -143,7 +143,7 @@ def test_a_line_is_as_wide_as_the_terminal_is_now(
         *_earlier, line = told = SAID.findall(ANSI.sub("", terminal.log.getvalue()))
         assert len(told) == number
         assert len(line.rstrip()) <= columns
-        assert (f"%bg_output {number}" in line) is (columns == 200)
+        assert (f"%bg_show {number}" in line) is (columns == 200)
         assert ("ValueError" in line) is (columns == 200)
         assert f"{number} (a-" in line
 

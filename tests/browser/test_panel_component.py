@@ -245,10 +245,11 @@ def test_headings_sort_and_say_so(panel: Panel) -> None:
     panel.say_all(task(1, name="b"), task(2, name="c"), task(3, name="a"))
     heading = panel.root.get_by_role("columnheader", name="Task")
     heading.get_by_role("button").click()
-    panel.until("() => document.querySelector('td.ipytp-number').textContent === '3'")
+    numbers = "[...document.querySelectorAll('td.ipytp-number')].map((cell) => cell.textContent)"
+    panel.until(f"() => {numbers}.join() === '3,1,2'")
     assert (panel.numbers(), heading.get_attribute("aria-sort")) == ([3, 1, 2], "ascending")
     heading.get_by_role("button").click()
-    panel.until("() => document.querySelector('td.ipytp-number').textContent === '2'")
+    panel.until(f"() => {numbers}.join() === '2,1,3'")
     assert (panel.numbers(), heading.get_attribute("aria-sort")) == ([2, 1, 3], "descending")
 
 
