@@ -177,6 +177,7 @@ class NotebookPage:
         self.page.emulate_media(color_scheme="dark" if is_dark else "light")
         light = "false" if is_dark else "true"
         self.page.locator(f"body[data-jp-theme-light={light}]").wait_for(state="attached")
+        self.page.locator("#jupyterlab-splash").wait_for(state="hidden")
         return self
 
     # Cells.
