@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
-from ipytaskpersist.screen import LINE_CHARACTERS, visible_lines
+from ipytaskpersist.screen import LINE_CHARACTERS, Screen
 from ipytaskpersist.store import TaskStore
 
 Output = dict[str, Any]
@@ -219,23 +219,42 @@ def _as_record(place: int, output: Output) -> OutputRecord:
 
 
 def last_lines(store: TaskStore, task_key: int, count: int) -> list[str]:
-    """The last visible lines of what the task printed and returned, as a terminal shows them."""
-    pieces: list[str] = []
+    """The last visible lines of what the task printed and returned, as a terminal shows them.
+
+    Each stream has a screen of its own: a bar that is drawn on stderr stays one line, whatever is
+    printed meanwhile. The lines are in the order in which they were last written to.
+    """
+    screens: dict[OutputKind, Screen] = {}
+    written: dict[tuple[OutputKind, int], int] = {}
+    for turn, (kind, text) in enumerate(_last_pieces(store, task_key)):
+        screen = screens.setdefault(kind, Screen())
+        before = [*screen.rows]
+        screen.feed(text)
+        for row, line in enumerate(screen.rows):
+            if row >= len(before) or line != before[row]:
+                written[kind, row] = turn
+    places = sorted(written, key=lambda place: (written[place], place[1]))
+    lines = [screens[kind].rows[row].rstrip() for kind, row in places]
+    return [line[:LINE_CHARACTERS] for line in lines if line][-count:]
+
+
+def _last_pieces(store: TaskStore, task_key: int) -> list[tuple[OutputKind, str]]:
+    """The last few kilobytes of what can be seen, in their order, whole lines where there are."""
+    pieces: list[tuple[OutputKind, str]] = []
     size = 0
     for record in islice(store.outputs.backwards(task_key, kinds=VISIBLE), TAIL_RECORDS):
         if record.kind is OutputKind.CLEAR_OUTPUT or size >= TAIL_BYTES:
             break
         if record.kind in STREAM_KINDS:
-            data = record.data[-TAIL_BYTES:]
-            text = data.decode("utf-8", "replace")
+            text = record.data[-TAIL_BYTES:].decode("utf-8", "replace")
+            if len(record.data) > TAIL_BYTES and "\n" in text[:-1]:
+                text = text.partition("\n")[2]
         else:
             value = json.loads(record.data)["data"].get("text/plain", "")
-            text, data = f"{value[:TAIL_BYTES]}\n", b""
-        size += len(data)
-        pieces.append(text)
-    tail = "".join(reversed(pieces))
-    lines = visible_lines(tail.partition("\n")[2] if size >= TAIL_BYTES and "\n" in tail else tail)
-    return [line[:LINE_CHARACTERS] for line in lines if line.strip()][-count:]
+            text = f"{value[:TAIL_BYTES]}\n"
+        size += len(text)
+        pieces.append((record.kind, text))
+    return pieces[::-1]
 
 
 def head(records: Iterable[OutputRecord], lines: int) -> Iterator[OutputRecord]:

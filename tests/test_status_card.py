@@ -137,6 +137,8 @@ def test_the_last_lines_are_those_that_a_terminal_would_show(store: TaskStore) -
     assert last_lines(store, key, 3) == []
     assert put(store, key, (out, b"one\ntwo\nthree\nfour\n\n")) == ["two", "three", "four"]
     assert put(store, key, (err, b"10%\r20%"), (err, b"\r30%")) == ["three", "four", "30%"]
+    bar = ((err, b"\r40%"), (out, b"five\n"), (err, b"\r50%"), (out, b"six\n"))
+    assert put(store, key, *bar) == ["five", "50%", "six"]
     assert put(store, key, (out, b"\n" + b"x" * 9000 + b"\nend\n"))[-1] == "end"
     value = b'{"data": {"text/plain": "0.93"}, "metadata": {}, "execution_count": 1}'
     assert put(store, key, (OutputKind.EXECUTE_RESULT, value))[-2:] == ["end", "0.93"]
