@@ -34,22 +34,30 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, routes: dict[str, Route], patches: Patches) -> None:
         self._routes = routes
         self._patches = patches
+        self._looking: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        route = self._routes.pop(fullname, None)
-        if route is None:
+        if fullname not in self._routes or fullname in self._looking:
             return None
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return None
-        loader: Any = spec.loader
+        self._looking.add(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._looking.discard(fullname)
+        if spec is not None and spec.loader is not None:
+            self._watch(spec.loader, fullname)
+        return spec
+
+    def _watch(self, loader: Any, name: str) -> None:
         plain_exec = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             plain_exec(module)
-            route(module, self._patches)
+            # Not before: who only looks for the module, or fails to import it, may try again.
+            route = self._routes.pop(name, None)
+            if route is not None:
+                route(module, self._patches)
 
         loader.exec_module = exec_module
-        return spec

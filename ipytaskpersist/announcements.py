@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ipytaskpersist import console, views
+from ipytaskpersist import console, problems, views
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.patches import Patches
@@ -50,10 +50,15 @@ class Announcements:
     def announce(self) -> None:
         """Print what has ended since the last time, unless a command has shown it."""
         # What goes wrong is said by the next command: the prompt is no place for it.
-        with suppress(BackgroundError):
+        try:
             ended = self._ended()
             if ended:
                 print(encodable(in_words(ended), sys.stdout))
+        except BackgroundError:
+            pass
+        except Exception as error:  # at the prompt it would end the whole shell
+            what = f"the ends of tasks could not be announced ({type(error).__name__}: {error})"
+            problems.record(self._manager.directory, what)
 
     def _begin(self) -> None:
         """Take what there is as known. Where there is no store yet, there is nothing."""

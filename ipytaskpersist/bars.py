@@ -13,7 +13,7 @@ from ipytaskpersist.records import Progress
 
 TEXT_CHARACTERS = 80
 LINE_CHARACTERS = 240
-_COUNT = r"[\d.]+[kMGTPEZY]?"
+_COUNT = r"\d[\d.]*[kMGTPEZY]?"
 BAR = re.compile(
     r"^(?:(?P<text>.*?):? +|(?P<glued>.*?): )?"
     r"(?P<percent>\d{1,3})%(?:\|.*\||\[[^\]]*\])"  # 70%|███   | of tqdm, 70%[==> ] of wget
@@ -21,7 +21,9 @@ BAR = re.compile(
     re.ASCII,
 )
 COUNTER = re.compile(
-    rf"^(?:(?P<text>.*?): )?(?P<done>{_COUNT})\S* \[\d+:\d\d(?::\d\d)?, ", re.ASCII
+    rf"^(?:(?P<text>.*?): )?(?P<done>{_COUNT})[A-Za-z]* "
+    r"\[(?:\d+:)?\d+:\d\d, +(?:\?|[\d.]+)\S*/\S+[\],]",
+    re.ASCII,
 )
 """What tqdm draws where it does not know how much there is: ``123it [00:05, 24.6it/s]``."""
 BUILD = re.compile(r"^\[ *(?P<percent>\d{1,3})%\] ", re.ASCII)
@@ -37,9 +39,10 @@ def of_line(line: str) -> Progress | None:
     parts = found.groupdict()
     text = (parts.get("text") or parts.get("glued") or "").strip().rstrip(":")[:TEXT_CHARACTERS]
     done, total = _number(parts.get("done")), _number(parts.get("total"))
-    if done is None or ("percent" in parts and not total):
-        return Progress(min(100.0, float(parts["percent"])), 100.0, text)
-    return Progress(done, total, text)
+    percent = parts.get("percent")
+    if percent is not None and (done is None or not total):
+        return Progress(min(100.0, float(percent)), 100.0, text)
+    return None if done is None else Progress(done, total, text)
 
 
 def _form(line: str) -> re.Pattern[str] | None:

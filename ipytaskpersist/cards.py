@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from time import sleep
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from ipytaskpersist import views
-from ipytaskpersist.active import start_outside
-from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist import problems, reconciling, views
+from ipytaskpersist.active import active_task, start_outside
+from ipytaskpersist.errors import BackgroundError, TaskNotFound
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.statuscard import Card, CardReader, bundle
@@ -23,6 +25,8 @@ INTERVAL_S = 0.5
 CLOCK_S = 1.0
 """How often a card is updated of which nothing changes but the clock."""
 FIRST_UPDATE_S = 0.05
+RECONCILE_S = 5.0
+CLOSE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -32,6 +36,8 @@ class _Shown:
     display_id: str
     task: TaskRecord
     reader: CardReader
+    context: Context
+    """That of the launching cell, by which some front ends know where a display belongs."""
     updated_at: float
     """By the monotonic clock."""
 
@@ -47,6 +53,7 @@ class Cards:
         self._thread: threading.Thread | None = None
         self._version = -1
         self._closed = False
+        self._reconciled_at = 0.0
         manager.on_change.append(self._on_end)
 
     def show(self, task: TaskRecord) -> None:
@@ -58,8 +65,10 @@ class Cards:
             first = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
         self._publish(Card(first, views.utc_now()), display_id, update=False)
         reader = CardReader(self._manager)
-        self._shown[task.key] = _Shown(display_id, task, reader, time.monotonic())
-        if self._thread is None:
+        context = copy_context()
+        context.run(active_task.set, None)
+        self._shown[task.key] = _Shown(display_id, task, reader, context, time.monotonic())
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
                 target=self._run, name="ipytaskpersist-cards", daemon=True
             )
@@ -70,6 +79,8 @@ class Cards:
         """Leave the cards as they are."""
         self._closed = True
         self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_S)
 
     def _on_end(self, key: int) -> None:
         if key in self._shown:
@@ -83,12 +94,24 @@ class Cards:
                 # The cell that launched a task replies first: an update now would only delay it.
                 sleep(FIRST_UPDATE_S)
             if self._closed:
-                return
+                break
+            self._reconcile()
             # Looking costs microseconds, an update a hundred times as much.
             changed = self._store_has_changed() or woken
             for key, shown in list(self._shown.items()):
                 if changed or time.monotonic() - shown.updated_at >= CLOCK_S:
                     self._update(key, shown)
+        self._manager.store.database.close_own()
+
+    def _reconcile(self) -> None:
+        """Find out whether a supervisor has died: nobody else may be looking."""
+        now = time.monotonic()
+        if now - self._reconciled_at < RECONCILE_S or self._manager.store.read_only:
+            return
+        self._reconciled_at = now
+        if any(shown.task.runner == "process" for shown in self._shown.values()):
+            with suppress(BackgroundError):
+                reconciling.reconcile(self._manager.store, self._manager.identity.id)
 
     def _store_has_changed(self) -> bool:
         """Whether anybody has committed anything. This thread's connection sees all others."""
@@ -105,15 +128,23 @@ class Cards:
             self._publish_if_new(shown, task)
             if task.state.is_final:
                 del self._shown[key]
+        except TaskNotFound:
+            del self._shown[key]  # it was deleted: the card stays as it is
         except BackgroundError:
-            # The task was deleted, or the store cannot be read: the card stays as it is.
+            pass  # the store cannot be read just now
+        except Exception as error:  # one card must not end the updates of all
             del self._shown[key]
+            problems.record(
+                self._manager.directory,
+                f"the card of task {shown.task.label} could not be updated "
+                f"({type(error).__name__}: {error})",
+            )
 
     def _publish_if_new(self, shown: _Shown, task: TaskRecord) -> None:
         is_due = time.monotonic() - shown.updated_at >= CLOCK_S
         if is_due or task != shown.task:
             card = shown.reader.read(task, views.utc_now())
-            self._publish(card, shown.display_id, update=True)
+            shown.context.run(self._publish, card, shown.display_id, update=True)
             shown.task, shown.updated_at = task, time.monotonic()
 
     def _publish(self, card: Card, display_id: str, *, update: bool) -> None:

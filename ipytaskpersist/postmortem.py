@@ -27,7 +27,11 @@ TEXT_CHARACTERS = 160
 CODE_CHARACTERS = 200
 NAME_CHARACTERS = 100
 COLUMNS = 6
-SECRET = re.compile(r"token|passw|secret|key|credential", re.IGNORECASE)
+BYTES = 40
+SECRET = re.compile(
+    r"token|passw|passphrase|pwd|secret|key|credential|authorization|cookie|bearer|private",
+    re.IGNORECASE,
+)
 MACHINERY = ("IPython", "ipykernel", "ipytaskpersist")
 """Packages whose frames are about how a cell is run."""
 HIDDEN = "(hidden: its name looks like a secret's)"
@@ -62,7 +66,7 @@ def of_error(
 def _steps(traceback: TracebackType | None) -> Iterator[TracebackType]:
     while traceback is not None:
         frame = traceback.tb_frame
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
         if "__tracebackhide__" not in frame.f_locals and package not in MACHINERY:
             yield traceback
         traceback = traceback.tb_next
@@ -111,6 +115,8 @@ def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
 
 
 def _is_secret(name: Any, value: Any) -> bool:
+    if type(name) is bytes:
+        name = name[:NAME_CHARACTERS].decode("latin-1")
     says_nothing = value is None or type(value) is bool
     return type(name) is str and SECRET.search(name) is not None and not says_nothing
 
@@ -125,16 +131,23 @@ class _Summary(reprlib.Repr):
 
     def repr1(self, value: Any, level: int) -> str:
         kind = type(value)
+        if kind in (bytes, bytearray) and len(value) > TEXT_CHARACTERS:
+            return f"{kind.__name__} of {len(value):,} bytes, {bytes(value[:BYTES])!r}…"
         if kind in PLAIN_TYPES or kind in CONTAINERS:
             return super().repr1(value, level)
         return f"<{kind.__name__}{_shape(value)}>"
 
     def repr_dict(self, value: dict[Any, Any], level: int) -> str:
-        hidden = {
-            key: HIDDEN if _is_secret(key, each) else each
-            for key, each in islice(value.items(), self.maxdict + 1)
-        }
-        return super().repr_dict(hidden, level)
+        # Not by the base class, which sorts: that would compare the keys.
+        if level <= 0 and value:
+            return "{...}"
+        pieces = [
+            f"{self.repr1(key, level - 1)}: "
+            + (repr(HIDDEN) if _is_secret(key, each) else self.repr1(each, level - 1))
+            for key, each in islice(value.items(), self.maxdict)
+        ]
+        pieces += ["..."] if len(value) > self.maxdict else []
+        return f"{{{', '.join(pieces)}}}"
 
     def repr_set(self, value: set[Any], level: int) -> str:
         # Not by the base class, which sorts: that would compare the elements.

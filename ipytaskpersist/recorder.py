@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import threading
 import time
 from _thread import LockType, allocate_lock
@@ -45,6 +46,8 @@ RETRY_S = 0.25
 QUIET_WAIT_S = 0.002
 """How long a quiet print waits for its commit, so that it is on disk before the next statement."""
 HEARTBEAT_S = 15.0
+WRITER_S = 5.0
+"""How often who waits for the writer looks whether it is there."""
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """How much may be written before the next pause is used to copy it from the log into the store."""
 WATCH_S = 0.1
@@ -203,9 +206,7 @@ class Recording:
         stream = self._streams.get(kind)
         if stream is None:
             return [NewOutput(self.task_key, kind, at, data)]
-        last = stream.last_line.feed(stream.decode_end(data)) or None
-        if not self._said_progress and (bar := stream.bars.feed(stream.last_line.lines)):
-            self._progress = bar
+        last = self._look_at(stream, data)
         return [
             self._chunk(
                 stream,
@@ -216,6 +217,17 @@ class Recording:
             )
             for start in range(0, len(data), CHUNK_BYTES)
         ]
+
+    def _look_at(self, stream: Stream, data: bytes) -> str | None:
+        """The last visible line, and the progress that it shows. Worth less than the bytes."""
+        try:
+            last = stream.last_line.feed(stream.decode_end(data)) or None
+            if not self._said_progress and (bar := stream.bars.feed(stream.last_line.lines)):
+                self._progress = bar
+        except Exception as error:  # whatever it is, the output itself must be kept
+            self._recorder.say(f"a line could not be looked at ({type(error).__name__}: {error})")
+            return None
+        return last
 
     def _chunk(
         self, stream: Stream, kind: OutputKind, at: float, data: bytes, last: str | None
@@ -356,7 +368,16 @@ class Recorder:
         committed = allocate_lock()
         committed.acquire()
         self.queue.put((None, change, committed))
-        return committed.acquire(True, -1 if timeout_s is None else timeout_s)
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not committed.acquire(True, max(0.0, min(WRITER_S, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return False
+            self.start()  # should it have died: what is waited for would never come
+        return True
+
+    def say(self, message: str) -> None:
+        """Say what went wrong, and keep it for the doctor."""
+        self._warn(message)
 
     def post(self, change: Change) -> None:
         """Make a change of state after all that was printed, without waiting for it."""
@@ -428,7 +449,7 @@ class Recorder:
         now, outputs = time.time(), []
         for recording, change, _committed in batch:
             if recording is not None:
-                outputs.extend(recording.take(now))
+                outputs.extend(self._take(recording, now))
             elif change is not None:
                 self._write(outputs)
                 outputs = []
@@ -438,6 +459,13 @@ class Recorder:
         for _recording, _change, committed in batch:
             if committed is not None:
                 committed.release()
+
+    def _take(self, recording: Recording, now: float) -> list[NewOutput]:
+        try:
+            return recording.take(now)
+        except Exception as error:  # what one task prints must not end the writer for all
+            self._warn(f"a piece of output was lost ({type(error).__name__}: {error})")
+            return []
 
     def _write(self, outputs: list[NewOutput]) -> None:
         if outputs:

@@ -80,10 +80,12 @@ TOKEN = re.compile(
     r"(?P<text>[^\x00-\x1f\x7f-\x9f]+)"
     r"|(?P<end>\n)|(?P<move>[\r\b\t])"
     r"|(?:\x1b\[|\x9b)(?P<arguments>[0-?]*)[ -/]*(?P<command>[@-~])"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|(?=\x1b[^\\]))"
+    r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c|(?=\x1b[^\\]))"
     r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*(?=[^ -~])|\x1b[ -/]*(?=[^ -~])"  # broken off by something else
-    r"|[\x00-\x1a\x1c-\x1f\x7f-\x8f\x91-\x97\x99\x9a\x9c]"
+    # A single character of 0x80 to 0x9f is more often text in a wrong encoding than a command, and
+    # UTF-8 terminals make nothing of most: none opens a string that would swallow what follows.
+    r"|[\x00-\x1a\x1c-\x1f\x7f-\x9a\x9c-\x9f]"
 )
 """What a terminal takes as one. No match where the rest has yet to come."""
 UNFINISHED_AT_MOST = 4096
@@ -92,6 +94,11 @@ STYLE = re.compile(r"[0-9;:]{0,64}")
 COUNT = re.compile(r"[0-9]{0,4}")
 WITHIN_THE_LINE = frozenset("CDGK")
 RESET = "\x1b[m"
+
+
+def _without_introducer(rest: str) -> str:
+    """A sequence whose end never came, as the text that it then is."""
+    return "".join(c for c in rest.lstrip("\x1b")[1:] if c.isprintable() or c == "\n")
 
 
 class Passage:
@@ -135,9 +142,10 @@ class Passage:
         if self._below:
             passed += "\r\n"
             self._in_line = False
+        held = "".join(map(_without_introducer, self._rest.values()))
         self._rest.clear()
         self._above, self._below, self._is_styled = 0, 0, False
-        return passed
+        return held + passed
 
     @property
     def in_line(self) -> bool:

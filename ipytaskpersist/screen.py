@@ -21,6 +21,10 @@ MOVES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TAIL_CHARACTERS = 4096
 LINE_CHARACTERS = 240
 TAB = 8
+ROWS_BELOW = 4
+"""How far below all that was written a cursor can be moved."""
+WIDTH = 1000
+"""Columns to which a cursor can be moved: else a few bytes would make a line of megabytes."""
 
 
 class Screen:
@@ -30,6 +34,8 @@ class Screen:
         self.rows = [""]
         self.row = 0
         self.column = 0
+        self._reached = 0
+        """The lowest row that was written, or reached by a line feed."""
 
     def feed(self, text: str) -> None:
         """Show `text`, starting where the cursor is."""
@@ -42,6 +48,7 @@ class Screen:
                 self._command(token["command"], token["arguments"])
 
     def _write(self, run: str) -> None:
+        self._reached = max(self._reached, self.row)
         row = self.rows[self.row].ljust(self.column)
         end = self.column + len(run)
         self.rows[self.row] = row[: self.column] + run + row[end:]
@@ -52,6 +59,7 @@ class Screen:
             self.column = 0
         elif character == "\n":
             self._move_down(1)
+            self._reached = max(self._reached, self.row)
             self.column = 0
         elif character == "\t":
             self.column += TAB - self.column % TAB
@@ -68,17 +76,21 @@ class Screen:
         if command == "A":
             self.row = max(0, self.row - max(1, count))
         elif command == "B":
-            self._move_down(max(1, count))
+            self._move_down(min(max(1, count), self._reached + ROWS_BELOW - self.row))
         elif command == "C":
-            self.column += max(1, count)
+            self.column = self._within(self.column + max(1, count))
         elif command == "D":
             self.column = max(0, self.column - max(1, count))
         elif command == "G":
-            self.column = max(0, count - 1)
+            self.column = self._within(max(0, count - 1))
         elif command == "K":
             self._erase_line(count)
         elif command == "J" and count == 2:
-            self.rows, self.row, self.column = [""], 0, 0
+            self.rows, self.row, self.column, self._reached = [""], 0, 0, 0
+
+    def _within(self, column: int) -> int:
+        """A column to which a command may move: what was written, or a wide terminal's."""
+        return min(column, max(WIDTH, len(self.rows[self.row])))
 
     def _erase_line(self, which: int) -> None:
         row = self.rows[self.row]

@@ -36,7 +36,7 @@ from ipytaskpersist.views import (
 
 LINES = 3
 NAME_CHARACTERS = 200
-STALE_S = 20
+STALE_S = 10
 """After how many seconds without an update a card in a trusted page says that it has none."""
 MEMORY_S = 5.0
 """How often the memory of a running process is looked at."""

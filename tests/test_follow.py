@@ -140,7 +140,7 @@ def test_who_wants_no_colours_gets_none_of_the_tasks(
         ("1\n2\n3\x1b[9Ax\x1b[9By", "1\n2\n3\x1b[2Ax\x1b[2By"),
         ("1\n2\x1b[1Fx\x1b[Ey", "1\n2\r\x1b[1Ax\r\x1b[1By"),
         ("a\x1b[Jb\x1b[2Jc\x1b[3Jd", "a\x1b[Jbcd"),
-        ("a\x9b2Jb\x90q\x9cc\x85d\x07e", "abcde"),
+        ("a\x9b2Jb\x90q\x9cc\x85d\x07e", "abqcde"),
         ("a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\b", "alinkb"),
         ("a\x1b(0b\x1b7c\x1b8d\x1b=e\x1bcf\x1b#8g", "abcdefg"),
         ("a\x1b[?2004hb\x1b[1;2rc\x1b[Ld\x1b[Se\x1b[>4;1mf", "abcdef"),
@@ -177,3 +177,11 @@ def test_the_end_leaves_the_terminal_as_it_was() -> None:
     passage.let_through("\x1b[31m1\n2\n3\x1b[2A")
     assert passage.finish() == "\x1b[m\x1b[2B\r\n"
     assert passage.finish() == ""
+
+
+def test_text_in_a_wrong_encoding_swallows_nothing() -> None:
+    passage = Passage()
+    assert passage.let_through("hello \x9d world\nresult: 42\n") == "hello  world\nresult: 42\n"
+    assert passage.let_through("\x1b]0;a title without an end\nmore") == ""
+    assert "more" in passage.finish()
+    assert Passage().let_through("\x9d" * 100_000 + "x") == "x"

@@ -147,6 +147,33 @@ def failure(call: Callable[[], object]) -> BaseException:
     raise AssertionError("it did not fail")
 
 
+def test_what_is_large_is_not_written_out_to_be_cut() -> None:
+    assert summary(b"x" * 10**8) == "bytes of 100,000,000 bytes, b'" + "x" * 40 + "'…"
+
+
+def test_keys_of_a_dictionary_are_neither_compared_nor_hashed() -> None:
+    class Key:
+        hashed = 0
+
+        def __hash__(self) -> int:
+            Key.hashed += 1
+            return 1
+
+    value = {Key(): 1, "passphrase": "x", b"token": "y"}
+    before = Key.hashed
+    hidden = f"'passphrase': {HIDDEN!r}, b'token': {HIDDEN!r}"
+    assert summary(value) == f"{{<Key>: 1, {hidden}}}"
+    assert Key.hashed == before
+
+
+def test_an_error_whose_frames_cannot_be_looked_at_is_still_the_cells_error(
+    kernel: NotebookKernel, state_dir: Path
+) -> None:
+    kernel.run("%%background\nexec('1 / 0', {'__name__': None})")
+    kernel.run("%bg_wait")
+    assert shown(state_dir)["error"]["ename"] == "ZeroDivisionError"
+
+
 def test_a_deep_traceback_keeps_its_ends_and_says_what_is_left_out() -> None:
     def down(depth: int) -> None:
         if depth:

@@ -43,7 +43,8 @@ def test_a_bar_says_how_far_it_is(line: str, progress: Progress) -> None:
 @pytest.mark.parametrize(
     "line",
     ["accuracy: 93%", "93% of 10 [good]", "7/10", "", "x" * 5000 + "%|", "%|%|%|", "1.2.3%| a | [",
-     "took 3s [12:41, late]", "٣٣%|█|", "a: " * 2000 + " ["],
+     "192.168.0.1 [00:05, up", "fetch: ... [12:30, 3 files", "2024-11-21 [10:32:01, INFO] hi",
+     "...% [", "took 3s [12:41, late]", "٣٣%|█|", "a: " * 2000 + " ["],
 )  # fmt: skip
 def test_what_is_no_bar_says_nothing(line: str) -> None:
     assert of_line(line) is None
@@ -83,6 +84,19 @@ def test_of_nested_bars_the_outermost_counts() -> None:
     said = drawn_by(draw)
     assert {progress.text for progress in said[2:]} == {"outer"}
     assert said[-1] == Progress(3, 3, "outer")
+
+
+@pytest.mark.parametrize("runner", ["--thread", "--shell"])
+def test_a_line_that_only_looks_like_a_bar_is_kept_and_ends_nothing(
+    kernel: NotebookKernel, runner: str
+) -> None:
+    lines = ["192.168.0.1 [00:05, up", "... [12:30, 3 files", "...%| | .../... [", "the end"]
+    body = "\n".join(
+        f"print({line!r})" if runner == "--thread" else f"echo '{line}'" for line in lines
+    )
+    kernel.run(f"%%background {runner}\n{body}")
+    assert "completed" in kernel.run("%bg_wait").text
+    assert kernel.run("%bg_output").text.splitlines() == lines
 
 
 # What code says.

@@ -177,3 +177,9 @@ def test_any_control_sequence_can_be_shown(text: str) -> None:
 @pytest.mark.parametrize("count", ["9" * 300, "9" * 5000])
 def test_an_absurd_count_is_not_an_error(count: str) -> None:
     assert visible_lines(f"a\x1b[{count}A\x1b[{count}Gb")[0].startswith("a")
+
+
+def test_a_few_bytes_do_not_make_a_large_screen() -> None:
+    assert len(visible_lines("\x1b[4096B" * 1000 + "x")) < 10
+    assert len(visible_lines("\x1b[4096C" * 1000 + "x")[0]) <= 1001
+    assert len(visible_lines("\x1b[4096Bx" * 1000)) <= 5000

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 
+import psutil
 import pytest
 from histories import add_task, begin_session
 from kernels import NotebookKernel
@@ -187,3 +188,14 @@ def test_a_running_card_is_updated_though_nothing_changes_so_that_it_looks_live(
 
     kernel.take_until(lambda: stamps() >= 3, 30, "three times")
     kernel.run("%bg_cancel")
+
+
+def test_a_card_shows_by_itself_that_its_tasks_supervisor_was_killed(
+    kernel: NotebookKernel, store: TaskStore
+) -> None:
+    cell = kernel.run("%%background --shell\nsleep 600")
+    kernel.take_until(lambda: "running" in cell.text, 30, "its start")
+    (supervisor,) = store.supervisors.unfinished()
+    psutil.Process(supervisor.pid).kill()
+    kernel.take_until(lambda: "supervisor died" in cell.text, 30, "its end")
+    assert "interrupted" in cell.text

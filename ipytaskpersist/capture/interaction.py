@@ -61,8 +61,7 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
             plain(etype, evalue, stb)
         elif not (task.cancelled and isinstance(evalue, TaskCancelled | CancelledError)):
             task.show_error(etype.__name__, str(evalue), list(stb))
-            cells = getattr(shell.compile, "_filename_map", {})
-            task.post_mortem = postmortem.of_error(evalue, cells, task.record.execution_count)
+            task.post_mortem = _post_mortem(shell, evalue, task.record.execution_count)
 
     patches.set(shell, "_showtraceback", show)
     plain_whole = shell.showtraceback
@@ -83,6 +82,14 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
             return plain_format(*args, **options)
 
     patches.set(shell.InteractiveTB, "structured_traceback", format_again)
+
+
+def _post_mortem(shell: Any, error: BaseException, own_cell: int | None) -> dict[str, Any] | None:
+    cells = getattr(shell.compile, "_filename_map", {})
+    try:
+        return postmortem.of_error(error, cells, own_cell)
+    except Exception:  # it is about an error, and must not become the cell's error itself
+        return None
 
 
 def hide_own_frames(error: BaseException | None) -> None:

@@ -34,6 +34,9 @@ class Actions:
             return {"ok": True, "text": self._do(request)}
         except BackgroundError as error:
             return {"ok": False, "text": views.shorten(views.printable(str(error)), 400)}
+        except Exception as error:  # without an answer the page would wait for ever
+            said = f"that went wrong: {type(error).__name__}: {error}"
+            return {"ok": False, "text": views.shorten(views.printable(said), 400)}
 
     def _do(self, request: Mapping[str, Any]) -> str:
         verb = str(request.get("verb"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from typing import Any
 
-from ipytaskpersist import reconciling, views
-from ipytaskpersist.active import start_outside
+from ipytaskpersist import problems, reconciling, views
+from ipytaskpersist.active import active_task, start_outside
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.panel.rows import Row, ends_of_sessions, row_of
@@ -222,8 +223,11 @@ class Feeder:
         """Feed this one too."""
         self._feeds.append(feed)
         if self._thread is None or not self._thread.is_alive():
+            # Some front ends know by the context to which cell a message belongs.
+            context = copy_context()
+            context.run(active_task.set, None)
             self._thread = threading.Thread(
-                target=self._run, name="ipytaskpersist-panel", daemon=True
+                target=lambda: context.run(self._run), name="ipytaskpersist-panel", daemon=True
             )
             start_outside(self._thread)
         self.wake()
@@ -261,6 +265,12 @@ class Feeder:
             has_told = self._look(watched)
         except BackgroundError:
             has_told = False  # the store cannot be read just now
+            self._begin_anew(watched)
+        except Exception as error:  # a page that cannot be told must not end this thread
+            has_told = True  # and takes its time
+            self._begin_anew(watched)
+            what = f"a panel could not be told ({type(error).__name__}: {error})"
+            problems.record(self._manager.directory, what)
         now = time.monotonic()
         if now - self._beaten_at >= BEAT_S:
             self._beaten_at = now
@@ -268,6 +278,12 @@ class Feeder:
                 feed.beat()
             self._forget_unheard(now)
         return has_told
+
+    def _begin_anew(self, watched: list[Feed]) -> None:
+        """Nobody knows what the pages have got: the next time they get everything."""
+        self._version = -1
+        for feed in watched:
+            feed.wants_all = True
 
     def _forget_unheard(self, now: float) -> None:
         if self._is_listening():

@@ -103,7 +103,8 @@ class Panel(anywidget.AnyWidget):
         found, problem = [], ""
         try:
             query = searching.parse([f"{typed}*" if typed[-1:].isalnum() else typed])
-            scope = searching.Scope(limit=TASKS)
+            here = "" if self._feed.everywhere else self._manager.identity.path
+            scope = searching.Scope(limit=TASKS, notebook=here)
             store, archives = self._manager.store, self._manager.archives
             hits = searching.search(store, archives, query, scope, lambda _done, _total: None)
             found = [hit.task.id for hit in hits.hits]
@@ -169,6 +170,12 @@ class ForegroundOutput:
         if not any(call == self.note for call in shell.events.callbacks["pre_run_cell"]):
             shell.events.register("pre_run_cell", self.note)
 
+    def unwatch(self, shell: InteractiveShell) -> None:
+        """Leave cells alone again."""
+        self._kept = []
+        with suppress(ValueError):
+            shell.events.unregister("pre_run_cell", self.note)
+
     def note(self, _info: Any = None) -> None:
         """A cell begins."""
         from IPython.core.getipython import get_ipython
@@ -228,5 +235,6 @@ def open_panel(manager: BackgroundTasks, shell: InteractiveShell, *, everywhere:
     if feeder is None:
         _feeders.clear()
         feeder = _feeders[id(manager)] = Feeder(manager, Listening(shell))
+        manager.on_close.append(lambda: FOREGROUND_OUTPUT.unwatch(shell))
     FOREGROUND_OUTPUT.watch(shell)
     return Panel(manager, feeder, everywhere=everywhere)

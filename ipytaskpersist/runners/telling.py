@@ -22,6 +22,11 @@ AT_ONCE = 50
 OVERDUE_S = 10.0
 """After how long nobody is about to tell of a task whose end was to be told: he was killed."""
 
+AGAIN_S = 60.0
+"""How long who was started to tell is given before another is."""
+
+_told_at: dict[str, float] = {}
+"""When this process has last had the ends of tasks told, by the monotonic clock."""
 _started: list[subprocess.Popen[bytes]] = []
 """The processes that this one has started: a parent must take their exit status."""
 
@@ -33,7 +38,12 @@ def tell(store: TaskStore, key: int | None = None) -> None:
 
 def tell_overdue(store: TaskStore) -> None:
     """Have those told of which somebody else should have told."""
-    _tell(store, store.tasks.to_tell(before=time.time() - OVERDUE_S))
+    now = time.monotonic()
+    for key, at in [*_told_at.items()]:
+        if now - at > AGAIN_S:
+            del _told_at[key]
+    overdue = store.tasks.to_tell(before=time.time() - OVERDUE_S)
+    _tell(store, [task for task in overdue if task.id not in _told_at])
 
 
 def _tell(store: TaskStore, ended: list[TaskRecord]) -> None:
@@ -52,6 +62,7 @@ def _start(store: TaskStore, tasks: list[TaskRecord]) -> None:
     directory = store.directory
     command = [*python_command("notifier"), str(directory.root)]
     command += [f"{task.key}:{task.id}" for task in tasks]
+    _told_at.update((task.id, time.monotonic()) for task in tasks)
     _started[:] = [each for each in _started if each.poll() is None]
     try:
         _started.append(start_detached(command, os.environ, directory.notifier_log))

@@ -201,6 +201,7 @@ class Panel {
   takeFound(message) {
     if (message.text !== this.text) return;
     this.found = new Set(message.tasks);
+    if (message.problem) this.say(message.problem, true);
     this.later();
   }
 

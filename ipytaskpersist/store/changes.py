@@ -16,6 +16,8 @@ class Position:
     """The last entry of the state history."""
     output: int = 0
     """The last entry of the outputs."""
+    task: int = 0
+    """The last task. Its key is never given again, those of entries are when theirs are deleted."""
     live: frozenset[tuple[Any, ...]] = frozenset()
     """The live tasks, each with what of it changes without an entry anywhere."""
 
@@ -46,18 +48,21 @@ class Changes:
     def now(self) -> Position:
         """The position from which only what comes later is new."""
         row = self._database.row(
-            "SELECT (SELECT max(key) FROM events), (SELECT max(sequence) FROM outputs)"
+            """SELECT (SELECT max(key) FROM events), (SELECT max(sequence) FROM outputs),
+                (SELECT max(key) FROM tasks)"""
         )
-        return Position(row[0] or 0, row[1] or 0, self._live())
+        return Position(row[0] or 0, row[1] or 0, row[2] or 0, self._live())
 
     def since(self, position: Position) -> Changed:
         """What is new since then."""
         events = self._appended("events", "key", position.event)
         outputs = self._appended("outputs", "sequence", position.output)
         live = self._live()
-        now = Position(events[0], outputs[0], live)
+        rows = self._database.rows("SELECT key FROM tasks WHERE key > ?", (position.task,))
+        new = {key for (key,) in rows}
+        now = Position(events[0], outputs[0], max([position.task, *new]), live)
         moved = {row[0] for row in live ^ position.live}
-        return Changed(now, frozenset(events[1] | moved), frozenset(outputs[1]))
+        return Changed(now, frozenset(events[1] | moved | new), frozenset(outputs[1]))
 
     def _appended(self, table: str, key: str, after: int) -> tuple[int, set[int]]:
         rows = self._database.rows(
