@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from contextvars import copy_context
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,8 @@ class Panel(anywidget.AnyWidget):
 
     def _search(self, typed: str) -> None:
         # The first search may have much to index, and the page's other wishes do not wait for it.
-        thread = threading.Thread(target=self._find, args=(typed,), daemon=True)
+        context = copy_context()
+        thread = threading.Thread(target=lambda: context.run(self._find, typed), daemon=True)
         start_outside(thread)
 
     def _find(self, typed: str) -> None:
