@@ -24,10 +24,10 @@ IDENTIFIER = "ipytaskpersist"
 FIRST = 1000
 """Before IPython's own, so that these need not even be asked."""
 FILES_AT_MOST = 200
-LINE = re.compile(r"\s*(?:[^=%]+=\s*)?(?P<magic>%bg(?:_\w+)?)\s+(?P<typed>.*)", re.DOTALL)
-BARE_LINE = re.compile(r"\s*(?P<magic>bg(?:_\w+)?)\s+(?P<typed>.*)", re.DOTALL)
+LINE = r"(?s)\s*(?:[^=%]+=\s*)?(?P<magic>%bg(?:_\w+)?)\s+(?P<typed>.*)"
+BARE_LINE = r"(?s)\s*(?P<magic>bg(?:_\w+)?)\s+(?P<typed>.*)"
 """As IPython understands it with automagic."""
-HEADER = re.compile(r"%%(?P<magic>background)\s+(?P<typed>.*)", re.DOTALL)
+HEADER = r"(?s)%%(?P<magic>background)\s+(?P<typed>.*)"
 
 
 class _NothingElse(tuple[Any, ...]):
@@ -74,9 +74,11 @@ def install(
 def _typed(shell: Any, context: CompletionContext) -> tuple[str, str] | None:
     """Which of our magics stands before the cursor, and what is typed of its arguments."""
     line = context.text_until_cursor
-    found = LINE.match(line) or (HEADER.match(line) if context.cursor_line == 0 else None)
+    found = re.match(LINE, line)
+    if found is None and context.cursor_line == 0:
+        found = re.match(HEADER, line)
     if found is None and shell.automagic:
-        bare = BARE_LINE.match(line)
+        bare = re.match(BARE_LINE, line)
         found = bare if bare and bare["magic"] not in shell.user_ns else None
     if found is None:
         return None

@@ -225,16 +225,9 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a task's processes use now, as far as they are in the session that its own leads."""
-
-    memory_bytes: int
-    cpu_s: float
-
-
-def usage(leader_pid: int | None, leader_start: str | None) -> Usage | None:
-    """What a task's processes use now; None when its own has not begun or has ended."""
+def usage(leader_pid: int | None, leader_start: str | None) -> tuple[int, float] | None:
+    """What a task's processes use now, as far as they are in the session that its own one leads:
+    memory in bytes and processor time in seconds. None when that has not begun or has ended."""
     leader = None if leader_pid is None else find(leader_pid)
     if leader is None or leader.start != leader_start or leader.is_zombie:
         return None
@@ -249,4 +242,4 @@ def usage(leader_pid: int | None, leader_start: str | None) -> Usage | None:
                 memory_bytes += process.memory_info().rss
                 times = process.cpu_times()
                 cpu_s += times.user + times.system
-    return Usage(memory_bytes, cpu_s)
+    return memory_bytes, cpu_s

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 from typing import Any
 
 REPLACEMENT = "�"
@@ -76,7 +77,7 @@ def encodable(text: str, stream: Any) -> str:
     return text.encode(encoding, "replace").decode(encoding)
 
 
-TOKEN = re.compile(
+TOKEN = (
     r"(?P<text>[^\x00-\x1f\x7f-\x9f]+)"
     r"|(?P<end>\n)|(?P<move>[\r\b\t])"
     r"|(?:\x1b\[|\x9b)(?P<arguments>[0-?]*)[ -/]*(?P<command>[@-~])"
@@ -94,6 +95,12 @@ STYLE = re.compile(r"[0-9;:]{0,64}")
 COUNT = re.compile(r"[0-9]{0,4}")
 WITHIN_THE_LINE = frozenset("CDGK")
 RESET = "\x1b[m"
+
+
+@cache
+def _compiled() -> re.Pattern[str]:
+    """Compiled for the first text of a task, not when the extension is loaded."""
+    return re.compile(TOKEN)
 
 
 def _without_introducer(rest: str) -> str:
@@ -122,9 +129,10 @@ class Passage:
     def let_through(self, text: str, source: str = "") -> str:
         """What the terminal may have of the next piece of a source's text."""
         text = self._rest.pop(source, "") + text
+        token_at = _compiled().match
         passed, place = [], 0
         while place < len(text):
-            token = TOKEN.match(text, place)
+            token = token_at(text, place)
             if token is None:
                 if len(text) - place > UNFINISHED_AT_MOST:
                     place += 1

@@ -24,8 +24,6 @@ from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfi
 from ipytaskpersist.errors import InvalidSetting
 from ipytaskpersist.identity import notebook_folder
 from ipytaskpersist.paths import user_directory
-from ipytaskpersist.places import Place as NotifyPlace
-from ipytaskpersist.places import looks_right, masked
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -119,6 +117,11 @@ class Places(List):  # type: ignore[type-arg]
     def validate(self, obj: Any, value: Any) -> Any:
         """Only texts that have the form of places."""
         found = super().validate(obj, value) or []
+        if not found:
+            return []
+        from ipytaskpersist.places import Place as NotifyPlace
+        from ipytaskpersist.places import looks_right
+
         if not all(isinstance(each, str) and looks_right(each) for each in found):
             raise TraitError("not a list of places")
         return [NotifyPlace(each) for each in found]
@@ -126,6 +129,8 @@ class Places(List):  # type: ignore[type-arg]
 
 def _harmless(trait: Any, value: Any) -> Any:
     """A value as it may be shown."""
+    from ipytaskpersist.places import masked
+
     if not isinstance(trait, Places):
         return value
     if isinstance(value, str):

@@ -112,7 +112,7 @@ def _memory_of(task: TaskRecord, process: ProcessRecord) -> int | None:
     if task.state.is_final:
         return process.peak_memory_bytes
     used = processes.usage(process.pid, process.process_start)
-    return None if used is None else used.memory_bytes
+    return None if used is None else used[0]
 
 
 def _failed_at(store: TaskStore, task: TaskRecord) -> str:

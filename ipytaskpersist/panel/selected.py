@@ -252,11 +252,12 @@ class Facts:
         used = processes.usage(process.pid, process.process_start)
         if used is None:
             return []
-        self._peak_bytes = max(self._peak_bytes, used.memory_bytes)
+        memory_bytes, cpu_s = used
+        self._peak_bytes = max(self._peak_bytes, memory_bytes)
         peak_text = f" (peak {views.size(self._peak_bytes)})"
         return [
-            ("memory", views.size(used.memory_bytes) + peak_text),
-            ("CPU", views.duration(used.cpu_s)),
+            ("memory", views.size(memory_bytes) + peak_text),
+            ("CPU", views.duration(cpu_s)),
         ]
 
 

@@ -12,7 +12,6 @@ import subprocess
 import time
 
 from ipytaskpersist import problems
-from ipytaskpersist.places import Wanted
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.runners.detached import python_command, start_detached
 from ipytaskpersist.store import TaskStore
@@ -47,6 +46,10 @@ def tell_overdue(store: TaskStore) -> None:
 
 
 def _tell(store: TaskStore, ended: list[TaskRecord]) -> None:
+    if not ended:
+        return
+    from ipytaskpersist.places import Wanted
+
     due = []
     for task in ended:
         if Wanted.of(task.notify).is_due(task):

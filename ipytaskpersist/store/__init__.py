@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import problems
 from ipytaskpersist.errors import StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable, make_private
-from ipytaskpersist.store.changes import Changes
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
     Database,
@@ -24,9 +24,12 @@ from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
 from ipytaskpersist.store.processes import NewProcess, Processes, Supervisors
 from ipytaskpersist.store.sessions import Sessions
-from ipytaskpersist.store.statistics import Statistics
 from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
 from ipytaskpersist.store.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from ipytaskpersist.store.changes import Changes
+    from ipytaskpersist.store.statistics import Statistics
 
 BEFORE = "before-migration-from-"
 """What the name of a backup that a migration has made says after the date."""
@@ -59,8 +62,6 @@ class TaskStore:
         self.supervisors = Supervisors(self.database)
         self.outputs = Outputs(self.database)
         self.results = Results(self.database)
-        self.statistics = Statistics(self.database)
-        self.changes = Changes(self.database)
         self.upkeep = Upkeep(self.database)
         self.notice = ""
         """What the person should be told of the opening; empty when all was as ever."""
@@ -75,6 +76,20 @@ class TaskStore:
     def is_current(self) -> bool:
         """Whether it can be read as it is, without being repaired or brought up to date."""
         return not self.directory.damage_mark.exists() and self._schema_version() == len(STEPS)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """How much there is of everything. Imported for who asks."""
+        from ipytaskpersist.store.statistics import Statistics
+
+        return Statistics(self.database)
+
+    @cached_property
+    def changes(self) -> Changes:
+        """What has changed since somebody looked. Imported for who shows tasks live."""
+        from ipytaskpersist.store.changes import Changes
+
+        return Changes(self.database)
 
     def open(self) -> TaskStore:
         """Make the store where there is none, bring its schema up to date, and return it.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipytaskpersist.errors import AlreadyRunAgain
-from ipytaskpersist.places import Place
 from ipytaskpersist.records import EventRecord, Progress, TaskRecord, TaskState, from_timestamp
 from ipytaskpersist.store.database import Database, storable
 
@@ -30,6 +29,15 @@ LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND las
 NAMED_AMONG = 10_000
 """In so many of the latest tasks a name is looked for that somebody has begun to type."""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
+
+
+def _places(kept: str | None) -> tuple[str, ...]:
+    if kept is None:
+        return ()
+    # Imported for the few tasks that have any.
+    from ipytaskpersist.places import Place
+
+    return tuple(map(Place, json.loads(kept)))
 
 
 def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> TaskRecord:
@@ -134,7 +142,7 @@ class Tasks:
         fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
         fields[21] = bool(fields[21])
         fields[25] = Progress(**json.loads(fields[25])) if fields[25] else None
-        fields[26] = tuple(map(Place, json.loads(fields[26]))) if fields[26] else ()
+        fields[26] = _places(fields[26])
         fields[27] = json.loads(fields[27])
         fields[28] = tuple(sorted(fields[28].split("\n"))) if fields[28] else ()
         return replace(TaskRecord(*fields), archive=self._archive)
@@ -321,7 +329,7 @@ class Tasks:
                 AND state NOT IN ('pending', 'running')""",
                 (key,),
             )
-        return () if row is None else tuple(map(Place, json.loads(row[0])))
+        return _places(None if row is None else row[0])
 
     def post_mortem(self, key: int) -> dict[str, Any] | None:
         """What the variables were where a Python task failed; None where nothing is known."""
