@@ -211,10 +211,11 @@ def _evidence(task: TaskRecord) -> list[str]:
 
 
 def _next_command(task: TaskRecord, again: TaskRecord | None) -> str:
+    from ipytaskpersist import views
+
     if again is not None:
         return f"%bg_output {again.number}"
-    if task.state is TaskState.FAILED:
-        return f"%bg_show {task.number}"
-    if task.state is TaskState.INTERRUPTED:
-        return f"%bg_resume {task.number}"
-    return f"%bg_output {task.number}"
+    verbs = views.next_verbs(task)
+    # Of what was cut off there may be little to read, and something to be done.
+    verb = verbs[-1] if task.state is TaskState.INTERRUPTED else verbs[0]
+    return f"%bg_{verb} {task.number}"

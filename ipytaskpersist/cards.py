@@ -11,7 +11,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from ipytaskpersist import problems, reconciling, views
+from ipytaskpersist import problems, views
 from ipytaskpersist.active import active_task, start_outside
 from ipytaskpersist.errors import BackgroundError, TaskNotFound
 from ipytaskpersist.manager import BackgroundTasks
@@ -106,12 +106,12 @@ class Cards:
     def _reconcile(self) -> None:
         """Find out whether a supervisor has died: nobody else may be looking."""
         now = time.monotonic()
-        if now - self._reconciled_at < RECONCILE_S or self._manager.store.read_only:
+        if now - self._reconciled_at < RECONCILE_S:
             return
         self._reconciled_at = now
         if any(shown.task.runner == "process" for shown in self._shown.values()):
             with suppress(BackgroundError):
-                reconciling.reconcile(self._manager.store, self._manager.identity.id)
+                self._manager.reconcile_silently()
 
     def _store_has_changed(self) -> bool:
         """Whether anybody has committed anything. This thread's connection sees all others."""

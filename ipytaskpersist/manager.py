@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,9 @@ class BackgroundTasks(Configured):
         """The keys of tasks whose end a command has just shown, and nobody need tell again."""
         self.on_close: list[Callable[[], None]] = []
         """Called before this lets go of the store."""
+        self._unsaid: deque[reconciling.Loss] = deque()
+        """What this session has lost, and nobody has been told."""
+        self._reconciling = threading.Lock()
         self._session: SessionRecord | None = None
         self._has_ended = False
         self._identity: SessionIdentity | None = None
@@ -410,17 +415,25 @@ class BackgroundTasks(Configured):
 
     def reconcile(self) -> None:
         """Say of every session whose process is gone that it ended, and of its tasks why."""
-        if not self.store.exists:
+        if not self.reconcile_silently():
             return
-        self.store.open()
-        if self.store.read_only:
-            return
-        losses = reconciling.reconcile(self.store, self.identity.id)
+        while self._unsaid:
+            self._say_lost(self._unsaid.popleft())
         if self._processes is not None:
-            for loss in losses:
-                if loss.supervisor.session == self.identity.id:
-                    self._say_lost(loss)
             self._processes.serve_pending()
+
+    def reconcile_silently(self) -> bool:
+        """The same from a thread, which has no cell to print to: the next command says it.
+
+        Returns False where there is no store that could be brought up to date.
+        """
+        if not self.store.exists or self.store.open().read_only:
+            return False
+        own = self.identity.id
+        with self._reconciling:  # or two threads would find the same loss
+            losses = reconciling.reconcile(self.store, own)
+        self._unsaid.extend(loss for loss in losses if loss.supervisor.session == own)
+        return True
 
     @staticmethod
     def _say_lost(loss: reconciling.Loss) -> None:

@@ -62,20 +62,24 @@ def ending(task: TaskRecord) -> str:
     return task.reason or ""
 
 
+def next_verbs(task: TaskRecord) -> tuple[str, ...]:
+    """What may be done next with this task: first what to read, then what to do."""
+    if task.state is TaskState.PENDING:
+        return ("cancel",)
+    if task.state is TaskState.RUNNING:
+        return "output", "cancel"
+    if task.state is TaskState.FAILED:
+        return "show" if task.kind == "python" and task.exit_code == 1 else "output", "rerun"
+    if task.state is TaskState.INTERRUPTED:
+        return "output", "resume"
+    if task.state is TaskState.CANCELLED:
+        return "output", "rerun"
+    return ("output",)
+
+
 def next_commands(task: TaskRecord) -> str:
     """What to type next about this task."""
-    if task.state is TaskState.PENDING:
-        return f"%bg_cancel {task.number}"
-    if task.state is TaskState.RUNNING:
-        return f"%bg_output {task.number} · %bg_cancel {task.number}"
-    if task.state is TaskState.FAILED:
-        first = "show" if task.kind == "python" and task.exit_code == 1 else "output"
-        return f"%bg_{first} {task.number} · %bg_rerun {task.number}"
-    if task.state is TaskState.INTERRUPTED:
-        return f"%bg_output {task.number} · %bg_resume {task.number}"
-    if task.state is TaskState.CANCELLED:
-        return f"%bg_output {task.number} · %bg_rerun {task.number}"
-    return f"%bg_output {task.number}"
+    return " · ".join(f"%bg_{verb} {task.number}" for verb in next_verbs(task))
 
 
 def place(task: TaskRecord) -> str:

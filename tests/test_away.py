@@ -273,7 +273,7 @@ def test_a_notebook_says_what_ended_between_two_kernels(
     text = kernel.run("%load_ext ipytaskpersist").text
     assert text == (
         "While you were away: 1 task failed.\n"
-        "  ✕ failed      1 (build) · exit status 3   %bg_show 1\n"
+        "  ✕ failed      1 (build) · exit status 3   %bg_output 1\n"
     )
     assert task.exit_code == 3
     again = kernel.run("%reload_ext ipytaskpersist").stream("stdout")

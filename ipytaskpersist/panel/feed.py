@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
-from ipytaskpersist import problems, reconciling, views
+from ipytaskpersist import problems, views
 from ipytaskpersist.active import active_task, start_outside
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
@@ -298,7 +298,7 @@ class Feeder:
         now = time.monotonic()
         if now - self._reconciled_at >= RECONCILE_S:
             self._reconciled_at = now
-            self._reconcile(store)
+            self._manager.reconcile_silently()
         version = store.database.data_version
         is_new = version != self._version
         self._version = version
@@ -310,11 +310,6 @@ class Feeder:
         records = self._records(store, changed)
         self._answer(watched, records, changed, census=census)
         return is_new
-
-    def _reconcile(self, store: TaskStore) -> None:
-        store.open()
-        if not store.read_only:
-            reconciling.reconcile(store, self._manager.identity.id)
 
     def _changed(self, store: TaskStore, is_new: bool) -> Changed:
         if self._position is None:
