@@ -30,6 +30,7 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     displays.install(shell, patches)
     interaction.install(shell, patches)
     for event, call in (
+        ("pre_run_cell", partial(streams.route_present, patches)),
         ("pre_run_cell", FOREGROUND.begin_cell),
         ("post_run_cell", FOREGROUND.end_cell),
     ):

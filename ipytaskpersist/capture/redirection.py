@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from IPython.utils import capture
 from IPython.utils.capture import CapturedIO, capture_output
 
 from ipytaskpersist.active import active_task, redirects
-from ipytaskpersist.capture.streams import Redirect, RoutedText, stand_before
+from ipytaskpersist.capture.streams import Redirect, RoutedText, route_present
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import STREAM_KINDS, OutputKind
 
@@ -25,9 +26,10 @@ def install(patches: Patches) -> None:
     """Make redirections hold for the context that makes them."""
     base = contextlib._RedirectStream
     patches.set(base, "__enter__", _redirect_enter(base.__enter__))
-    patches.set(base, "__exit__", _redirect_exit(base.__exit__))
+    patches.set(base, "__exit__", _redirect_exit(base.__exit__, patches))
+    patches.set(capture, "StringIO", _captured)
     patches.set(capture_output, "__enter__", _capture_enter(capture_output.__enter__))
-    patches.set(capture_output, "__exit__", _capture_exit(capture_output.__exit__))
+    patches.set(capture_output, "__exit__", _capture_exit(capture_output.__exit__, patches))
 
 
 class _Previous:
@@ -92,8 +94,14 @@ def _redirect_enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return plain(self)
         kind = OutputKind(self._stream)
         if active_task.get() is None:
-            target = plain(self)
-            stand_before(self._stream, kind)
+            target = self._new_target
+            if target is not None:
+                # Not after it stands there: what a task prints just then would be caught.
+                self._new_target = RoutedText(target, kind)
+            try:
+                plain(self)
+            finally:
+                self._new_target = target
             return target
         previous = _Previous()
         self._old_targets.append(previous)
@@ -103,23 +111,42 @@ def _redirect_enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return __enter__
 
 
-def _redirect_exit(plain: Callable[..., None]) -> Callable[..., None]:
+def _redirect_exit(plain: Callable[..., None], patches: Patches) -> Callable[..., None]:
     def __exit__(self: Any, *exception: Any) -> None:
         if self._old_targets and isinstance(self._old_targets[-1], _Previous):
             self._old_targets.pop().restore()
         else:
             plain(self, *exception)
+            _route_again(patches)
 
     return __exit__
+
+
+def _route_again(patches: Patches) -> None:
+    """What is back may have been hidden when the extension was loaded."""
+    if not patches.are_undone:
+        route_present(patches)
+
+
+def _captured() -> Any:
+    """What ``%%capture`` puts in a stream's place: behind the routing from its first moment on."""
+    return RoutedText(io.StringIO(), OutputKind.STDOUT)
+
+
+def _unwrapped(captured: CapturedIO) -> CapturedIO:
+    """What was captured, which its reader need not ask for."""
+    for kind in STREAM_KINDS:
+        stands = getattr(captured, f"_{kind.value}")
+        if isinstance(stands, RoutedText):
+            stands._kind = kind
+            setattr(captured, f"_{kind.value}", stands._plain)
+    return captured
 
 
 def _capture_enter(plain: Callable[[Any], CapturedIO]) -> Callable[[Any], CapturedIO]:
     def __enter__(self: Any) -> CapturedIO:
         if active_task.get() is None:
-            captured = plain(self)
-            for kind in STREAM_KINDS:
-                stand_before(kind.value, kind)
-            return captured
+            return _unwrapped(plain(self))
         targets: dict[OutputKind, Any] = {
             OutputKind.STDOUT: io.StringIO() if self.stdout else None,
             OutputKind.STDERR: io.StringIO() if self.stderr else None,
@@ -132,11 +159,12 @@ def _capture_enter(plain: Callable[[Any], CapturedIO]) -> Callable[[Any], Captur
     return __enter__
 
 
-def _capture_exit(plain: Callable[..., None]) -> Callable[..., None]:
+def _capture_exit(plain: Callable[..., None], patches: Patches) -> Callable[..., None]:
     def __exit__(self: Any, *exception: Any) -> None:
         previous = self.__dict__.pop("_ipytaskpersist_previous", None)
         if previous is None:
             plain(self, *exception)
+            _route_again(patches)
         else:
             previous.restore()
 

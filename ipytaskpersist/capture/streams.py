@@ -29,11 +29,21 @@ descriptor that it reads. Nothing in what they read says who has written it."""
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
     """Route what is printed from now on."""
-    for kind in STREAM_KINDS:
-        route_stream(getattr(sys, kind.value), kind, patches)
+    route_present(patches)
     if hasattr(shell, "_tee"):
         patches.set(shell, "_tee", _tee(shell._tee, (sys.stdout, sys.stderr), patches))
     _route_prompt(patches)
+
+
+def route_present(patches: Patches, *_event: object) -> None:
+    """Route the streams that are in ``sys`` now.
+
+    Once is not enough: who loads the extension within ``%%capture`` has other streams afterwards.
+    """
+    for kind in STREAM_KINDS:
+        stream = getattr(sys, kind.value)
+        if stream is not None and not is_routed(stream):
+            route_stream(stream, kind, patches)
 
 
 def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str], Any]:
