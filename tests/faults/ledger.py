@@ -1,0 +1,251 @@
+"""What was promised of the tasks of one store, and whether it has been kept.
+
+Each job prints lines that follow from its name, so that what is stored can be compared with what
+was printed, wherever it was cut off.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ipytaskpersist.archives import Archives
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.payload import Payloads
+from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
+from ipytaskpersist.store import Selection, TaskStore
+
+LEGAL = {
+    "pending": {"running", "failed", "cancelled", "interrupted"},
+    "running": {"completed", "failed", "cancelled", "interrupted"},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One background cell: how it runs, and how many lines it prints."""
+
+    name: str
+    how: str
+    """``thread``, ``process`` or ``shell``."""
+    lines: int
+    pause_s: float
+    is_endless: bool = False
+
+    @property
+    def cell(self) -> str:
+        """The cell that launches it."""
+        if self.how == "shell":
+            return f"%%background --shell {self.name}\n{self._shell}"
+        option = " --process" if self.how == "process" else ""
+        return f"%%background{option} {self.name}\n{self._python}"
+
+    @property
+    def _python(self) -> str:
+        pause = f"    time.sleep({self.pause_s})\n" if self.pause_s else ""
+        return (
+            f"import time\nfor line in range({self.lines}):\n"
+            f"    print(f'{self.name} line {{line}}')\n{pause}"
+            f"{{'name': '{self.name}', 'lines': {self.lines}}}"
+        )
+
+    @property
+    def _shell(self) -> str:
+        pause = f"sleep {self.pause_s}; " if self.pause_s else ""
+        return (
+            f"i=0; while [ $i -lt {self.lines} ]; do echo {self.name} line $i; {pause}"
+            "i=$((i+1)); done"
+        )
+
+    def printed(self, size_bytes: int) -> bytes:
+        """The first so many bytes of what it prints."""
+        text = bytearray()
+        for line in range(self.lines):
+            text += f"{self.name} line {line}\n".encode()
+            if len(text) >= size_bytes:
+                break
+        return bytes(text[:size_bytes])
+
+    def whole(self) -> bytes:
+        """All that it prints."""
+        return self.printed(self.lines * 100)
+
+    @property
+    def value(self) -> Any:
+        return {"name": self.name, "lines": self.lines}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A task as it was once read."""
+
+    place: tuple[str, int]
+    """Its notebook and its number there."""
+    name: str
+    state: TaskState
+    stdout: bytes
+    history: tuple[str, ...]
+
+
+@dataclass
+class Ledger:
+    """What has been seen of each task, and what may have happened to it."""
+
+    state_dir: Path
+    jobs: dict[str, Job] = field(default_factory=dict)
+    acknowledged: set[str] = field(default_factory=set)
+    """The names of jobs whose launch was acknowledged."""
+    seen: dict[str, Seen] = field(default_factory=dict)
+    """By id, what was last read of every task."""
+    numbers: dict[tuple[str, int], str] = field(default_factory=dict)
+    """The id of every task that was ever seen, by notebook and number."""
+    may_be_missing: set[str] = field(default_factory=set)
+    """The ids of tasks that somebody was asked to delete."""
+    may_be_either: list[set[str]] = field(default_factory=list)
+    """The ids before a restore and after it: one of these sets is there, and tasks begun since."""
+
+    def look(self) -> None:
+        """Read everything, and compare it with what was there and what was promised."""
+        now = self.read()
+        self._nothing_is_lost(now)
+        for task_id, task in now.items():
+            if task_id in self.seen:
+                _follows(task_id, self.seen[task_id], task)
+            self._is_as_printed(task_id, task)
+        self._numbers_are_unique(now)
+        self.seen = now
+
+    def read(self) -> dict[str, Seen]:
+        """All tasks of the store and its archives, by id. None is there twice."""
+        store = TaskStore(StateDirectory(self.state_dir)).open()
+        with closing(store), closing(Archives(store)) as archives:
+            found: dict[str, Seen] = {}
+            for place in [store, *archives.all()]:
+                tasks = place.tasks.select(Selection())
+                for task in tasks if place is store else archives.without_own(tasks):
+                    assert task.id not in found, f"{task.id} is there twice"
+                    found[task.id] = _seen(place, task)
+            return found
+
+    def _nothing_is_lost(self, now: dict[str, Seen]) -> None:
+        missing = self.seen.keys() - now.keys() - self.may_be_missing
+        if self.may_be_either and missing:
+            before, after = self.may_be_either
+            assert now.keys() & (before | after) in (before, after), "half of a restore"
+            missing = set()
+        assert not missing, f"lost: {sorted(missing)}"
+        names = {task.name for task in now.values()}
+        lost = {name for name in self.acknowledged if name not in names}
+        assert not lost or self.may_be_missing or self.may_be_either, f"lost jobs: {sorted(lost)}"
+
+    def _numbers_are_unique(self, now: dict[str, Seen]) -> None:
+        """Also among those that are no longer there."""
+        for task_id, task in now.items():
+            other = self.numbers.setdefault(task.place, task_id)
+            assert other == task_id, f"{task.place} was given to {other} and to {task_id}"
+
+    def _is_as_printed(self, task_id: str, task: Seen) -> None:
+        """Whether what is stored is what was printed, from the first byte to where it was cut."""
+        job = self.jobs.get(task.name)
+        if job is None:
+            return
+        expected = job.printed(len(task.stdout))
+        assert task.stdout == expected, (
+            f"{task_id} ({job.how}) is no prefix: {_difference(task.stdout, expected)}"
+        )
+        if task.state is TaskState.COMPLETED:
+            assert task.stdout == job.whole(), f"{task_id} completed with {len(task.stdout)} bytes"
+
+    def results_are_there(self) -> None:
+        """Whether every task that completed gives its value."""
+        directory = StateDirectory(self.state_dir)
+        with closing(TaskStore(directory).open()) as store:
+            for task in store.tasks.select(Selection(states=[TaskState.COMPLETED])):
+                job = self.jobs.get(task.name)
+                if job is None or job.how == "shell":
+                    continue
+                result = store.results.get(task.key)
+                assert result is not None, f"{task.id} completed without its value"
+                assert Payloads(directory).load(task, result) == job.value
+
+    def is_sound(self) -> None:
+        """Whether SQLite finds nothing wrong in any file."""
+        store = TaskStore(StateDirectory(self.state_dir)).open()
+        with closing(store), closing(Archives(store)) as archives:
+            for place in [store, *archives.all()]:
+                assert place.database.rows("PRAGMA integrity_check") == [("ok",)]
+                wrong = place.database.rows("PRAGMA foreign_key_check")
+                assert {row[0] for row in wrong} <= {"outputs"}, wrong
+
+    def live(self) -> list[TaskRecord]:
+        """The tasks that have not ended."""
+        states = (TaskState.PENDING, TaskState.RUNNING)
+        with closing(TaskStore(StateDirectory(self.state_dir)).open()) as store:
+            return list(store.tasks.select(Selection(states=states)))
+
+    def without_an_owner(self) -> list[str]:
+        """The live tasks whose kernel or supervisor is gone."""
+        with closing(TaskStore(StateDirectory(self.state_dir)).open()) as store:
+            orphans = []
+            for task in store.tasks.select(Selection(states=[TaskState.RUNNING])):
+                owners = _owners(store, task)
+                if not any(is_alive(pid, start) for pid, start in owners):
+                    orphans.append(f"{task.id} ({task.runner}, {task.name})")
+            return orphans
+
+
+def _seen(store: TaskStore, task: TaskRecord) -> Seen:
+    # The history first: what is read after an end must be whole.
+    history = tuple(event.state.value for event in store.tasks.history(task.key))
+    assert history, f"{task.id} has no history"
+    assert history[0] == "pending", f"{task.id} began as {history[0]}"
+    for before, after in pairwise(history):
+        assert after in LEGAL.get(before, set()), f"{task.id}: {' → '.join(history)}"
+    outputs = store.outputs.of(task.key, kinds=[OutputKind.STDOUT])
+    stdout = b"".join(output.data for output in outputs)
+    place = (task.notebook, task.number)
+    return Seen(place, task.name, TaskState(history[-1]), stdout, history)
+
+
+def _follows(task_id: str, before: Seen, now: Seen) -> None:
+    """Whether nothing that was there once has gone or changed."""
+    assert now.place == before.place, f"{task_id} has another number"
+    assert now.stdout[: len(before.stdout)] == before.stdout, f"{task_id}: output has changed"
+    assert now.history[: len(before.history)] == before.history, (
+        f"{task_id}: {before.history} became {now.history}"
+    )
+
+
+def _owners(store: TaskStore, task: TaskRecord) -> Iterable[tuple[int, str]]:
+    if task.runner == "thread":
+        session = store.sessions.get(task.session)
+        assert session is not None
+        return [(session.pid, session.process_start)]
+    process = store.processes.get(task.key)
+    assert process is not None
+    owners = []
+    if process.supervisor_key is not None:
+        supervisor = store.supervisors.get(process.supervisor_key)
+        assert supervisor is not None
+        owners.append((supervisor.pid, supervisor.process_start))
+    return owners
+
+
+def is_alive(pid: int, start: str) -> bool:
+    """Whether this very process is there and no zombie, asked of the system itself."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return fields[19].decode() == start and fields[0] not in (b"Z", b"X")
+
+
+def _difference(found: bytes, expected: bytes) -> str:
+    at = len(os.path.commonprefix([found, expected]))
+    return f"at byte {at}: {found[max(0, at - 40) : at + 40]!r}, not {expected[at : at + 40]!r}"

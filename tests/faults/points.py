@@ -1,0 +1,247 @@
+"""The named points at which a process can be killed or stopped: between a write and its commit, ….
+
+A point is a function of the package and a side of it. A process is armed by its environment: the
+functions are wrapped as their modules are imported, so the package itself knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+ARMED = "FAULTS_ARMED"
+"""The environment variable with the faults: ``role/point/hit/signal``, separated by commas."""
+FOLDER = "FAULTS_FOLDER"
+"""The one with the folder where a process says that it has come to its point."""
+
+ROLES = {
+    "kernel": "ipykernel_launcher",
+    "session": "faults-session",
+    "supervisor": "runners.supervisor",
+    "child": "runners.child",
+    "notifier": "notifier",
+    "upkeep": "upkeep",
+    "command": "ipytaskpersist",
+}
+"""What the command line of each kind of process has in it, the first that fits counts."""
+
+
+class Point(NamedTuple):
+    """A place in the package."""
+
+    module: str
+    function: str
+    """``name`` or ``Class.name``."""
+    side: str
+    """``before`` the call, ``after`` it, ``within`` a context at its end."""
+    roles: tuple[str, ...]
+    """The processes that come to it."""
+
+
+_PACKAGE = "ipytaskpersist."
+_WRITERS = ("kernel", "session", "supervisor", "command")
+_OWNERS = ("kernel", "session")
+_COMMAND = ("command",)
+_SUPERVISOR = ("supervisor",)
+
+POINTS = {
+    # Every transaction: it has the write lock, it has written, it has committed.
+    "transaction begun": Point("store.database", "Database.transaction", "begun", _WRITERS),
+    "transaction written": Point("store.database", "Database.transaction", "within", _WRITERS),
+    "transaction committed": Point("store.database", "Database.transaction", "after", _WRITERS),
+    # Statements that are a transaction of their own: states, single outputs, results.
+    "statement to run": Point("store.database", "Database.execute", "before", _WRITERS),
+    "statement run": Point("store.database", "Database.execute", "after", _WRITERS),
+    "output to write": Point("store.outputs", "Outputs.append", "before", _WRITERS[:3]),
+    "output written": Point("store.outputs", "Outputs.append", "after", _WRITERS[:3]),
+    "log to copy": Point("store.database", "Database.checkpoint", "before", _WRITERS[:3]),
+    "log copied": Point("store.database", "Database.checkpoint", "after", _WRITERS[:3]),
+    # The life of a task.
+    "session begun": Point("store.sessions", "Sessions.begin", "after", _OWNERS),
+    "session to end": Point("store.sessions", "Sessions.end", "before", (*_OWNERS, "command")),
+    "task recorded": Point("store.tasks", "Tasks.insert", "after", _OWNERS),
+    "task begun": Point("store.tasks", "Tasks.start", "after", _OWNERS),
+    "task to end": Point("store.tasks", "Tasks.end", "before", _WRITERS[:3]),
+    "task ended": Point("store.tasks", "Tasks.end", "after", _WRITERS[:3]),
+    "supervisor started": Point("runners.process", "start_detached", "after", _OWNERS),
+    "supervisor recorded": Point("store.processes", "Supervisors.begin", "after", _OWNERS),
+    "task claimed": Point("store.processes", "Processes.claim", "after", _SUPERVISOR),
+    "process started": Point("runners.supervised", "Supervised.start", "after", _SUPERVISOR),
+    "process noted": Point("store.processes", "Processes.started", "after", _SUPERVISOR),
+    "process to reap": Point("runners.supervised", "Supervised.reap", "before", _SUPERVISOR),
+    "process reaped": Point("runners.supervised", "Supervised.reap", "after", _SUPERVISOR),
+    "cancel asked": Point("store.tasks", "Tasks.request_cancel", "after", (*_OWNERS, "command")),
+    "supervisor to leave": Point(
+        "store.processes", "Supervisors.retire", "before", ("supervisor",)
+    ),
+    "supervisor left": Point("store.processes", "Supervisors.retire", "after", _SUPERVISOR),
+    "tasks interrupted": Point("store.tasks", "Tasks.interrupt_session", "after", _COMMAND),
+    "processes interrupted": Point("store.processes", "Processes.interrupt", "after", _COMMAND),
+    # Values in files.
+    "payload written": Point("payload", "Payloads.prepare", "after", (*_OWNERS, "child")),
+    "payload to rename": Point("payload", "Payloads._sign", "after", (*_OWNERS, "child")),
+    "payload renamed": Point("payload", "Payloads.adopt", "after", (*_OWNERS, "child")),
+    "key to link": Point("payload", "os.link", "before", _OWNERS),
+    "key linked": Point("payload", "os.link", "after", _OWNERS),
+    # Whole stores.
+    "migration begun": Point("store", "migrate", "before", _WRITERS),
+    "migration step": Point("store.migrations", "STEPS", "each", _WRITERS),
+    "migration written": Point("store", "migrate", "after", _WRITERS),
+    "backup written": Point("store", "make_durable", "after", _COMMAND),
+    "backup renamed": Point("store", "TaskStore.write_copy", "after", _COMMAND),
+    "tasks to restore": Point("store.restoring", "_copy_of", "after", _COMMAND),
+    "tasks restored": Point("store.restoring", "_replace", "after", _COMMAND),
+    "archive copied": Point("archives", "copy_tasks", "after", _COMMAND),
+    "archive moved": Point("archives", "remove_tasks", "after", _COMMAND),
+    "copy chosen": Point("store.transfer", "copy_chosen", "after", _COMMAND),
+    "store set aside": Point("store.repair", "set_aside", "after", _COMMAND),
+    "rows saved": Point("store.repair", "_keep_numbers", "after", _COMMAND),
+}
+
+
+SETTINGS = {"log to copy": ("recorder", "CHECKPOINT_BYTES", 1)}
+"""What is set lower, so that a process comes to the point at all."""
+SETTINGS["log copied"] = SETTINGS["log to copy"]
+
+
+class Fault(NamedTuple):
+    """A signal that a process sends to itself when it comes to a point for the n-th time."""
+
+    role: str
+    point: str
+    hit: int
+    signal: str
+
+    @property
+    def text(self) -> str:
+        return "/".join(map(str, self))
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        role, point, hit, name = text.split("/")
+        return cls(role, point, int(hit), name)
+
+
+def role_of(command_line: str) -> str:
+    """What kind of process has this command line; empty for a task's own."""
+    return next((role for role, mark in ROLES.items() if mark in command_line), "")
+
+
+def arm() -> None:
+    """Wrap the points at which this process is to be hit, as their modules are imported."""
+    role = role_of(" ".join(sys.orig_argv))
+    faults = [Fault.parse(text) for text in os.environ[ARMED].split(",")]
+    trap = _Trap(Path(os.environ[FOLDER]), [fault for fault in faults if fault.role == role])
+    if trap.faults:
+        sys.meta_path.insert(0, _Finder(trap))
+
+
+class _Trap:
+    """Counts how often this process comes to each point, and sends the signal."""
+
+    def __init__(self, folder: Path, faults: list[Fault]) -> None:
+        self.faults = faults
+        self._folder = folder
+        self._hits: Counter[str] = Counter()
+
+    def come_to(self, point: str) -> None:
+        self._hits[point] += 1
+        for fault in self.faults:
+            if fault.point == point and fault.hit == self._hits[point]:
+                self._spring(fault)
+
+    def _spring(self, fault: Fault) -> None:
+        """Send the signal, unless another process of this role was here before."""
+        mark = self._folder / fault.text.replace("/", "~")
+        with suppress(FileExistsError):
+            descriptor = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            os.write(descriptor, str(os.getpid()).encode())
+            os.close(descriptor)
+            os.kill(os.getpid(), signal.Signals[fault.signal])
+
+
+class _Finder:
+    """Sees the modules with points in them imported."""
+
+    def __init__(self, trap: _Trap) -> None:
+        self._trap = trap
+        self._wanted = {_PACKAGE + POINTS[fault.point].module for fault in trap.faults}
+        lowered = [SETTINGS[fault.point] for fault in trap.faults if fault.point in SETTINGS]
+        self._lowered = {_PACKAGE + module: (name, value) for module, name, value in lowered}
+        self._wanted.update(self._lowered)
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name not in self._wanted:
+            return None
+        self._wanted.discard(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute: Callable[[ModuleType], None] = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if name in self._lowered:
+                setattr(module, *self._lowered[name])
+            for fault in self._trap.faults:
+                if _PACKAGE + POINTS[fault.point].module == name:
+                    _wrap(module, fault.point, self._trap)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _wrap(module: ModuleType, name: str, trap: _Trap) -> None:
+    """Replace a function by one that comes to the point."""
+    point = POINTS[name]
+    if point.side == "each":
+        steps = getattr(module, point.function)
+        steps[:] = [_around(step, "after", name, trap) for step in steps]
+        return
+    owner: Any = module
+    *path, last = point.function.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    if point.side in {"begun", "within"} or point.function == "Database.transaction":
+        setattr(owner, last, _within(getattr(owner, last), point.side, name, trap))
+        return
+    is_static = isinstance(vars(owner).get(last), staticmethod)
+    wrapped = _around(getattr(owner, last), point.side, name, trap)
+    setattr(owner, last, staticmethod(wrapped) if is_static else wrapped)
+
+
+def _around(function: Callable[..., Any], side: str, name: str, trap: _Trap) -> Callable[..., Any]:
+    def come(*arguments: Any, **options: Any) -> Any:
+        if side == "before":
+            trap.come_to(name)
+        value = function(*arguments, **options)
+        if side == "after":
+            trap.come_to(name)
+        return value
+
+    come.__name__ = getattr(function, "__name__", name)  # a migration's step is known by it
+    come.__doc__ = function.__doc__
+    return come
+
+
+def _within(function: Callable[..., Any], side: str, name: str, trap: _Trap) -> Callable[..., Any]:
+    @contextmanager
+    def come(*arguments: Any) -> Iterator[Any]:
+        with function(*arguments) as value:
+            if side == "begun":
+                trap.come_to(name)
+            yield value
+            if side == "within":
+                trap.come_to(name)
+        if side == "after":
+            trap.come_to(name)
+
+    return come

@@ -1,0 +1,406 @@
+"""A round: actors work on a store, something is killed or stopped, and what must hold is checked.
+
+Everything that is chosen follows from the round's seed. When a process is hit at random also
+depends on the machine, so that a replay comes to the same moment only nearly.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernels import until
+
+from faults.ledger import Job, Ledger
+from faults.points import POINTS, Fault
+from faults.world import Actor, Gone, Said, World, quietly
+from ipytaskpersist.records import TaskState
+from ipytaskpersist.store.database import sqlite3
+
+SCHEMAS = Path(__file__).parent.parent / "schemas"
+SIGNALS = (*["SIGKILL"] * 16, *["SIGTERM"] * 3, "SIGSTOP")
+STRIKE_WITHIN_S = 1.5
+SETTLE_S = 90
+LEAVE_S = 60
+FREE_PAGES_AT = 36
+"""Where an SQLite file says how many free pages it has: a wrong number is damage without a loss."""
+HOWS = ("thread", "shell", "process")
+
+
+@dataclass
+class Round:
+    """What one seed makes happen."""
+
+    seed: str
+    point: str = ""
+    """The point to hit; chosen by the seed where none is asked for."""
+    dice: random.Random = field(init=False)
+    ledger: Ledger = field(init=False)
+    world: World = field(init=False)
+    story: list[str] = field(default_factory=list)
+    """What was done, and when, for whoever has to understand a failure."""
+    begun: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+        self.begun = time.monotonic()
+
+    def run(self) -> list[str]:
+        """Play it and return the faults that happened. Raises `AssertionError`."""
+        faults, play = self._plan()
+        with World(faults) as self.world:
+            self.ledger = Ledger(self.world.state_dir)
+            play()
+            self.world.wait_for_the_stopped()
+            self._settle()
+            self.world.collect()
+            return self.world.sprung
+
+    def tell(self, what: str) -> None:
+        self.story.append(f"{time.monotonic() - self.begun:6.2f} s  {what}")
+
+    # What to do.
+
+    def _plan(self) -> tuple[list[Fault], Callable[[], None]]:
+        point = self.point or (self.dice.choice([*POINTS]) if self.dice.random() < 0.75 else "")
+        if not point:
+            return [], self._work_and_strike
+        role = self.dice.choice(POINTS[point].roles)
+        often = point.startswith(("transaction", "statement", "output"))
+        hit = self.dice.randint(1, 12) if often and role != "command" else 1
+        fault = Fault(role, point, hit, self.dice.choice(SIGNALS))
+        self.tell(fault.text)
+        return [fault], self._play_for(point, role)
+
+    def _play_for(self, point: str, role: str) -> Callable[[], None]:
+        """What makes a process of this role come to this point."""
+        if point in PLAYS:
+            return lambda: PLAYS[point](self)
+        if role == "command":
+            play = self.dice.choice(COMMANDS)
+            return lambda: play(self)
+        return self.work
+
+    def job(self, how: str = "", *, is_endless: bool = False) -> Job:
+        """A job that no other has."""
+        how = how or self.dice.choice(HOWS)
+        pause_s = self.dice.choice([0, 0, 0.002, 0.01, 0.05]) if not is_endless else 0.05
+        most = 3000 if pause_s == 0 else max(3, int(0.5 / pause_s))
+        if how == "shell" and pause_s:
+            most = min(most, 20)
+        lines = 10**6 if is_endless else self.dice.randint(0, most)
+        job = Job(f"job{len(self.ledger.jobs)}", how, lines, pause_s, is_endless)
+        self.ledger.jobs[job.name] = job
+        return job
+
+    def launch(self, actor: Actor, job: Job) -> None:
+        """Launch a job. Raises `Gone`."""
+        self.tell(f"{actor.role} {actor.pid} launches {job}")
+        if actor.run(job.cell).is_done:
+            self.ledger.acknowledged.add(job.name)
+
+    def command(self, *arguments: str, armed: bool = True) -> Said:
+        said = self.world.command(*arguments, armed=armed)
+        self.tell(f"{' '.join(arguments)} → {said.is_done} {said.text[:300]!r}")
+        return said
+
+    def actor(self) -> Actor | None:
+        """A session or, now and then, a kernel; None when it was killed before it was there."""
+        kind = self.world.kernel if self._wants_a_kernel() else self.world.session
+        return quietly(kind)
+
+    def _wants_a_kernel(self) -> bool:
+        roles = {fault.role for fault in self.world.faults}
+        return "kernel" in roles or ("session" not in roles and self.dice.random() < 0.25)
+
+    # Plays.
+
+    def work(self) -> None:
+        """Launch jobs of every kind, look at them, cancel and run again."""
+        actor = self.actor()
+        for _turn in range(self.dice.randint(2, 5)):
+            if actor is None:
+                actor = quietly(self.world.session)
+            if actor is None:
+                continue
+            try:
+                self._work_of(actor)
+            except Gone:
+                self.tell(f"{actor.role} {actor.pid} has gone")
+                actor = None
+        if self.dice.random() < 0.3:
+            self.ledger.look()
+
+    def _work_of(self, actor: Actor) -> None:
+        roll = self.dice.random()
+        how = self.dice.choice(self._hows())
+        if roll < 0.6 or not self.ledger.jobs:
+            self.launch(actor, self.job(how))
+        elif roll < 0.75:
+            self.launch(actor, self.job(how, is_endless=True))
+            self._cancel(actor)
+        elif roll < 0.85:
+            actor.run("%bg_list")
+            self.ledger.look()
+        elif roll < 0.95:
+            self._wait_for_the_ended(actor)
+        else:
+            actor.run("%bg_search line")
+
+    def _hows(self) -> Sequence[str]:
+        """The kinds of job that come to the point, if one is to be hit."""
+        for fault in self.world.faults:
+            if fault.role == "child":
+                return ("process",)
+            if fault.role == "supervisor" or fault.point.startswith("supervisor"):
+                return ("shell", "process")
+            if fault.point.startswith(("task", "output", "log", "payload", "key")):
+                return ("thread",)
+        return HOWS
+
+    def cancel(self) -> None:
+        """Cancel what would go on for ever."""
+        actor = self.actor()
+        try:
+            if actor is not None:
+                self.launch(actor, self.job(is_endless=True))
+                self._cancel(actor)
+        except Gone:
+            self.tell("the session has gone")
+
+    def _cancel(self, actor: Actor) -> None:
+        by_command = any(fault.role == "command" for fault in self.world.faults)
+        if not by_command and self.dice.random() < 0.7:
+            actor.run("%bg_cancel --all --yes")
+        else:
+            self.command("cancel", "--all", "--yes")
+
+    def _wait_for_the_ended(self, actor: Actor) -> None:
+        """Run one again that has ended."""
+        ended = [seen.place[1] for seen in self.ledger.read().values() if seen.state.is_final]
+        if ended:
+            number = self.dice.choice(sorted(ended))
+            self.tell(f"rerun {number} → {actor.run(f'%bg_rerun {number}').is_done}")
+
+    def _work_and_strike(self) -> None:
+        """Hit one of the processes at any moment of the work."""
+        role = self.dice.choice(["kernel", "session", "supervisor", "command", "task"])
+        name, after_s = self.dice.choice(SIGNALS), self.dice.uniform(0, STRIKE_WITHIN_S)
+        self.tell(f"{name} to a {role} after {after_s:.2f} s")
+        dice = random.Random(self.dice.random())
+
+        def strike() -> None:
+            time.sleep(after_s)
+            self.world.strike(role, name, dice)
+
+        thread = threading.Thread(target=strike)
+        thread.start()
+        try:
+            self.dice.choice([Round.work, Round.work, Round.work, *COMMANDS])(self)
+        except Gone:
+            self.tell("what was hit had more to do")
+        finally:
+            thread.join()
+
+    def ended_tasks(self, count: int = 4) -> list[str]:
+        """Tasks that have ended, in a store of their own; their ids."""
+        actor = self.world.session(armed=False)
+        for _turn in range(count):
+            self.launch(actor, self.job(self.dice.choice(["thread", "shell"])))
+        self._wait_for_all()
+        self.world.leave(actor)
+        self.ledger.look()
+        return [task for task, seen in self.ledger.seen.items() if seen.state.is_final]
+
+    def archive(self) -> None:
+        """Move ended tasks to the archive and back, several times."""
+        ids = self.ended_tasks()
+        self.command("archive", *self._some(ids))
+        self.ledger.look()
+        self.command("unarchive", *self._some(ids))
+        self.ledger.look()
+        self.command("archive", *ids)
+
+    def delete(self) -> None:
+        """Delete some of the ended tasks, archived ones too."""
+        ids = self.ended_tasks()
+        if self.dice.random() < 0.5:
+            self.command("archive", *self._some(ids), armed=False)
+        doomed = self._some(ids)
+        self.ledger.may_be_missing.update(doomed)
+        said = self.command("delete", "--yes", *doomed)
+        if said.is_done:
+            left = self.ledger.read().keys() & {*doomed}
+            assert not left, f"deleted, and there: {left}"
+
+    def restore(self) -> None:
+        """Make a backup, do something else, and go back to it."""
+        self.ended_tasks(2)
+        file = self.world.folder / "backup.db"
+        self.command("backup", str(file), armed=self.dice.random() < 0.5)
+        if not file.exists():
+            self.command("backup", str(file), armed=False)
+        before = {*self.ledger.seen}
+        self.ended_tasks(2)
+        after = {*self.ledger.seen}
+        self.ledger.may_be_either = [before, after]
+        said = self.command("restore", "--yes", str(file))
+        found = {*self.ledger.read()}
+        assert found == before if said.is_done else found in (before, after), (
+            f"{said.text}: {found} is neither {before} nor {after}"
+        )
+
+    def move(self) -> None:
+        """Export everything, delete some, and import it again, twice."""
+        ids = self.ended_tasks()
+        file = self.world.folder / "tasks.jsonl"
+        self.command("export", "--all", "--output", str(file), armed=self.dice.random() < 0.3)
+        if not file.exists():
+            self.command("export", "--all", "--output", str(file), armed=False)
+        doomed = self._some(ids)
+        self.command("delete", "--yes", *doomed, armed=False)
+        self.ledger.may_be_missing.update(doomed)
+        self.command("import", str(file))
+        self.ledger.look()
+        said = self.command("import", str(file), armed=False)
+        assert said.is_done, said.text
+
+    def migrate(self) -> None:
+        """Open the store of an earlier version, by several processes at once."""
+        self.world.state_dir.mkdir(mode=0o700)
+        file = self.dice.choice(sorted(SCHEMAS.glob("schema-*.db")))
+        shutil.copy(file, self.world.state_dir / "tasks.db")
+        with closing(sqlite3.connect(file)) as old:
+            ids = {task_id for (task_id,) in old.execute("SELECT id FROM tasks")}
+        by_command = {fault.role for fault in self.world.faults} == {"command"}
+        program = self.world.start("list", "--all", armed=by_command)
+        if not by_command:
+            self.actor()
+        text, _ = program.communicate(timeout=SETTLE_S)
+        self.tell(f"opened {file.name}: {text[:300]!r}")
+        self.command("list", "--all")
+        assert ids <= self.ledger.read().keys(), "a migration has lost tasks"
+
+    def repair(self) -> None:
+        """Have a store repaired of which everything can be read: all of it must come through."""
+        self.ended_tasks()
+        with (self.world.state_dir / "tasks.db").open("r+b") as file:
+            file.seek(FREE_PAGES_AT)
+            file.write((1000).to_bytes(4, "big"))
+        (self.world.state_dir / "tasks.db.damaged").touch()
+        self.command("list", "--all")
+        self.command("list", "--all", armed=False)
+        self.ledger.look()
+
+    def lose_the_owner(self) -> None:
+        """Kill a kernel with its work, so that a command has to say what became of it."""
+        actor = self.world.session(armed=False)
+        self.launch(actor, self.job("thread", is_endless=True))
+        self.launch(actor, self.job(self.dice.choice(["shell", "process"]), is_endless=True))
+        until(lambda: any(seen.stdout for seen in self.ledger.read().values()))
+        for process in self.world.processes():
+            if process.pid not in self.world.processes_of_tasks():
+                process.kill()
+        self.command("list", "--all")
+
+    def leave(self) -> None:
+        """End a session that leaves work, so that its supervisor has the last word."""
+        actor = self.actor()
+        try:
+            if actor is not None:
+                self.launch(actor, self.job(self.dice.choice(["shell", "process"])))
+                self.world.leave(actor)
+        except Gone:
+            self.tell("the session has gone")
+
+    def _some(self, ids: Sequence[str]) -> list[str]:
+        return self.dice.sample(list(ids), self.dice.randint(1, len(ids)))
+
+    # What must hold.
+
+    def _settle(self) -> None:
+        """Let all come to its end, and check after each step that nothing is lost."""
+        self.tell("what must hold")
+        self._owned_or_ended()
+        self.ledger.look()
+        self.command("cancel", "--all", "--yes", armed=False)
+        until(self._all_have_ended, SETTLE_S, "the end of all tasks")
+        self.ledger.look()
+        until(lambda: not self._of_no_live_task(), LEAVE_S, "the end of all processes of tasks")
+        if self.dice.random() < 0.2:
+            self._life_goes_on()
+        self._all_leave()
+        self.tell("all have left")
+        self.ledger.look()
+        self.ledger.results_are_there()
+        self.ledger.is_sound()
+
+    def _owned_or_ended(self) -> None:
+        """After a look, no task runs whose owner is gone, and no process is nobody's."""
+        said = self.command("list", "--all", armed=False)
+        assert said.is_done, said.text
+        orphans = self.ledger.without_an_owner()
+        assert not orphans, f"running without an owner: {orphans}"
+        until(lambda: not self._of_no_live_task(), LEAVE_S, "an owner for every process of a task")
+
+    def _of_no_live_task(self) -> dict[int, str]:
+        """Processes that belong to a task that has ended, or was never there."""
+        processes = self.world.processes_of_tasks()
+        live = {task.id for task in self.ledger.live()}
+        return {pid: task for pid, task in processes.items() if task not in live}
+
+    def _wait_for_all(self) -> None:
+        until(lambda: not self.ledger.live(), SETTLE_S, "the end of all tasks")
+
+    def _all_have_ended(self) -> bool:
+        live = self.ledger.live()
+        if live:
+            self.world.command("list", "--all", armed=False)
+        return not live
+
+    def _life_goes_on(self) -> None:
+        """A new session finds everything, and its tasks run."""
+        actor = self.world.session(armed=False)
+        jobs = [self.job(how) for how in ("thread", "shell")]
+        for job in jobs:
+            self.launch(actor, job)
+        self._wait_for_all()
+        states = {seen.name: seen.state for seen in self.ledger.read().values()}
+        assert all(states[job.name] is TaskState.COMPLETED for job in jobs), states
+
+    def _all_leave(self) -> None:
+        """The actors end, and then their supervisors, by themselves."""
+        self.world.end_actors()
+        until(
+            lambda: not self.world.processes(), LEAVE_S,
+            f"the end of {[process.cmdline() for process in self.world.processes()]}",
+        )  # fmt: skip
+
+
+COMMANDS = (Round.archive, Round.delete, Round.restore, Round.move)
+PLAYS: dict[str, Callable[[Round], None]] = {
+    "migration begun": Round.migrate,
+    "migration step": Round.migrate,
+    "migration written": Round.migrate,
+    "backup written": Round.restore,
+    "backup renamed": Round.restore,
+    "tasks to restore": Round.restore,
+    "tasks restored": Round.restore,
+    "archive copied": Round.archive,
+    "archive moved": Round.archive,
+    "copy chosen": Round.archive,
+    "store set aside": Round.repair,
+    "rows saved": Round.repair,
+    "tasks interrupted": Round.lose_the_owner,
+    "processes interrupted": Round.lose_the_owner,
+    "cancel asked": Round.cancel,
+    "session to end": Round.leave,
+    "supervisor to leave": Round.leave,
+    "supervisor left": Round.leave,
+}
