@@ -59,8 +59,13 @@ def _leader(process: ProcessRecord) -> Process | None:
 
 
 def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
-    """Tasks that wait for a supervisor whose kernel is gone wait in vain."""
+    """Tasks that wait for a supervisor whose kernel is gone wait in vain.
+
+    While the kernel is there it starts another at its next command; until then nobody else can
+    cancel what waits for that.
+    """
     for session_id in store.supervisors.orphaned_sessions():
+        store.tasks.cancel_pending(session_id)
         session = store.sessions.get(session_id)
         if session_id != own_session and session is not None and session.end_reason is not None:
             store.tasks.interrupt_pending(

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -449,6 +449,18 @@ def test_a_task_can_be_cancelled_before_it_has_begun(session: BackgroundTasks) -
     assert ended(after).stdout == "after\n"
 
 
+def test_a_task_whose_supervisor_has_died_before_it_began_can_be_cancelled_from_elsewhere(
+    session: BackgroundTasks,
+) -> None:
+    finish("true")
+    with suspended_supervisor():
+        never = shell("echo never")
+        kill_supervisor()
+    assert run_command(session.directory.root, "cancel", never.id, "--yes").returncode == 0
+    assert run_command(session.directory.root, "list", "--all").returncode == 0
+    assert (never.state, never.reason, never.stdout) == (TaskState.CANCELLED, "cancelled", "")
+
+
 @contextmanager
 def suspended_supervisor() -> Iterator[None]:
     """A time in which the supervisor of this session does nothing."""
@@ -458,7 +470,8 @@ def suspended_supervisor() -> Iterator[None]:
     try:
         yield
     finally:
-        process.resume()
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 def test_a_task_that_is_cancelled_twice_is_cancelled_once(session: BackgroundTasks) -> None:

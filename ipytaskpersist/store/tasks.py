@@ -245,6 +245,17 @@ class Tasks:
         )
         return int(cursor.rowcount)
 
+    def cancel_pending(self, session_id: str) -> int:
+        """Every task that waits for a supervisor, and is to be cancelled, to cancelled."""
+        cursor = self._database.execute(
+            """UPDATE tasks SET state = 'cancelled', reason = 'cancelled',
+                ended_at = max(?, created_at), notify = NULL
+            WHERE session_id = ? AND state = 'pending' AND runner = 'process'
+            AND cancel_requested_at IS NOT NULL""",
+            (time.time(), session_id),
+        )
+        return int(cursor.rowcount)
+
     def request_cancel(self, key: int) -> bool:
         """Ask the task's owner to cancel it. Returns whether the task was live."""
         cursor = self._database.execute(

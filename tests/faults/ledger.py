@@ -6,7 +6,6 @@ was printed, wherever it was cut off.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -247,5 +246,6 @@ def is_alive(pid: int, start: str) -> bool:
 
 
 def _difference(found: bytes, expected: bytes) -> str:
-    at = len(os.path.commonprefix([found, expected]))
+    pairs = enumerate(zip(found, expected, strict=False))
+    at = next((place for place, pair in pairs if pair[0] != pair[1]), min(len(found), len(expected)))
     return f"at byte {at}: {found[max(0, at - 40) : at + 40]!r}, not {expected[at : at + 40]!r}"
