@@ -2,10 +2,11 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-browser bench docs lint test-matrix clean
+.PHONY: help demo test test-browser chaos bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
+N      ?= 1000
 ARGS   ?=
 export PYTHON
 
@@ -34,6 +35,11 @@ test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@sh .ci/ipykernels
 	@sh .ci/chromium
 	@IPYTASKPERSIST_REQUIRE_BROWSER=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
+
+chaos:  ## kill and stop processes in N rounds, check what must hold; SEED=… ROUND=… repeats one
+	@$(PREPARE) test
+	@PYTHONPATH=tests $(RUN) -m faults --rounds $(N) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ROUND),--round $(ROUND)) $(ARGS)
 
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench

@@ -8,21 +8,31 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.points import POINTS
-from faults.rounds import Round
+from faults.rounds import SIGNALS, Round
 
 AT_ONCE = 4
 """Rounds: one waits most of the time."""
 
 
-def play(seed: str, point: str) -> tuple[str, list[str], str]:
+@dataclass(frozen=True)
+class Wanted:
+    """Which faults there are to be; empty for any."""
+
+    point: str = ""
+    signal: str = ""
+
+
+def play(seed: str, wanted: Wanted) -> tuple[str, list[str], str]:
     """One round: its seed, the faults that happened, and what went wrong."""
-    game = Round(seed, point)
+    game = Round(seed, wanted.point, wanted.signal)
     try:
         return seed, game.run(), ""
     except Exception:  # whatever it is, it is what this looks for
@@ -30,13 +40,13 @@ def play(seed: str, point: str) -> tuple[str, list[str], str]:
 
 
 def play_all(
-    seeds: list[str], point: str = "", at_once: int = AT_ONCE
+    seeds: Iterable[str], wanted: Wanted = Wanted(), at_once: int = AT_ONCE
 ) -> tuple[Counter[str], list[str]]:
     """Play rounds, several at once. Returns what happened how often, and what went wrong."""
     happened: Counter[str] = Counter()
     failures = []
     with ThreadPoolExecutor(at_once) as pool:
-        for done in as_completed(pool.submit(play, seed, point) for seed in seeds):
+        for done in as_completed(pool.submit(play, seed, wanted) for seed in seeds):
             seed, faults, failure = done.result()
             happened.update(faults or ["nothing"])
             if failure:
@@ -51,15 +61,16 @@ def main() -> None:
     parser.add_argument("--seed", help="default: another one each time")
     parser.add_argument("--round", type=int, metavar="K", help="only this round of the seed")
     parser.add_argument("--point", default="", help="hit only this point", choices=["", *POINTS])
+    parser.add_argument("--signal", default="", help="send only this", choices=["", *SIGNALS])
     parser.add_argument("--at-once", type=int, default=AT_ONCE, metavar="N")
     arguments = parser.parse_args()
     seed = arguments.seed or f"{random.SystemRandom().getrandbits(32):08x}"
     places = range(arguments.rounds) if arguments.round is None else [arguments.round]
     print(f"seed {seed}: {len(places)} rounds", flush=True)
     begun = time.monotonic()
-    happened, failures = play_all(
-        [f"{seed}:{place}" for place in places], arguments.point, arguments.at_once
-    )
+    wanted = Wanted(arguments.point, arguments.signal)
+    seeds = [f"{seed}:{place}" for place in places]
+    happened, failures = play_all(seeds, wanted, arguments.at_once)
     for fault, count in sorted(happened.items()):
         print(f"{count:5}  {fault}")
     took_s = time.monotonic() - begun

@@ -247,5 +247,7 @@ def is_alive(pid: int, start: str) -> bool:
 
 def _difference(found: bytes, expected: bytes) -> str:
     pairs = enumerate(zip(found, expected, strict=False))
-    at = next((place for place, pair in pairs if pair[0] != pair[1]), min(len(found), len(expected)))
+    at = next(
+        (place for place, pair in pairs if pair[0] != pair[1]), min(len(found), len(expected))
+    )
     return f"at byte {at}: {found[max(0, at - 40) : at + 40]!r}, not {expected[at : at + 40]!r}"

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,10 @@ from kernels import until
 from faults.ledger import Job, Ledger
 from faults.points import POINTS, Fault
 from faults.world import Actor, Gone, Said, World, quietly
+from ipytaskpersist import reconciling
+from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import TaskState
+from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import sqlite3
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
@@ -40,6 +44,8 @@ class Round:
     seed: str
     point: str = ""
     """The point to hit; chosen by the seed where none is asked for."""
+    signal: str = ""
+    """The signal to send; the same."""
     dice: random.Random = field(init=False)
     ledger: Ledger = field(init=False)
     world: World = field(init=False)
@@ -56,7 +62,12 @@ class Round:
         faults, play = self._plan()
         with World(faults) as self.world:
             self.ledger = Ledger(self.world.state_dir)
-            play()
+            is_stopped = "SIGSTOP" in [self.signal, *(fault.signal for fault in faults)]
+            # What was begun beside a restore is gone after it.
+            if is_stopped and play is not Round.restore:
+                self._beside(play)
+            else:
+                play(self)
             self.world.wait_for_the_stopped()
             self._settle()
             self.world.collect()
@@ -67,25 +78,25 @@ class Round:
 
     # What to do.
 
-    def _plan(self) -> tuple[list[Fault], Callable[[], None]]:
+    def _plan(self) -> tuple[list[Fault], Play]:
         point = self.point or (self.dice.choice([*POINTS]) if self.dice.random() < 0.75 else "")
         if not point:
-            return [], self._work_and_strike
+            return [], Round.work_and_strike
         role = self.dice.choice(POINTS[point].roles)
         often = point.startswith(("transaction", "statement", "output"))
         hit = self.dice.randint(1, 12) if often and role != "command" else 1
-        fault = Fault(role, point, hit, self.dice.choice(SIGNALS))
+        fault = Fault(role, point, hit, self._signal())
         self.tell(fault.text)
         return [fault], self._play_for(point, role)
 
-    def _play_for(self, point: str, role: str) -> Callable[[], None]:
+    def _signal(self) -> str:
+        return self.signal or self.dice.choice(SIGNALS)
+
+    def _play_for(self, point: str, role: str) -> Play:
         """What makes a process of this role come to this point."""
         if point in PLAYS:
-            return lambda: PLAYS[point](self)
-        if role == "command":
-            play = self.dice.choice(COMMANDS)
-            return lambda: play(self)
-        return self.work
+            return PLAYS[point]
+        return self.dice.choice(COMMANDS) if role == "command" else Round.work
 
     def job(self, how: str = "", *, is_endless: bool = False) -> Job:
         """A job that no other has."""
@@ -120,6 +131,18 @@ class Round:
         return "kernel" in roles or ("session" not in roles and self.dice.random() < 0.25)
 
     # Plays.
+
+    def _beside(self, play: Play) -> None:
+        """Play, and have another session work while one process is stopped."""
+        with ThreadPoolExecutor(1) as pool:
+            played = pool.submit(play, self)
+            until(lambda: self.world.is_any_stopped or played.done(), SETTLE_S, "the stop")
+            if not played.done():
+                bystander = self.world.session(armed=False)
+                for how in ("thread", "shell"):
+                    self.launch(bystander, self.job(how))
+                self.tell(f"beside it: {bystander.run('%bg_list').text[-300:]!r}")
+            played.result()
 
     def work(self) -> None:
         """Launch jobs of every kind, look at them, cancel and run again."""
@@ -188,10 +211,10 @@ class Round:
             number = self.dice.choice(sorted(ended))
             self.tell(f"rerun {number} → {actor.run(f'%bg_rerun {number}').is_done}")
 
-    def _work_and_strike(self) -> None:
+    def work_and_strike(self) -> None:
         """Hit one of the processes at any moment of the work."""
         role = self.dice.choice(["kernel", "session", "supervisor", "command", "task"])
-        name, after_s = self.dice.choice(SIGNALS), self.dice.uniform(0, STRIKE_WITHIN_S)
+        name, after_s = self._signal(), self.dice.uniform(0, STRIKE_WITHIN_S)
         self.tell(f"{name} to a {role} after {after_s:.2f} s")
         dice = random.Random(self.dice.random())
 
@@ -329,7 +352,8 @@ class Round:
         self.tell("what must hold")
         self._owned_or_ended()
         self.ledger.look()
-        self.command("cancel", "--all", "--yes", armed=False)
+        if self.ledger.live():
+            self.command("cancel", "--all", "--yes", armed=False)
         until(self._all_have_ended, SETTLE_S, "the end of all tasks")
         self.ledger.look()
         until(lambda: not self._of_no_live_task(), LEAVE_S, "the end of all processes of tasks")
@@ -343,8 +367,7 @@ class Round:
 
     def _owned_or_ended(self) -> None:
         """After a look, no task runs whose owner is gone, and no process is nobody's."""
-        said = self.command("list", "--all", armed=False)
-        assert said.is_done, said.text
+        self._look_for_the_dead()
         orphans = self.ledger.without_an_owner()
         assert not orphans, f"running without an owner: {orphans}"
         until(lambda: not self._of_no_live_task(), LEAVE_S, "an owner for every process of a task")
@@ -361,8 +384,17 @@ class Round:
     def _all_have_ended(self) -> bool:
         live = self.ledger.live()
         if live:
-            self.world.command("list", "--all", armed=False)
+            self._look_for_the_dead()
         return not live
+
+    def _look_for_the_dead(self) -> None:
+        """What every reading verb does first: most often without the start of a terminal."""
+        if self.dice.random() < 0.3:
+            said = self.command("list", "--all", armed=False)
+            assert said.is_done, said.text
+            return
+        with closing(TaskStore(StateDirectory(self.world.state_dir)).open()) as store:
+            reconciling.reconcile(store, "")
 
     def _life_goes_on(self) -> None:
         """A new session finds everything, and its tasks run."""
@@ -383,8 +415,9 @@ class Round:
         )  # fmt: skip
 
 
-COMMANDS = (Round.archive, Round.delete, Round.restore, Round.move)
-PLAYS: dict[str, Callable[[Round], None]] = {
+Play = Callable[[Round], None]
+COMMANDS: tuple[Play, ...] = (Round.archive, Round.delete, Round.restore, Round.move)
+PLAYS: dict[str, Play] = {
     "migration begun": Round.migrate,
     "migration step": Round.migrate,
     "migration written": Round.migrate,

@@ -258,6 +258,11 @@ class World:
                     found[process.pid] = task
         return found
 
+    @property
+    def is_any_stopped(self) -> bool:
+        """Whether a process is stopped now."""
+        return bool(self._stopped())
+
     def wait_for_the_stopped(self) -> None:
         """Wait until everything that was stopped goes on."""
         until(lambda: not self._stopped(), STOPPED_S + 30, "the waking of what was stopped")
