@@ -35,6 +35,7 @@ class Job:
     lines: int
     pause_s: float
     is_endless: bool = False
+    """Whether it goes on without a word when it has printed them."""
 
     @property
     def cell(self) -> str:
@@ -47,18 +48,20 @@ class Job:
     @property
     def _python(self) -> str:
         pause = f"    time.sleep({self.pause_s})\n" if self.pause_s else ""
+        end = "while True:\n    time.sleep(0.1)\n" if self.is_endless else ""
         return (
             f"import time\nfor line in range({self.lines}):\n"
-            f"    print(f'{self.name} line {{line}}')\n{pause}"
+            f"    print(f'{self.name} line {{line}}')\n{pause}{end}"
             f"{{'name': '{self.name}', 'lines': {self.lines}}}"
         )
 
     @property
     def _shell(self) -> str:
         pause = f"sleep {self.pause_s}; " if self.pause_s else ""
+        end = "; while :; do sleep 0.1; done" if self.is_endless else ""
         return (
             f"i=0; while [ $i -lt {self.lines} ]; do echo {self.name} line $i; {pause}"
-            "i=$((i+1)); done"
+            f"i=$((i+1)); done{end}"
         )
 
     def printed(self, size_bytes: int) -> bytes:

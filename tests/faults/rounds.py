@@ -101,11 +101,11 @@ class Round:
     def job(self, how: str = "", *, is_endless: bool = False) -> Job:
         """A job that no other has."""
         how = how or self.dice.choice(HOWS)
-        pause_s = self.dice.choice([0, 0, 0.002, 0.01, 0.05]) if not is_endless else 0.05
+        pause_s = self.dice.choice([0, 0, 0.002, 0.01, 0.05])
         most = 3000 if pause_s == 0 else max(3, int(0.5 / pause_s))
         if how == "shell" and pause_s:
             most = min(most, 20)
-        lines = 10**6 if is_endless else self.dice.randint(0, most)
+        lines = self.dice.randint(1, most)
         job = Job(f"job{len(self.ledger.jobs)}", how, lines, pause_s, is_endless)
         self.ledger.jobs[job.name] = job
         return job
@@ -164,10 +164,13 @@ class Round:
         roll = self.dice.random()
         how = self.dice.choice(self._hows())
         if roll < 0.6 or not self.ledger.jobs:
-            self.launch(actor, self.job(how))
+            # What a supervisor leaves when it dies ends by itself only when it prints or is done.
+            stays = "thread" not in self._hows() and self.dice.random() < 0.5
+            self.launch(actor, self.job(how, is_endless=stays))
         elif roll < 0.75:
             self.launch(actor, self.job(how, is_endless=True))
-            self._cancel(actor)
+            if self.dice.random() < 0.5:
+                self._cancel(actor)
         elif roll < 0.85:
             actor.run("%bg_list")
             self.ledger.look()
@@ -368,7 +371,11 @@ class Round:
     def _owned_or_ended(self) -> None:
         """After a look, no task runs whose owner is gone, and no process is nobody's."""
         self._look_for_the_dead()
-        orphans = self.ledger.without_an_owner()
+        orphans = {*self.ledger.without_an_owner()}
+        if orphans:
+            # An owner that was just being hit may have died after that look.
+            self._look_for_the_dead()
+            orphans &= {*self.ledger.without_an_owner()}
         assert not orphans, f"running without an owner: {orphans}"
         until(lambda: not self._of_no_live_task(), LEAVE_S, "an owner for every process of a task")
 
