@@ -143,6 +143,9 @@ class BackgroundTasks(Configured):
         self.on_close: list[Callable[[], None]] = []
         """Called before this lets go of the store."""
         self._session: SessionRecord | None = None
+        self._replacements = 0
+        """How often the store had been replaced when the session was recorded."""
+        self.store.say = self.warn
         self._has_ended = False
         self._identity: SessionIdentity | None = None
         self._recorder: Recorder | None = None
@@ -162,20 +165,28 @@ class BackgroundTasks(Configured):
 
     def session(self) -> SessionRecord:
         """This session, recorded in the store. Makes the store where there is none."""
+        self.store.keep_up()
         if self._session is None:
-            self.store.open().require_writable()
-            if self.store.notice:
-                print(self.store.notice, file=sys.stderr)
-            self._session = self.store.sessions.begin(self.identity)
+            self._session = self._begin_session()
             self.upkeep.begin()
             if self.shell is None:
                 atexit.register(self.end_session, "program ended")
+        elif self._replacements != self.store.replacements:
+            self._session = self._begin_session()
         return self._session
+
+    def _begin_session(self) -> SessionRecord:
+        self.store.open().require_writable()
+        if self.store.notice:
+            print(self.store.notice, file=sys.stderr)
+        session = self.store.sessions.begin(self.identity)
+        self.store.session_id, self._replacements = session.id, self.store.replacements
+        return session
 
     def notebook_key(self) -> int | None:
         """This notebook's key in the store, or None when the store does not know it."""
         if self._session is not None:
-            return self._session.notebook_key
+            return self.session().notebook_key
         if not self.store.exists:
             return None
         notebook = self.store.open().sessions.find_notebook(self.identity)

@@ -30,7 +30,7 @@ from typing import Any
 
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.bars import Bars
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist.errors import StoreDamaged, StoreError
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress
 from ipytaskpersist.screen import TAIL_CHARACTERS, LastLine
 from ipytaskpersist.store import NewOutput, TaskStore
@@ -501,11 +501,18 @@ class Recorder:
                     return
                 self._make_room()
                 sleep(RETRY_S)
+                if isinstance(error, StoreDamaged):
+                    self._repair()
             except Exception as error:  # one bad record must not end the writer for all tasks
                 self._warn(f"a record could not be stored ({type(error).__name__}: {error})")
                 return
         if not self._healthy:
             self._set_healthy()
+
+    def _repair(self) -> None:
+        """What is printed now has no place in the damaged store, and need not wait for a person."""
+        with suppress(StoreError, OSError):
+            self._store.open()
 
     def _set_unhealthy(self, error: StoreError) -> None:
         if self._healthy:

@@ -90,6 +90,26 @@ def restore(store: TaskStore, file: Path) -> Restored:
     return Restored(tasks, set_aside)
 
 
+def missing_from(store: TaskStore, file: Path) -> int:
+    """Add the tasks of a backup that a repaired store does not have, and return how many."""
+    connection = store.database.connection
+    with (
+        _of_this_version(store, file) as origin,
+        attached(connection, origin),
+        store.database.transaction(),
+    ):
+        if _version(file) < SINCE_UIDS:
+            _recognise_notebooks(connection)
+        connection.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT PRIMARY KEY)")
+        connection.execute(
+            """INSERT INTO temp.chosen SELECT id FROM origin.tasks
+            WHERE id NOT IN (SELECT id FROM main.tasks)"""
+        )
+        copy_chosen(connection)
+        connection.execute(f"{INTERRUPT} AND id IN (SELECT id FROM temp.chosen)", (RESTORED,))
+        return int(connection.execute("SELECT count(*) FROM temp.chosen").fetchone()[0])
+
+
 @contextmanager
 def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
     """A copy of the backup with this version's schema. The backup itself is never changed."""
