@@ -82,6 +82,8 @@ class TaskStore:
         """Tells the person, and keeps for the doctor, what has happened to the store."""
         self._seen_at = time.time()
         """When the open file was last known to be the one that has its name."""
+        self._hindrance = ""
+        """Why it is open for reading only."""
         self._is_open = False
         self._asked_at = -math.inf
         """When SQLite was last asked whether a store that was found damaged is whole."""
@@ -172,6 +174,38 @@ class TaskStore:
         problems.record(self.directory, message)
 
     def _open(self) -> None:
+        if self.database.exists and self.database.cannot_be_written:
+            self._open_for_reading()
+        else:
+            self._open_for_writing()
+
+    def _open_for_reading(self) -> None:
+        """Nothing can be made ready where nothing can be written."""
+        self.database.read_only, self._hindrance = True, self._not_writable
+        version = self._schema_version()
+        if version < len(STEPS):
+            raise StoreError(
+                f"the store {self.database.path} was written by an earlier version of "
+                "ipytaskpersist, and cannot be written, so it cannot be brought up to date; copy "
+                "it to a folder of your own, and set IPYTASKPERSIST_DIR to that"
+            )
+
+    @property
+    def _not_writable(self) -> str:
+        return (
+            f"the store {self.database.path} can only be read: you may not write to it, or to its directory; "
+            "%bg_doctor says what to change"
+        )
+
+    @property
+    def _newer(self) -> str:
+        return (
+            f"the store {self.database.path} was written by a newer version of "
+            "ipytaskpersist, so this one only reads it; upgrade with "
+            "'pip install -U ipytaskpersist'"
+        )
+
+    def _open_for_writing(self) -> None:
         if self.directory.damage_mark.exists():
             raise StoreDamaged(f"the store {self.database.path} is damaged")
         self.directory.create()
@@ -187,7 +221,7 @@ class TaskStore:
         version = self._schema_version()
         if version > len(STEPS):
             self.database.close()
-            self.database.read_only = True
+            self.database.read_only, self._hindrance = True, self._newer
         elif version < len(STEPS):
             self._migrate(version)
 
@@ -226,7 +260,7 @@ class TaskStore:
 
     @property
     def read_only(self) -> bool:
-        """Whether a newer version wrote the store, so that this one only reads it."""
+        """Whether it is only read: a newer version wrote it, or it cannot be written here."""
         return self.database.read_only
 
     def _schema_version(self) -> int:
@@ -278,6 +312,8 @@ class TaskStore:
             self.database.copy(connection, partial)
             make_durable(partial)
             partial.replace(target)
+        except OSError as error:
+            raise StoreError(f"cannot write {target} ({error.strerror})") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -294,11 +330,7 @@ class TaskStore:
     def require_writable(self) -> None:
         """Raise `StoreError` when the store is open for reading only."""
         if self.read_only:
-            raise StoreError(
-                f"the store {self.database.path} was written by a newer version of "
-                "ipytaskpersist, so this one only reads it; upgrade with "
-                "'pip install -U ipytaskpersist'"
-            )
+            raise StoreError(self._hindrance)
 
     def close(self) -> None:
         """Close this process's connections."""

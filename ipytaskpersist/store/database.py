@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory
@@ -61,6 +61,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
 _abandoned: list[Any] = []
 """Connections that a forked child got from its parent and must neither use nor close."""
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
+T = TypeVar("T")
 Identity = tuple[int, int]
 """Device and inode: which file it is, whatever its name."""
 
@@ -92,6 +93,7 @@ class Database:
         self._pid = os.getpid()
         self._identity: Identity | None = None
         """Which file the connections have open."""
+        self._patience_ms: dict[int, int] = {}
         self._look_at = 0.0
         self._retired: Retired | None = None
         """The replaced file, for as long as what is needed of it is not in the new one."""
@@ -113,6 +115,16 @@ class Database:
     def is_shared_by_hosts(self) -> bool:
         """Whether the store is where other hosts may write to it too."""
         return journal_mode_for(self.directory.root) != "WAL"
+
+    @property
+    def cannot_be_written(self) -> bool:
+        """Whether there is a store that the system lets nobody here write to."""
+        try:
+            # SQLite keeps its log beside the file.
+            can_write = os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
+            return not can_write and os.access(self.path, os.R_OK)
+        except OSError:
+            return False
 
     @property
     def exists(self) -> bool:
@@ -169,6 +181,13 @@ class Database:
         self._look_at = now + LOOK_S
         return True
 
+    def be_impatient(self, patience_ms: int) -> None:
+        """Have the calling thread wait no longer than this for others who write.
+
+        Its calls then raise `StoreBusy` earlier, for who has something to do between two trials.
+        """
+        self._patience_ms[threading.get_ident()] = patience_ms
+
     def _own(self) -> Any:
         """The calling thread's connection; None where it has none yet."""
         known = self._connections.get(threading.get_ident())
@@ -196,15 +215,17 @@ class Database:
 
     def _connect(self) -> Any:
         with self.errors():
+            # Never a new file: where there is none, somebody has just removed it.
+            how = read_options(self.path) if self.cannot_be_written else "mode=rw"
             connection = sqlite3.connect(
-                # Never a new file: where there is none, somebody has just removed it.
-                f"{self.path.absolute().as_uri()}?mode=rw",
+                f"{self.path.absolute().as_uri()}?{how}",
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
                 cached_statements=256,
             )
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            patience_ms = self._patience_ms.get(threading.get_ident(), BUSY_TIMEOUT_MS)
+            connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
@@ -329,12 +350,18 @@ class Database:
 
     def copy(self, connection: Any, target: Path) -> None:
         """Copy what a connection sees with SQLite's backup API, while others write."""
-        with self.errors():
-            destination = sqlite3.connect(target)
-            try:
+        destination = sqlite3.connect(target)
+        try:
+            with self.errors():
                 connection.backup(destination)
-            finally:
-                destination.close()
+        except StoreError as error:
+            if "no room" not in str(error):
+                raise
+            raise StoreError(
+                f"no room is left for {target.name} in {target.parent}; nothing was written there"
+            ) from error
+        finally:
+            destination.close()
 
     def restore_from(self, source: Path) -> None:
         """Replace the whole content by that of another database file."""
@@ -365,26 +392,58 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if "UTF-8" in str(error):
+                raise self.damaged("a text is not UTF-8") from error
             raise self._in_words(error) from error
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
-            with suppress(OSError):
-                self.directory.damage_mark.touch(mode=0o600)
-            raise StoreDamaged(
-                f"the store {self.path} is damaged ({error}); the next command, %bg_list, sets it "
-                "aside and saves what can be read"
-            ) from error
+            raise self.damaged(str(error)) from error
+
+    def damaged(self, why: str) -> StoreDamaged:
+        """Leave a mark for whoever uses the store next, and return the error that says so."""
+        with suppress(OSError):
+            self.directory.damage_mark.touch(mode=0o600)
+        return StoreDamaged(
+            f"the store {self.path} is damaged ({why}); the next command, %bg_list, sets it "
+            "aside and saves what can be read"
+        )
+
+    def record(self, make: Callable[..., T], *given: Any) -> T:
+        """What `make` makes of a row. Raises `StoreDamaged` for a row that nobody has written."""
+        try:
+            return make(*given)
+        except (ValueError, TypeError, OverflowError, OSError, AssertionError) as error:
+            raise self.damaged(f"a row makes no sense: {error}") from error
 
     def _in_words(self, error: Exception) -> StoreError:
         text = str(error)
         if "locked" in text or "busy" in text:
-            return StoreBusy(f"the store {self.path} is locked by another program ({text})")
+            return StoreBusy(
+                f"the store {self.path} is locked by another program ({text}); %bg_doctor says "
+                "by which, and try again when it is done"
+            )
         if "readonly" in text or "read-only" in text or "query_only" in text:
-            return StoreError(f"the store {self.path} cannot be written ({text})")
+            return StoreError(
+                f"the store {self.path} cannot be written ({text}); %bg_doctor says what to change"
+            )
         if "full" in text:
-            return StoreError(f"no room left for the store {self.path} ({text})")
-        return StoreError(f"the store {self.path} cannot be used ({text})")
+            return StoreError(
+                f"no room is left for the store {self.path} ({text}); make room on its disk, or "
+                "%bg_delete tasks"
+            )
+        if "unable to open" in text:
+            return StoreError(self._why_it_cannot_be_opened())
+        return StoreError(
+            f"the store {self.path} cannot be used ({text}); %bg_doctor says what to change"
+        )
+
+    def _why_it_cannot_be_opened(self) -> str:
+        if self.path.is_dir():
+            return f"there is a directory in the place of the store {self.path}; move it away"
+        if not os.path.lexists(self.path):
+            return f"there is no store {self.path} any more; the next task makes a new one"
+        return f"the store {self.path} cannot be opened; %bg_doctor says what to change"
 
 
 SQLITE_VERSION: str = sqlite3.sqlite_version
@@ -397,6 +456,16 @@ def identity_of(path: Path) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
+
+
+def read_options(path: Path) -> str:
+    """How a database file is opened to be read: without leaving a log beside it.
+
+    A file that nobody has open, and whose changes are all in it, needs none; on a medium that
+    cannot be written there could not be one.
+    """
+    has_log = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    return "mode=ro" if has_log else "mode=ro&immutable=1"
 
 
 def move_log(path: Path, target: Path) -> None:
@@ -450,7 +519,13 @@ def _lock(descriptor: int, wait_s: float, busy: str) -> None:
 @contextmanager
 def exclusive(path: Path, busy: str, wait_s: float = BUSY_TIMEOUT_MS / 1000) -> Iterator[None]:
     """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StoreError(
+            f"the state directory {path.parent} cannot be written ({error.strerror}); "
+            "%bg_doctor says what to change"
+        ) from error
     try:
         if os.name == "posix":
             _lock(descriptor, wait_s, busy)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable
 from ipytaskpersist.records import OutputKind
-from ipytaskpersist.store.database import identity_of, move_log, sqlite3
+from ipytaskpersist.store.database import identity_of, move_log, read_options, sqlite3
 from ipytaskpersist.store.migrations import FILL_UIDS, create_triggers, drop_triggers
 
 if TYPE_CHECKING:
@@ -75,15 +75,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _opened(path: Path) -> Any:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{_options(path)}", uri=True)
-
-
-def _options(path: Path) -> str:
-    """A file that nobody has open is looked at without leaving a log beside it."""
-    with suppress(OSError):
-        is_idle = not Path(f"{path}-wal").exists() and not Path(f"{path}-journal").exists()
-        return "mode=ro&immutable=1" if is_idle else "mode=ro"
-    return "mode=ro"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{read_options(path)}", uri=True)
 
 
 def _can_be_read(connection: Any, table: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.records import RESTORED
-from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.store.database import read_options, sqlite3
 from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.repair import is_whole
 from ipytaskpersist.store.transfer import attached, copy_chosen, copy_sessions
@@ -59,7 +59,7 @@ def check(file: Path) -> None:
 
 
 def _version(file: Path) -> int:
-    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?{read_options(file)}", uri=True)
     try:
         ours = connection.execute(
             "SELECT count(*) FROM sqlite_master WHERE name IN ('notebooks', 'sessions', 'tasks')"
@@ -124,7 +124,7 @@ def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
 
 
 def _copy_and_migrate(file: Path, copy: Path) -> None:
-    source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+    source = sqlite3.connect(f"{file.absolute().as_uri()}?{read_options(file)}", uri=True)
     target = sqlite3.connect(copy, isolation_level=None)
     try:
         source.backup(target)
@@ -185,7 +185,7 @@ def _numbers_of_archives(store: TaskStore) -> list[tuple[int, str]]:
     numbers: list[tuple[int, str]] = []
     for month in store.directory.months():
         file = store.directory.archive(month).store
-        archive = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        archive = sqlite3.connect(f"{file.absolute().as_uri()}?{read_options(file)}", uri=True)
         try:
             numbers += archive.execute("SELECT last_number, uid FROM notebooks").fetchall()
         except sqlite3.DatabaseError as error:
