@@ -99,7 +99,7 @@ def test_the_newest_whole_backup_takes_the_place(directory: StateDirectory) -> N
     store.close()
     damage(directory, lambda _: bytearray(os.urandom(5000)))
     restored = TaskStore(directory).open()
-    assert f"{TASKS} tasks more from the backup tasks-" in restored.notice
+    assert f"{TASKS} rows more from the backup tasks-" in restored.notice
     assert restored.tasks.count(Selection()) == TASKS
     assert_works(restored)
     restored.close()

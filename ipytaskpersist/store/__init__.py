@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import problems
-from ipytaskpersist.errors import StoreDamaged, StoreError
+from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull
 from ipytaskpersist.paths import StateDirectory, make_durable, make_private
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
@@ -193,8 +193,8 @@ class TaskStore:
     @property
     def _not_writable(self) -> str:
         return (
-            f"the store {self.database.path} can only be read: you may not write to it, or to its directory; "
-            "%bg_doctor says what to change"
+            f"the store {self.database.path} can only be read: you may not write to it, or to its "
+            "directory; %bg_doctor says what to change"
         )
 
     @property
@@ -312,6 +312,8 @@ class TaskStore:
             self.database.copy(connection, partial)
             make_durable(partial)
             partial.replace(target)
+        except StoreFull as error:
+            raise StoreFull(f"no room is left for {target}; nothing was written there") from error
         except OSError as error:
             raise StoreError(f"cannot write {target} ({error.strerror})") from error
         finally:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
 from ipytaskpersist.paths import StateDirectory
 
 try:
@@ -354,12 +354,6 @@ class Database:
         try:
             with self.errors():
                 connection.backup(destination)
-        except StoreError as error:
-            if "no room" not in str(error):
-                raise
-            raise StoreError(
-                f"no room is left for {target.name} in {target.parent}; nothing was written there"
-            ) from error
         finally:
             destination.close()
 
@@ -428,7 +422,7 @@ class Database:
                 f"the store {self.path} cannot be written ({text}); %bg_doctor says what to change"
             )
         if "full" in text:
-            return StoreError(
+            return StoreFull(
                 f"no room is left for the store {self.path} ({text}); make room on its disk, or "
                 "%bg_delete tasks"
             )

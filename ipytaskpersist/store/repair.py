@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable
-from ipytaskpersist.records import OutputKind
+from ipytaskpersist.records import OutputKind, TaskState
 from ipytaskpersist.store.database import identity_of, move_log, read_options, sqlite3
 from ipytaskpersist.store.migrations import FILL_UIDS, create_triggers, drop_triggers
 
@@ -47,7 +47,11 @@ TIMES = {
     "events": ("at",),
     "outputs": ("at",),
 }
-KINDS = {kind.value for kind in OutputKind}
+ENUMERATIONS: dict[str, tuple[str, frozenset[str]]] = {
+    "outputs": ("kind", frozenset(kind.value for kind in OutputKind)),
+    "events": ("state", frozenset(state.value for state in TaskState)),
+}
+"""A column that has one of a few values, where the schema does not say which."""
 
 
 def backups(directory: StateDirectory) -> list[Path]:
@@ -91,12 +95,12 @@ def _can_be_read(connection: Any, table: str) -> bool:
 
 
 def replace(
-    directory: StateDirectory, fresh: TaskStore, fill_in: Callable[[TaskStore, Path], int]
+    directory: StateDirectory, fresh: TaskStore, fill_in: Callable[[TaskStore, Path, bool], int]
 ) -> str:
     """Put a store with all that can be saved in the place of a damaged one.
 
     Returns what is to be said. `fresh` is an empty store in a file beside it, which is used up;
-    `fill_in` adds the tasks of a backup that it does not have. A crash at any moment leaves either
+    `fill_in` adds what a backup has and it does not. A crash at any moment leaves either
     store complete under the name, and the mark of the damage.
     """
     source = _whole_name(directory)
@@ -104,9 +108,10 @@ def replace(
     saved = Saved()
     with suppress(StoreError, sqlite3.Error):
         saved = salvage(source, fresh)
-    # What a store does not have whose tasks could all be read was deleted, and stays so.
-    is_needed = backup is not None and "tasks" in saved.unread
-    restored = fill_in(fresh, backup) if backup is not None and is_needed else 0
+    restored = 0
+    if backup is not None and not saved.is_complete:
+        # What a store does not have whose tasks could all be read was deleted, and stays so.
+        restored = fill_in(fresh, backup, "tasks" in saved.unread)
     fresh.close()
     make_durable(fresh.database.path)
     aside = _exchange(directory, source, fresh.database.path)
@@ -119,9 +124,9 @@ def _in_words(aside: Path, saved: Saved, backup: Path | None, restored: int) -> 
         f"the store was damaged and has been set aside as {aside}; "
         f"saved from it: {rescued or 'nothing, it cannot be read'}"
     )
-    if restored:
-        tasks = "1 task" if restored == 1 else f"{restored} tasks"
-        said += f"; {tasks} more from the backup {backup.name if backup else ''}"
+    if restored and backup is not None:
+        rows = "1 row" if restored == 1 else f"{restored} rows"
+        said += f"; {rows} more from the backup {backup.name}"
     if saved.is_complete:
         return f"{said}. Nothing is missing"
     return f"{said}. What could not be read is missing; %bg_list --all shows what is there"
@@ -297,7 +302,8 @@ def _mended(table: str, row: dict[str, Any]) -> dict[str, Any] | None:
     for name in TIMES.get(table, ()):
         if isinstance(at := row.get(name), float) and not 0 <= at < YEAR_2200_S:
             mended[name] = _another_time(row, TIMES[table])
-    return None if table == "outputs" and row.get("kind") not in KINDS else mended
+    name, known = ENUMERATIONS.get(table, ("", frozenset()))
+    return None if known and row.get(name) not in known else mended
 
 
 def _is_json(text: Any, instead: str | None) -> bool:

@@ -92,7 +92,8 @@ def test_the_state_directory_is_removed_while_a_kernel_prints(
     assert_said("removed", problems_of(state_dir))
     assert_all_is_there(kernel, state_dir)
     numbers = [task["number"] for task in json.loads(kernel.run("%bg_list --json").text)["tasks"]]
-    assert numbers == [2, 3]
+    # One that has just ended may have ended after the removal.
+    assert numbers in ([1, 2, 3], [2, 3])
     kernel.run("%%background later\n1")
     assert "4 (later)" in kernel.run("%bg_wait later --check").text, "no number is given again"
     (saved,) = (state_dir / "backups").glob("*-removed-*.db")
