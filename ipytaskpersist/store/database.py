@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +59,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
         *("ceph", "beegfs", "glusterfs", "fuse.sshfs"),
     )
 )
+DAMAGE = ("UTF-8", "no such column", "has no column", "no such index", "malformed")
+"""What SQLite says in an error of operation where the file is not as it was written."""
+NETWORK_MODE = "TRUNCATE"
 _abandoned: list[Any] = []
 """Connections that a forked child got from its parent and must neither use nor close."""
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
@@ -111,7 +115,7 @@ class Database:
         """The write-ahead log, to which every commit is written."""
         return self.path.with_name(self.path.name + "-wal")
 
-    @property
+    @cached_property
     def is_shared_by_hosts(self) -> bool:
         """Whether the store is where other hosts may write to it too."""
         return journal_mode_for(self.directory.root) != "WAL"
@@ -232,6 +236,9 @@ class Database:
             connection.execute(f"PRAGMA synchronous = {self.synchronous}")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
+            elif self.is_shared_by_hosts:
+                # Of the journal modes only WAL stays with the file.
+                connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
         return connection
 
     def _close_for_ended_threads(self) -> None:
@@ -385,9 +392,12 @@ class Database:
         """Turn SQLite's errors into ones that say which store, and what to do."""
         try:
             yield
+        except UnicodeDecodeError as error:
+            # Of SQLite's own message, in which there is something of the damage.
+            raise self.damaged("a text is not UTF-8") from error
         except sqlite3.OperationalError as error:
-            if "UTF-8" in str(error):
-                raise self.damaged("a text is not UTF-8") from error
+            if any(words in str(error) for words in DAMAGE):
+                raise self.damaged(str(error)) from error
             raise self._in_words(error) from error
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
@@ -539,7 +549,7 @@ def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[None]:
 
 def journal_mode_for(folder: Path) -> str:
     """WAL, but the rollback journal on a network file system, where WAL's shared memory fails."""
-    return "TRUNCATE" if file_system_of(folder) in NETWORK_FILE_SYSTEMS else "WAL"
+    return NETWORK_MODE if file_system_of(folder) in NETWORK_FILE_SYSTEMS else "WAL"
 
 
 def file_system_of(folder: Path) -> str:

@@ -20,7 +20,13 @@ from ipytaskpersist.errors import StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable
 from ipytaskpersist.records import OutputKind, TaskState
 from ipytaskpersist.store.database import identity_of, move_log, read_options, sqlite3
-from ipytaskpersist.store.migrations import FILL_UIDS, create_triggers, drop_triggers
+from ipytaskpersist.store.migrations import (
+    FILL_UIDS,
+    STEPS,
+    create_triggers,
+    drop_triggers,
+    migrate,
+)
 
 if TYPE_CHECKING:
     from ipytaskpersist.store import TaskStore
@@ -29,6 +35,8 @@ TABLES = (
     *("notebooks", "sessions", "supervisors", "tasks", "events", "outputs", "results"),
     *("processes", "tags"),
 )
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises where it meets damage: a message of its own may be no UTF-8."""
 BELONGING = ("events", "outputs", "results", "processes", "tags")
 SUFFIXES = ("", "-wal", "-shm")
 LOWEST, HIGHEST = -1, 2**62
@@ -73,9 +81,29 @@ def is_whole(path: Path) -> bool:
     try:
         with closing(_opened(path)) as connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
-            return found and all(_can_be_read(connection, table) for table in TABLES)
-    except sqlite3.Error:
+            return (
+                found
+                and _has_its_schema(connection)
+                and all(_can_be_read(connection, table) for table in TABLES)
+            )
+    except UNREADABLE:
         return False
+
+
+def _has_its_schema(connection: Any) -> bool:
+    """Whether there is all that a store of this version has. One of another is not known."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] != len(STEPS):
+        return True
+    with closing(sqlite3.connect(":memory:")) as reference:
+        migrate(reference)
+        return _schema(reference) <= _schema(connection)
+
+
+def _schema(connection: Any) -> set[tuple[str, str]]:
+    """Tables, indexes and triggers by their names, and columns by those of their tables."""
+    names = {("", name) for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    columns = {(table, name) for table in TABLES for name in _columns(connection, table)}
+    return columns | {each for each in names if not each[1].startswith(("sqlite_", "_sqlite"))}
 
 
 def _opened(path: Path) -> Any:
@@ -106,7 +134,7 @@ def replace(
     source = _whole_name(directory)
     backup = newest_whole_backup(directory)
     saved = Saved()
-    with suppress(StoreError, sqlite3.Error):
+    with suppress(StoreError, *UNREADABLE):
         saved = salvage(source, fresh)
     restored = 0
     if backup is not None and not saved.is_complete:
@@ -280,7 +308,7 @@ def _read_range(
                 return last  # the pages lead back to where it has been
             last = row[0]
             take(row[1:])
-    except sqlite3.DatabaseError:
+    except UNREADABLE:
         return last
     return None
 
@@ -288,7 +316,7 @@ def _read_range(
 def _columns(connection: Any, table: str) -> list[str]:
     try:
         return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-    except sqlite3.DatabaseError:
+    except UNREADABLE:
         return []
 
 
@@ -372,7 +400,7 @@ def _keep_counters(source: Any, target: Any) -> None:
 
     A damaged counter is not believed where that would make an end of counting.
     """
-    with suppress(sqlite3.DatabaseError):
+    with suppress(*UNREADABLE):
         for name, last in source.execute("SELECT name, seq FROM sqlite_sequence").fetchall():
             raise_counter(target, name, last)
     target.execute(

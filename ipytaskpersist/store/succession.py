@@ -26,7 +26,7 @@ from ipytaskpersist.store.database import (
     sqlite3,
 )
 from ipytaskpersist.store.migrations import create_triggers, drop_triggers
-from ipytaskpersist.store.repair import raise_counter
+from ipytaskpersist.store.repair import UNREADABLE, raise_counter
 
 if TYPE_CHECKING:
     from ipytaskpersist.store import TaskStore
@@ -152,7 +152,7 @@ def _carry(old: Any, new: Database, session_id: str, since: float, carried: Carr
 def _read(connection: Any, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
     """The rows of a query by the names of their columns, as far as they can be read."""
     found: list[dict[str, Any]] = []
-    with suppress(sqlite3.DatabaseError):
+    with suppress(*UNREADABLE):
         cursor = connection.execute(query, parameters)
         names = [column[0] for column in cursor.description]
         found.extend(dict(zip(names, row, strict=True)) for row in cursor)

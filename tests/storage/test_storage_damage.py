@@ -182,7 +182,9 @@ def test_what_cannot_be_read_comes_from_the_backup_and_the_deleted_stays_deleted
 
         remove_tasks(store.database, [task.id for task in store.tasks.select(Selection())[:12]])
     overwrite_an_index(directory)
-    directory.damage_mark.touch(mode=0o600)
+    with closing(TaskStore(directory).open()) as store, pytest.raises(StoreDamaged) as caught:
+        store.database.rows("SELECT state FROM tasks INDEXED BY tasks_overview WHERE state = 'x'")
+    assert_said("damaged", str(caught.value))
     found, said = look(directory)
     assert_said("repaired-whole", said)
     assert min(found) == 13
