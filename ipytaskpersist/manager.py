@@ -317,7 +317,7 @@ class BackgroundTasks(Configured):
         key = self.notebook_key()
         try:
             # An archived task's number goes before an id of another that begins so.
-            return self._archived_number(key, reference) or references.find(
+            found = self._archived_number(key, reference) or references.find(
                 self.store, key, reference
             )
         except TaskNotFound:
@@ -326,7 +326,20 @@ class BackgroundTasks(Configured):
             )
             if archived is None:
                 raise
-            return archived
+            found = archived
+        if references.is_prefix(found, reference):
+            self._refuse_two(found, str(reference).strip())
+        return found
+
+    def _refuse_two(self, found: TaskRecord, prefix: str) -> None:
+        """An id that begins so may be in an archive, too. Raises `AmbiguousReference`."""
+        key = self.notebook_key()
+        for archive in self.archives.all():
+            there = None if key is None else self.archives.notebook_key(key, archive)
+            if there is not None:
+                others = self.archives.without_own(archive.tasks.by_id_prefix(there, prefix))
+                both = {task.id: task for task in (*others, found)}
+                references.refuse_several([*both.values()], prefix)
 
     def _archived_number(self, key: int | None, reference: str | int | None) -> TaskRecord | None:
         """The archived task of this number, where the store has none."""
