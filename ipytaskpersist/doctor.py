@@ -325,7 +325,7 @@ def _store(examined: Examined) -> Iterator[Finding]:
     if directory.damage_mark.exists():
         yield _broken(
             "SQLite has found the store damaged",
-            "restart the kernel and type %load_ext ipytaskpersist: it saves what can be read",
+            "the next command, %bg_list, sets it aside and saves what can be read",
         )
     if not store.exists:
         yield _ok("nothing is stored yet")
@@ -359,8 +359,7 @@ def _size_of(directory: StateDirectory) -> int:
 
 def _how_to_repair(directory: StateDirectory) -> str:
     return (
-        f"end what uses it, then 'touch {directory.damage_mark}' and %load_ext ipytaskpersist: it "
-        "is set aside, and what can be read is saved"
+        f"'touch {directory.damage_mark}', then %bg_list sets it aside and saves what can be read"
     )
 
 

@@ -60,6 +60,10 @@ class StoreBusy(StoreError):
     """Another program held the store for longer than this one may wait."""
 
 
+class StoreFull(StoreError):
+    """No room is left on the disk."""
+
+
 class TaskCancelled(BaseException):
     """Raised inside a background cell that was cancelled.
 

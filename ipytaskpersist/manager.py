@@ -148,6 +148,9 @@ class BackgroundTasks(Configured):
         """What this session has lost, and nobody has been told."""
         self._reconciling = threading.Lock()
         self._session: SessionRecord | None = None
+        self._replacements = 0
+        """How often the store had been replaced when the session was recorded."""
+        self.store.say = self.warn
         self._has_ended = False
         self._identity: SessionIdentity | None = None
         self._recorder: Recorder | None = None
@@ -167,20 +170,28 @@ class BackgroundTasks(Configured):
 
     def session(self) -> SessionRecord:
         """This session, recorded in the store. Makes the store where there is none."""
+        self.store.keep_up()
         if self._session is None:
-            self.store.open().require_writable()
-            if self.store.notice:
-                print(self.store.notice, file=sys.stderr)
-            self._session = self.store.sessions.begin(self.identity)
+            self._session = self._begin_session()
             self.upkeep.begin()
             if self.shell is None:
                 atexit.register(self.end_session, "program ended")
+        elif self._replacements != self.store.replacements:
+            self._session = self._begin_session()
         return self._session
+
+    def _begin_session(self) -> SessionRecord:
+        self.store.open().require_writable()
+        if self.store.notice:
+            print(self.store.notice, file=sys.stderr)
+        session = self.store.sessions.begin(self.identity)
+        self.store.session_id, self._replacements = session.id, self.store.replacements
+        return session
 
     def notebook_key(self) -> int | None:
         """This notebook's key in the store, or None when the store does not know it."""
         if self._session is not None:
-            return self._session.notebook_key
+            return self.session().notebook_key
         if not self.store.exists:
             return None
         notebook = self.store.open().sessions.find_notebook(self.identity)
@@ -311,7 +322,7 @@ class BackgroundTasks(Configured):
         key = self.notebook_key()
         try:
             # An archived task's number goes before an id of another that begins so.
-            return self._archived_number(key, reference) or references.find(
+            found = self._archived_number(key, reference) or references.find(
                 self.store, key, reference
             )
         except TaskNotFound:
@@ -320,7 +331,20 @@ class BackgroundTasks(Configured):
             )
             if archived is None:
                 raise
-            return archived
+            found = archived
+        if references.is_prefix(found, reference):
+            self._refuse_two(found, str(reference).strip())
+        return found
+
+    def _refuse_two(self, found: TaskRecord, prefix: str) -> None:
+        """An id that begins so may be in an archive, too. Raises `AmbiguousReference`."""
+        key = self.notebook_key()
+        for archive in self.archives.all():
+            there = None if key is None else self.archives.notebook_key(key, archive)
+            if there is not None:
+                others = self.archives.without_own(archive.tasks.by_id_prefix(there, prefix))
+                both = {task.id: task for task in (*others, found)}
+                references.refuse_several([*both.values()], prefix)
 
     def _archived_number(self, key: int | None, reference: str | int | None) -> TaskRecord | None:
         """The archived task of this number, where the store has none."""

@@ -30,7 +30,7 @@ from typing import Any
 
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.bars import Bars
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress
 from ipytaskpersist.screen import TAIL_CHARACTERS, LastLine
 from ipytaskpersist.store import NewOutput, TaskStore
@@ -43,6 +43,11 @@ END_BYTES = 4 * TAIL_CHARACTERS
 KEEP_CHARACTERS = 32 * 1024 * 1024
 """How much is kept in memory while the store cannot be written; what is beyond it is counted."""
 RETRY_S = 0.25
+PATIENCE_MS = 250
+"""How long one trial to write waits for others: between two, room is made for what is printed."""
+BUSY_S = 5.0
+"""After how long it is said that others keep the store from being written."""
+LOST = "\n[{:,} characters that were printed here are lost: the store could not be written]\n"
 QUIET_WAIT_S = 0.002
 """How long a quiet print waits for its commit, so that it is on disk before the next statement."""
 HEARTBEAT_S = 15.0
@@ -112,6 +117,8 @@ class Recording:
         """Whether its code has said how far it has come: it knows better than its bars."""
         self.is_watched = False
         """Whether the writer will look in a moment how far it has come."""
+        self.lost_characters = 0
+        """How much was dropped since the store has had the last of it."""
         recorder.recordings.add(self)
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
@@ -170,6 +177,9 @@ class Recording:
         take = self.pending.popleft
         items = [take() for _ in range(len(self.pending))]
         self._recorder.waiting -= sum(map(size_of, items))
+        if self.lost_characters:
+            items.insert(0, (OutputKind.STDERR, LOST.format(self.lost_characters)))
+            self.lost_characters = 0
         pieces = joined(items) if self._room is None else self._within(self._room, joined(items))
         rows: list[NewOutput] = []
         for kind, data in pieces:
@@ -353,8 +363,10 @@ class Recorder:
             committed.acquire(True, self._quiet_wait_s)
 
     def wait_for_room(self) -> None:
-        """Wait until the writer has caught up."""
-        while self.waiting > WAITING_CHARACTERS and self._healthy and not self._stopping:
+        """Wait until the writer has caught up, or has dropped what cannot be kept."""
+        while not self._stopping and self.waiting > (
+            WAITING_CHARACTERS if self._healthy else 2 * KEEP_CHARACTERS
+        ):
             sleep(0.001)
 
     def change(self, change: Change, timeout_s: float | None = None) -> bool:
@@ -395,6 +407,7 @@ class Recorder:
 
     def _run(self) -> None:
         seen = heartbeat_at = 0.0
+        self._store.database.be_impatient(PATIENCE_MS)
         while True:
             batch = self._next_batch()
             if batch:
@@ -491,21 +504,32 @@ class Recorder:
 
     def _persist(self, write: Callable[[], object]) -> None:
         """Write, and try again for as long as the store cannot be written."""
+        begun_at = time.monotonic()
         while True:
             try:
                 write()
                 break
             except StoreError as error:
+                if isinstance(error, StoreBusy) and time.monotonic() - begun_at < BUSY_S:
+                    self._make_room()
+                    continue
                 self._set_unhealthy(error)
                 if self._stopping:
                     return
                 self._make_room()
                 sleep(RETRY_S)
+                if isinstance(error, StoreDamaged):
+                    self._repair()
             except Exception as error:  # one bad record must not end the writer for all tasks
                 self._warn(f"a record could not be stored ({type(error).__name__}: {error})")
                 return
         if not self._healthy:
             self._set_healthy()
+
+    def _repair(self) -> None:
+        """What is printed now has no place in the damaged store, and need not wait for a person."""
+        with suppress(StoreError, OSError):
+            self._store.open()
 
     def _set_unhealthy(self, error: StoreError) -> None:
         if self._healthy:
@@ -520,7 +544,11 @@ class Recorder:
         lost, self._lost_characters = self._lost_characters, 0
         self._warn(
             "the store can be written again; "
-            + (f"{lost:,} characters of output were lost." if lost else "nothing was lost.")
+            + (
+                f"{lost:,} characters of output were lost, and a line in it says where."
+                if lost
+                else "nothing was lost."
+            )
         )
 
     def _make_room(self) -> None:
@@ -529,6 +557,7 @@ class Recorder:
             while self.waiting > KEEP_CHARACTERS and recording.pending:
                 size = size_of(recording.pending.popleft())
                 self.waiting -= size
+                recording.lost_characters += size
                 self._lost_characters += size
 
     def _look_around(self, seen: float, watch: Callable[[], None]) -> float:
@@ -565,5 +594,7 @@ class Recorder:
         """The writer must not die of a store that is busy for a moment: it will call again."""
         try:
             call()
+        except StoreBusy:
+            pass
         except StoreError as error:
             self._set_unhealthy(error)

@@ -98,12 +98,28 @@ def _by_prefix(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | N
     if not text or FULL_ID.search(text):
         return None  # a whole id means that task, and no other
     found = store.tasks.by_id_prefix(notebook_key, text)
+    refuse_several(found, text)
+    return store.tasks.get(found[0].key) if found else None
+
+
+def refuse_several(found: Sequence[TaskRecord], prefix: str) -> None:
+    """Raise `AmbiguousReference` when the ids of several tasks begin so."""
     if len(found) > 1:
         ids = ", ".join(task.id for task in found[-SUGGESTIONS:])
         raise AmbiguousReference(
-            f"'{text}' is the beginning of {len(found)} tasks' ids ({ids}); type more of it"
+            f"'{prefix}' is the beginning of {len(found)} tasks' ids ({ids}); type more of it"
         )
-    return store.tasks.get(found[0].key) if found else None
+
+
+def is_prefix(task: TaskRecord, reference: str | int | None) -> bool:
+    """Whether only the beginning of a task's id was typed, and neither its name nor its number."""
+    text = "" if reference is None else str(reference).strip()
+    return (
+        bool(text)
+        and task.id.startswith(text)
+        and text not in (task.id, task.name)
+        and (as_number(text) != task.number)
+    )
 
 
 def _not_found(

@@ -52,6 +52,21 @@ def test_archived_tasks_are_whole_and_come_back_whole(
     assert store.statistics.count() == 8
 
 
+def test_the_beginning_of_an_id_must_not_mean_an_archived_task_as_well(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
+    session = begin_session(store)
+    tasks = add_tasks(store, session, 3, age_days=40)
+    archives.archive(tasks[:2])
+    beginning = tasks[0].id[:7]
+    shown = run_command(state_dir, "show", beginning, notebook=NOTEBOOK)
+    assert f"'{beginning}' is the beginning of 3 tasks' ids" in shown.stderr
+    archives.archive(tasks[2:])
+    shown = run_command(state_dir, "show", beginning, notebook=NOTEBOOK)
+    assert "is the beginning of 3 tasks' ids" in shown.stderr
+    assert run_command(state_dir, "show", tasks[1].id, notebook=NOTEBOOK).returncode == 0
+
+
 def test_archiving_by_age_leaves_live_kept_and_younger_tasks(
     store: TaskStore, archives: Archives
 ) -> None:

@@ -82,7 +82,7 @@ def test_damage_found_later_is_repaired_at_the_next_opening(directory: StateDire
 
     damage(directory, overwrite_index)
     store = TaskStore(directory).open()
-    with pytest.raises(StoreDamaged, match="%load_ext ipytaskpersist"):
+    with pytest.raises(StoreDamaged, match="the next command, %bg_list, sets it aside"):
         assert_works(store)
     store.close()
     again = TaskStore(directory).open()
@@ -99,7 +99,7 @@ def test_the_newest_whole_backup_takes_the_place(directory: StateDirectory) -> N
     store.close()
     damage(directory, lambda _: bytearray(os.urandom(5000)))
     restored = TaskStore(directory).open()
-    assert "begun anew with the backup tasks-" in restored.notice
+    assert f"{TASKS} rows more from the backup tasks-" in restored.notice
     assert restored.tasks.count(Selection()) == TASKS
     assert_works(restored)
     restored.close()

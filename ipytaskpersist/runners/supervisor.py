@@ -71,7 +71,10 @@ class Supervisor:
         """When the store was first written since the last look; infinite when it was not."""
         self._watch: LogWatch | None = None
         self._stopping = False
+        self._replacements = 0
+        """How often the store had been replaced when it was last watched."""
         self._memory = MemoryEvents()
+        store.session_id, store.say = session_id, self._warn
         self._limit = OpenFiles()
         self._recorder = Recorder(store, warn=self._warn, heartbeat=self._heartbeat, quiet_wait_s=0)
 
@@ -112,6 +115,19 @@ class Supervisor:
         if watch.descriptor >= 0:
             self._watch = watch
             self._selector.register(watch.descriptor, selectors.EVENT_READ, watch)
+
+    def _follow_store(self) -> None:
+        """The store is another file now: watch that, and look at all of it."""
+        self._replacements, self._seen = self._store.replacements, -1
+        if self._watch is not None:
+            self._selector.unregister(self._watch.descriptor)
+            os.close(self._watch.descriptor)
+            self._watch = None
+        self._record = (
+            self._store.supervisors.of_process(self._session_id, ProcessIdentity.own())
+            or self._record
+        )
+        self._watch_store()
 
     def _listen_to_signals(self) -> None:
         """SIGCHLD and SIGTERM end the waiting; what asks a terminal's programs to end does not."""
@@ -187,7 +203,10 @@ class Supervisor:
     def _look(self) -> None:
         """See what others have written, if they have."""
         try:
+            self._store.open()
             version = self._store.database.data_version
+            if self._replacements != self._store.replacements:
+                self._follow_store()
             if version != self._seen:
                 self._seen = version
                 self._cancel()

@@ -5,14 +5,19 @@ Only this package speaks SQL. It gives and takes the frozen records of `ipytaskp
 
 from __future__ import annotations
 
+import math
 import os
+import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import problems
-from ipytaskpersist.errors import StoreDamaged, StoreError
+from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull
 from ipytaskpersist.paths import StateDirectory, make_durable, make_private
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
@@ -31,6 +36,10 @@ if TYPE_CHECKING:
     from ipytaskpersist.store.changes import Changes
     from ipytaskpersist.store.statistics import Statistics
 
+ASKED_S = 60.0
+"""A store that is found damaged twice in so many seconds is, whatever SQLite's check says."""
+SLACK_S = 5.0
+"""How much earlier than that it was seen in its place a file may have been removed."""
 BEFORE = "before-migration-from-"
 """What the name of a backup that a migration has made says after the date."""
 
@@ -65,11 +74,27 @@ class TaskStore:
         self.upkeep = Upkeep(self.database)
         self.notice = ""
         """What the person should be told of the opening; empty when all was as ever."""
+        self.session_id = ""
+        """Whose tasks go on in another file when the open one is removed; empty for who reads."""
+        self.replacements = 0
+        """How often this process has gone on in another file."""
+        self.say: Callable[[str], None] = self._print
+        """Tells the person, and keeps for the doctor, what has happened to the store."""
+        self._seen_at = time.time()
+        """When the open file was last known to be the one that has its name."""
+        self._hindrance = ""
+        """Why it is open for reading only."""
         self._is_open = False
+        self._asked_at = -math.inf
+        """When SQLite was last asked whether a store that was found damaged is whole."""
+        self._succession = threading.RLock()
+        if database is None:
+            self.database.on_replaced = self.keep_up
 
     @property
     def exists(self) -> bool:
         """Whether there is anything to read. Asking does not make a store."""
+        self.keep_up()
         return self.database.exists
 
     @property
@@ -95,7 +120,7 @@ class TaskStore:
         """Make the store where there is none, bring its schema up to date, and return it.
 
         Raises `StoreError` when it cannot be used. One that a newer version wrote opens for
-        reading only.
+        reading only. One that was found damaged since it was opened is repaired.
         """
         if not self._is_open:
             try:
@@ -103,13 +128,88 @@ class TaskStore:
             except StoreDamaged:
                 self._repair()
             self._is_open = True
+        elif self.directory.damage_mark.exists():
+            self._repair()
+            self.keep_up()
+            if self.notice:
+                self.say(self.notice)
+                self.notice = ""
         return self
 
+    def keep_up(self) -> None:
+        """Go on in the file that has the store's name, where it is not the one that is open.
+
+        The tasks of this process's session that had not ended go along. What the removed file held
+        besides is saved as a backup, by whoever begins the new one.
+        """
+        if self.database.is_replaced:
+            with self._succession:
+                said = self._succeed()
+            if said:
+                self.say(said)
+        self._seen_at = time.time()
+
+    def _succeed(self) -> str:
+        """Go on in the other file, unless another thread has just done so. Returns what to say."""
+        if not self.database.is_replaced:
+            return ""
+        from ipytaskpersist.store import succession
+
+        said = succession.succeed(self, since=self._seen_at - SLACK_S)
+        self.replacements += 1
+        return said
+
+    def begin_anew(self) -> None:
+        """Make ready the file that has the store's name now, or a new one where none has."""
+        self.directory.create()
+        with one_at_a_time(self.directory):
+            self._prepare()
+
+    def forget(self) -> None:
+        """Have whatever has the store's name be opened when it is next needed."""
+        self._is_open = False
+
+    def _print(self, message: str) -> None:
+        print(message, file=sys.stderr)
+        problems.record(self.directory, message)
+
     def _open(self) -> None:
+        if self.database.exists and self.database.cannot_be_written:
+            self._open_for_reading()
+        else:
+            self._open_for_writing()
+
+    def _open_for_reading(self) -> None:
+        """Nothing can be made ready where nothing can be written."""
+        self.database.read_only, self._hindrance = True, self._not_writable
+        version = self._schema_version()
+        if version < len(STEPS):
+            raise StoreError(
+                f"the store {self.database.path} was written by an earlier version of "
+                "ipytaskpersist, and cannot be written, so it cannot be brought up to date; copy "
+                "it to a folder of your own, and set IPYTASKPERSIST_DIR to that"
+            )
+
+    @property
+    def _not_writable(self) -> str:
+        return (
+            f"the store {self.database.path} can only be read: you may not write to it, or to its "
+            "directory; %bg_doctor says what to change"
+        )
+
+    @property
+    def _newer(self) -> str:
+        return (
+            f"the store {self.database.path} was written by a newer version of "
+            "ipytaskpersist, so this one only reads it; upgrade with "
+            "'pip install -U ipytaskpersist'"
+        )
+
+    def _open_for_writing(self) -> None:
         if self.directory.damage_mark.exists():
             raise StoreDamaged(f"the store {self.database.path} is damaged")
-        self.database.create_file()
-        if self._schema_version() < len(STEPS):
+        self.directory.create()
+        if not self.database.exists or self._schema_version() < len(STEPS):
             # SQLite does not wait for another process that makes the same store.
             with one_at_a_time(self.directory):
                 self._prepare()
@@ -121,48 +221,46 @@ class TaskStore:
         version = self._schema_version()
         if version > len(STEPS):
             self.database.close()
-            self.database.read_only = True
+            self.database.read_only, self._hindrance = True, self._newer
         elif version < len(STEPS):
             self._migrate(version)
 
     def _repair(self) -> None:
-        """Set a damaged store aside, and save what can be read of it into another."""
-        from ipytaskpersist.store import repair
+        """Put another store in the place of a damaged one, with what can be read of it."""
+        from ipytaskpersist.store import repair, restoring
 
-        self.database.close()
+        if not self._is_open:
+            self.database.close()
         with one_at_a_time(self.directory):
             mark = self.directory.damage_mark
-            if mark.exists() and not repair.is_whole(self.directory.store):
-                self._replace()
+            if mark.exists() and not (self._may_be_whole() and repair.is_whole(self.database.path)):
+                with closing(self._beside()) as fresh:
+                    self.notice = repair.replace(self.directory, fresh, restoring.missing_from)
+                problems.record(self.directory, self.notice)
             # Otherwise another process has just repaired it, or nothing is wrong after all.
             # Until here the mark keeps others from beginning a store of their own.
             mark.unlink(missing_ok=True)
-            self._prepare()
+            if not self._is_open:
+                self._prepare()
 
-    def _replace(self) -> None:
-        from ipytaskpersist.store import repair
+    def _may_be_whole(self) -> bool:
+        """Whether it is worth asking: not when it was found damaged again after it was asked."""
+        was_asked = self._asked_at > time.monotonic() - ASKED_S
+        self._asked_at = time.monotonic()
+        return not was_asked
 
-        backup = repair.newest_whole_backup(self.directory)
-        damaged = repair.set_aside(self.directory)
-        if backup is not None:
-            self.database.create_file()
-            self.database.restore_from(backup)
-        self._prepare()
-        try:
-            saved = repair.salvage(damaged, self.database)
-            rescued = ", ".join(f"{count} {table}" for table, count in saved.items() if count)
-        except StoreError:
-            rescued = ""
-        base = f"the backup {backup.name}" if backup else "an empty store"
-        self.notice = (
-            f"the store was damaged and has been set aside as {damaged}; begun anew with {base}, "
-            f"and saved from the damaged one: {rescued or 'nothing, it cannot be read'}"
-        )
-        problems.record(self.directory, self.notice)
+    def _beside(self) -> TaskStore:
+        """A new store that has no tasks and is nobody's yet, in a file beside this one."""
+        name = f".{self.directory.file.replace('/', '-')}.{os.urandom(4).hex()}.part"
+        place = StateDirectory(self.directory.root, name)
+        fresh = TaskStore(place, synchronous="full", database=Database(place, "full"))
+        fresh.database.create_file()
+        fresh._migrate(0)
+        return fresh
 
     @property
     def read_only(self) -> bool:
-        """Whether a newer version wrote the store, so that this one only reads it."""
+        """Whether it is only read: a newer version wrote it, or it cannot be written here."""
         return self.database.read_only
 
     def _schema_version(self) -> int:
@@ -214,6 +312,10 @@ class TaskStore:
             self.database.copy(connection, partial)
             make_durable(partial)
             partial.replace(target)
+        except StoreFull as error:
+            raise StoreFull(f"no room is left for {target}; nothing was written there") from error
+        except OSError as error:
+            raise StoreError(f"cannot write {target} ({error.strerror})") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -230,11 +332,7 @@ class TaskStore:
     def require_writable(self) -> None:
         """Raise `StoreError` when the store is open for reading only."""
         if self.read_only:
-            raise StoreError(
-                f"the store {self.database.path} was written by a newer version of "
-                "ipytaskpersist, so this one only reads it; upgrade with "
-                "'pip install -U ipytaskpersist'"
-            )
+            raise StoreError(self._hindrance)
 
     def close(self) -> None:
         """Close this process's connections."""

@@ -7,17 +7,21 @@ can corrupt a database in WAL mode (https://sqlite.org/wal.html#walresetbug).
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
 from ipytaskpersist.paths import StateDirectory
 
 try:
@@ -45,14 +49,34 @@ Whoever writes much calls `checkpoint` when there is a pause.
 LOG_BYTES = 64 * 1024 * 1024
 """To what the log is cut when it begins anew."""
 LOCK_POLL_S = 0.01
+LOOK_S = 0.5
+"""How often is looked whether the open file still is the one that has the store's name."""
+IN_FLIGHT_S = 5.0
+"""How long the transactions of other threads may take to end, when the file was replaced."""
 NETWORK_FILE_SYSTEMS = frozenset(
     (
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "lustre", "gpfs"),
         *("ceph", "beegfs", "glusterfs", "fuse.sshfs"),
     )
 )
+DAMAGE = ("UTF-8", "no such column", "has no column", "no such index", "malformed")
+"""What SQLite says in an error of operation where the file is not as it was written."""
+NETWORK_MODE = "TRUNCATE"
 _abandoned: list[Any] = []
 """Connections that a forked child got from its parent and must neither use nor close."""
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+T = TypeVar("T")
+Identity = tuple[int, int]
+"""Device and inode: which file it is, whatever its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A file that does not have its name any more."""
+
+    connection: Any
+    """Still reads it; None when no connection was open."""
+    identity: Identity | None
 
 
 class Database:
@@ -64,8 +88,22 @@ class Database:
         """``normal`` or ``full``: whether a commit survives a loss of power."""
         self.read_only = False
         self.integrity_error: type[Exception] = sqlite3.IntegrityError
+        self.on_replaced: Callable[[], None] | None = None
+        """Called when the open file is not the one that has its name any more, before it is used.
+
+        Without it the connections that there are go on with the file that they have opened.
+        """
         self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
         self._pid = os.getpid()
+        self._identity: Identity | None = None
+        """Which file the connections have open."""
+        self._patience_ms: dict[int, int] = {}
+        self._look_at = 0.0
+        self._retired: Retired | None = None
+        """The replaced file, for as long as what is needed of it is not in the new one."""
+        self._mover: int | None = None
+        """The thread that goes on in the new file just now. The others wait for it."""
+        _databases.add(self)
 
     @property
     def path(self) -> Path:
@@ -77,10 +115,20 @@ class Database:
         """The write-ahead log, to which every commit is written."""
         return self.path.with_name(self.path.name + "-wal")
 
-    @property
+    @cached_property
     def is_shared_by_hosts(self) -> bool:
         """Whether the store is where other hosts may write to it too."""
         return journal_mode_for(self.directory.root) != "WAL"
+
+    @property
+    def cannot_be_written(self) -> bool:
+        """Whether there is a store that the system lets nobody here write to."""
+        try:
+            # SQLite keeps its log beside the file.
+            can_write = os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
+            return not can_write and os.access(self.path, os.R_OK)
+        except OSError:
+            return False
 
     @property
     def exists(self) -> bool:
@@ -96,12 +144,19 @@ class Database:
     def create_file(self) -> None:
         """Make an empty database file that only its owner can read, where there is none."""
         self.directory.create()
+        self._set_leftovers_aside()
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             return
         except OSError as error:
             raise StoreError(f"cannot make the store {self.path}: {error.strerror}") from error
+
+    def _set_leftovers_aside(self) -> None:
+        """A log whose store was renamed must not be taken for that of a new one."""
+        if not self.path.exists():
+            stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6}"
+            move_log(self.path, self.path.with_name(f"{self.path.stem}-left-{stamp}.db"))
 
     @property
     def connection(self) -> Any:
@@ -111,37 +166,86 @@ class Database:
         can corrupt the file, so neither ever happens.
         """
         if self._pid != os.getpid():
-            _abandoned.append(self._connections)
+            _abandoned.append((self._connections, self._retired))
             self._connections, self._pid = {}, os.getpid()
-        thread = threading.current_thread()
+            self._identity = self._retired = self._mover = None
+        known = self._own()
+        if self.on_replaced is not None and self._shall_look(known) and self.is_replaced:
+            self.on_replaced()
+            known = self._own()
+        return known or self._open_own()
+
+    def _shall_look(self, known: Any) -> bool:
+        """Whether it is time to see if the open file still has its name."""
+        if self._mover is not None:
+            return self._mover != threading.get_ident()
+        now = time.monotonic()
+        if now < self._look_at or (known is not None and known.in_transaction):
+            return False
+        self._look_at = now + LOOK_S
+        return True
+
+    def be_impatient(self, patience_ms: int) -> None:
+        """Have the calling thread wait no longer than this for others who write.
+
+        Its calls then raise `StoreBusy` earlier, for who has something to do between two trials.
+        """
+        self._patience_ms[threading.get_ident()] = patience_ms
+
+    def _own(self) -> Any:
+        """The calling thread's connection; None where it has none yet."""
         known = self._connections.get(threading.get_ident())
-        if known is not None and known[0]() is thread:
-            return known[1]
+        return known[1] if known and known[0]() is threading.current_thread() else None
+
+    def _open_own(self) -> Any:
         self._close_for_ended_threads()
-        connection = self._connect()
-        self._connections[threading.get_ident()] = (weakref.ref(thread), connection)
+        try:
+            before = identity_of(self.path)
+            connection = self._connect()
+            is_same = before is not None and identity_of(self.path) == before
+        except OSError as error:
+            raise StoreError(f"the store {self.path} cannot be used ({error.strerror})") from error
+        if not is_same:
+            connection.close()
+            raise StoreBusy(f"the store {self.path} is just being replaced; try again")
+        if self._identity not in (None, before):
+            # Nobody wants to know of it: a search index, say, which is made anew at will.
+            self._let_go(self._connections)
+            self._connections = {}
+        self._identity = before
+        entry = (weakref.ref(threading.current_thread()), connection)
+        self._connections[threading.get_ident()] = entry
         return connection
 
     def _connect(self) -> Any:
         with self.errors():
+            # Never a new file: where there is none, somebody has just removed it.
+            how = read_options(self.path) if self.cannot_be_written else "mode=rw"
             connection = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False, cached_statements=256
+                f"{self.path.absolute().as_uri()}?{how}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
             )
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            patience_ms = self._patience_ms.get(threading.get_ident(), BUSY_TIMEOUT_MS)
+            connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
             connection.execute(f"PRAGMA synchronous = {self.synchronous}")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
+            elif self.is_shared_by_hosts:
+                # Of the journal modes only WAL stays with the file.
+                connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
         return connection
 
     def _close_for_ended_threads(self) -> None:
-        for ident, (thread, connection) in list(self._connections.items()):
+        for ident, (thread, _) in list(self._connections.items()):
             owner = thread()
             if owner is None or not owner.is_alive():
-                del self._connections[ident]
-                connection.close()
+                self._let_go({ident: self._connections.pop(ident)})
 
     def close(self) -> None:
         """Close every connection of this process."""
@@ -149,15 +253,74 @@ class Database:
         if self._pid != os.getpid():
             _abandoned.append(connections)
             return
-        for _thread, connection in connections.values():
-            with suppress(sqlite3.Error):
-                connection.close()
+        self._let_go(connections)
+        self._identity = self._retired = self._mover = None
 
     def close_own(self) -> None:
         """Close the calling thread's connection, if it has one."""
         known = self._connections.pop(threading.get_ident(), None)
         if known is not None and self._pid == os.getpid():
-            known[1].close()
+            self._let_go({0: known})
+
+    def _let_go(self, connections: dict[int, tuple[Any, Any]]) -> None:
+        """Close connections, unless that would remove what is another file's by now.
+
+        The last connection to close removes the log and the shared memory by their names. Where the
+        open file was renamed or removed, these belong to the one that has its name now, and other
+        processes would go on writing to a log that nobody else sees.
+        """
+        has_moved = self._has_moved
+        for _thread, connection in connections.values():
+            if has_moved:
+                keep_for_ever(connection)
+            else:
+                with suppress(sqlite3.Error):
+                    connection.close()
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the file that is open is not the one that has its name: it was moved or removed.
+
+        When nobody can tell, it is not.
+        """
+        return self._pid == os.getpid() and (self._retired is not None or self._has_moved)
+
+    @property
+    def _has_moved(self) -> bool:
+        try:
+            return self._identity not in (None, identity_of(self.path))
+        except OSError:
+            return False
+
+    def retire(self) -> Retired:
+        """Write nothing more to the replaced file, and return it.
+
+        The calling thread can use the file that has the name now; the others wait for `go_on`, or
+        for `hold`. Raises `StoreBusy` when another thread is in the middle of a long transaction.
+        """
+        connections = [connection for _thread, connection in self._connections.values()]
+        if self._retired is None:
+            for connection in connections:
+                with suppress(sqlite3.Error):
+                    connection.execute("PRAGMA query_only = ON")
+            _await_end_of_transactions(connections, self.path)
+            self._retired = Retired(connections[0] if connections else None, self._identity)
+        elif not self._has_moved:
+            connections = []
+        if connections:
+            for connection in connections:
+                keep_for_ever(connection)
+            self._connections, self._identity = {}, None
+        self._mover = threading.get_ident()
+        return self._retired
+
+    def go_on(self) -> None:
+        """Forget the file that was retired: what it had is in the one that has its name."""
+        self._retired = self._mover = None
+
+    def hold(self) -> None:
+        """Keep the file that was retired until there is another one that can be used."""
+        self._mover = None
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         """Run one statement, committed at once outside a transaction."""
@@ -194,12 +357,12 @@ class Database:
 
     def copy(self, connection: Any, target: Path) -> None:
         """Copy what a connection sees with SQLite's backup API, while others write."""
-        with self.errors():
-            destination = sqlite3.connect(target)
-            try:
+        destination = sqlite3.connect(target)
+        try:
+            with self.errors():
                 connection.backup(destination)
-            finally:
-                destination.close()
+        finally:
+            destination.close()
 
     def restore_from(self, source: Path) -> None:
         """Replace the whole content by that of another database file."""
@@ -229,30 +392,112 @@ class Database:
         """Turn SQLite's errors into ones that say which store, and what to do."""
         try:
             yield
+        except UnicodeDecodeError as error:
+            # Of SQLite's own message, in which there is something of the damage.
+            raise self.damaged("a text is not UTF-8") from error
         except sqlite3.OperationalError as error:
+            if any(words in str(error) for words in DAMAGE):
+                raise self.damaged(str(error)) from error
             raise self._in_words(error) from error
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
-            with suppress(OSError):
-                self.directory.damage_mark.touch(mode=0o600)
-            raise StoreDamaged(
-                f"the store {self.path} is damaged ({error}); restart the kernel and type "
-                "%load_ext ipytaskpersist: it saves what can be read"
-            ) from error
+            raise self.damaged(str(error)) from error
+
+    def damaged(self, why: str) -> StoreDamaged:
+        """Leave a mark for whoever uses the store next, and return the error that says so."""
+        with suppress(OSError):
+            self.directory.damage_mark.touch(mode=0o600)
+        return StoreDamaged(
+            f"the store {self.path} is damaged ({why}); the next command, %bg_list, sets it "
+            "aside and saves what can be read"
+        )
+
+    def record(self, make: Callable[..., T], *given: Any) -> T:
+        """What `make` makes of a row. Raises `StoreDamaged` for a row that nobody has written."""
+        try:
+            return make(*given)
+        except (ValueError, TypeError, OverflowError, OSError, AssertionError) as error:
+            raise self.damaged(f"a row makes no sense: {error}") from error
 
     def _in_words(self, error: Exception) -> StoreError:
         text = str(error)
         if "locked" in text or "busy" in text:
-            return StoreBusy(f"the store {self.path} is locked by another program ({text})")
+            return StoreBusy(
+                f"the store {self.path} is locked by another program ({text}); %bg_doctor says "
+                "by which, and try again when it is done"
+            )
         if "readonly" in text or "read-only" in text or "query_only" in text:
-            return StoreError(f"the store {self.path} cannot be written ({text})")
+            return StoreError(
+                f"the store {self.path} cannot be written ({text}); %bg_doctor says what to change"
+            )
         if "full" in text:
-            return StoreError(f"no room left for the store {self.path} ({text})")
-        return StoreError(f"the store {self.path} cannot be used ({text})")
+            return StoreFull(
+                f"no room is left for the store {self.path} ({text}); make room on its disk, or "
+                "%bg_delete tasks"
+            )
+        if "unable to open" in text:
+            return StoreError(self._why_it_cannot_be_opened())
+        return StoreError(
+            f"the store {self.path} cannot be used ({text}); %bg_doctor says what to change"
+        )
+
+    def _why_it_cannot_be_opened(self) -> str:
+        if self.path.is_dir():
+            return f"there is a directory in the place of the store {self.path}; move it away"
+        if not os.path.lexists(self.path):
+            return f"there is no store {self.path} any more; the next task makes a new one"
+        return f"the store {self.path} cannot be opened; %bg_doctor says what to change"
 
 
 SQLITE_VERSION: str = sqlite3.sqlite_version
+
+
+def identity_of(path: Path) -> Identity | None:
+    """Which file has this name; None when none has. Raises `OSError` when nobody can tell."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def read_options(path: Path) -> str:
+    """How a database file is opened to be read: without leaving a log beside it.
+
+    A file that nobody has open, and whose changes are all in it, needs none; on a medium that
+    cannot be written there could not be one.
+    """
+    has_log = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    return "mode=ro" if has_log else "mode=ro&immutable=1"
+
+
+def move_log(path: Path, target: Path) -> None:
+    """Give what SQLite keeps beside a file another name, as if it were that of another file."""
+    for suffix in ("-wal", "-shm", "-journal"):
+        with suppress(OSError):
+            Path(f"{path}{suffix}").rename(f"{target}{suffix}")
+
+
+def keep_for_ever(connection: Any) -> None:
+    """Have a connection never be closed, not even when the interpreter ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+@atexit.register
+def _spare_what_is_not_ours() -> None:
+    """The end of the interpreter closes connections, which may remove another file's log."""
+    for database in list(_databases):
+        if database.is_replaced:
+            database.close()
+
+
+def _await_end_of_transactions(connections: Sequence[Any], path: Path) -> None:
+    deadline = time.monotonic() + IN_FLIGHT_S
+    while any(connection.in_transaction for connection in connections):
+        if time.monotonic() > deadline:
+            raise StoreBusy(f"the store {path} was replaced while it was being written; try again")
+        time.sleep(LOCK_POLL_S)
 
 
 def storable(text: str | None) -> str | None:
@@ -278,7 +523,13 @@ def _lock(descriptor: int, wait_s: float, busy: str) -> None:
 @contextmanager
 def exclusive(path: Path, busy: str, wait_s: float = BUSY_TIMEOUT_MS / 1000) -> Iterator[None]:
     """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StoreError(
+            f"the state directory {path.parent} cannot be written ({error.strerror}); "
+            "%bg_doctor says what to change"
+        ) from error
     try:
         if os.name == "posix":
             _lock(descriptor, wait_s, busy)
@@ -298,7 +549,7 @@ def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[None]:
 
 def journal_mode_for(folder: Path) -> str:
     """WAL, but the rollback journal on a network file system, where WAL's shared memory fails."""
-    return "TRUNCATE" if file_system_of(folder) in NETWORK_FILE_SYSTEMS else "WAL"
+    return NETWORK_MODE if file_system_of(folder) in NETWORK_FILE_SYSTEMS else "WAL"
 
 
 def file_system_of(folder: Path) -> str:

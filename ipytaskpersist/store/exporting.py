@@ -6,9 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ipytaskpersist.records import OutputKind, Progress, ResultRecord, TaskState
-from ipytaskpersist.store.chunks import unpack
+from ipytaskpersist.records import (
+    STREAM_KINDS,
+    OutputKind,
+    Progress,
+    ResultRecord,
+    TaskState,
+)
+from ipytaskpersist.store.chunks import Unreadable, unpack
 from ipytaskpersist.store.database import Database
+from ipytaskpersist.store.outputs import LOST
 from ipytaskpersist.store.portable import (
     OF_THIS_STORE,
     PortableEvent,
@@ -89,6 +96,14 @@ def _process(database: Database, key: int) -> PortableProcess | None:
     return PortableProcess(*fields)
 
 
+def _portable(kind: OutputKind, at: float, compression: str | None, data: Any) -> PortableOutput:
+    try:
+        return PortableOutput(kind, at, unpack(compression, data))
+    except Unreadable:
+        kind = kind if kind in STREAM_KINDS else OutputKind.STDERR
+        return PortableOutput(kind, at, LOST.format(len(data)).encode() + b"\n")
+
+
 def outputs(database: Database, key: int) -> Iterator[PortableOutput]:
     """What a task printed and displayed, in its order, a few pieces at a time."""
     after = 0
@@ -100,7 +115,7 @@ def outputs(database: Database, key: int) -> Iterator[PortableOutput]:
             (key, after, READ_AT_ONCE),
         )
         for _sequence, kind, at, compression, data in rows:
-            yield PortableOutput(OutputKind(kind), at, unpack(compression, data))
+            yield _portable(OutputKind(kind), at, compression, data)
         if len(rows) < READ_AT_ONCE:
             return
         after = rows[-1][0]

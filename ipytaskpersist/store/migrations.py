@@ -341,6 +341,37 @@ M005_TABLES = (
     "CREATE INDEX tasks_to_notify ON tasks (key) WHERE notify IS NOT NULL",
 )
 
+
+@step
+def m006_keys(db: Database) -> None:
+    """No key of the state history and of the outputs is ever given again.
+
+    Whoever follows the store remembers how far it has seen. SQLite gives the highest key again when
+    its row was deleted, unless a table says AUTOINCREMENT; that is all that is changed, and rows
+    are stored alike in both, so that nothing has to be copied: outputs may be gigabytes
+    (https://sqlite.org/lang_altertable.html#otheralter).
+    """
+    connection = db.conn
+    (version,) = connection.execute("PRAGMA schema_version").fetchone()
+    connection.execute("PRAGMA writable_schema = ON")
+    for table, key in M006_KEYS:
+        connection.execute(
+            """UPDATE sqlite_master SET sql = replace(sql, ?1, ?1 || ' AUTOINCREMENT')
+            WHERE type = 'table' AND name = ?2""",
+            (f"{key} INTEGER PRIMARY KEY", table),
+        )
+    connection.execute(f"PRAGMA schema_version = {version + 1}")
+    connection.execute("PRAGMA writable_schema = RESET")
+    for table, key in M006_KEYS:
+        connection.execute(
+            f"""INSERT INTO sqlite_sequence (name, seq)
+            SELECT ?, coalesce(max({key}), 0) FROM {table}""",
+            (table,),
+        )
+
+
+M006_KEYS = (("events", "key"), ("outputs", "sequence"))
+
 TRIGGERS = (*M001_TRIGGERS, *M004_TRIGGERS)
 """All triggers of the schema, for who has to put them back."""
 

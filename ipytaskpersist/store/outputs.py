@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from ipytaskpersist.records import (
+    STREAM_KINDS,
     OutputKind,
     OutputRecord,
     ResultRecord,
     StreamSize,
     from_timestamp,
 )
-from ipytaskpersist.store.chunks import pack, unpack
+from ipytaskpersist.store.chunks import Unreadable, pack, unpack
 from ipytaskpersist.store.database import Database, storable
 
-COLUMNS = "sequence, kind, at, compression, first_line, data"
+COLUMNS = "sequence, kind, at, compression, first_line, data, size_bytes, lines"
 COPIED = (
     *("kind", "at", "first_byte", "size_bytes", "first_line", "lines", "last_line"),
     *("compression", "data"),
@@ -24,6 +26,7 @@ COPIED = (
 """What `NewOutput.as_row` gives after the task's row."""
 INSERT = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+LOST = "[{:,} bytes that were stored here are damaged]"
 READ_AT_ONCE = 64
 LAST_SEQUENCE = 2**62
 LINE_BYTES = 4096
@@ -65,10 +68,25 @@ class NewOutput:
 
 
 def _record(row: Any) -> OutputRecord:
-    sequence, kind, at, compression, first_line, data = row
+    sequence, kind, at, compression, first_line, data, size_bytes, lines = row
     when = from_timestamp(at)
     assert when is not None
-    return OutputRecord(sequence, OutputKind(kind), when, unpack(compression, data), first_line)
+    try:
+        content = unpack(compression, data)
+    except Unreadable:
+        return _lost(sequence, OutputKind(kind), when, first_line, size_bytes, lines)
+    return OutputRecord(sequence, OutputKind(kind), when, content, first_line)
+
+
+def _lost(
+    sequence: int, kind: OutputKind, when: datetime, first_line: int, size_bytes: int, lines: int
+) -> OutputRecord:
+    """What stands for a piece that is damaged: as many bytes and lines, so that all others fit."""
+    note = LOST.format(size_bytes).encode()
+    if kind not in STREAM_KINDS:
+        return OutputRecord(sequence, OutputKind.STDERR, when, note + b"\n", first_line)
+    room = max(0, size_bytes - lines)
+    return OutputRecord(sequence, kind, when, note[:room].ljust(room) + b"\n" * lines, first_line)
 
 
 class Outputs:
@@ -111,7 +129,7 @@ class Outputs:
                 ORDER BY sequence LIMIT ?""",
                 (task_key, after, until, *values, READ_AT_ONCE),
             )
-            yield from map(_record, rows)
+            yield from (self._database.record(_record, row) for row in rows)
             if len(rows) < READ_AT_ONCE:
                 return
             after = rows[-1][0]
@@ -129,7 +147,7 @@ class Outputs:
                 WHERE task_key = ? AND sequence < ? {condition} ORDER BY sequence DESC LIMIT 2""",
                 (task_key, before, *values),
             )
-            yield from map(_record, rows)
+            yield from (self._database.record(_record, row) for row in rows)
             if len(rows) < 2:
                 return
             before = rows[-1][0]
@@ -160,7 +178,10 @@ class Outputs:
         )
         line = b""
         for compression, data in rows:
-            line = unpack(compression, data)[-LINE_BYTES:] + line
+            try:
+                line = unpack(compression, data)[-LINE_BYTES:] + line
+            except Unreadable:
+                break
             if b"\n" in line or len(line) >= LINE_BYTES:
                 break
         return line[line.rfind(b"\n") + 1 :]

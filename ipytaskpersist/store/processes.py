@@ -75,7 +75,7 @@ class Processes:
     def get(self, task_key: int) -> ProcessRecord | None:
         """The process of a task, or None for a task in a thread."""
         row = self._database.row(f"SELECT {PROCESS} {FROM} WHERE task_key = ?", (task_key,))
-        return None if row is None else _process(row)
+        return None if row is None else self._database.record(_process, row)
 
     def claim(self, session_id: str, supervisor_key: int, at: float) -> list[ProcessRecord]:
         """Take the session's pending tasks: each is running from now on, and this supervisor's.
@@ -106,7 +106,7 @@ class Processes:
                     WHERE task_key = ?""",
                     (supervisor_key, key),
                 )
-        return [_process(row) for row in rows]
+        return [self._database.record(_process, row) for row in rows]
 
     def has_pending(self, session_id: str) -> bool:
         """Whether a task of the session waits for its supervisor."""
@@ -138,7 +138,7 @@ class Processes:
             WHERE supervisor_key = ? AND state IN ('pending', 'running') ORDER BY task_key""",
             (supervisor_key,),
         )
-        return [_process(row) for row in rows]
+        return [self._database.record(_process, row) for row in rows]
 
     def interrupt(self, supervisor_key: int, reason: str, at: float) -> int:
         """Every live task of a supervisor to interrupted. Returns how many."""
@@ -176,7 +176,7 @@ class Supervisors:
     def get(self, key: int) -> SupervisorRecord | None:
         """The supervisor in this row."""
         row = self._database.row(f"SELECT {SUPERVISOR} FROM supervisors WHERE key = ?", (key,))
-        return None if row is None else _supervisor(row)
+        return None if row is None else self._database.record(_supervisor, row)
 
     def of_process(self, session_id: str, process: ProcessIdentity) -> SupervisorRecord | None:
         """What the store knows of this very process as the session's supervisor."""
@@ -185,12 +185,12 @@ class Supervisors:
             AND process_start = ? AND boot_id = ? AND ended_at IS NULL""",
             (session_id, process.pid, process.start, process.boot_id),
         )
-        return None if row is None else _supervisor(row)
+        return None if row is None else self._database.record(_supervisor, row)
 
     def unfinished(self) -> list[SupervisorRecord]:
         """The supervisors of which nobody has said how they ended."""
         rows = self._database.rows(f"SELECT {SUPERVISOR} FROM supervisors WHERE ended_at IS NULL")
-        return [_supervisor(row) for row in rows]
+        return [self._database.record(_supervisor, row) for row in rows]
 
     def orphaned_sessions(self) -> Sequence[str]:
         """The sessions with pending process tasks and without a supervisor."""

@@ -8,7 +8,7 @@ that run now belong to them, and no number that a notebook has given is ever giv
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.records import RESTORED
-from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.store.database import read_options, sqlite3
 from ipytaskpersist.store.migrations import STEPS, migrate
+from ipytaskpersist.store.outputs import COPIED
 from ipytaskpersist.store.repair import is_whole
 from ipytaskpersist.store.transfer import attached, copy_chosen, copy_sessions
 
@@ -59,7 +60,7 @@ def check(file: Path) -> None:
 
 
 def _version(file: Path) -> int:
-    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?{read_options(file)}", uri=True)
     try:
         ours = connection.execute(
             "SELECT count(*) FROM sqlite_master WHERE name IN ('notebooks', 'sessions', 'tasks')"
@@ -90,6 +91,58 @@ def restore(store: TaskStore, file: Path) -> Restored:
     return Restored(tasks, set_aside)
 
 
+def missing_from(store: TaskStore, file: Path, with_tasks: bool) -> int:
+    """Add what a backup has and a repaired store does not, and return how many rows.
+
+    With `with_tasks` also whole tasks; else only what belongs to those that it has.
+    """
+    connection = store.database.connection
+    with (
+        _of_this_version(store, file) as origin,
+        attached(connection, origin),
+        store.database.transaction(),
+    ):
+        added = sum(connection.execute(query).rowcount for query in FILL)
+        return int(added + (_missing_tasks(connection, _version(file)) if with_tasks else 0))
+
+
+def _missing_tasks(connection: Any, version: int) -> int:
+    if version < SINCE_UIDS:
+        _recognise_notebooks(connection)
+    connection.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT PRIMARY KEY)")
+    missing = connection.execute(
+        """INSERT INTO temp.chosen SELECT id FROM origin.tasks
+        WHERE id NOT IN (SELECT id FROM main.tasks)"""
+    ).rowcount
+    copy_chosen(connection)
+    connection.execute(f"{INTERRUPT} AND id IN (SELECT id FROM temp.chosen)", (RESTORED,))
+    return int(missing)
+
+
+def _fill(table: str, key: str, columns: Sequence[str], same: Sequence[str], place: str) -> str:
+    """SQL that adds what a backup knows of tasks that are there, where it is missing."""
+    conditions = " AND ".join(f"mine.{name} IS theirs.{name}" for name in same)
+    theirs = ", ".join(f"theirs.{name}" for name in columns)
+    return f"""INSERT OR IGNORE INTO main.{table} ({key}, task_key, {", ".join(columns)})
+        SELECT {place}, here.key, {theirs} FROM origin.{table} AS theirs
+        JOIN origin.tasks AS there ON there.key = theirs.task_key
+        JOIN main.tasks AS here ON here.id = there.id
+        WHERE NOT EXISTS (SELECT 1 FROM main.{table} AS mine
+            WHERE mine.task_key = here.key AND {conditions})
+        ORDER BY theirs.{key}"""
+
+
+FILL = tuple(
+    _fill(table, key, columns, same, place)
+    for table, key, columns, same in (
+        ("outputs", "sequence", COPIED, ("kind", "at", "first_byte", "size_bytes")),
+        ("events", "key", ("state", "reason", "at"), ("state", "at")),
+    )
+    # In its own place, so that the order is as it was; where that is taken, at the end.
+    for place in (f"theirs.{key}", "NULL")
+)
+
+
 @contextmanager
 def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
     """A copy of the backup with this version's schema. The backup itself is never changed."""
@@ -104,7 +157,7 @@ def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
 
 
 def _copy_and_migrate(file: Path, copy: Path) -> None:
-    source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+    source = sqlite3.connect(f"{file.absolute().as_uri()}?{read_options(file)}", uri=True)
     target = sqlite3.connect(copy, isolation_level=None)
     try:
         source.backup(target)
@@ -165,7 +218,7 @@ def _numbers_of_archives(store: TaskStore) -> list[tuple[int, str]]:
     numbers: list[tuple[int, str]] = []
     for month in store.directory.months():
         file = store.directory.archive(month).store
-        archive = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        archive = sqlite3.connect(f"{file.absolute().as_uri()}?{read_options(file)}", uri=True)
         try:
             numbers += archive.execute("SELECT last_number, uid FROM notebooks").fetchall()
         except sqlite3.DatabaseError as error:

@@ -114,7 +114,7 @@ class Sessions:
     def get(self, session_id: str) -> SessionRecord | None:
         """The session with exactly this id."""
         row = self._database.row(f"SELECT {COLUMNS} FROM sessions WHERE id = ?", (session_id,))
-        return None if row is None else _record(row)
+        return None if row is None else self._database.record(_record, row)
 
     def find(self, prefix: str) -> list[SessionRecord]:
         """The sessions whose id begins with `prefix`."""
@@ -123,7 +123,7 @@ class Sessions:
             "ORDER BY started_at",
             (prefix,),
         )
-        return [self._with_tasks(_record(row)) for row in rows]
+        return [self._with_tasks(self._database.record(_record, row)) for row in rows]
 
     def beginning(self, prefix: str, limit: int) -> list[tuple[str, str]]:
         """The ids that begin so, each with its notebook's path, the newest first."""
@@ -141,7 +141,7 @@ class Sessions:
             WHERE ?1 IS NULL OR notebook_key = ?1 ORDER BY started_at DESC LIMIT ?2""",
             (notebook_key, -1 if limit is None else limit),
         )
-        return [self._with_tasks(_record(row)) for row in rows]
+        return [self._with_tasks(self._database.record(_record, row)) for row in rows]
 
     def visits(self, notebook_key: int, except_session: str, limit: int) -> list[SessionRecord]:
         """The notebook's latest other sessions in which a person could work, newest first.
@@ -158,7 +158,7 @@ class Sessions:
             ORDER BY started_at DESC LIMIT ?""",
             (notebook_key, except_session, limit),
         )
-        return [_record(row) for row in rows]
+        return [self._database.record(_record, row) for row in rows]
 
     def count(self, notebook_key: int | None) -> int:
         """How many sessions the notebook, or every one, has had."""
@@ -213,12 +213,12 @@ class Sessions:
             (SELECT session_id FROM tasks WHERE state IN ('pending', 'running')
              AND runner = 'thread')"""
         )
-        return [_record(row) for row in rows]
+        return [self._database.record(_record, row) for row in rows]
 
     def unfinished(self) -> list[SessionRecord]:
         """The sessions of which nobody has said how they ended."""
         rows = self._database.rows(f"SELECT {COLUMNS} FROM sessions WHERE ended_at IS NULL")
-        return [_record(row) for row in rows]
+        return [self._database.record(_record, row) for row in rows]
 
     def heartbeat(self, session_id: str) -> None:
         """Note that the session is alive now."""

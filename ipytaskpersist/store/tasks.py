@@ -31,6 +31,13 @@ NAMED_AMONG = 10_000
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
 
 
+def _event(row: Any) -> EventRecord:
+    state, reason, seconds = row
+    at = from_timestamp(seconds)
+    assert at is not None, "the column cannot be null"
+    return EventRecord(TaskState(state), reason, at)
+
+
 def _places(kept: str | None) -> tuple[str, ...]:
     if kept is None:
         return ()
@@ -325,7 +332,7 @@ class Tasks:
             AND (?1 IS NULL OR tasks.ended_at < ?1) ORDER BY tasks.key""",
             (before,),
         )
-        return [self._record(row) for row in rows]
+        return [self._database.record(self._record, row) for row in rows]
 
     def take_notify(self, key: int) -> tuple[str, ...]:
         """Where an ended task's end is to be told: from now on by the caller, and nobody else."""
@@ -358,7 +365,7 @@ class Tasks:
         row = self._database.row(
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.key = ?", (key,)
         )
-        return None if row is None else self._record(row)
+        return None if row is None else self._database.record(self._record, row)
 
     def of_keys(self, keys: Collection[int]) -> list[TaskRecord]:
         """The tasks in these rows, in no order. Those that are gone are left out."""
@@ -367,7 +374,7 @@ class Tasks:
             WHERE tasks.key IN (SELECT value FROM json_each(?))""",
             (json.dumps([*keys]),),
         )
-        return [self._record(row) for row in rows]
+        return [self._database.record(self._record, row) for row in rows]
 
     def by_number(self, notebook_key: int, number: int) -> TaskRecord | None:
         """The notebook's task with this number."""
@@ -388,7 +395,7 @@ class Tasks:
             ORDER BY tasks.number DESC LIMIT 1 OFFSET ?""",
             (notebook_key, back - 1),
         )
-        return None if row is None else self._record(row)
+        return None if row is None else self._database.record(self._record, row)
 
     def by_id_prefix(self, notebook_key: int, prefix: str) -> list[TaskRecord]:
         """The notebook's tasks whose id begins with `prefix`."""
@@ -397,7 +404,7 @@ class Tasks:
             AND substr(tasks.id, 1, ?) = ? ORDER BY tasks.number""",
             (notebook_key, len(prefix), prefix),
         )
-        return [self._record(row) for row in rows]
+        return [self._database.record(self._record, row) for row in rows]
 
     def _first(self, condition: str, parameters: Sequence[Any]) -> TaskRecord | None:
         row = self._database.row(
@@ -405,7 +412,7 @@ class Tasks:
             ORDER BY tasks.number DESC LIMIT 1""",
             parameters,
         )
-        return None if row is None else self._record(row)
+        return None if row is None else self._database.record(self._record, row)
 
     def select(self, selection: Selection) -> list[TaskRecord]:
         """The tasks of a selection, oldest first."""
@@ -418,7 +425,7 @@ class Tasks:
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE {condition} ORDER BY {order} DESC LIMIT ?",
             (*parameters, limit),
         )
-        return [self._record(row) for row in reversed(rows)]
+        return [self._database.record(self._record, row) for row in reversed(rows)]
 
     def count(self, selection: Selection) -> int:
         """How many tasks the selection would hold without its limit."""
@@ -444,7 +451,7 @@ class Tasks:
             ORDER BY tasks.number""",
             (notebook_key,),
         )
-        return [self._record(row) for row in rows]
+        return [self._database.record(self._record, row) for row in rows]
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that tasks have."""
@@ -460,7 +467,7 @@ class Tasks:
             ORDER BY tasks.ended_at, tasks.key""",
             (at, except_tag),
         )
-        return [self._record(row) for row in rows]
+        return [self._database.record(self._record, row) for row in rows]
 
     def of_session(self, session_id: str) -> list[TaskRecord]:
         """The tasks that a session launched, oldest first."""
@@ -468,7 +475,7 @@ class Tasks:
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.session_id = ? ORDER BY tasks.key",
             (session_id,),
         )
-        return [self._record(row) for row in rows]
+        return [self._database.record(self._record, row) for row in rows]
 
     def latest_key(self) -> int:
         """The highest key that a task has; 0 where there is none."""
@@ -517,11 +524,7 @@ class Tasks:
         rows = self._database.rows(
             "SELECT state, reason, at FROM events WHERE task_key = ? ORDER BY key", (key,)
         )
-        return [
-            EventRecord(TaskState(state), reason, at)
-            for state, reason, seconds in rows
-            if (at := from_timestamp(seconds))
-        ]
+        return [self._database.record(_event, row) for row in rows]
 
     def live(self, notebook_key: int) -> list[int]:
         """The rows of the notebook's tasks that have not ended."""

@@ -1,0 +1,187 @@
+"""The store is removed, renamed or replaced under a running kernel: its tasks go on in another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from kernels import NotebookKernel, until
+from programs import environment, run_command
+from promises import assert_said
+
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.records import OutputKind, TaskState
+from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store.repair import is_whole
+
+ENDLESS = """%%background counting
+import time
+number = 0
+while not globals().get("enough"):
+    print("line", number)
+    number += 1
+    time.sleep(0.01)"""
+SHELL = """%%background shell --shell
+n=0
+while [ ! -e {end} ]; do echo $n; n=$((n+1)); sleep 0.05; done"""
+
+
+def begin(kernel: NotebookKernel, end: Path, state_dir: Path) -> None:
+    """A task that has ended, one in a thread and one in a process, both printing."""
+    kernel.run("%%background before\nprint('from before')")
+    kernel.run("%bg_wait before --check")
+    kernel.run(ENDLESS)
+    kernel.run(SHELL.format(end=end))
+    directory = StateDirectory(state_dir)
+    with closing(TaskStore(directory).open()) as store:
+        until(lambda: min(printed(store).get(number, 0) for number in (2, 3)) > 3, 60, "lines")
+
+
+def printed(store: TaskStore) -> dict[int, int]:
+    """How many lines each task has printed."""
+    return {
+        task.number: store.outputs.stream_size(task.key, OutputKind.STDOUT).lines
+        for task in store.tasks.select(Selection())
+    }
+
+
+def finish(kernel: NotebookKernel, end: Path) -> str:
+    """Let both end, and return what was said in the meantime."""
+    end.touch()
+    said = kernel.run("enough = True").text
+    said += kernel.run("%bg_wait counting shell --check --timeout 60").text
+    return said
+
+
+def assert_all_is_there(kernel: NotebookKernel, state_dir: Path) -> None:
+    """Every line, once and in its order, of both tasks."""
+    count = int(kernel.run("print(number)").text)
+    assert kernel.run("%bg_output counting").text == "".join(f"line {n}\n" for n in range(count))
+    lines = kernel.run("%bg_output shell").text.split()
+    assert lines == [str(n) for n in range(len(lines))]
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        assert store.database.row("PRAGMA integrity_check") == ("ok",)
+        assert store.database.rows("PRAGMA foreign_key_check") == []
+        for task in store.tasks.select(Selection()):
+            states = [event.state.value for event in store.tasks.history(task.key)]
+            assert states == ["pending", "running", "completed"]
+
+
+def problems_of(state_dir: Path) -> str:
+    file = state_dir / "problems.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return "\n".join(json.loads(line)["message"] for line in lines)
+
+
+@pytest.mark.timeout(300)
+def test_the_state_directory_is_removed_while_a_kernel_prints(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+) -> None:
+    """A new store is begun within a second; what ran loses nothing, the rest is saved."""
+    kernel, end = make_kernel(notebook=tmp_path / "a.ipynb"), tmp_path / "end"
+    begin(kernel, end, state_dir)
+    shutil.rmtree(state_dir)
+    until(lambda: problems_of(state_dir), 60, "a word about it")
+    finish(kernel, end)
+    assert_said("removed", problems_of(state_dir))
+    assert_all_is_there(kernel, state_dir)
+    numbers = [task["number"] for task in json.loads(kernel.run("%bg_list --json").text)["tasks"]]
+    # One that has just ended may have ended after the removal.
+    assert numbers in ([1, 2, 3], [2, 3])
+    kernel.run("%%background later\n1")
+    assert "4 (later)" in kernel.run("%bg_wait later --check").text, "no number is given again"
+    (saved,) = (state_dir / "backups").glob("*-removed-*.db")
+    assert is_whole(saved)
+    kernel.shutdown()
+    restored = run_command(state_dir, "restore", str(saved), "--yes")
+    assert restored.returncode == 0, restored.stderr
+    assert "before" in run_command(state_dir, "list", "--all").stdout
+
+
+@pytest.mark.timeout(300)
+def test_the_store_is_renamed_while_a_kernel_prints(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+) -> None:
+    """What was written until then is whole under the new name, its log included."""
+    kernel, end = make_kernel(notebook=tmp_path / "a.ipynb"), tmp_path / "end"
+    begin(kernel, end, state_dir)
+    renamed = state_dir / "renamed.db"
+    (state_dir / "tasks.db").rename(renamed)
+    until(lambda: problems_of(state_dir), 60, "a word about it")
+    finish(kernel, end)
+    assert_said("replaced", problems_of(state_dir))
+    assert_all_is_there(kernel, state_dir)
+    assert is_whole(renamed)
+    with closing(TaskStore(StateDirectory(state_dir, "renamed.db")).open()) as old:
+        assert [task.name for task in old.tasks.select(Selection())][:2] == ["before", "counting"]
+        assert printed(old)[2] > 3
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.store import Selection, TaskStore
+store = TaskStore(StateDirectory(Path(sys.argv[1]))).open()
+store.tasks.count(Selection())
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["its end", "closing"])
+def test_who_has_a_replaced_store_open_leaves_the_log_of_the_new_one_alone(
+    store: TaskStore, state_dir: Path, how: str
+) -> None:
+    """SQLite removes a log by its name, when the last of its users goes: not that of another."""
+    code = HOLDER + ("\nstore.close()" if how == "closing" else "")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(state_dir)],
+        env=environment(state_dir), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        store.close()
+        for file in state_dir.glob("tasks.db*"):
+            file.rename(state_dir / file.name.replace("tasks", "old"))
+        with closing(TaskStore(StateDirectory(state_dir)).open()) as other:
+            other.upkeep.claim("a row in the log", 0)
+            log = state_dir / "tasks.db-wal"
+            size = log.stat().st_size
+            assert size > 0
+            holder.communicate(timeout=60)
+            assert holder.returncode == 0
+            assert log.stat().st_size == size
+    assert is_whole(state_dir / "old.db")
+
+
+def test_a_log_whose_store_is_gone_is_not_taken_for_that_of_a_new_one(state_dir: Path) -> None:
+    """It is kept under another name; the new store begins with nothing of it."""
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        store.upkeep.claim("x", 0)
+        kept = {file.name: file.read_bytes() for file in state_dir.glob("tasks.db-*")}
+    (state_dir / "tasks.db").unlink()
+    for name, content in kept.items():
+        (state_dir / name).write_bytes(content)
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        assert store.database.row("SELECT count(*) FROM upkeep") == (0,)
+    assert list(state_dir.glob("tasks-left-*.db-wal"))
+    assert is_whole(state_dir / "tasks.db")
+
+
+def test_a_store_that_is_moved_away_and_back_is_the_same_again(
+    store: TaskStore, state_dir: Path
+) -> None:
+    said: list[str] = []
+    store.say = said.append
+    (state_dir / "tasks.db").rename(state_dir / "away.db")
+    assert not store.exists
+    (state_dir / "away.db").rename(state_dir / "tasks.db")
+    assert store.open().tasks.count(Selection(states=[TaskState.RUNNING])) == 0
+    assert said == []
