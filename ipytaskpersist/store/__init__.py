@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import problems
 from ipytaskpersist.errors import StoreDamaged, StoreError
-from ipytaskpersist.paths import StateDirectory, make_durable, make_private
+from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
     Database,
@@ -207,7 +207,7 @@ class TaskStore:
         """Copy what a connection sees to a file, which appears complete or not at all."""
         partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
         try:
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            new_private(partial).close()
         except OSError as error:
             raise StoreError(f"cannot write {target} ({error.strerror})") from error
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
-from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.paths import StateDirectory, new_private, open_private
 
 try:
     from pysqlite3 import dbapi2 as sqlite3
@@ -97,7 +97,7 @@ class Database:
         """Make an empty database file that only its owner can read, where there is none."""
         self.directory.create()
         try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            new_private(self.path).close()
         except FileExistsError:
             return
         except OSError as error:
@@ -123,6 +123,7 @@ class Database:
         return connection
 
     def _connect(self) -> Any:
+        self.directory.require_own()
         with self.errors():
             connection = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -235,7 +236,7 @@ class Database:
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
             with suppress(OSError):
-                self.directory.damage_mark.touch(mode=0o600)
+                os.close(open_private(self.directory.damage_mark, os.O_WRONLY))
             raise StoreDamaged(
                 f"the store {self.path} is damaged ({error}); restart the kernel and type "
                 "%load_ext ipytaskpersist: it saves what can be read"
@@ -278,7 +279,10 @@ def _lock(descriptor: int, wait_s: float, busy: str) -> None:
 @contextmanager
 def exclusive(path: Path, busy: str, wait_s: float = BUSY_TIMEOUT_MS / 1000) -> Iterator[None]:
     """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        descriptor = open_private(path, os.O_RDWR)
+    except OSError as error:
+        raise StoreError(f"cannot lock {path} ({error.strerror}); move it away") from error
     try:
         if os.name == "posix":
             _lock(descriptor, wait_s, busy)
