@@ -17,6 +17,7 @@ from typing import Any
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.recorder import encode_content
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress, ResultRecord, TaskState
+from ipytaskpersist.secretnames import without_values
 from ipytaskpersist.store.portable import (
     PortableEvent,
     PortableNotebook,
@@ -72,8 +73,12 @@ def session_document(session: PortableSession) -> Document:
 
 
 def task_document(task: PortableTask) -> Document:
-    """A task as JSON, without its outputs and results."""
-    return {"type": "task", **asdict(task)}
+    """A task as JSON, without its outputs and results, and without values of secrets."""
+    document = {"type": "task", **asdict(task)}
+    options = (document["process"] or {}).get("options", {})
+    if "env" in options:
+        options["env"] = without_values(options["env"])
+    return document
 
 
 def output_document(output: PortableOutput) -> Document:
@@ -415,7 +420,9 @@ def _options(known: Fields) -> Document:
     env = known.inside("env") if known.has("env") else Fields({})
     read: dict[str, Any] = {
         "cwd": known.maybe(known.text, "cwd", PATH_CHARACTERS),
-        "env": {name: env.text(name, TEXT_CHARACTERS) for name in env.members},
+        "env": without_values(
+            {name: env.maybe(env.text, name, TEXT_CHARACTERS) for name in env.members}
+        ),
         "timeout_s": known.maybe(known.number, "timeout_s"),
         "pty": known.maybe(known.flag, "pty"),
         "shell_path": known.maybe(known.text, "shell_path", PATH_CHARACTERS),

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Bool, Enum, Float, Int, Unicode, observe
 
-from ipytaskpersist import problems, reconciling, references
+from ipytaskpersist import problems, reconciling, references, secretnames
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskNotFound
@@ -20,7 +20,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import RESTORED, SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.runners import telling
-from ipytaskpersist.settings import Configured, Places
+from ipytaskpersist.settings import Configured, Patterns, Places
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.upkeep import Limits, UpkeepTimer
 
@@ -119,6 +119,12 @@ class BackgroundTasks(Configured):
         help="Seconds after which the end of a task of this notebook is told without being asked "
         "for. Default: None, only of those with --notify.",
     ).tag(config=True)
+    secret_names = Patterns(
+        help="Patterns of names that are those of secrets, besides those that always are: "
+        f"{' '.join(secretnames.ALWAYS)}. Their values are neither kept for a rerun, when given by "
+        "--env, nor exported, nor shown where a task failed. * stands for anything, and case does "
+        "not matter. Default: [].",
+    ).tag(config=True)
     backups_kept = Int(
         3,
         min=0,
@@ -128,6 +134,7 @@ class BackgroundTasks(Configured):
 
     def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
         super().__init__(shell, **options)
+        secretnames.use(self.secret_names)
         self.directory = StateDirectory(default_directory())
         self.store = TaskStore(
             self.directory, synchronous=self.synchronous, backups_kept=self.backups_kept
@@ -150,6 +157,10 @@ class BackgroundTasks(Configured):
         self._processes: ProcessRunner | None = None
         self._delivery: Delivery | None = None
         self._patches: Patches | None = None
+
+    @observe("secret_names")
+    def _use_secret_names(self, _change: object) -> None:
+        secretnames.use(self.secret_names)
 
     # The session.
 

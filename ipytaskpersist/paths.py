@@ -105,6 +105,15 @@ class StateDirectory:
         return self.root / "payloads"
 
     @property
+    def environments(self) -> Path:
+        """The environments of tasks that wait for their supervisor, a file for each."""
+        return self.root / "environments"
+
+    def environment(self, task_id: str) -> Path:
+        """The environment of a task that waits for its supervisor."""
+        return self.environments / f"{task_id}.json"
+
+    @property
     def backups(self) -> Path:
         """Copies of the store: made by `backup`, and before it is migrated or replaced."""
         return self.root / "backups"

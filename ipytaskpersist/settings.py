@@ -108,6 +108,8 @@ def _allowed(trait: Any, is_toml: bool) -> str:
         return kind + ("" if trait.min in (None, -math.inf) else f" of at least {trait.min}") + none
     if isinstance(trait, Places):
         return "a list of places, each 'desktop' or an address such as mailto://…"
+    if isinstance(trait, Patterns):
+        return "a list of texts, each a pattern of names such as '*_DSN'"
     return f"a text{none}"
 
 
@@ -125,6 +127,17 @@ class Places(List):  # type: ignore[type-arg]
         if not all(isinstance(each, str) and looks_right(each) for each in found):
             raise TraitError("not a list of places")
         return [NotifyPlace(each) for each in found]
+
+
+class Patterns(List):  # type: ignore[type-arg]
+    """Patterns of names."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Only texts that say something."""
+        found = super().validate(obj, value) or []
+        if not all(isinstance(each, str) and each.strip() for each in found):
+            raise TraitError("not a list of patterns")
+        return found
 
 
 def _harmless(trait: Any, value: Any) -> Any:

@@ -133,6 +133,8 @@ class Database:
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
             connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+            # What is deleted is written over: a secret that was printed is gone with its task.
+            connection.execute("PRAGMA secure_delete = ON")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
         return connection
