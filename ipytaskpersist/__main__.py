@@ -10,6 +10,7 @@ import click
 from ipytaskpersist.commands import run, verbs
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks, current
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.surfaces import Surface
 
 COMPLETE = "_JUPYTER_BG_COMPLETE"
@@ -38,6 +39,7 @@ def main() -> None:
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
+        error.message = legible_lines(error.message)
         error.show()
         sys.exit(error.exit_code)
     except BackgroundError as error:

@@ -216,7 +216,8 @@ def heading(task: TaskRecord) -> tuple[str, str]:
         views.notebook_name(task.notebook),
         ", ".join(task.tags),
     ]
-    return task.label, " · ".join(views.shorten(fact, 300) for fact in facts if fact)
+    about = " · ".join(views.shorten(fact, 300) for fact in facts if fact)
+    return views.printable(task.label), views.printable(about)
 
 
 MARKDOWN = str.maketrans({each: f"\\{each}" for each in "\\`*_{}[]()#+-.!|<>&$~"})

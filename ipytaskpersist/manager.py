@@ -20,6 +20,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import RESTORED, SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.runners import telling
+from ipytaskpersist.safetext import legible, legible_lines
 from ipytaskpersist.settings import Configured, Patterns, Places
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.upkeep import Limits, UpkeepTimer
@@ -176,7 +177,7 @@ class BackgroundTasks(Configured):
         if self._session is None:
             self.store.open().require_writable()
             if self.store.notice:
-                print(self.store.notice, file=sys.stderr)
+                print(legible(self.store.notice), file=sys.stderr)
             self._session = self.store.sessions.begin(self.identity)
             self.upkeep.begin()
             if self.shell is None:
@@ -219,7 +220,7 @@ class BackgroundTasks(Configured):
 
     def warn(self, message: str) -> None:
         """Say that the store has a problem, and keep that for the doctor."""
-        print(message, file=sys.stderr)
+        print(legible(message), file=sys.stderr)
         problems.record(self.directory, message)
 
     # Launching.
@@ -590,7 +591,7 @@ class BackgroundTasks(Configured):
 
     @staticmethod
     def _say_loaded(task: TaskRecord, loaded: Loaded) -> None:
-        print(loaded.in_words(task))
+        print(legible_lines(loaded.in_words(task)))
 
     def outcome(self, task: TaskRecord) -> Outcome | None:
         """How a task of this very process ended, with its value and exception themselves."""

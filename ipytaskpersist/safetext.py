@@ -21,6 +21,8 @@ SKIN_TONES = range(0x1F3FB, 0x1F400)
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)
 FORMS = (range(0x180B, 0x180E), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))
 """Variation selectors, which make a character wider in some terminals and not in others."""
+TURNS = dict.fromkeys((*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+"""What change the order in which other characters are shown."""
 RIGHT_TO_LEFT = frozenset(("R", "AL", "AN"))
 
 
@@ -62,6 +64,11 @@ def _legible(character: str) -> str:
     if not character.isprintable() or character in BLANK_LETTERS:
         return REPLACEMENT
     return character
+
+
+def unturned(text: str) -> str:
+    """The text without the characters that change the order in which others are shown."""
+    return text if text.isascii() else text.translate(TURNS)
 
 
 def kept_apart(text: str) -> str:

@@ -24,6 +24,7 @@ from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfi
 from ipytaskpersist.errors import InvalidSetting
 from ipytaskpersist.identity import notebook_folder
 from ipytaskpersist.paths import user_directory
+from ipytaskpersist.safetext import legible
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -366,7 +367,7 @@ class Configured(Configurable):
     def say_setting_problems(self) -> None:
         """Say on standard error what is wrong with the settings."""
         for problem in self.setting_problems:
-            print(problem, file=sys.stderr)
+            print(legible(problem), file=sys.stderr)
 
     def settings(self) -> list[Setting]:
         """Every setting as it is now, and at last the environment variables."""

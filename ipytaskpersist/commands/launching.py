@@ -19,6 +19,7 @@ from ipytaskpersist.commands.definition import (
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.launcher import PROCESS, SHELL, THREAD, Request
 from ipytaskpersist.records import Options, TaskRecord
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.surfaces import Surface
 
 
@@ -160,4 +161,4 @@ def load(surface: Surface, ref: str | None, names: Sequence[str]) -> None:
         raise InvalidRequest(
             f"load puts variables into a notebook; here %bg_show {task.number} lists them"
         )
-    click.echo(manager.load_variables(task, names).in_words(task))
+    click.echo(legible_lines(manager.load_variables(task, names).in_words(task)))

@@ -23,6 +23,7 @@ from ipytaskpersist.importing import DOCUMENT_BYTES, Invalid, Report, import_fil
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import make_durable, new_private
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import Surface
 from ipytaskpersist.views import counted
@@ -159,7 +160,8 @@ def import_(surface: Surface, file: Path, dry_run: bool, as_json: bool) -> None:
 
 
 def _complain(file: Path, invalid: Invalid) -> None:
-    click.echo(f"{file}: {invalid.position}: {invalid.reason}", err=True)
+    # A file may be a stranger's, and a reason names what stands in it.
+    click.echo(legible(f"{file}: {invalid.position}: {invalid.reason}"), err=True)
 
 
 def _in_words(report: Report, dry_run: bool) -> str:
