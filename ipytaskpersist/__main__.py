@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -39,8 +40,9 @@ def main() -> None:
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
-        error.message = legible_lines(error.message)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(legible_lines(shown.getvalue().rstrip()), err=True)
         sys.exit(error.exit_code)
     except BackgroundError as error:
         print(f"jupyter bg: {surface.in_words(str(error))}", file=sys.stderr)
