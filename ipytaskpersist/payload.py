@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import io
 import os
-import pickle
+import pickle  # what is not signed is never loaded  # nosec B403
 import secrets
 import stat
 from collections.abc import Iterable

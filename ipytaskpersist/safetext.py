@@ -84,7 +84,7 @@ def encodable(text: str, stream: Any) -> str:
     return text.encode(encoding, "replace").decode(encoding)
 
 
-TOKEN = (
+TOKEN = (  # of a terminal, not of a person  # nosec B105
     r"(?P<text>[^\x00-\x1f\x7f-\x9f]+)"
     r"|(?P<end>\n)|(?P<move>[\r\b\t])"
     r"|(?:\x1b\[|\x9b)(?P<arguments>[0-?]*)[ -/]*(?P<command>[@-~])"
