@@ -133,6 +133,8 @@ def parsed(data: bytes) -> Any:
         raise InvalidRecord("", f"is not JSON ({error.msg} at character {error.pos})") from None
     except RecursionError:
         raise InvalidRecord("", "is nested too deeply") from None
+    except MemoryError:
+        raise InvalidRecord("", "needs more memory than there is") from None
     except ValueError as error:
         raise InvalidRecord("", f"is not JSON ({str(error).splitlines()[0]})") from None
 
@@ -385,7 +387,7 @@ def _provenance(known: Fields) -> Document:
     provenance = known.inside("provenance").members
     for name, value in provenance.items():
         inner = value.values() if isinstance(value, dict) else [value]
-        is_simple = all(isinstance(each, str | int | float | None) for each in inner)
+        is_simple = all(_is_simple(each) for each in inner)
         if not is_simple or (name in TEXTS and not isinstance(value, str)):
             raise known.refuse(f"provenance.{name[:40]}", "is not what a provenance may hold")
     if len(json.dumps(provenance)) > PROVENANCE_CHARACTERS:
@@ -395,6 +397,13 @@ def _provenance(known: Fields) -> Document:
         for name in ("root", "commit", "branch"):
             git.maybe(git.text, name, PATH_CHARACTERS)
     return provenance
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether it is a text, a number or a flag. 1e999 is infinity, which no JSON can have."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int | None)
 
 
 def _process(known: Fields) -> PortableProcess:

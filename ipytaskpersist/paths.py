@@ -174,7 +174,7 @@ def is_own(path: Path | str) -> bool:
         if not stat.S_ISLNK(status.st_mode):
             return status.st_uid == os.getuid()
         return status.st_uid in (0, os.getuid()) and Path(path).stat().st_uid == os.getuid()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
 
 

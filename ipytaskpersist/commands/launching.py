@@ -15,6 +15,7 @@ from ipytaskpersist.commands.definition import (
     several,
     surface_and_manager,
     verbs,
+    yes,
 )
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.launcher import PROCESS, SHELL, THREAD, Request
@@ -105,14 +106,22 @@ def background(name: Sequence[str], **given: Any) -> Request:
 
 @verbs.command()
 @one
+@yes
 @surface_and_manager
-def rerun(surface: Surface, ref: str | None) -> None:
+def rerun(surface: Surface, ref: str | None, yes: bool) -> None:
     """Run an ended task's source again with the same options, as a new task."""
     manager = surface.manager
     task = manager.find(ref)
     if not task.state.is_final:
         raise InvalidRequest(
             f"task {task.label} is {task.state.value}; cancel it first: %bg_cancel {task.number}"
+        )
+    if task.is_imported and task.runner == THREAD and not yes:
+        # It may have the name of another, and be the latest: nobody need have meant it.
+        read_it = f"%bg_show {task.number} shows its source"
+        surface.confirm(
+            f"Run task {task.label}, which was imported from a file? {read_it}.",
+            f"task {task.label} was imported from a file; {read_it}, and --yes runs it",
         )
     surface.launched(manager.launcher.rerun(task))
 

@@ -106,6 +106,7 @@ class TaskStore:
         return self
 
     def _open(self) -> None:
+        self.directory.create()
         if self.directory.damage_mark.exists():
             raise StoreDamaged(f"the store {self.database.path} is damaged")
         self.database.create_file()

@@ -14,7 +14,7 @@ from histories import add_task, begin_session
 from kernels import NotebookKernel, until
 from programs import run_command
 
-from ipytaskpersist import problems
+from ipytaskpersist import doctor, problems
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.paths import StateDirectory, is_own, make_private, open_own, open_private
@@ -261,6 +261,21 @@ def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path: Path) -> None:
         open_own(tmp_path / "pipe")
     with pytest.raises(OSError, match="pipe"):
         open_private(tmp_path / "pipe", os.O_WRONLY)
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o777, True), (0o1777, False), (0o755, False)])
+def test_the_doctor_sees_a_folder_above_that_others_can_write_to(
+    state_dir: Path, tmp_path: Path, mode: int, warns: bool
+) -> None:
+    """There they could put another folder in the place of this one."""
+    above = tmp_path / "above"
+    above.mkdir()
+    above.chmod(mode)
+    found = [
+        f for f in doctor.examine(StateDirectory(above / "state")) if f.check == "folders above"
+    ]
+    assert [finding.level for finding in found] == ["warning"] * warns
+    assert all(str(above) in finding.message for finding in found)
 
 
 @as_root
