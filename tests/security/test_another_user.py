@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import shutil
@@ -33,6 +32,8 @@ from ipytaskpersist.store import Selection, TaskStore
 
 if sys.platform == "win32" or os.getuid() != 0:
     pytest.skip("only an administrator can become another user", allow_module_level=True)
+
+import fcntl
 
 OTHER = 12345
 PTRACE_ATTACH = 16
