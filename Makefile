@@ -49,11 +49,13 @@ docs:  ## write docs/reference.md anew, from the definitions in the code
 	@$(PREPARE) test
 	@$(RUN) docs/generate.py
 
-lint:  ## ruff check, ruff format --check, mypy
+lint:  ## ruff check, ruff format --check, mypy, bandit, pip-audit
 	@$(PREPARE) dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@$(RUN) -m bandit --quiet --configfile pyproject.toml --recursive ipytaskpersist .ci
+	@$(RUN) .ci/audit.py
 
 test-matrix:  ## run all tests on every supported Python and ipykernel that can be had
 	@$(PREPARE) dev

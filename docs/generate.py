@@ -189,6 +189,7 @@ def trait_type(trait: TraitType[Any, Any]) -> str:
         "Bool": "`True` or `False`",
         "Int": "Whole number",
         "Places": "List of places",
+        "Patterns": "List of patterns",
     }
     kind = words.get(type(trait).__name__, "Number")
     lowest = getattr(trait, "min", None)

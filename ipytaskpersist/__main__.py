@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -10,6 +11,7 @@ import click
 from ipytaskpersist.commands import run, verbs
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks, current
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.surfaces import Surface
 
 COMPLETE = "_JUPYTER_BG_COMPLETE"
@@ -38,7 +40,9 @@ def main() -> None:
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(legible_lines(shown.getvalue().rstrip()), err=True)
         sys.exit(error.exit_code)
     except BackgroundError as error:
         print(f"jupyter bg: {surface.in_words(str(error))}", file=sys.stderr)

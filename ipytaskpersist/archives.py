@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.store.database import exclusive
 from ipytaskpersist.store.transfer import copy_tasks, in_steps, remove_leftovers, remove_tasks
@@ -35,7 +36,7 @@ class Archives:
         # Durable at once: what is taken out of the store must be here even when power is lost.
         archive = TaskStore(self._store.directory.archive(month), synchronous="full").open()
         if archive.notice:
-            print(archive.notice, file=sys.stderr)
+            print(legible(archive.notice), file=sys.stderr)
         self._opened[month], self._identities[month] = archive, _identity(archive)
         return archive
 

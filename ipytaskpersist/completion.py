@@ -14,6 +14,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.safetext import legible
+from ipytaskpersist.store.tasks import TaskName
 from ipytaskpersist.surfaces import Surface
 
 AT_MOST = 50
@@ -58,10 +60,14 @@ def tasks(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
             yield CompletionItem(name, help=f"{task.number} {task.state}")
     for task in found:
         if str(task.number).startswith(typed):
-            yield CompletionItem(str(task.number), help=f"{task.name} {task.state}".strip())
+            yield CompletionItem(str(task.number), help=_about(task))
     for task in found:
         if len(typed) >= ID_CHARACTERS and task.id.startswith(typed):
-            yield CompletionItem(task.id, help=f"{task.name} {task.state}".strip())
+            yield CompletionItem(task.id, help=_about(task))
+
+
+def _about(task: TaskName) -> str:
+    return f"{legible(task.name)} {task.state}".strip()
 
 
 def _is_word(name: str) -> bool:
@@ -74,7 +80,9 @@ def sessions(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     """The beginnings of the sessions' ids, the newest first."""
     if _is_ready(manager):
         for session_id, path in manager.store.sessions.beginning(typed, AT_MOST):
-            yield CompletionItem(session_id[: max(SESSION_CHARACTERS, len(typed))], help=path)
+            yield CompletionItem(
+                session_id[: max(SESSION_CHARACTERS, len(typed))], help=legible(path)
+            )
 
 
 def tasks_and_sessions(
@@ -89,7 +97,7 @@ def tasks_and_sessions(
 def tags(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     """The tags that tasks have."""
     if _is_ready(manager):
-        yield from map(CompletionItem, manager.store.tasks.tags(typed, AT_MOST))
+        yield from map(CompletionItem, filter(_is_word, manager.store.tasks.tags(typed, AT_MOST)))
 
 
 @_quietly
@@ -97,7 +105,8 @@ def notebooks(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     """The file names of the notebooks that have tasks."""
     if _is_ready(manager):
         names = {each.path.rpartition("/")[2] for each in manager.store.sessions.notebooks()}
-        yield from map(CompletionItem, [n for n in sorted(names) if n.startswith(typed)][:AT_MOST])
+        found = [name for name in sorted(names) if name.startswith(typed) and _is_word(name)]
+        yield from map(CompletionItem, found[:AT_MOST])
 
 
 @_quietly

@@ -23,6 +23,7 @@ from ipytaskpersist.records import (
     TaskRecord,
     TaskState,
 )
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.terminal import details, history_line, render, task_table, variables
 
 LONG_WORD = 200
@@ -113,8 +114,13 @@ def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
         *_what_is_kept(manager, task),
         *_history(manager, task),
     ]
-    parts = [render(details(rows), plain=plain), task.source.rstrip(), *_failure(manager, task)]
+    parts = [render(details(rows), plain=plain), _source(task), *_failure(manager, task)]
     return "\n\n".join(parts)
+
+
+def _source(task: TaskRecord) -> str:
+    """The source as it can be read: what was imported may try to look like something else."""
+    return legible_lines(task.source.rstrip().expandtabs(8))
 
 
 def _error(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any] | None:

@@ -305,6 +305,32 @@ def _permissions(examined: Examined) -> Iterator[Finding]:
         yield _ok("only you can read what is stored")
 
 
+def _folders_above(examined: Examined) -> Iterator[Finding]:
+    if not hasattr(os, "getuid"):
+        return
+    open_ones = [each for each in examined.directory.root.parents if _is_open(each)]
+    if open_ones:
+        yield _warning(
+            f"other users can put another folder in the place of yours: {open_ones[0]} is theirs, "
+            "or they may write to it",
+            "set IPYTASKPERSIST_DIR to a folder below your home",
+        )
+
+
+def _is_open(folder: Path) -> bool:
+    """Whether others could rename what is in a folder."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    if status.st_uid not in (0, os.getuid()):
+        return True
+    is_shared = status.st_mode & 0o002 or (
+        status.st_mode & 0o020 and status.st_gid not in (0, os.getgid())
+    )
+    return bool(is_shared) and not status.st_mode & stat.S_ISVTX
+
+
 def _private_paths(directory: StateDirectory) -> Iterator[Path]:
     yield directory.root
     for folder in (directory.root, directory.archives, directory.backups):
@@ -578,7 +604,7 @@ def _state_of(supervisor: SupervisorRecord) -> str:
 
 CHECKS: list[Check] = [
     *(_versions, _sqlite, _widgets, _settings),
-    *(_state_directory, _file_system, _room, _permissions),
+    *(_state_directory, _file_system, _room, _permissions, _folders_above),
     *(_store, _archives, _backups, _leftover_files, _problems),
 ]
 """What can be looked at whatever the store is like."""

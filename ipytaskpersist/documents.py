@@ -17,6 +17,7 @@ from typing import Any
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.recorder import encode_content
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress, ResultRecord, TaskState
+from ipytaskpersist.secretnames import without_values
 from ipytaskpersist.store.portable import (
     PortableEvent,
     PortableNotebook,
@@ -72,8 +73,12 @@ def session_document(session: PortableSession) -> Document:
 
 
 def task_document(task: PortableTask) -> Document:
-    """A task as JSON, without its outputs and results."""
-    return {"type": "task", **asdict(task)}
+    """A task as JSON, without its outputs and results, and without values of secrets."""
+    document = {"type": "task", **asdict(task)}
+    options = (document["process"] or {}).get("options", {})
+    if "env" in options:
+        options["env"] = without_values(options["env"])
+    return document
 
 
 def output_document(output: PortableOutput) -> Document:
@@ -128,6 +133,8 @@ def parsed(data: bytes) -> Any:
         raise InvalidRecord("", f"is not JSON ({error.msg} at character {error.pos})") from None
     except RecursionError:
         raise InvalidRecord("", "is nested too deeply") from None
+    except MemoryError:
+        raise InvalidRecord("", "needs more memory than there is") from None
     except ValueError as error:
         raise InvalidRecord("", f"is not JSON ({str(error).splitlines()[0]})") from None
 
@@ -380,7 +387,7 @@ def _provenance(known: Fields) -> Document:
     provenance = known.inside("provenance").members
     for name, value in provenance.items():
         inner = value.values() if isinstance(value, dict) else [value]
-        is_simple = all(isinstance(each, str | int | float | None) for each in inner)
+        is_simple = all(_is_simple(each) for each in inner)
         if not is_simple or (name in TEXTS and not isinstance(value, str)):
             raise known.refuse(f"provenance.{name[:40]}", "is not what a provenance may hold")
     if len(json.dumps(provenance)) > PROVENANCE_CHARACTERS:
@@ -390,6 +397,13 @@ def _provenance(known: Fields) -> Document:
         for name in ("root", "commit", "branch"):
             git.maybe(git.text, name, PATH_CHARACTERS)
     return provenance
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether it is a text, a number or a flag. 1e999 is infinity, which no JSON can have."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int | None)
 
 
 def _process(known: Fields) -> PortableProcess:
@@ -415,7 +429,9 @@ def _options(known: Fields) -> Document:
     env = known.inside("env") if known.has("env") else Fields({})
     read: dict[str, Any] = {
         "cwd": known.maybe(known.text, "cwd", PATH_CHARACTERS),
-        "env": {name: env.text(name, TEXT_CHARACTERS) for name in env.members},
+        "env": without_values(
+            {name: env.maybe(env.text, name, TEXT_CHARACTERS) for name in env.members}
+        ),
         "timeout_s": known.maybe(known.number, "timeout_s"),
         "pty": known.maybe(known.flag, "pty"),
         "shell_path": known.maybe(known.text, "shell_path", PATH_CHARACTERS),

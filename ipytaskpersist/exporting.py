@@ -24,6 +24,7 @@ from ipytaskpersist.documents import (
 )
 from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.payload import INPUTS
 from ipytaskpersist.records import ResultRecord, TaskRecord
 from ipytaskpersist.store import TaskStore, exporting
 from ipytaskpersist.store.portable import PortableSession, PortableTask
@@ -121,8 +122,13 @@ class Export:
 
     def _entries(self, found: Found) -> Iterator[tuple[str, Document]]:
         yield from (("outputs", each) for each in found.outputs())
+        yield from (("results", each) for each in self._results(found))
+
+    def _results(self, found: Found) -> Iterator[Document]:
+        """Its value and its variables. Not what it was given, which has the text of other cells."""
         for result in exporting.results(found.store.database, found.record.key):
-            yield "results", self._result(found, result)
+            if result.name != INPUTS:
+                yield self._result(found, result)
 
     def _result(self, found: Found, result: ResultRecord) -> Document:
         problem = result.problem
@@ -149,8 +155,7 @@ class Export:
             yield encoded(task_document(found.task))[:-1] + b',"outputs":[\n'
             yield from _separated(map(encoded, found.outputs()))
             yield b'],"results":[\n'
-            results = exporting.results(found.store.database, found.record.key)
-            yield from _separated(encoded(self._result(found, each)) for each in results)
+            yield from _separated(map(encoded, self._results(found)))
             yield b"]}"
         yield b"\n]}\n"
 
@@ -211,7 +216,8 @@ def heading(task: TaskRecord) -> tuple[str, str]:
         views.notebook_name(task.notebook),
         ", ".join(task.tags),
     ]
-    return task.label, " · ".join(views.shorten(fact, 300) for fact in facts if fact)
+    about = " · ".join(views.shorten(fact, 300) for fact in facts if fact)
+    return views.printable(task.label), views.printable(about)
 
 
 MARKDOWN = str.maketrans({each: f"\\{each}" for each in "\\`*_{}[]()#+-.!|<>&$~"})

@@ -11,6 +11,7 @@ from ipytaskpersist.magics import BackgroundMagics, command_of
 from ipytaskpersist.manager import BackgroundTasks, set_current
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.safetext import legible
 
 
 class Extension:
@@ -78,7 +79,7 @@ class Extension:
             except AlreadyRunAgain:
                 continue
             except BackgroundError as error:
-                print(f"task {task.label} could not be resumed: {error}", file=sys.stderr)
+                print(legible(f"task {task.label} could not be resumed: {error}"), file=sys.stderr)
         return resumed
 
     def unload(self) -> None:

@@ -6,6 +6,9 @@ reported, and the others are taken. Nothing that a file says is run, and no path
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -123,14 +126,27 @@ def import_file(
 
     taker = _Taker(store, archives, payloads, report, note, dry_run=dry_run)
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_ordinary) as file:
             for incoming in read(file, path, note):
                 taker.take(incoming)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError:
+        raise InvalidRequest(
+            f"{path} needs more memory than there is; {len(report.ids)} of its tasks were imported"
+        ) from None
     finally:
         taker.close()
     return report
+
+
+def _ordinary(path: str, flags: int) -> int:
+    """Open a file, but neither wait for the other end of a pipe nor read a device for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not an ordinary file")
+    return descriptor
 
 
 # Reading.

@@ -20,6 +20,7 @@ from ipytaskpersist.references import check_tags
 from ipytaskpersist.runners.child import Given, Setting
 from ipytaskpersist.runners.detached import python_command
 from ipytaskpersist.runners.process import ProcessRunner
+from ipytaskpersist.secretnames import in_use, is_secret
 from ipytaskpersist.shellcells import ShellCommand
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
 
@@ -302,7 +303,7 @@ class Launcher:
             command=before.command,
             directory=before.directory,
             grace_s=self._host.cancel_grace_s,
-            options=before.options,
+            options=_with_secrets_of_now(task, before.options),
             script=before.script,
             script_as=before.script_as,
             pty=before.pty,
@@ -380,6 +381,41 @@ class Launcher:
         return str(cell_id) if cell_id else None
 
 
+def _with_secrets_of_now(task: TaskRecord, options: Options) -> Options:
+    """The options with the values that were not kept. Raises `InvalidRequest` for a missing one."""
+    env = {
+        name: os.environ.get(name) if value is None else value
+        for name, value in options.env.items()
+    }
+    missing = [name for name, value in env.items() if value is None]
+    if missing:
+        raise InvalidRequest(
+            f"task {task.label} was given {', '.join(missing)}, and what looks like a secret by "
+            f"its name is not kept; set os.environ[{missing[0]!r}], then rerun it"
+        )
+    return replace(options, env=env)
+
+
+def _without_secrets(config: Any) -> Any:
+    """IPython's configuration as a file may have it: without what may be secret."""
+    from traitlets.config import Config
+
+    kept = Config()
+    for section, settings in config.items():
+        kept[section] = (
+            Config(
+                {
+                    name: value
+                    for name, value in settings.items()
+                    if name != "notify" and not is_secret(name)
+                }
+            )
+            if isinstance(settings, Config)
+            else settings
+        )
+    return kept
+
+
 FLAGS = {
     "cwd": "--cwd",
     "env": "--env",
@@ -399,10 +435,11 @@ def setting_of(shell: Any) -> Setting:
     if shell is None:
         from traitlets.config import Config
 
-        return Setting(list(sys.path), Config(), "last_expr", 0)
+        return Setting(list(sys.path), Config(), "last_expr", 0, secret_names=list(in_use()))
     return Setting(
         path=list(sys.path),
-        config=shell.config,
+        config=_without_secrets(shell.config),
+        secret_names=list(in_use()),
         interactivity=shell.ast_node_interactivity,
         compiler_flags=shell.compile.flags & FUTURE_FLAGS,
         cells={

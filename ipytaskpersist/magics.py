@@ -159,6 +159,6 @@ def usage_errors() -> Iterator[None]:
         message = error.format_message()
         if error.ctx and not message.endswith("?"):
             message = f"{message.rstrip('.')}; see {error.ctx.info_name} --help"
-        raise UsageError(message) from None
+        raise UsageError(legible_lines(message)) from None
     except BackgroundError as error:
         raise UsageError(legible_lines(str(error))) from None

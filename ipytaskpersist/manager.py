@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Bool, Enum, Float, Int, Unicode, observe
 
-from ipytaskpersist import problems, reconciling, references
+from ipytaskpersist import problems, reconciling, references, secretnames
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskNotFound
@@ -22,7 +22,8 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import RESTORED, SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.runners import telling
-from ipytaskpersist.settings import Configured, Places
+from ipytaskpersist.safetext import legible, legible_lines
+from ipytaskpersist.settings import Configured, Patterns, Places
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.upkeep import Limits, UpkeepTimer
 
@@ -121,6 +122,12 @@ class BackgroundTasks(Configured):
         help="Seconds after which the end of a task of this notebook is told without being asked "
         "for. Default: None, only of those with --notify.",
     ).tag(config=True)
+    secret_names = Patterns(
+        help="Patterns of names that are those of secrets, besides those that always are: "
+        f"{' '.join(secretnames.ALWAYS)}. Their values are neither kept for a rerun, when given by "
+        "--env, nor exported, nor shown where a task failed. * stands for anything, and case does "
+        "not matter. Default: [].",
+    ).tag(config=True)
     backups_kept = Int(
         3,
         min=0,
@@ -130,6 +137,7 @@ class BackgroundTasks(Configured):
 
     def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
         super().__init__(shell, **options)
+        secretnames.use(self.secret_names)
         self.directory = StateDirectory(default_directory())
         self.store = TaskStore(
             self.directory, synchronous=self.synchronous, backups_kept=self.backups_kept
@@ -159,6 +167,10 @@ class BackgroundTasks(Configured):
         self._delivery: Delivery | None = None
         self._patches: Patches | None = None
 
+    @observe("secret_names")
+    def _use_secret_names(self, _change: object) -> None:
+        secretnames.use(self.secret_names)
+
     # The session.
 
     @property
@@ -183,7 +195,7 @@ class BackgroundTasks(Configured):
     def _begin_session(self) -> SessionRecord:
         self.store.open().require_writable()
         if self.store.notice:
-            print(self.store.notice, file=sys.stderr)
+            print(legible(self.store.notice), file=sys.stderr)
         session = self.store.sessions.begin(self.identity)
         self.store.session_id, self._replacements = session.id, self.store.replacements
         return session
@@ -224,7 +236,7 @@ class BackgroundTasks(Configured):
 
     def warn(self, message: str) -> None:
         """Say that the store has a problem, and keep that for the doctor."""
-        print(message, file=sys.stderr)
+        print(legible(message), file=sys.stderr)
         problems.record(self.directory, message)
 
     # Launching.
@@ -616,7 +628,7 @@ class BackgroundTasks(Configured):
 
     @staticmethod
     def _say_loaded(task: TaskRecord, loaded: Loaded) -> None:
-        print(loaded.in_words(task))
+        print(legible_lines(loaded.in_words(task)))
 
     def outcome(self, task: TaskRecord) -> Outcome | None:
         """How a task of this very process ended, with its value and exception themselves."""

@@ -13,6 +13,7 @@ from ipytaskpersist.ansi import Colours
 from ipytaskpersist.exporting import Export, Found, heading
 from ipytaskpersist.harmless import IMAGES, harmless_html
 from ipytaskpersist.outputs import Output
+from ipytaskpersist.safetext import legible_lines, unturned
 
 LINE_CHARACTERS = 64 * 1024
 """After how much a line that does not end is written."""
@@ -69,9 +70,9 @@ def _section(found: Found) -> Iterator[str]:
     name, facts = heading(task)
     colour = views.LOOKS[task.state].colour
     yield (
-        f'<section style="border-left-color:{colour}"><h2>{escape(views.printable(name))}</h2>\n'
-        f'<div class="facts">{escape(views.printable(facts))}</div>\n'
-        f'<pre class="source">{escape(task.source.rstrip())}</pre>\n'
+        f'<section style="border-left-color:{colour}"><h2>{escape(name)}</h2>\n'
+        f'<div class="facts">{escape(facts)}</div>\n'
+        f'<pre class="source">{escape(legible_lines(task.source.rstrip().expandtabs(8)))}</pre>\n'
     )
     yield from _outputs(outputs.of_task(found.store, task.key))
     yield "</section>\n"
@@ -111,7 +112,7 @@ class _Stream:
         return "".join(f"{self._html_of(line)}\n" for line in lines)
 
     def _html_of(self, line: str) -> str:
-        return self._colours.html(_overwritten(line))
+        return self._colours.html(_overwritten(unturned(line)))
 
     def end(self) -> str:
         return f"{self._html_of(self._line)}</pre>\n"
@@ -126,7 +127,7 @@ def shown(output: Output) -> str:
     """A display, a result or an error as HTML that does nothing but show."""
     if output["output_type"] == "error":
         text = "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
-        return f'<pre class="stderr">{Colours().html(text)}</pre>\n'
+        return f'<pre class="stderr">{Colours().html(unturned(text))}</pre>\n'
     data = {mime: _joined(value) for mime, value in output.get("data", {}).items()}
     for mime in IMAGES:
         if _is_base64(data.get(mime)):
@@ -136,9 +137,9 @@ def shown(output: Output) -> str:
         encoded = base64.b64encode(data["image/svg+xml"].encode("utf-8", "replace")).decode()
         return f'<img alt="" class="white" src="data:image/svg+xml;base64,{encoded}">\n'
     if "text/html" in data:
-        return f"<div>{harmless_html(data['text/html'])}</div>\n"
+        return f"<div>{harmless_html(unturned(data['text/html']))}</div>\n"
     text = data.get("text/plain", f"<{', '.join(data)}>")
-    return f"<pre>{Colours().html(text)}</pre>\n"
+    return f"<pre>{Colours().html(unturned(text))}</pre>\n"
 
 
 def _joined(value: Any) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ipytaskpersist.errors import StoreError
 
@@ -102,6 +105,15 @@ class StateDirectory:
         return self.root / "payloads"
 
     @property
+    def environments(self) -> Path:
+        """The environments of tasks that wait for their supervisor, a file for each."""
+        return self.root / "environments"
+
+    def environment(self, task_id: str) -> Path:
+        """The environment of a task that waits for its supervisor."""
+        return self.environments / f"{task_id}.json"
+
+    @property
     def backups(self) -> Path:
         """Copies of the store: made by `backup`, and before it is migrated or replaced."""
         return self.root / "backups"
@@ -115,29 +127,148 @@ class StateDirectory:
         return self.payloads / task_id / f"{digest[:32]}.pickle"
 
     def create(self) -> None:
-        """Make the directory where it is missing, and refuse one that others could write."""
+        """Make the directory where it is missing, and refuse what others could write to."""
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self.root.stat()
+            make_private(self.root)
+            make_private(self.store.parent)
         except OSError as error:
             raise StoreError(
                 f"cannot make the state directory {self.root} ({error.strerror}); "
                 "set IPYTASKPERSIST_DIR to a folder that you can write"
             ) from error
-        if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        self.require_own()
+
+    def require_own(self) -> None:
+        """Refuse a directory, and a store in it, of another user.
+
+        Raises `StoreError`. Where the directory is one's own nobody else can put anything into it:
+        what is refused there has come before it was closed to others.
+        """
+        if not is_own(self.root):
             raise StoreError(
                 f"the state directory {self.root} belongs to another user; "
                 "set IPYTASKPERSIST_DIR to a folder of your own"
             )
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            self.root.chmod(0o700)
-        make_private(self.store.parent)
+        store = str(self.store)
+        for file in (store, f"{store}-wal", f"{store}-shm", f"{store}-journal"):
+            if not is_own(file):
+                raise StoreError(
+                    f"the store's file {file} belongs to another user, or is a link to what does; "
+                    f"move it away: mv '{file}' '{file}.foreign'"
+                )
+
+
+# Files and folders that nobody else can read.
+
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Neither opens what a link leads to, nor waits for the other end of a pipe."""
+
+
+def is_own(path: Path | str) -> bool:
+    """Whether a file or folder is this user's, and no link that another has made or to what is
+    another's. What is not there is nobody else's."""
+    if not hasattr(os, "getuid"):
+        return True
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISLNK(status.st_mode):
+            return status.st_uid == os.getuid()
+        return status.st_uid in (0, os.getuid()) and Path(path).stat().st_uid == os.getuid()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder itself: no link to one, and no name for the one that it is in."""
+    return path.name not in ("", "..") and path.is_dir() and not path.is_symlink()
 
 
 def make_private(folder: Path) -> Path:
-    """Make a folder that only its owner can enter, and return it."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make a folder that only its owner can enter, whatever the umask, and return it.
+
+    So are those above it that are missing. One that is there is closed to others. Raises
+    `StoreError` for one of another user.
+    """
+    try:
+        _make(folder)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        _close_to_others(folder)
     return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileNotFoundError:
+        if folder.parent == folder:
+            raise
+        with suppress(FileExistsError):
+            _make(folder.parent)
+        folder.mkdir(mode=0o700)
+    _chmod(folder)
+
+
+def _close_to_others(folder: Path) -> None:
+    if not is_own(folder):
+        raise StoreError(
+            f"the folder {folder} belongs to another user; "
+            "set IPYTASKPERSIST_DIR to a folder of your own"
+        )
+    if os.name == "posix" and stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        _chmod(folder)
+
+
+def _chmod(folder: Path) -> None:
+    with suppress(PermissionError):  # where there are no modes
+        folder.chmod(0o700)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """The descriptor of a file that only its owner can read, made where it is missing.
+
+    `flags` are those of `os.open`. A link is not followed. Raises `OSError`, also for a file of
+    another user.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | NO_FOLLOW, 0o600)
+    try:
+        # On file systems of others what one has just made may be somebody else's.
+        status = os.fstat(descriptor) if flags & os.O_EXCL else _of_own_file(descriptor, path)
+        if os.name == "posix" and stat.S_IMODE(status.st_mode) != 0o600:
+            with suppress(PermissionError):  # where there are no modes
+                os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def new_private(path: Path) -> BinaryIO:
+    """A new file that only its owner can read. Raises `OSError` where there is one."""
+    return open(open_private(path, os.O_EXCL | os.O_WRONLY), "wb")
+
+
+def open_own(path: Path) -> BinaryIO:
+    """An ordinary file of this user's, to be read. A link is not followed. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW)
+    try:
+        _of_own_file(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "rb")
+
+
+def _of_own_file(descriptor: int, path: Path) -> os.stat_result:
+    """What is known of an open file. Raises `OSError` unless it is an ordinary one of one's own."""
+    # Asked of what is open: its name may mean another file by now.
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise PermissionError(errno.EPERM, "it is not an ordinary file", str(path))
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
+    return status
 
 
 def make_durable(file: Path) -> None:

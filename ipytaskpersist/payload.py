@@ -11,15 +11,16 @@ import hashlib
 import hmac
 import io
 import os
-import pickle
+import pickle  # what is not signed is never loaded  # nosec B403
 import secrets
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 from ipytaskpersist.errors import ResultUnavailable
-from ipytaskpersist.paths import StateDirectory, make_private
+from ipytaskpersist.paths import StateDirectory, is_folder, make_private, new_private, open_own
 from ipytaskpersist.records import ResultRecord, TaskRecord
 
 TEXT_CHARACTERS = 4000
@@ -70,7 +71,7 @@ class Payloads:
         folder = make_private(self._directory.payloads)
         temporary = folder / f".{secrets.token_hex(8)}.part"
         try:
-            with _new_private(temporary) as file:
+            with new_private(temporary) as file:
                 writer = _Hashing(file)
                 pickler = _pickler(writer, namespace)
                 for value in values:
@@ -103,7 +104,8 @@ class Payloads:
     def is_signed(self, task_id: str, name: str, data: bytes, signature: str) -> bool:
         """Whether a pickle that comes from elsewhere carries this user's signature."""
         own = self._sign(task_id, name, hashlib.sha256(data).hexdigest())
-        return hmac.compare_digest(own, signature)
+        # As bytes, because of texts it compares only those of ASCII.
+        return hmac.compare_digest(own.encode(), signature.encode("utf-8", "replace"))
 
     def read(self, task: TaskRecord, result: ResultRecord) -> bytes:
         """The pickle as it was written, whoever has signed it. Raises `ResultUnavailable`."""
@@ -120,7 +122,7 @@ class Payloads:
         """A file with this pickle, which belongs to no task yet."""
         folder = make_private(self._directory.payloads)
         temporary = folder / f".{secrets.token_hex(8)}.part"
-        with _new_private(temporary) as file:
+        with new_private(temporary) as file:
             file.write(data)
         return Prepared(temporary, len(data), hashlib.sha256(data).hexdigest())
 
@@ -166,8 +168,17 @@ class Payloads:
         if result.path is None or result.digest is None:
             problem = f"could not be kept ({result.problem})"
             raise ResultUnavailable(f"{where} {problem}; {_text_form(result)}")
+        # A path that was not made here, for this task and digest, leads nobody knows where.
+        path = self._directory.payload(task.id, result.digest)
+        expected = ("payloads", task.id, path.name)
+        if PurePath(result.path).parts != expected or ".." in expected:
+            raise ResultUnavailable(
+                f"{where} was not loaded: its file is said to be where none of this task's is; "
+                f"{_text_form(result)}"
+            )
         try:
-            return (self._directory.root / result.path).read_bytes()
+            with open_own(path) as file:
+                return file.read()
         except OSError as error:
             raise ResultUnavailable(
                 f"{where} cannot be read ({error.strerror}: {result.path}); {_text_form(result)}"
@@ -176,7 +187,7 @@ class Payloads:
     def delete(self, task_id: str) -> None:
         """Remove all values of a task."""
         folder = self._directory.payloads / task_id
-        if folder.is_dir():
+        if folder.parent == self._directory.payloads and is_folder(folder):
             for file in folder.iterdir():
                 file.unlink(missing_ok=True)
             folder.rmdir()
@@ -191,7 +202,7 @@ class Payloads:
         if not path.exists():
             self._directory.create()
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            with _new_private(temporary) as file:
+            with new_private(temporary) as file:
                 file.write(secrets.token_bytes(KEY_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
@@ -202,7 +213,7 @@ class Payloads:
                 pass
             finally:
                 temporary.unlink()
-        key = path.read_bytes()
+        key = self._read_key(path)
         if len(key) != KEY_BYTES:
             raise ResultUnavailable(
                 f"the key that signs your results is damaged ({path}); delete it, and a new one is "
@@ -210,10 +221,22 @@ class Payloads:
             )
         return key
 
-
-def _new_private(path: Path) -> BinaryIO:
-    """A new file that only its owner can read."""
-    return open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+    @staticmethod
+    def _read_key(path: Path) -> bytes:
+        try:
+            with open_own(path) as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                if os.name == "posix" and mode & 0o077:
+                    raise ResultUnavailable(
+                        f"others could read the key that signs your results ({path}); type "
+                        f"'chmod 600 {path}' when nobody has, else delete it, and a new one is made"
+                    )
+                return file.read(KEY_BYTES + 1)
+        except OSError as error:
+            raise ResultUnavailable(
+                f"the key that signs your results cannot be used ({path}: {error.strerror}); "
+                "move it away, and a new one is made"
+            ) from error
 
 
 def _where(task: TaskRecord, result: ResultRecord) -> str:

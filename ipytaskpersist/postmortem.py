@@ -20,6 +20,8 @@ from itertools import islice
 from types import FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
+from ipytaskpersist.secretnames import is_secret
+
 FIRST_FRAMES, LAST_FRAMES = 4, 4
 """How many frames are kept of a long traceback: where it began, and where it failed."""
 VARIABLES = 20
@@ -28,10 +30,11 @@ CODE_CHARACTERS = 200
 NAME_CHARACTERS = 100
 COLUMNS = 6
 BYTES = 40
-SECRET = re.compile(
-    r"token|passw|passphrase|pwd|secret|key|credential|authorization|cookie|bearer|private",
-    re.IGNORECASE,
-)
+PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(@)")
+"""In an address, as ``postgresql://ada:secret@example.com``."""
+LOOKED_AT = 10_000
+"""So many characters of a text are looked at. Far fewer are shown."""
+ALL = slice(None)
 MACHINERY = ("IPython", "ipykernel", "ipytaskpersist")
 """Packages whose frames are about how a cell is run."""
 HIDDEN = "(hidden: its name looks like a secret's)"
@@ -118,7 +121,9 @@ def _is_secret(name: Any, value: Any) -> bool:
     if type(name) is bytes:
         name = name[:NAME_CHARACTERS].decode("latin-1")
     says_nothing = value is None or type(value) is bool
-    return type(name) is str and SECRET.search(name) is not None and not says_nothing
+    # Not isinstance, which asks the name itself. A member of an enumeration may be a text, too.
+    is_text = issubclass(type(name), str)
+    return is_text and not says_nothing and is_secret(str.__getitem__(name, ALL))
 
 
 class _Summary(reprlib.Repr):
@@ -136,6 +141,17 @@ class _Summary(reprlib.Repr):
         if kind in PLAIN_TYPES or kind in CONTAINERS:
             return super().repr1(value, level)
         return f"<{kind.__name__}{_shape(value)}>"
+
+    def repr_tuple(self, value: tuple[Any, ...], level: int) -> str:
+        # A header, or an entry of a dictionary.
+        if level > 0 and len(value) == 2 and _is_secret(*value):
+            return f"({self.repr1(value[0], level - 1)}, {HIDDEN!r})"
+        return super().repr_tuple(value, level)
+
+    def repr_str(self, value: str, level: int) -> str:
+        if len(value) > LOOKED_AT:
+            value = value[: LOOKED_AT // 2] + value[-LOOKED_AT // 2 :]
+        return super().repr_str(PASSWORD.sub(r"\1***\2", value), level)
 
     def repr_dict(self, value: dict[Any, Any], level: int) -> str:
         # Not by the base class, which sorts: that would compare the keys.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.paths import StateDirectory, new_private, open_own, open_private
 
 SHOWN = 100
 """How many of the newest are looked at."""
@@ -49,7 +49,7 @@ def _append(file: Path, message: str) -> None:
         "message": " ".join(message.split())[:MESSAGE_CHARACTERS],
     }
     # In one write to a descriptor that appends, so that lines of several processes stay whole.
-    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    descriptor = open_private(file, os.O_WRONLY | os.O_APPEND)
     try:
         os.write(descriptor, f"{json.dumps(entry)}\n".encode())
         size = os.fstat(descriptor).st_size
@@ -62,7 +62,7 @@ def _append(file: Path, message: str) -> None:
 def _cut(file: Path) -> None:
     newest = file.read_bytes().splitlines(keepends=True)[-LEFT:]
     partial = file.with_name(f".{file.name}.{os.urandom(4).hex()}.part")
-    with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as target:
+    with new_private(partial) as target:
         target.writelines(newest)
     partial.replace(file)
 
@@ -70,7 +70,8 @@ def _cut(file: Path) -> None:
 def recorded(directory: StateDirectory) -> list[Problem]:
     """The problems that are kept, the newest last. Raises `OSError` when they cannot be read."""
     try:
-        lines = directory.problems.read_bytes().splitlines()[-SHOWN:]
+        with open_own(directory.problems) as file:
+            lines = file.read().splitlines()[-SHOWN:]
     except FileNotFoundError:
         return []
     found = (_problem(line) for line in lines)

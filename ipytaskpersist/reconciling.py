@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ipytaskpersist import environments
 from ipytaskpersist.liveness import find_dead, find_dead_supervisors
 from ipytaskpersist.processes import Process, kill_tasks
-from ipytaskpersist.records import ProcessRecord, SupervisorRecord
+from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners import telling
 from ipytaskpersist.store import TaskStore
 
@@ -71,3 +72,14 @@ def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
             store.tasks.interrupt_pending(
                 session_id, session.end_reason, session.heartbeat_at.timestamp()
             )
+            forget_environments(store)
+
+
+def forget_environments(store: TaskStore) -> None:
+    """Remove the environments that wait for tasks which do not wait any more."""
+
+    def is_waiting(task_id: str) -> bool | None:
+        task = store.tasks.by_id(task_id)
+        return None if task is None else task.state is TaskState.PENDING
+
+    environments.remove_left(store.directory, is_waiting)

@@ -233,8 +233,8 @@ class Options:
 
     cwd: str | None = None
     """The directory in which it runs, as it was typed."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of its own."""
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    """Environment variables of its own; None for a secret's value, which is not kept."""
     timeout_s: float | None = None
     """Seconds after which it is ended; None for never."""
     pty: bool = False
@@ -274,8 +274,9 @@ class ProcessRecord:
     script_as: str | None
     """How it reads the script: from ``stdin``, or as a ``file`` named by its last argument."""
     directory: str
-    environment: Mapping[str, str | None]
-    """How its environment differs from its supervisor's; None for a variable it must not have."""
+    environment: Mapping[str, str | bool | None]
+    """How its environment differs from its supervisor's; None for a variable it must not have, and
+    True for one whose value waits in a file (`environments`)."""
     pty: bool
     timeout_s: float | None
     grace_s: float

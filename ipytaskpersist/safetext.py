@@ -21,6 +21,8 @@ SKIN_TONES = range(0x1F3FB, 0x1F400)
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)
 FORMS = (range(0x180B, 0x180E), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))
 """Variation selectors, which make a character wider in some terminals and not in others."""
+TURNS = dict.fromkeys((*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+"""What change the order in which other characters are shown."""
 RIGHT_TO_LEFT = frozenset(("R", "AL", "AN"))
 
 
@@ -64,6 +66,11 @@ def _legible(character: str) -> str:
     return character
 
 
+def unturned(text: str) -> str:
+    """The text without the characters that change the order in which others are shown."""
+    return text if text.isascii() else text.translate(TURNS)
+
+
 def kept_apart(text: str) -> str:
     """The legible text so that, where it is written from right to left, its neighbours are not."""
     if text.isascii() or not RIGHT_TO_LEFT.intersection(map(unicodedata.bidirectional, text)):
@@ -77,7 +84,7 @@ def encodable(text: str, stream: Any) -> str:
     return text.encode(encoding, "replace").decode(encoding)
 
 
-TOKEN = (
+TOKEN = (  # of a terminal, not of a person  # nosec B105
     r"(?P<text>[^\x00-\x1f\x7f-\x9f]+)"
     r"|(?P<end>\n)|(?P<move>[\r\b\t])"
     r"|(?:\x1b\[|\x9b)(?P<arguments>[0-?]*)[ -/]*(?P<command>[@-~])"

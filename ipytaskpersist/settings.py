@@ -24,6 +24,7 @@ from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfi
 from ipytaskpersist.errors import InvalidSetting
 from ipytaskpersist.identity import notebook_folder
 from ipytaskpersist.paths import user_directory
+from ipytaskpersist.safetext import legible
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -108,6 +109,8 @@ def _allowed(trait: Any, is_toml: bool) -> str:
         return kind + ("" if trait.min in (None, -math.inf) else f" of at least {trait.min}") + none
     if isinstance(trait, Places):
         return "a list of places, each 'desktop' or an address such as mailto://…"
+    if isinstance(trait, Patterns):
+        return "a list of texts, each a pattern of names such as '*_DSN'"
     return f"a text{none}"
 
 
@@ -125,6 +128,17 @@ class Places(List):  # type: ignore[type-arg]
         if not all(isinstance(each, str) and looks_right(each) for each in found):
             raise TraitError("not a list of places")
         return [NotifyPlace(each) for each in found]
+
+
+class Patterns(List):  # type: ignore[type-arg]
+    """Patterns of names."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Only texts that say something."""
+        found = super().validate(obj, value) or []
+        if not all(isinstance(each, str) and each.strip() for each in found):
+            raise TraitError("not a list of patterns")
+        return found
 
 
 def _harmless(trait: Any, value: Any) -> Any:
@@ -353,7 +367,7 @@ class Configured(Configurable):
     def say_setting_problems(self) -> None:
         """Say on standard error what is wrong with the settings."""
         for problem in self.setting_problems:
-            print(problem, file=sys.stderr)
+            print(legible(problem), file=sys.stderr)
 
     def settings(self) -> list[Setting]:
         """Every setting as it is now, and at last the environment variables."""

@@ -18,7 +18,7 @@ from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.records import OutputKind, TaskRecord
-from ipytaskpersist.safetext import Passage, encodable, legible_lines
+from ipytaskpersist.safetext import Passage, encodable, legible, legible_lines
 from ipytaskpersist.statuscard import CardReader, bundle, cards_text
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Surface:
         if not sys.stdin or not sys.stdin.isatty():
             raise ConfirmationNeeded(f"nothing was changed: {hint}")
         # Not as the prompt of `input`, which does not look whether an interrupt came meanwhile.
-        print(f"{question} Type 'yes' to confirm: ", end="", flush=True)
+        print(f"{legible(question)} Type 'yes' to confirm: ", end="", flush=True)
         try:
             answer = input()
         except EOFError:
@@ -136,7 +136,9 @@ class Surface:
         if value is not None:
             from pprint import pformat
 
-            click.echo(pformat(value) if not isinstance(value, str) else value)
+            text = pformat(value) if not isinstance(value, str) else value
+            click.echo(encodable(self._let_through(text, sys.stdout), sys.stdout))
+            self.end_of_output()
         return None
 
     def exit(self, code: int) -> None:
@@ -163,7 +165,7 @@ class IPythonSurface(Surface):
         from IPython.core.error import StdinNotImplementedError
 
         try:
-            answer = input(f"{question} Type 'yes' to confirm: ")
+            answer = input(f"{legible(question)} Type 'yes' to confirm: ")
         except (StdinNotImplementedError, EOFError):
             raise ConfirmationNeeded(f"nothing was changed: {hint}") from None
         self._require_yes(answer, hint)

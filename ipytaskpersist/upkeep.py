@@ -24,6 +24,7 @@ from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import BackgroundError, StoreBusy, StoreError
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads
+from ipytaskpersist.reconciling import forget_environments
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.runners.detached import python_command, remove_empty, start_detached
 from ipytaskpersist.store import TaskStore
@@ -95,6 +96,7 @@ def run(store: TaskStore, limits: Limits) -> None:
     from ipytaskpersist.store.search import SearchIndex
 
     _remove_parts(store.directory)
+    forget_environments(store)
     archives = Archives(store)
     try:
         if limits.archive_after_days is not None:

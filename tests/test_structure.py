@@ -46,7 +46,7 @@ LAYERS = (
     {
         "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
         "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
-        "bars", "afterimport", "postmortem", "places",
+        "bars", "afterimport", "postmortem", "places", "secretnames", "environments",
         "safetext", "console", "commandlines",
     },
 )  # fmt: skip

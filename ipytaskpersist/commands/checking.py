@@ -9,6 +9,7 @@ import click
 
 from ipytaskpersist import completion
 from ipytaskpersist.commands.definition import as_json, print_json, surface_and_manager, verbs
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.settings import Setting, find_setting
 from ipytaskpersist.surfaces import Surface
 
@@ -28,9 +29,9 @@ def config(surface: Surface, name: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"settings": [setting.as_json() for setting in chosen]})
     elif name is None:
-        click.echo(_table(chosen))
+        click.echo(legible_lines(_table(chosen)))
     else:
-        click.echo(_explained(chosen[0]))
+        click.echo(legible_lines(_explained(chosen[0])))
 
 
 @verbs.command()

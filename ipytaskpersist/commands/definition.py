@@ -17,6 +17,7 @@ from ipytaskpersist.surfaces import Surface
 from ipytaskpersist.vocabulary import MODULE_OF, VERBS
 
 HELP = {"help_option_names": ["-h", "--help"]}
+STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 COUNTED_BACK = re.compile(r"-\d+")
 
 
@@ -95,7 +96,9 @@ several = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=co
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    # JSON itself escapes less than what may steer a terminal, or turn what it shows around.
+    click.echo(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def refuse_together(given: dict[str, bool]) -> None:

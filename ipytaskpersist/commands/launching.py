@@ -15,10 +15,12 @@ from ipytaskpersist.commands.definition import (
     several,
     surface_and_manager,
     verbs,
+    yes,
 )
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.launcher import PROCESS, SHELL, THREAD, Request
 from ipytaskpersist.records import Options, TaskRecord
+from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.surfaces import Surface
 
 
@@ -104,14 +106,22 @@ def background(name: Sequence[str], **given: Any) -> Request:
 
 @verbs.command()
 @one
+@yes
 @surface_and_manager
-def rerun(surface: Surface, ref: str | None) -> None:
+def rerun(surface: Surface, ref: str | None, yes: bool) -> None:
     """Run an ended task's source again with the same options, as a new task."""
     manager = surface.manager
     task = manager.find(ref)
     if not task.state.is_final:
         raise InvalidRequest(
             f"task {task.label} is {task.state.value}; cancel it first: %bg_cancel {task.number}"
+        )
+    if task.is_imported and task.runner == THREAD and not yes:
+        # It may have the name of another, and be the latest: nobody need have meant it.
+        read_it = f"%bg_show {task.number} shows its source"
+        surface.confirm(
+            f"Run task {task.label}, which was imported from a file? {read_it}.",
+            f"task {task.label} was imported from a file; {read_it}, and --yes runs it",
         )
     surface.launched(manager.launcher.rerun(task))
 
@@ -160,4 +170,4 @@ def load(surface: Surface, ref: str | None, names: Sequence[str]) -> None:
         raise InvalidRequest(
             f"load puts variables into a notebook; here %bg_show {task.number} lists them"
         )
-    click.echo(manager.load_variables(task, names).in_words(task))
+    click.echo(legible_lines(manager.load_variables(task, names).in_words(task)))

@@ -21,8 +21,9 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.exporting import Export
 from ipytaskpersist.importing import DOCUMENT_BYTES, Invalid, Report, import_file
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import make_durable
+from ipytaskpersist.paths import make_durable, new_private
 from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import Surface
 from ipytaskpersist.views import counted
@@ -117,8 +118,7 @@ def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
     partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
     try:
         # Not for others: tasks may have printed what is nobody else's business.
-        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with open(descriptor, "wb") as file:
+        with new_private(partial) as file:
             size_bytes = sum(map(file.write, pieces))
         make_durable(partial)
         if force:
@@ -160,7 +160,8 @@ def import_(surface: Surface, file: Path, dry_run: bool, as_json: bool) -> None:
 
 
 def _complain(file: Path, invalid: Invalid) -> None:
-    click.echo(f"{file}: {invalid.position}: {invalid.reason}", err=True)
+    # A file may be a stranger's, and a reason names what stands in it.
+    click.echo(legible(f"{file}: {invalid.position}: {invalid.reason}"), err=True)
 
 
 def _in_words(report: Report, dry_run: bool) -> str:

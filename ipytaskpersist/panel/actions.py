@@ -62,7 +62,16 @@ class Actions:
             return f"task {task.label} had ended"
         return f"task {task.label}: cancellation requested"
 
+    @staticmethod
+    def _refuse_imported(task: TaskRecord) -> None:
+        if task.is_imported:
+            raise InvalidRequest(
+                f"task {task.label} was imported; read it with %bg_show {task.number}, and "
+                f"%bg_rerun {task.number} --yes runs it"
+            )
+
     def _rerun(self, task: TaskRecord, request: Mapping[str, Any]) -> str:
+        self._refuse_imported(task)
         if not task.state.is_final:
             raise InvalidRequest(f"task {task.label} is {task.state.value}; cancel it first")
         # Of two clicks on what looked the same, the later one would run it a second time.
@@ -73,6 +82,7 @@ class Actions:
         return f"task {task.label} runs again as {new.number}"
 
     def _resume(self, task: TaskRecord, _request: Mapping[str, Any]) -> str:
+        self._refuse_imported(task)
         if task.state.value != "interrupted":
             raise InvalidRequest(f"task {task.label} is {task.state.value}, not interrupted")
         new = self._manager.launcher.rerun(task, once=True)

@@ -21,6 +21,7 @@ from ipytaskpersist.records import (
     OutputRecord,
     TaskRecord,
 )
+from ipytaskpersist.safetext import unturned
 from ipytaskpersist.screen import Screen
 from ipytaskpersist.store import TaskStore
 
@@ -31,8 +32,6 @@ READ_BYTES = 512 * 1024
 LINE_CHARACTERS = 2000
 CURSOR_MOVES = re.compile(r"\r(?!\n)|\x08|(?:\x1b\[|\x9b)[0-?]*[ -/]*[A-DGJK]")
 """What makes a terminal write over what it has shown."""
-STEERING = dict.fromkeys((*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-"""The characters that change the order in which others are shown."""
 
 
 class Tail:
@@ -133,7 +132,7 @@ def _error(output: Output) -> str:
 
 def stream_lines(raw: str) -> list[str]:
     """The lines that a terminal would show of a text, in its colours, as HTML."""
-    raw = raw.translate(STEERING)
+    raw = unturned(raw)
     if CURSOR_MOVES.search(raw):
         screen = ColouredScreen()
         screen.feed(raw)

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipytaskpersist import secretnames
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
 
@@ -42,6 +43,8 @@ class Setting:
     """The ``from __future__`` of earlier cells."""
     cells: dict[str, tuple[int, str]] = field(default_factory=dict)
     """The number and text of earlier cells by their file names, for tracebacks through them."""
+    secret_names: list[str] = field(default_factory=list)
+    """The patterns of names that are those of secrets, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,8 @@ class Child:
         inputs = self._payloads.unpickler(self._record, self._inputs, module.__dict__)
         setting: Setting = inputs.load()
         sys.path[:] = setting.path
+        # What an earlier version has pickled, for a task that is run again, says nothing of them.
+        secretnames.use(getattr(setting, "secret_names", ()))
         shell = make_shell(setting, module)
         task = self._task()
         install(shell, task)

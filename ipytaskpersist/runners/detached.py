@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import Context
 from pathlib import Path
 
-from ipytaskpersist.paths import make_private
+from ipytaskpersist.paths import make_private, open_private
 from ipytaskpersist.processes import MARK
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,7 +39,7 @@ def start_detached(
     Raises `OSError` when the system refuses.
     """
     make_private(log.parent)
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    descriptor = open_private(log, os.O_WRONLY | os.O_APPEND)
     try:
         # In a context of its own: what a task starts so is none of its children.
         return Context().run(

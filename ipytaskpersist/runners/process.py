@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ipytaskpersist import environments
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
@@ -17,6 +18,7 @@ from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskRecord
 from ipytaskpersist.runners.detached import NO_TASK, python_command, start_detached
+from ipytaskpersist.secretnames import without_values
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
 
 _started: list[subprocess.Popen[bytes]] = []
@@ -53,8 +55,8 @@ class ProcessRunner:
             raise InvalidRequest("tasks in processes of their own need Linux or macOS")
         try:
             supervisor = self._ensure_supervisor()
-            complete = replace(process, environment=self._changes(supervisor, process.options.env))
-            record = self._store.tasks.insert(new, partial(self._complete, complete, inputs))
+            changed = self._changes(supervisor, process.options.env)
+            record = self._insert(new, process, changed, inputs)
         finally:
             if inputs is not None:
                 inputs.discard()
@@ -63,23 +65,52 @@ class ProcessRunner:
             self._start_supervisor()  # it had left in the very moment
         return record
 
+    def _insert(
+        self,
+        new: NewTask,
+        process: NewProcess,
+        changed: Mapping[str, str | None],
+        inputs: Prepared | None,
+    ) -> TaskRecord:
+        """Record a task. The values of its environment wait beside the store, not in it."""
+        values = {name: value for name, value in changed.items() if value is not None}
+        options = replace(process.options, env=without_values(process.options.env))
+        marks = {name: None if value is None else True for name, value in changed.items()}
+        stored = replace(process, environment=marks, options=options)
+        written: list[str] = []
+        try:
+            return self._store.tasks.insert(
+                new, partial(self._complete, stored, values, inputs, written)
+            )
+        except BaseException:
+            for task_id in written:
+                environments.remove(self._directory, task_id)
+            raise
+
     def _complete(
         self,
         process: NewProcess,
+        values: Mapping[str, str],
         inputs: Prepared | None,
+        written: list[str],
         connection: Any,
         task_key: int,
         task_id: str,
     ) -> None:
         """Add to a task's row what belongs to it, in the same transaction."""
         process.insert(connection, task_key)
+        if values:
+            written.append(task_id)
+            environments.put(self._directory, task_id, values)
         if inputs is not None:
             self._store.results.save(
                 task_key, self._payloads.adopt(task_id, INPUTS, inputs, "what it was given")
             )
 
     @staticmethod
-    def _changes(supervisor: SupervisorRecord, own: Mapping[str, str]) -> dict[str, str | None]:
+    def _changes(
+        supervisor: SupervisorRecord, own: Mapping[str, str | None]
+    ) -> dict[str, str | None]:
         """How the environment of a task that is launched now differs from its supervisor's."""
         given = _environments.get(_identity(supervisor), {})
         now = {**os.environ, **own}

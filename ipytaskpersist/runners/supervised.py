@@ -96,7 +96,7 @@ class Supervised:
 
     # Its start.
 
-    def start(self, limits: AbstractContextManager[None]) -> None:
+    def start(self, environment: dict[str, str], limits: AbstractContextManager[None]) -> None:
         """Start the process, within these limits. Raises `CannotStart`."""
         ours: list[int] = []
         theirs: list[int] = []
@@ -104,7 +104,7 @@ class Supervised:
             stdout, stderr = self._open_streams(ours, theirs)
             channel = self._open_channel(ours, theirs)
             with self._script() as script:
-                self._process = self._popen(stdout, stderr, channel, script, limits)
+                self._process = self._popen(stdout, stderr, channel, script, environment, limits)
         except (OSError, ValueError, TypeError) as error:
             for descriptor in ours:
                 os.close(descriptor)
@@ -162,13 +162,14 @@ class Supervised:
         stderr: int,
         channel: int | None,
         script: IO[bytes],
+        environment: dict[str, str],
         limits: AbstractContextManager[None],
     ) -> subprocess.Popen[bytes]:
         command, passed = list(self.record.command), []
         if self.record.script_as == "file":
             command.append(f"/dev/fd/{script.fileno()}")
             passed.append(script.fileno())
-        environment = self._environment()
+        environment = {**environment, processes.MARK: self.record.task_id}
         if channel is not None:
             environment[DESCRIPTOR] = str(channel)
             passed.append(channel)
@@ -184,10 +185,6 @@ class Supervised:
                 pass_fds=passed,
                 start_new_session=True,
             )
-
-    def _environment(self) -> dict[str, str]:
-        changed = {**os.environ, **self.record.environment, processes.MARK: self.record.task_id}
-        return {name: value for name, value in changed.items() if value is not None}
 
     def _in_words(self, error: Exception) -> str:
         if not isinstance(error, OSError):

@@ -20,7 +20,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from ipytaskpersist import problems
+from ipytaskpersist import environments, problems
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
@@ -226,7 +226,7 @@ class Supervisor:
         recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
         task = Supervised(process, recording)
         try:
-            task.start(self._limit.as_it_was())
+            task.start(self._environment(process), self._limit.as_it_was())
         except CannotStart as error:
             self._record_end(task, End(TaskState.FAILED, str(error), None))
             return
@@ -240,6 +240,17 @@ class Supervisor:
         self._recorder.post(
             lambda store: store.processes.started(process.task_key, task.pid, start)
         )
+
+    def _environment(self, process: ProcessRecord) -> dict[str, str]:
+        """What a task's process is to have as its environment. Raises `CannotStart`."""
+        changed = dict(process.environment)
+        if True in changed.values():
+            values = environments.take(self._store.directory, process.task_id)
+            if values is None:
+                raise CannotStart("its environment is gone, which waited in the state directory")
+            changed.update(values)
+        whole = {**os.environ, **changed}
+        return {name: value for name, value in whole.items() if isinstance(value, str)}
 
     def _cancel(self) -> None:
         wanted = set(self._store.tasks.cancel_requested(self._session_id))
@@ -258,6 +269,7 @@ class Supervisor:
         record = self._store.tasks.get(key)
         if record is not None and record.state is TaskState.PENDING and record.runner == "process":
             self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+            environments.remove(self._store.directory, record.id)
 
     def _press(self) -> None:
         """Hold the time limits, and go on with ending those that were told to end."""

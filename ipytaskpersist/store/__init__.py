@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import problems
 from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull
-from ipytaskpersist.paths import StateDirectory, make_durable, make_private
+from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private
 from ipytaskpersist.store.database import (
     SQLITE_VERSION,
     Database,
@@ -174,6 +174,7 @@ class TaskStore:
         problems.record(self.directory, message)
 
     def _open(self) -> None:
+        self.directory.require_own()
         if self.database.exists and self.database.cannot_be_written:
             self._open_for_reading()
         else:
@@ -206,9 +207,9 @@ class TaskStore:
         )
 
     def _open_for_writing(self) -> None:
+        self.directory.create()
         if self.directory.damage_mark.exists():
             raise StoreDamaged(f"the store {self.database.path} is damaged")
-        self.directory.create()
         if not self.database.exists or self._schema_version() < len(STEPS):
             # SQLite does not wait for another process that makes the same store.
             with one_at_a_time(self.directory):
@@ -305,7 +306,7 @@ class TaskStore:
         """Copy what a connection sees to a file, which appears complete or not at all."""
         partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
         try:
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            new_private(partial).close()
         except OSError as error:
             raise StoreError(f"cannot write {target} ({error.strerror})") from error
         try:

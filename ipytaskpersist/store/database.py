@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
-from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.paths import StateDirectory, new_private, open_private
 
 try:
     from pysqlite3 import dbapi2 as sqlite3
@@ -146,7 +146,7 @@ class Database:
         self.directory.create()
         self._set_leftovers_aside()
         try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            new_private(self.path).close()
         except FileExistsError:
             return
         except OSError as error:
@@ -218,6 +218,7 @@ class Database:
         return connection
 
     def _connect(self) -> Any:
+        self.directory.require_own()
         with self.errors():
             # Never a new file: where there is none, somebody has just removed it.
             how = read_options(self.path) if self.cannot_be_written else "mode=rw"
@@ -234,6 +235,8 @@ class Database:
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
             connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+            # What is deleted is written over: a secret that was printed is gone with its task.
+            connection.execute("PRAGMA secure_delete = ON")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
             elif self.is_shared_by_hosts:
@@ -407,7 +410,7 @@ class Database:
     def damaged(self, why: str) -> StoreDamaged:
         """Leave a mark for whoever uses the store next, and return the error that says so."""
         with suppress(OSError):
-            self.directory.damage_mark.touch(mode=0o600)
+            os.close(open_private(self.directory.damage_mark, os.O_WRONLY))
         return StoreDamaged(
             f"the store {self.path} is damaged ({why}); the next command, %bg_list, sets it "
             "aside and saves what can be read"
@@ -524,8 +527,10 @@ def _lock(descriptor: int, wait_s: float, busy: str) -> None:
 def exclusive(path: Path, busy: str, wait_s: float = BUSY_TIMEOUT_MS / 1000) -> Iterator[None]:
     """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = open_private(path, os.O_RDWR)
     except OSError as error:
+        if path.exists():
+            raise StoreError(f"cannot lock {path} ({error.strerror}); move it away") from error
         raise StoreError(
             f"the state directory {path.parent} cannot be written ({error.strerror}); "
             "%bg_doctor says what to change"

@@ -24,6 +24,7 @@ class Look(Database):
         self.read_only = True
 
     def _connect(self) -> Any:
+        self.directory.require_own()
         with self.errors():
             return self._connect_to(self._options)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import uuid
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ipytaskpersist.paths import new_private
 from ipytaskpersist.records import ResultRecord, TaskState
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import Database, storable
@@ -79,7 +79,7 @@ class Importer:
     def _begin_to_gather(self) -> None:
         # Not a temporary table: pysqlite3 keeps those in memory, and an output may be larger.
         file = self._database.directory.root / f".import-{secrets.token_hex(4)}.part"
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        new_private(file).close()
         try:
             self._database.execute("ATTACH ? AS gathered", (str(file),))
             self._is_gathering = True

@@ -28,7 +28,7 @@ class NewProcess:
     directory: str
     grace_s: float
     options: Options
-    environment: Mapping[str, str | None] = field(default_factory=dict)
+    environment: Mapping[str, str | bool | None] = field(default_factory=dict)
     script: str | None = None
     script_as: str | None = None
     pty: bool = False

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.paths import new_private
 from ipytaskpersist.records import RESTORED
 from ipytaskpersist.store.database import read_options, sqlite3
 from ipytaskpersist.store.migrations import STEPS, migrate
@@ -147,7 +148,7 @@ FILL = tuple(
 def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
     """A copy of the backup with this version's schema. The backup itself is never changed."""
     copy = store.directory.root / f".restore-{os.urandom(4).hex()}.part"
-    os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    new_private(copy).close()
     try:
         _copy_and_migrate(file, copy)
         yield copy

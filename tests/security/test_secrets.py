@@ -1,0 +1,305 @@
+"""What looks like a secret by its name is in no file that is kept, shown or handed on."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+
+import pytest
+from histories import add_task, begin_session
+from kernels import NotebookKernel, until
+from programs import run_command
+from stores import make_store
+
+from ipytaskpersist import environments, postmortem, secretnames
+from ipytaskpersist.documents import parsed, task_document, task_of
+from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.reconciling import forget_environments
+from ipytaskpersist.records import Options
+from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+from ipytaskpersist.store.exporting import task as portable
+from ipytaskpersist.store.transfer import remove_tasks
+
+VALUE = "hunter2-" + "z9" * 12
+"""No text of this project, so whatever file has it has got it from the test."""
+
+
+@pytest.fixture(autouse=True)
+def usual_names() -> Iterator[None]:
+    yield
+    secretnames.use(())
+
+
+def files_with(value: str, *folders: Path) -> list[str]:
+    """The files that hold a text, as it is or as JSON or UTF-16 would write it."""
+    forms = (value.encode(), value.encode("utf-16-le"))
+    return [
+        str(file.relative_to(folder))
+        for folder in folders
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and any(form in file.read_bytes() for form in forms)
+    ]
+
+
+# Which names.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["API_TOKEN", "token", "PGPASSWORD", "db_passwd", "MY_SECRET_THING", "AWS_ACCESS_KEY_ID", "Key",
+     "client_credentials", "Authorization", "COOKIE_JAR", "bearer", "private_pem", "PASSPHRASE"],
+)  # fmt: skip
+def test_a_name_of_a_secret_is_known_as_one(name: str) -> None:
+    assert secretnames.is_secret(name)
+
+
+@pytest.mark.parametrize("name", ["PATH", "HOME", "model", "epochs", "", "t o k e n"])
+def test_another_name_is_none(name: str) -> None:
+    assert not secretnames.is_secret(name)
+
+
+def test_a_person_adds_patterns_and_nobody_takes_any_away(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's pyproject.toml may be a stranger's: it can only make more names secret."""
+    (tmp_path / "pyproject.toml").write_text('[tool.ipytaskpersist]\nsecret_names = ["*_dsn"]\n')
+    monkeypatch.chdir(tmp_path)
+    manager = BackgroundTasks()
+    assert manager.setting_problems == []
+    assert secretnames.is_secret("SENTRY_DSN")
+    assert secretnames.is_secret("api_token")
+    manager.secret_names = []
+    assert not secretnames.is_secret("SENTRY_DSN")
+    assert secretnames.is_secret("api_token")
+
+
+@pytest.mark.parametrize("given", ["[1]", '[""]', "true"])
+def test_what_is_no_list_of_patterns_is_said(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.ipytaskpersist]\nsecret_names = {given}\n")
+    monkeypatch.chdir(tmp_path)
+    (problem,) = BackgroundTasks().setting_problems
+    assert "must be a list of texts, each a pattern" in problem
+
+
+# Environments.
+
+LAUNCH = f"""
+import os
+os.environ["FROM_THE_KERNEL"] = "{VALUE}"
+os.environ["LATER_TOKEN"] = "{VALUE}"
+"""
+SAY = "echo got:${#GIVEN_TOKEN}:${#LATER_TOKEN}:$COLOUR"
+
+
+def test_the_environment_of_a_process_is_in_no_file_that_is_kept(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+) -> None:
+    """Neither while the task runs nor afterwards: not in the store's free pages, nor its log, nor
+    backup, archive, export; and it has got it, the values and all."""
+    kernel = make_kernel(notebook=tmp_path / "a.ipynb")
+    kernel.run("%%background --shell first\ntrue")  # its supervisor begins with what is there now
+    kernel.run("%bg_wait 1")
+    kernel.run(LAUNCH + "import ipytaskpersist as bg")
+    kernel.run(
+        f"task = bg.background({SAY + '; sleep 60'!r}, 'secret', shell=True, "
+        f"env={{'GIVEN_TOKEN': os.environ['LATER_TOKEN'], 'COLOUR': 'blue'}})"
+    )
+    said = f"got:{len(VALUE)}:{len(VALUE)}:blue"
+    until(lambda: said in kernel.run("%bg_output secret").text)
+    assert files_with(VALUE, state_dir) == []
+    kernel.run("%bg_cancel secret")
+    kernel.run("%bg_wait secret")
+    kernel.run("%bg_backup")
+    kernel.run(f"%bg_export --all --output {tmp_path / 'all.jsonl'}")
+    shown = kernel.run("%bg_show secret --json").text
+    assert json.loads(shown)["process"]["env"] == {"GIVEN_TOKEN": None, "COLOUR": "blue"}
+    assert files_with(VALUE, state_dir, tmp_path / "all.jsonl") == []
+    assert VALUE not in (tmp_path / "all.jsonl").read_text()
+    # Run again with what is set now, or not at all.
+    refused = kernel.run("%bg_rerun secret", check=False).text
+    assert "GIVEN_TOKEN" in refused
+    assert "not kept" in refused
+    kernel.run("os.environ['GIVEN_TOKEN'] = 'new'\n%bg_rerun secret")
+    until(lambda: f"got:3:{len(VALUE)}:blue" in kernel.run("%bg_output").text)
+    kernel.run("%bg_cancel")
+    kernel.run("%bg_archive 1 2")
+    assert files_with(VALUE, state_dir) == []
+
+
+def test_what_notifications_and_others_are_configured_with_is_in_no_export(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+) -> None:
+    """A process task is given IPython's configuration, and in other cells there may be anything:
+    what it was given stays, and is pickled without what is secret."""
+    kernel = make_kernel(load=False, env={"THE_VALUE": VALUE})
+    kernel.run(CONFIGURE)
+    kernel.run("mark = 'of another cell'; given = 'of a variable'")
+    kernel.run("%%background --process one\nx = given.upper()")
+    kernel.run("%bg_wait 1")
+    assert files_with(VALUE, state_dir) == []
+    for form in ("jsonl", "json"):
+        target = tmp_path / f"one.{form}"
+        kernel.run(f"%bg_export 1 --format {form} --output {target}")
+        results = re.findall(r'"pickle":"([^"]+)"', target.read_text())
+        pickles = b"".join(map(base64.b64decode, results))
+        assert b"OF A VARIABLE" in pickles
+        assert b"of another cell" not in pickles
+        assert b"of a variable" not in pickles
+        assert "<inputs>" not in target.read_text()
+
+
+CONFIGURE = """
+import os
+c, address = get_ipython().config, f"mailto://ada:{os.environ['THE_VALUE']}@example.com"
+c.BackgroundTasks.notify = [address]
+c.Session.key = os.environ['THE_VALUE'].encode()
+%load_ext ipytaskpersist
+%config BackgroundTasks.notify = [address]
+"""
+
+
+def new_process(state_dir: Path, store: TaskStore) -> NewTask:
+    session = begin_session(store)
+    return NewTask(session.notebook_key, session.id, "", "shell", "process", "true")
+
+
+def test_an_environment_waits_for_its_task_alone(state_dir: Path) -> None:
+    """It is there once, and not after the task was cancelled or its kernel has died."""
+    directory = StateDirectory(state_dir)
+    with closing(TaskStore(directory).open()) as store:
+        new = new_process(state_dir, store)
+        process = NewProcess(["true"], "/", 1, Options())
+        waiting = store.tasks.insert(new, lambda c, key, _id: process.insert(c, key))
+        gone = store.tasks.insert(new, lambda c, key, _id: process.insert(c, key))
+        store.tasks.interrupt_pending(new.session_id, "kernel died", time.time())
+        waiting = store.tasks.insert(new, lambda c, key, _id: process.insert(c, key))
+        for task_id in (waiting.id, gone.id, "ffffffff-1", "eeeeeeee-1"):
+            environments.put(directory, task_id, {"A": VALUE})
+        os.utime(directory.environment("eeeeeeee-1"), (0, 0))
+        forget_environments(store)
+        left = {file.stem for file in directory.environments.iterdir()}
+        assert left == {waiting.id, "ffffffff-1"}, "one is being made, and one waits"
+        assert environments.take(directory, waiting.id) == {"A": VALUE}
+        assert environments.take(directory, waiting.id) is None
+
+
+def test_a_value_that_a_file_or_an_older_store_has_is_not_handed_on(state_dir: Path) -> None:
+    directory = StateDirectory(state_dir)
+    with closing(TaskStore(directory).open()) as store:
+        new = new_process(state_dir, store)
+        options = Options(env={"API_TOKEN": VALUE, "COLOUR": "blue"})
+        process = NewProcess(["true"], "/", 1, options)
+        key = store.tasks.insert(new, lambda c, key, _id: process.insert(c, key)).key
+        found = portable(store.database, key)
+        assert found is not None
+        document = task_document(found)
+        assert document["process"]["options"]["env"] == {"API_TOKEN": None, "COLOUR": "blue"}
+        document["process"]["options"]["env"]["API_TOKEN"] = VALUE
+        read = task_of(parsed(json.dumps(document).encode()))
+        assert read.process is not None
+        assert read.process.options["env"] == {"API_TOKEN": None, "COLOUR": "blue"}
+
+
+def test_what_is_deleted_is_written_over(state_dir: Path) -> None:
+    """In the store's file, and in its log once that is empty."""
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        task = add_task(store, begin_session(store), printed=VALUE.encode(), name=VALUE)
+        assert files_with(VALUE, state_dir) != []
+        remove_tasks(store.database, [task.id])
+    assert files_with(VALUE, state_dir) == []
+
+
+# Command lines.
+
+
+def test_no_command_line_has_what_only_the_environment_has(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path
+) -> None:
+    """Everybody on the machine can read the command lines of all processes."""
+    kernel = make_kernel(env={"THE_TOKEN": VALUE})
+    kernel.run(f"%config BackgroundTasks.notify = ['json://user:{VALUE}@127.0.0.1:9']")
+    kernel.run("%config BackgroundTasks.notify_after_s = 0\nimport os, ipytaskpersist as bg")
+    kernel.run("a = bg.background('sleep 60', shell=True, env={'MORE': os.environ['THE_TOKEN']})")
+    kernel.run("%%background --process\nimport time\ntime.sleep(60)")
+    until(lambda: kernel.run("%bg_list --json").text.count('"running"') == 2)
+    seen = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, own = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(state_dir).encode() in own:
+            seen.append(command)
+            assert VALUE.encode() not in command, command
+    assert any(b"supervisor" in each for each in seen)
+    assert any(b"runners.child" in each for each in seen)
+    kernel.run("%bg_cancel --all")
+    kernel.run("%bg_wait 1 2")
+
+
+# Where a task has failed.
+
+
+class Header(StrEnum):
+    AUTHORIZATION = "authorization"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"password": VALUE}, {b"api_key": VALUE}, {"db": {"Password": VALUE}},
+        [{"token": VALUE}], ("Authorization", VALUE), [("Cookie", VALUE)],
+        {Header.AUTHORIZATION: VALUE}, f"postgresql://ada:{VALUE}@db.example.com/x",
+        {"dsn": f"amqp://ada:{VALUE}@mq"}, type("Account", (), {"__repr__": lambda _: VALUE})(),
+    ],
+    ids=lambda value: repr(value)[:24],
+)  # fmt: skip
+def test_a_summary_of_variables_has_no_value_of_a_secret(value: object) -> None:
+    assert VALUE not in postmortem.summary(value)
+
+
+def test_a_name_that_a_person_has_added_is_hidden_where_a_task_failed(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path
+) -> None:
+    """In a thread and in a process, and what is kept of it is in no file of the store."""
+    kernel = make_kernel()
+    kernel.run("%config BackgroundTasks.secret_names = ['*_dsn']")
+    cell = "import os\nsentry_dsn = os.environ['SENTRY']\nmy_token = sentry_dsn\n1 / 0"
+    kernel.run(f"import os\nos.environ['SENTRY'] = {VALUE!r}")
+    for flag in ("--thread", "--process"):
+        kernel.run(f"%%background {flag} failing\n{cell}\nsentry_dsn + my_token")
+        kernel.run("%bg_wait")
+        function = "def f(sentry_dsn, my_token, colour='blue'):\n    1 / 0\n"
+        kernel.run(f"%%background {flag}\n{function}\nimport os\nf(*[os.environ['SENTRY']] * 2)")
+        kernel.run("%bg_wait")
+        shown = kernel.run("%bg_show").text
+        assert "'blue'" in shown
+        assert shown.count("hidden") >= 2
+        assert VALUE not in shown
+
+
+def test_the_key_is_in_nothing_that_is_handed_on(state_dir: Path, tmp_path: Path) -> None:
+    """Not in an export, a backup, a log or a list of problems."""
+    make_store(state_dir, tmp_path / "a.ipynb")
+    key = (state_dir / "signing.key").read_bytes()
+    for form in ("jsonl", "json", "ipynb", "html"):
+        target = tmp_path / f"all.{form}"
+        run_command(state_dir, "export", "--all", "--format", form, "--output", str(target))
+        assert target.exists()
+    run_command(state_dir, "backup", str(tmp_path / "copy.db"))
+    run_command(state_dir, "doctor")
+    forms = (key, key.hex().encode(), base64.b64encode(key)[:-2], base64.b64encode(b"\0" + key))
+    for file in (*tmp_path.rglob("*"), *state_dir.rglob("*")):
+        if file.is_file() and file.name != "signing.key":
+            data = file.read_bytes()
+            assert not any(form in data for form in forms), file
