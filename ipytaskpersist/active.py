@@ -15,6 +15,7 @@ from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.forked import ForkedRecording, take_streams
 from ipytaskpersist.records import OutputKind, Progress, TaskRecord
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class ActiveTask:
         context.run(active_task.set, self)
         self.recording = recording
         self.children = children
-        self._record = recording.write
+        self._record = self.recording.write
+        self.is_forked = False
+        """Whether this is the copy in a child that the task has forked."""
         self.figures: dict[str, Any] = {}
         """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
         self.shown_error: tuple[str, str] | None = None
@@ -61,8 +64,6 @@ class ActiveTask:
             raise TypeError(f"write() argument must be str, not {type(text)}")
         if self.children.have_streams:
             self.children.drain()
-            if self.children.in_child:
-                return self.children.write_in_child(kind, text)
         self._record(kind, text)
         return len(text)
 
@@ -75,8 +76,16 @@ class ActiveTask:
 
     def progress(self, progress: Progress) -> None:
         """Record how far the task has come, as its code says."""
-        if not self.children.in_child:
-            self.recording.progress(progress)
+        self.recording.progress(progress)
+
+    def continue_in_forked_child(self) -> None:
+        """Have what the calling process prints go to its descriptors: it was just forked."""
+        self.is_forked = True
+        self._lock = threading.Lock()
+        if not isinstance(self.recording, Silence):
+            forked: Any = ForkedRecording()
+            self.recording, self._record = forked, forked.write
+            take_streams()
 
     def silent(self) -> ActiveTask:
         """The same task, but nothing that is printed or displayed to it is kept."""

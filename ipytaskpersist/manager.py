@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,13 @@ from traitlets import Bool, Enum, Float, Int, Unicode
 from ipytaskpersist import problems, reconciling, references
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskNotFound
+from ipytaskpersist.errors import (
+    ForkedProcess,
+    InvalidRequest,
+    StoreError,
+    TaskNotDone,
+    TaskNotFound,
+)
 from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
@@ -143,6 +150,7 @@ class BackgroundTasks(Configured):
         self.on_close: list[Callable[[], None]] = []
         """Called before this lets go of the store."""
         self._session: SessionRecord | None = None
+        self._pid = os.getpid()
         self._has_ended = False
         self._identity: SessionIdentity | None = None
         self._recorder: Recorder | None = None
@@ -161,7 +169,12 @@ class BackgroundTasks(Configured):
         return self._identity
 
     def session(self) -> SessionRecord:
-        """This session, recorded in the store. Makes the store where there is none."""
+        """This session, recorded in the store. Makes the store where there is none.
+
+        Raises `ForkedProcess` in a forked child, which is no part of its parent's session.
+        """
+        if self._pid != os.getpid():
+            raise ForkedProcess
         if self._session is None:
             self.store.open().require_writable()
             if self.store.notice:
@@ -184,7 +197,7 @@ class BackgroundTasks(Configured):
     def end_session(self, reason: str) -> None:
         """Record that this process ends: its running tasks are interrupted for this reason."""
         session = self._session
-        if session is None or self._has_ended:
+        if session is None or self._has_ended or self._pid != os.getpid():
             return
         self._has_ended = True
         self.git.finish(GIT_S)

@@ -7,6 +7,7 @@ can corrupt a database in WAL mode (https://sqlite.org/wal.html#walresetbug).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.errors import ForkedProcess, StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory
 
 try:
@@ -51,8 +52,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
         *("ceph", "beegfs", "glusterfs", "fuse.sshfs"),
     )
 )
-_abandoned: list[Any] = []
-"""Connections that a forked child got from its parent and must neither use nor close."""
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_has_inherited = False
+"""Whether this process was forked from one that had connections."""
 
 
 class Database:
@@ -65,7 +67,7 @@ class Database:
         self.read_only = False
         self.integrity_error: type[Exception] = sqlite3.IntegrityError
         self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
-        self._pid = os.getpid()
+        _databases.add(self)
 
     @property
     def path(self) -> Path:
@@ -110,13 +112,12 @@ class Database:
         A connection shared by threads loses writes without a word, and one taken through a fork
         can corrupt the file, so neither ever happens.
         """
-        if self._pid != os.getpid():
-            _abandoned.append(self._connections)
-            self._connections, self._pid = {}, os.getpid()
         thread = threading.current_thread()
         known = self._connections.get(threading.get_ident())
         if known is not None and known[0]() is thread:
             return known[1]
+        if _has_inherited:
+            raise ForkedProcess
         self._close_for_ended_threads()
         connection = self._connect()
         self._connections[threading.get_ident()] = (weakref.ref(thread), connection)
@@ -146,9 +147,6 @@ class Database:
     def close(self) -> None:
         """Close every connection of this process."""
         connections, self._connections = self._connections, {}
-        if self._pid != os.getpid():
-            _abandoned.append(connections)
-            return
         for _thread, connection in connections.values():
             with suppress(sqlite3.Error):
                 connection.close()
@@ -156,8 +154,19 @@ class Database:
     def close_own(self) -> None:
         """Close the calling thread's connection, if it has one."""
         known = self._connections.pop(threading.get_ident(), None)
-        if known is not None and self._pid == os.getpid():
+        if known is not None:
             known[1].close()
+
+    def abandon(self) -> bool:
+        """In a forked child: let go of the parent's connections. Returns whether there were any.
+
+        They are neither used nor ever closed, not even at the end of the interpreter: who closes
+        the last one removes the log, and with it what others write by then.
+        """
+        connections, self._connections = self._connections, {}
+        for _thread, connection in connections.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        return bool(connections)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         """Run one statement, committed at once outside a transaction."""
@@ -250,6 +259,22 @@ class Database:
         if "full" in text:
             return StoreError(f"no room left for the store {self.path} ({text})")
         return StoreError(f"the store {self.path} cannot be used ({text})")
+
+
+def _abandon_all() -> None:
+    """In a forked child: keep off SQLite for good, when the parent has connections.
+
+    SQLite keeps a list of the locks that a process has on a file, which a fork copies, and the
+    system's locks themselves, which it does not. So even a connection of the child's own would
+    take none, and somebody else could overwrite the log under it.
+    """
+    global _has_inherited
+    for database in list(_databases):
+        _has_inherited |= database.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 
 
 SQLITE_VERSION: str = sqlite3.sqlite_version
