@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from _thread import LockType, allocate_lock
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ipytaskpersist.children import Children
     from ipytaskpersist.recorder import Recording
 
+AGAIN_S = 1.0
+"""After how long a task that was cancelled may be cancelled again: it may have caught the first."""
 active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", default=None)
 redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
 """Where a task's context sends its streams and displays instead: what ``redirect_stdout`` and
@@ -53,6 +56,7 @@ class ActiveTask:
         """What the variables were where the last error happened, in the form of `postmortem`."""
         self.loop: asyncio.AbstractEventLoop | None = None
         self.cancelled = False
+        self._cancelled_at = 0.0
         self._thread_id = 0
         self._cancellable = False
         self._lock = threading.Lock()
@@ -121,8 +125,18 @@ class ActiveTask:
                 late = True
 
     def cancel(self) -> None:
-        """Raise `TaskCancelled` in the cell, and end the child processes that it started."""
-        self.cancelled = True
+        """Raise `TaskCancelled` in the cell, and end the child processes that it started.
+
+        Two requests in short order are one: who asks, and who hears of it from the store. A second
+        exception would end what the cell does because of the first.
+        """
+        with self._lock:
+            now = time.monotonic()
+            is_again = self.cancelled and now - self._cancelled_at < AGAIN_S
+            self.cancelled = True
+            if is_again:
+                return
+            self._cancelled_at = now
         if self.loop is not None:
             self._cancel_coroutines(self.loop)
         else:

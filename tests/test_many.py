@@ -136,3 +136,31 @@ def test_tasks_beyond_the_limit_on_open_files_wait_until_others_have_ended(
     """Also then a task can be cancelled: who signals its processes needs descriptors as well."""
     lines = ran(FEW_FILES, state_dir, tmp_path, 70)
     assert lines[-1] == "{'cancelled': 2, 'completed': 68} True"
+
+
+def test_two_cancellations_in_short_order_interrupt_what_the_first_one_causes_no_more(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    code = """
+from pathlib import Path
+task = bg.background('''
+import time
+from pathlib import Path
+try:
+    print("begun")
+    while True: time.sleep(0.01)
+finally:
+    Path("cleaning").touch()
+    while not Path("go").exists(): time.sleep(0.01)
+    print("cleaned")
+''')
+until(lambda: task.stdout)
+key = current().find(task.id).key
+current().threads.cancel(key)
+until(Path("cleaning").exists)
+current().threads.cancel(key)
+Path("go").touch()
+until(task.done)
+print(task.stdout.split(), task.state)
+"""
+    assert ran(code, state_dir, tmp_path, 1) == ["['begun', 'cleaned'] cancelled"]
