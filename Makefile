@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-browser bench docs lint test-matrix clean
+.PHONY: help demo test test-browser stress soak bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
@@ -34,6 +34,15 @@ test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@sh .ci/ipykernels
 	@sh .ci/chromium
 	@IPYTASKPERSIST_REQUIRE_BROWSER=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
+
+stress:  ## 100 kernels and 1,000 tasks at once, tasks that print 10 GB (needs 16 GB of memory, 20 GB of disk)
+	@$(PREPARE) test
+	@IPYTASKPERSIST_KERNELS=100 IPYTASKPERSIST_TASKS=1000 IPYTASKPERSIST_FLOOD_MB=10240 \
+		$(RUN) -m pytest -rP tests/test_many_kernels.py tests/test_many.py tests/test_floods.py $(ARGS)
+
+soak:  ## a day of a busy session in ten minutes: what grows that should not?
+	@$(PREPARE) test
+	@IPYTASKPERSIST_SOAK_S=600 $(RUN) -m pytest -rP tests/test_soak.py $(ARGS)
 
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench
