@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-COUNT = int(os.environ.get("IPYTASKPERSIST_TASKS", "150"))
+COUNT = int(os.environ.get("IPYTASKPERSIST_TASKS", "100"))
 """How many at once; `make stress` says 1000."""
 
 SESSION = """

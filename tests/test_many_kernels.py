@@ -18,9 +18,9 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import OutputKind, TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
-KERNELS = int(os.environ.get("IPYTASKPERSIST_KERNELS", "3"))
+KERNELS = int(os.environ.get("IPYTASKPERSIST_KERNELS", "2"))
 """How many are alive at the same time; `make stress` says 100."""
-SESSIONS = 8
+SESSIONS = 6
 TASKS = 4
 LINES = 200
 

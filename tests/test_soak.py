@@ -15,7 +15,7 @@ from statistics import mean
 import pytest
 from programs import environment
 
-SOAK_S = float(os.environ.get("IPYTASKPERSIST_SOAK_S", "20"))
+SOAK_S = float(os.environ.get("IPYTASKPERSIST_SOAK_S", "12"))
 """`make soak` says 600."""
 DAY_S = 86_400
 
