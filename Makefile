@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-browser chaos bench docs lint test-matrix clean
+.PHONY: help demo test test-browser chaos stress soak bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
@@ -40,6 +40,15 @@ chaos:  ## kill and stop processes in N rounds, check what must hold; SEED=… R
 	@$(PREPARE) test
 	@PYTHONPATH=tests $(RUN) -m faults --rounds $(N) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ROUND),--round $(ROUND)) $(ARGS)
+
+stress:  ## 100 kernels and 1,000 tasks at once, tasks that print 10 GB (needs 16 GB of memory, 20 GB of disk)
+	@$(PREPARE) test
+	@IPYTASKPERSIST_KERNELS=100 IPYTASKPERSIST_TASKS=1000 IPYTASKPERSIST_FLOOD_MB=10240 \
+		$(RUN) -m pytest -rP tests/test_many_kernels.py tests/test_many.py tests/test_floods.py $(ARGS)
+
+soak:  ## a day of a busy session in ten minutes: what grows that should not?
+	@$(PREPARE) test
+	@IPYTASKPERSIST_SOAK_S=600 $(RUN) -m pytest -rP tests/test_soak.py $(ARGS)
 
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench

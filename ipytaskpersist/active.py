@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from _thread import LockType, allocate_lock
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.forked import ForkedRecording, take_streams
 from ipytaskpersist.records import OutputKind, Progress, TaskRecord
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ipytaskpersist.children import Children
     from ipytaskpersist.recorder import Recording
 
+AGAIN_S = 1.0
+"""After how long a task that was cancelled may be cancelled again: it may have caught the first."""
 active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", default=None)
 redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
 """Where a task's context sends its streams and displays instead: what ``redirect_stdout`` and
@@ -41,7 +45,9 @@ class ActiveTask:
         context.run(active_task.set, self)
         self.recording = recording
         self.children = children
-        self._record = recording.write
+        self._record = self.recording.write
+        self.is_forked = False
+        """Whether this is the copy in a child that the task has forked."""
         self.figures: dict[str, Any] = {}
         """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
         self.shown_error: tuple[str, str] | None = None
@@ -50,6 +56,7 @@ class ActiveTask:
         """What the variables were where the last error happened, in the form of `postmortem`."""
         self.loop: asyncio.AbstractEventLoop | None = None
         self.cancelled = False
+        self._cancelled_at = 0.0
         self._thread_id = 0
         self._cancellable = False
         self._lock = threading.Lock()
@@ -61,8 +68,6 @@ class ActiveTask:
             raise TypeError(f"write() argument must be str, not {type(text)}")
         if self.children.have_streams:
             self.children.drain()
-            if self.children.in_child:
-                return self.children.write_in_child(kind, text)
         self._record(kind, text)
         return len(text)
 
@@ -75,8 +80,16 @@ class ActiveTask:
 
     def progress(self, progress: Progress) -> None:
         """Record how far the task has come, as its code says."""
-        if not self.children.in_child:
-            self.recording.progress(progress)
+        self.recording.progress(progress)
+
+    def continue_in_forked_child(self) -> None:
+        """Have what the calling process prints go to its descriptors: it was just forked."""
+        self.is_forked = True
+        self._lock = threading.Lock()
+        if not isinstance(self.recording, Silence):
+            forked: Any = ForkedRecording()
+            self.recording, self._record = forked, forked.write
+            take_streams()
 
     def silent(self) -> ActiveTask:
         """The same task, but nothing that is printed or displayed to it is kept."""
@@ -112,8 +125,18 @@ class ActiveTask:
                 late = True
 
     def cancel(self) -> None:
-        """Raise `TaskCancelled` in the cell, and end the child processes that it started."""
-        self.cancelled = True
+        """Raise `TaskCancelled` in the cell, and end the child processes that it started.
+
+        Two requests in short order are one: who asks, and who hears of it from the store. A second
+        exception would end what the cell does because of the first.
+        """
+        with self._lock:
+            now = time.monotonic()
+            is_again = self.cancelled and now - self._cancelled_at < AGAIN_S
+            self.cancelled = True
+            if is_again:
+                return
+            self._cancelled_at = now
         if self.loop is not None:
             self._cancel_coroutines(self.loop)
         else:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 
-from ipytaskpersist import figures
+from ipytaskpersist import figures, forked
 from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.capture import show_result
 from ipytaskpersist.errors import TaskCancelled
@@ -269,6 +269,9 @@ class CellRun:
 
     async def _with_its_tasks(self) -> BaseException | None:
         error = await self._steps()
+        if self._task.is_forked:
+            # Not back into the event loop: what it waits on is shared with the parent's.
+            forked.end(self._outcome(error).exit_code)
         own = asyncio.current_task()
         while error is None and (others := asyncio.all_tasks() - {own}):
             await asyncio.wait(others)

@@ -111,13 +111,6 @@ class Children:
         with suppress(OSError):
             os.setpgid(0, 0)
 
-    def write_in_child(self, kind: OutputKind, text: str) -> int:
-        """Print from a forked child, whose memory the task's recorder does not see."""
-        data = text.encode("utf-8", "backslashreplace")
-        while data:
-            data = data[os.write(DESCRIPTORS[kind], data) :]
-        return len(text)
-
     # Ending them.
 
     def add(self, pid: int) -> None:

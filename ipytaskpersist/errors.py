@@ -64,6 +64,16 @@ class StoreFull(StoreError):
     """No room is left on the disk."""
 
 
+class ForkedProcess(StoreError):
+    """This process was forked from one that uses the store, and cannot use it itself."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process was forked from one that uses the store, which only one side of a fork "
+            "can go on with; start it with multiprocessing's 'spawn', or as a program of its own"
+        )
+
+
 class TaskCancelled(BaseException):
     """Raised inside a background cell that was cancelled.
 

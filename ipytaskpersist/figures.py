@@ -40,7 +40,7 @@ def begin(task: ActiveTask) -> None:
 
 def flush(task: ActiveTask) -> None:
     """Show the figures that the ending cell has left open, as the end of any cell does."""
-    if not task.figures:
+    if not task.figures or task.is_forked:
         return
     inline = sys.modules.get(INLINE)
     if inline is not None and _uses_inline():

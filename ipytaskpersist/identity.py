@@ -106,7 +106,7 @@ def session_identity(shell: InteractiveShell | None, notebook: str = "") -> Sess
 
     `notebook` is the path that the user set by hand, or an empty string.
     """
-    kernel = getattr(shell, "kernel", None)
+    kernel = _kernel_of_this_process(shell)
     path = notebook or _notebook_path(shell)
     uuid_of_kernel = _kernel_uuid(kernel) if kernel is not None else None
     front_end = "kernel" if kernel is not None else "terminal" if shell is not None else "program"
@@ -119,6 +119,13 @@ def session_identity(shell: InteractiveShell | None, notebook: str = "") -> Sess
         kernel_uuid=uuid_of_kernel,
         process=ProcessIdentity.own(),
     )
+
+
+def _kernel_of_this_process(shell: InteractiveShell | None) -> Any:
+    """The kernel; None also in a process that a kernel has forked, which is another session."""
+    kernel = getattr(shell, "kernel", None)
+    is_forked = getattr(getattr(kernel, "session", None), "pid", os.getpid()) != os.getpid()
+    return None if is_forked else kernel
 
 
 def _session_id(shell: InteractiveShell | None, kernel: Any) -> str:

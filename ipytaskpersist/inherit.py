@@ -6,6 +6,7 @@ processes never do, so starting one is where the task is handed on.
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -216,8 +217,14 @@ def take_streams(stdout: Any, stderr: Any) -> None:
 
 def _adopt_forked_child() -> None:
     task = active_task.get()
-    if not _installed or task is None:
+    if task is None:
         return
+    task.continue_in_forked_child()
+    if not _installed:
+        return  # in a process of its own, whose descriptors are the task's
+    # What runs at the end of the kernel is not for the end of its children: it would remove the
+    # kernel's connection file. What a child registers itself is.
+    atexit._clear()
     for descriptor, kernel_stream in _kernel_streams.items():
         status = os.fstat(descriptor)
         if (status.st_dev, status.st_ino) != kernel_stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import threading
 import time
@@ -15,7 +16,13 @@ from traitlets import Bool, Enum, Float, Int, Unicode, observe
 from ipytaskpersist import problems, reconciling, references, secretnames
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import InvalidRequest, StoreError, TaskNotDone, TaskNotFound
+from ipytaskpersist.errors import (
+    ForkedProcess,
+    InvalidRequest,
+    StoreError,
+    TaskNotDone,
+    TaskNotFound,
+)
 from ipytaskpersist.identity import SessionIdentity, session_identity
 from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
@@ -159,6 +166,7 @@ class BackgroundTasks(Configured):
         self._replacements = 0
         """How often the store had been replaced when the session was recorded."""
         self.store.say = self.warn
+        self._pid = os.getpid()
         self._has_ended = False
         self._identity: SessionIdentity | None = None
         self._recorder: Recorder | None = None
@@ -181,7 +189,12 @@ class BackgroundTasks(Configured):
         return self._identity
 
     def session(self) -> SessionRecord:
-        """This session, recorded in the store. Makes the store where there is none."""
+        """This session, recorded in the store. Makes the store where there is none.
+
+        Raises `ForkedProcess` in a forked child, which is no part of its parent's session.
+        """
+        if self._pid != os.getpid():
+            raise ForkedProcess
         self.store.keep_up()
         if self._session is None:
             self._session = self._begin_session()
@@ -212,7 +225,7 @@ class BackgroundTasks(Configured):
     def end_session(self, reason: str) -> None:
         """Record that this process ends: its running tasks are interrupted for this reason."""
         session = self._session
-        if session is None or self._has_ended:
+        if session is None or self._has_ended or self._pid != os.getpid():
             return
         self._has_ended = True
         self.git.finish(GIT_S)

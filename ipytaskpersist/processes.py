@@ -23,6 +23,7 @@ K = TypeVar("K", bound=Hashable)
 MARK = "IPYTASKPERSIST_TASK"
 """The environment variable that holds the id of the task to which a process belongs."""
 PROC = Path("/proc")
+INIT = 1
 END_ROUNDS = 100
 ROUND_S = 0.005
 SURELY_ALONE = 2
@@ -159,6 +160,8 @@ class Snapshot:
         found = self._table.get(leader.pid) if leader is not None else None
         if leader is None or found is None or found.start != leader.start:
             return []
+        if leader.pid <= INIT:
+            return []  # the system's own session: never a task's, whatever the store says
         return self._sessions.get(leader.pid, [])
 
 
@@ -171,6 +174,8 @@ def _grouped(processes: Iterable[Process], key: Callable[[Process], K]) -> dict[
 
 def send(process: Process, number: int) -> None:
     """Send a signal to this very process: never to another that has its pid by now."""
+    if process.pid <= INIT:
+        return
     with suppress(ProcessLookupError, PermissionError):
         if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
             if _is_same(process):

@@ -38,7 +38,9 @@ from shells import (
 from ipytaskpersist.handle import Task
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.reconciling import reconcile
 from ipytaskpersist.records import OutputKind, TaskState
+from ipytaskpersist.store import NewTask
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="process tasks need fork()")
 
@@ -645,6 +647,59 @@ def test_a_process_of_another_host_is_judged_by_its_heartbeat_and_left_alone(
         assert task.state is TaskState.INTERRUPTED
         assert str(task.reason).startswith("no sign of life from elsewhere since")
         assert is_alive(outsider)
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1, 2**63 - 1])
+def test_a_store_that_names_what_no_task_can_be_ends_nothing(
+    session: BackgroundTasks, pid: int
+) -> None:
+    """A pid of zero or below stands for many processes at once, and 1 for the system's own."""
+    task = running("echo ready; exec sleep 60")
+    leader = psutil.Process(process_of(task).pid)
+    with bystander(*SLEEPER) as outsider:
+        start = ProcessIdentity.of(1).start if pid == 1 else start_of(outsider)
+        record_process(task, pid, start)
+        kill_supervisor()
+        change("UPDATE supervisors SET pid = ?, process_start = '1'", pid)
+        session.reconcile()
+        assert (task.state, task.reason) == (TaskState.INTERRUPTED, "supervisor died")
+        assert not task.cancel()
+        examined = run_command(session.directory.root, "doctor")
+        assert "Traceback" not in examined.stderr
+        assert is_alive(outsider)
+    until(lambda: not is_alive(leader))  # the mark in its environment says whose it is
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1, 2**63 - 1])
+def test_a_session_that_names_what_no_kernel_can_be_has_died(
+    session: BackgroundTasks, pid: int
+) -> None:
+    record = session.session()
+    new = NewTask(record.notebook_key, record.id, "left", "python", "thread", "pass")
+    key = store().tasks.insert(new).key
+    change("UPDATE sessions SET pid = ?, process_start = '1'", pid)
+    reconcile(store(), "another")
+    found = store().tasks.get(key)
+    assert found is not None
+    assert (found.state, found.reason) == (TaskState.INTERRUPTED, "process died")
+
+
+def test_the_session_of_a_task_that_is_gone_may_be_that_of_others_by_now(
+    session: BackgroundTasks,
+) -> None:
+    """Its number was free, and has become that of a session, and a group, of somebody else."""
+    task = running("echo ready; exec sleep 60")
+    process_of(task)
+    leads = "import os, subprocess; subprocess.Popen(['sleep', '60']).wait()"
+    with bystander(sys.executable, "-c", leads) as outsider:
+        child = until(outsider.children)[0]
+        record_process(task, outsider.pid, str(int(start_of(outsider)) - 1))
+        kill_supervisor()
+        session.reconcile()
+        assert (task.state, task.reason) == (TaskState.INTERRUPTED, "supervisor died")
+        assert is_alive(outsider)
+        assert is_alive(child)
+        kill(child)
 
 
 def test_a_supervisor_ends_its_own_processes_whatever_the_store_says(

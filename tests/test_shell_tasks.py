@@ -632,7 +632,7 @@ def test_a_directory_that_is_gone_when_the_task_begins_is_named(
 # A limit on processes.
 
 LIMITED = """
-import json, os, resource, sys
+import json, os, resource, sys, time
 from pathlib import Path
 import psutil
 import ipytaskpersist as bg
@@ -648,14 +648,18 @@ os.mkfifo(gate)
 _soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
 resource.setrlimit(resource.RLIMIT_NPROC, (own_threads() + 12, hard))
 tasks = [bg.background(f": < '{gate}'; echo through", shell=True) for _ in range(60)]
-failed = []
-while not failed:
-    failed = [task for task in tasks if task.state == "failed"]
+problems = Path(os.environ["IPYTASKPERSIST_DIR"]) / "problems.jsonl"
+while not problems.exists():
+    time.sleep(0.01)
+waiting = sum(task.state == "pending" for task in tasks)
+cancelled = tasks.pop()
+assert cancelled.cancel() and cancelled.wait(30)
 writer = os.open(gate, os.O_RDWR)  # lets all go on that wait for a writer
 assert all(task.wait(30) for task in tasks)
 after = bg.background("exec echo after", shell=True)
 assert after.wait(30)
-print(json.dumps([[task.state, task.reason, task.stdout] for task in [*tasks, after]]))
+print(json.dumps([[task.state, task.reason, task.stdout] for task in [*tasks, cancelled, after]]))
+print(waiting, problems.read_text().count("the limit on the number of processes is reached"))
 """
 
 
@@ -680,18 +684,20 @@ def as_another_user(folder: Path) -> Sequence[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit counts threads on Linux")
-def test_a_limit_on_processes_is_named_and_the_other_tasks_go_on(state_dir: Path) -> None:
+def test_tasks_beyond_the_limit_on_processes_wait_until_others_have_ended(state_dir: Path) -> None:
     done = subprocess.run(
         [*as_another_user(state_dir), sys.executable, "-c", LIMITED], env=environment(state_dir),
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    *tasks, after = json.loads(done.stdout)
+    said, counts = done.stdout.splitlines()
+    *tasks, cancelled, after = json.loads(said)
     assert after == ["completed", None, "after\n"]
-    refused = [task for task in tasks if task[0] == "failed"]
-    assert refused
-    assert all("the limit on the number of processes is reached" in task[1] for task in refused)
-    assert tasks.count(["completed", None, "through\n"]) == len(tasks) - len(refused) > 0
+    assert cancelled == ["cancelled", "cancelled", ""]
+    assert tasks == [["completed", None, "through\n"]] * 59
+    waiting, reported = map(int, counts.split())
+    assert waiting > 0, "the limit was not reached"
+    assert reported == 1
 
 
 # From a notebook.

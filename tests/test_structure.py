@@ -44,8 +44,8 @@ LAYERS = (
      "progress"},
     {"store"},
     {
-        "active", "contexts", "records", "identity", "processes", "paths", "errors", "screen",
-        "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
+        "active", "forked", "contexts", "records", "identity", "processes", "paths", "errors",
+        "screen", "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
         "bars", "afterimport", "postmortem", "places", "secretnames", "environments",
         "safetext", "console", "commandlines",
     },

@@ -100,9 +100,6 @@ def publish_for_task(data: Any, metadata: Any, options: dict[str, Any]) -> bool:
 
 def record_display(task: ActiveTask, content: dict[str, Any], *, update: bool = False) -> None:
     """Record a display, after what the task's children have printed before it."""
-    if task.children.in_child:
-        task.write(OutputKind.STDOUT, str(content["data"].get("text/plain", "")) + "\n")
-        return
     task.children.drain()
     kind = OutputKind.UPDATE_DISPLAY_DATA if update else OutputKind.DISPLAY_DATA
     task.recording.add(kind, content)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import StdinNotImplementedError
 
 from ipytaskpersist import postmortem
-from ipytaskpersist.active import FOREGROUND, active_task
+from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.patches import Patches
 
@@ -59,7 +59,7 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
         task = active_task.get()
         if task is None:
             plain(etype, evalue, stb)
-        elif not (task.cancelled and isinstance(evalue, TaskCancelled | CancelledError)):
+        elif not _is_cancellation(task, evalue):
             task.show_error(etype.__name__, str(evalue), list(stb))
             task.post_mortem = _post_mortem(shell, evalue, task.record.execution_count)
 
@@ -67,8 +67,11 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
     plain_whole = shell.showtraceback
 
     def show_whole(*args: Any, **options: Any) -> None:
-        if active_task.get() is not None:
-            hide_own_frames(sys.exc_info()[1])
+        task, error = active_task.get(), sys.exc_info()[1]
+        if task is not None:
+            if _is_cancellation(task, error):
+                return  # not shown, and to render it takes long
+            hide_own_frames(error)
         plain_whole(*args, **options)
 
     patches.set(shell, "showtraceback", show_whole)
@@ -82,6 +85,10 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
             return plain_format(*args, **options)
 
     patches.set(shell.InteractiveTB, "structured_traceback", format_again)
+
+
+def _is_cancellation(task: ActiveTask, error: BaseException | None) -> bool:
+    return task.cancelled and isinstance(error, TaskCancelled | CancelledError)
 
 
 def _post_mortem(shell: Any, error: BaseException, own_cell: int | None) -> dict[str, Any] | None:

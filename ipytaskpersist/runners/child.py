@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist import secretnames
+from ipytaskpersist import forked, secretnames
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
 
@@ -82,13 +82,6 @@ class OwnStreams:
 
         return 1 if kind is OutputKind.STDOUT else 2
 
-    def write_in_child(self, kind: OutputKind, text: str) -> int:
-        """Print from a forked child."""
-        data = text.encode("utf-8", "backslashreplace")
-        while data:
-            data = data[os.write(self.stream(kind), data) :]
-        return len(text)
-
 
 class Child:
     """One task in this process."""
@@ -136,6 +129,8 @@ class Child:
             cell = compile_cell(shell, self._record.source, self._record.execution_count or 0)
             outcome = run_cell(shell, cell, task)
             names = self._names(shell, before)
+        if task.is_forked:
+            forked.end(outcome.exit_code)
         self._keep(shell, task, outcome, names)
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)

@@ -46,6 +46,8 @@ class OpenFiles:
 
     RESERVED = 6
     """How many descriptors of low number `subprocess` may need for a start."""
+    SPARE = 64
+    """How many are kept for looking at processes, signalling them and writing to the store."""
 
     def __init__(self) -> None:
         self._before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -58,6 +60,21 @@ class OpenFiles:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         null = os.open(os.devnull, os.O_RDONLY)
         self._reserved = [null, *(os.dup(null) for _ in range(self.RESERVED - 1))]
+
+    def has_room(self) -> bool:
+        """Whether another task's descriptors leave enough for everything else.
+
+        The system gives the lowest number that is free, so that says how many are in use.
+        """
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            return True
+        try:
+            descriptor = os.open(os.devnull, os.O_RDONLY)
+        except OSError:
+            return False
+        os.close(descriptor)
+        return descriptor < limit - min(self.SPARE, limit // 4)
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:

@@ -56,8 +56,17 @@ class End:
     exit_code: int | None
 
 
+SHORTAGES = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Of what the end of another process may free some."""
+
+
 class CannotStart(Exception):
     """The system refused to start the process; the message says why."""
+
+    def __init__(self, message: str, *, is_shortage: bool = False) -> None:
+        super().__init__(message)
+        self.is_shortage = is_shortage
+        """Whether it may be possible when another process has ended."""
 
 
 @dataclass(slots=True)
@@ -109,7 +118,8 @@ class Supervised:
             for descriptor in ours:
                 os.close(descriptor)
             self.readers.clear()
-            raise CannotStart(self._in_words(error)) from error
+            is_shortage = isinstance(error, OSError) and error.errno in SHORTAGES
+            raise CannotStart(self._in_words(error), is_shortage=is_shortage) from error
         finally:
             for descriptor in theirs:
                 os.close(descriptor)

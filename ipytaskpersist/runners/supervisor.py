@@ -10,6 +10,7 @@ It imports neither IPython nor sqlite_utils, so that it is small; a test holds t
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import selectors
@@ -17,8 +18,12 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ipytaskpersist import environments, problems
 from ipytaskpersist.errors import BackgroundError, StoreError
@@ -30,7 +35,7 @@ from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners import telling
 from ipytaskpersist.runners.detached import remove_empty
 from ipytaskpersist.runners.machine import MemoryEvents, OpenFiles
-from ipytaskpersist.runners.supervised import CannotStart, End, Supervised
+from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
 from ipytaskpersist.runners.watch import LogWatch
 from ipytaskpersist.store import TaskStore
 
@@ -45,6 +50,8 @@ UNTOLD_LOOK_S = 0.5
 """How long where it does, and has not."""
 KERNEL_S = 1.0
 """How often an idle supervisor looks whether its kernel is still there."""
+CLAIM_AT_ONCE = 50
+"""How many tasks are started before what the others print is read."""
 PRESS_S = 0.05
 REGISTRATION_S = 30.0
 STOP_S = 10.0
@@ -63,6 +70,11 @@ class Supervisor:
         """Those that may be over: only they are looked at, however many there are."""
         self._limited: set[Supervised] = set()
         """Those with a time limit, and those that were told to end."""
+        self._waiting: deque[ProcessRecord] = deque()
+        """Those that were claimed and could not be started yet."""
+        self._is_short = False
+        """Whether the machine's limits have just kept a task from being started."""
+        self._retry_at = 0.0
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
         self._seen = -1
@@ -160,7 +172,9 @@ class Supervisor:
             self._press()
             # Looking at all processes of a busy machine takes a while: most time is for output.
             self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
-        self._finish()
+        has_ended_some = self._finish()
+        if self._waiting and (has_ended_some or now >= self._retry_at):
+            self._start_waiting()
 
     @property
     def _look_at(self) -> float:
@@ -216,20 +230,42 @@ class Supervisor:
             _log(str(error))
 
     def _claim(self) -> None:
+        """Start the tasks that wait: few at a time, because those that run are to be read too."""
+        if self._waiting:
+            return
         if not self._store.processes.has_pending(self._session_id):
+            self._is_short = False
             return
         assert self._record is not None
-        for process in self._store.processes.claim(self._session_id, self._record.key, time.time()):
-            self._start(process)
+        few = 1 if self._is_short else CLAIM_AT_ONCE
+        self._waiting.extend(
+            self._store.processes.claim(self._session_id, self._record.key, time.time(), few)
+        )
+        self._start_waiting()
+        self._seen = -1  # there may be more
 
-    def _start(self, process: ProcessRecord) -> None:
+    def _start_waiting(self) -> None:
+        """Start what was claimed, as far as the machine allows."""
+        while self._waiting and self._start(self._waiting[0]):
+            self._waiting.popleft()
+
+    def _start(self, process: ProcessRecord) -> bool:
+        """Start a task. Returns False when it has to wait for the end of another one."""
         recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
         task = Supervised(process, recording)
         try:
-            task.start(self._environment(process), self._limit.as_it_was())
+            if self._tasks and not self._limit.has_room():
+                raise CannotStart(LIMITS[errno.EMFILE], is_shortage=True)
+            # Kept by who waits, for the file with its environment is gone when it was read.
+            process = self._waiting[0] = self._with_values(process)
+            task.start(_whole(process.environment), self._limit.as_it_was())
         except CannotStart as error:
+            if error.is_shortage and self._tasks:
+                self._recorder.recordings.discard(recording)
+                self._say_shortage(error)
+                return False
             self._record_end(task, End(TaskState.FAILED, str(error), None))
-            return
+            return True
         for descriptor in task.readers:
             self._selector.register(descriptor, selectors.EVENT_READ, task)
         self._tasks[task.pid] = task
@@ -240,23 +276,28 @@ class Supervisor:
         self._recorder.post(
             lambda store: store.processes.started(process.task_key, task.pid, start)
         )
+        return True
 
-    def _environment(self, process: ProcessRecord) -> dict[str, str]:
-        """What a task's process is to have as its environment. Raises `CannotStart`."""
-        changed = dict(process.environment)
-        if True in changed.values():
-            values = environments.take(self._store.directory, process.task_id)
-            if values is None:
-                raise CannotStart("its environment is gone, which waited in the state directory")
-            changed.update(values)
-        whole = {**os.environ, **changed}
-        return {name: value for name, value in whole.items() if isinstance(value, str)}
+    def _say_shortage(self, error: CannotStart) -> None:
+        self._retry_at = time.monotonic() + UNTOLD_LOOK_S
+        if not self._is_short:
+            self._is_short = True
+            self._warn(f"{error}; tasks wait until others of this session have ended")
+
+    def _with_values(self, process: ProcessRecord) -> ProcessRecord:
+        """A process with the values in its environment. Raises `CannotStart`."""
+        if True not in process.environment.values():
+            return process
+        values = environments.take(self._store.directory, process.task_id)
+        if values is None:
+            raise CannotStart("its environment is gone, which waited in the state directory")
+        return replace(process, environment={**process.environment, **values})
 
     def _cancel(self) -> None:
         wanted = set(self._store.tasks.cancel_requested(self._session_id))
         started = {task.record.task_key: task for task in self._tasks.values()}
         for key in wanted - started.keys():
-            self._cancel_pending(key)
+            self._cancel_waiting(key)
         asked = [started[key] for key in wanted & started.keys() if not started[key].ending]
         snapshot = Snapshot() if asked else None
         for task in asked:
@@ -264,8 +305,12 @@ class Supervisor:
             task.ask_to_end(TaskState.CANCELLED, "cancelled", snapshot)
             self._limited.add(task)
 
-    def _cancel_pending(self, key: int) -> None:
+    def _cancel_waiting(self, key: int) -> None:
         """Cancel a task that has not begun; one that has just ended keeps its end."""
+        if any(process.task_key == key for process in self._waiting):
+            self._waiting = deque(each for each in self._waiting if each.task_key != key)
+            self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+            return
         record = self._store.tasks.get(key)
         if record is not None and record.state is TaskState.PENDING and record.runner == "process":
             self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
@@ -285,8 +330,8 @@ class Supervisor:
             task.ask_to_end(TaskState.FAILED, reason, snapshot)
         self._touched.update(ending)
 
-    def _finish(self) -> None:
-        """Record the end of those that are over."""
+    def _finish(self) -> bool:
+        """Record the end of those that are over. Returns whether there were any."""
         over = [task for task in self._touched if task.is_over]
         self._touched.clear()
         for task in over:
@@ -297,6 +342,7 @@ class Supervisor:
             del self._tasks[task.pid]
             self._limited.discard(task)
             self._record_end(task, task.end(self._memory.have_killed))
+        return bool(over)
 
     def _record_end(self, task: Supervised, end: End) -> None:
         key, ended = task.record.task_key, time.time()
@@ -366,6 +412,12 @@ class Supervisor:
 
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 """In what getrusage(2) counts ``ru_maxrss``."""
+
+
+def _whole(changes: Mapping[str, Any]) -> dict[str, str]:
+    """This process's environment with a task's changes, of which some take a variable away."""
+    whole = {**os.environ, **changes}
+    return {name: value for name, value in whole.items() if isinstance(value, str)}
 
 
 def _log(message: str) -> None:

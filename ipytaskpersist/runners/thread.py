@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
+from ipytaskpersist import forked
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.capture import settle
 from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
@@ -87,6 +88,8 @@ class ThreadRunner:
         self._recorder.post(lambda store: store.tasks.start(key, started))
         active_task.set(task)
         outcome = self._outcome(task, work)
+        if task.is_forked:
+            forked.end(outcome.exit_code)
         ended = time.time()
         settle(task)
         FOREGROUND.tasks.discard(task)

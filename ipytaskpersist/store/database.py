@@ -21,7 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
+from ipytaskpersist.errors import (
+    ForkedProcess,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+)
 from ipytaskpersist.paths import StateDirectory, new_private, open_private
 
 try:
@@ -62,9 +68,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
 DAMAGE = ("UTF-8", "no such column", "has no column", "no such index", "malformed")
 """What SQLite says in an error of operation where the file is not as it was written."""
 NETWORK_MODE = "TRUNCATE"
-_abandoned: list[Any] = []
-"""Connections that a forked child got from its parent and must neither use nor close."""
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_has_inherited = False
+"""Whether this process was forked from one that had connections."""
 T = TypeVar("T")
 Identity = tuple[int, int]
 """Device and inode: which file it is, whatever its name."""
@@ -94,7 +100,6 @@ class Database:
         Without it the connections that there are go on with the file that they have opened.
         """
         self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
-        self._pid = os.getpid()
         self._identity: Identity | None = None
         """Which file the connections have open."""
         self._patience_ms: dict[int, int] = {}
@@ -165,10 +170,6 @@ class Database:
         A connection shared by threads loses writes without a word, and one taken through a fork
         can corrupt the file, so neither ever happens.
         """
-        if self._pid != os.getpid():
-            _abandoned.append((self._connections, self._retired))
-            self._connections, self._pid = {}, os.getpid()
-            self._identity = self._retired = self._mover = None
         known = self._own()
         if self.on_replaced is not None and self._shall_look(known) and self.is_replaced:
             self.on_replaced()
@@ -198,6 +199,8 @@ class Database:
         return known[1] if known and known[0]() is threading.current_thread() else None
 
     def _open_own(self) -> Any:
+        if _has_inherited:
+            raise ForkedProcess
         self._close_for_ended_threads()
         try:
             before = identity_of(self.path)
@@ -253,16 +256,13 @@ class Database:
     def close(self) -> None:
         """Close every connection of this process."""
         connections, self._connections = self._connections, {}
-        if self._pid != os.getpid():
-            _abandoned.append(connections)
-            return
         self._let_go(connections)
         self._identity = self._retired = self._mover = None
 
     def close_own(self) -> None:
         """Close the calling thread's connection, if it has one."""
         known = self._connections.pop(threading.get_ident(), None)
-        if known is not None and self._pid == os.getpid():
+        if known is not None:
             self._let_go({0: known})
 
     def _let_go(self, connections: dict[int, tuple[Any, Any]]) -> None:
@@ -286,7 +286,7 @@ class Database:
 
         When nobody can tell, it is not.
         """
-        return self._pid == os.getpid() and (self._retired is not None or self._has_moved)
+        return self._retired is not None or self._has_moved
 
     @property
     def _has_moved(self) -> bool:
@@ -324,6 +324,20 @@ class Database:
     def hold(self) -> None:
         """Keep the file that was retired until there is another one that can be used."""
         self._mover = None
+
+    def abandon(self) -> bool:
+        """In a forked child: let go of the parent's connections. Returns whether there were any.
+
+        They are neither used nor ever closed, not even at the end of the interpreter: who closes
+        the last one removes the log, and with it what others write by then.
+        """
+        connections, self._connections = self._connections, {}
+        for _thread, connection in connections.values():
+            keep_for_ever(connection)
+        if self._retired is not None and self._retired.connection is not None:
+            keep_for_ever(self._retired.connection)
+        self._identity = self._retired = self._mover = None
+        return bool(connections)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         """Run one statement, committed at once outside a transaction."""
@@ -451,6 +465,22 @@ class Database:
         if not os.path.lexists(self.path):
             return f"there is no store {self.path} any more; the next task makes a new one"
         return f"the store {self.path} cannot be opened; %bg_doctor says what to change"
+
+
+def _abandon_all() -> None:
+    """In a forked child: keep off SQLite for good, when the parent has connections.
+
+    SQLite keeps a list of the locks that a process has on a file, which a fork copies, and the
+    system's locks themselves, which it does not. So even a connection of the child's own would
+    take none, and somebody else could overwrite the log under it.
+    """
+    global _has_inherited
+    for database in list(_databases):
+        _has_inherited |= database.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 
 
 SQLITE_VERSION: str = sqlite3.sqlite_version

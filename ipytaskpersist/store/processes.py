@@ -77,8 +77,11 @@ class Processes:
         row = self._database.row(f"SELECT {PROCESS} {FROM} WHERE task_key = ?", (task_key,))
         return None if row is None else self._database.record(_process, row)
 
-    def claim(self, session_id: str, supervisor_key: int, at: float) -> list[ProcessRecord]:
-        """Take the session's pending tasks: each is running from now on, and this supervisor's.
+    def claim(
+        self, session_id: str, supervisor_key: int, at: float, limit: int
+    ) -> list[ProcessRecord]:
+        """Take the session's first pending tasks: they are running from now on, and this
+        supervisor's.
 
         How their environment differs is not kept any longer than it is needed.
         """
@@ -88,8 +91,8 @@ class Processes:
                 for (key,) in connection.execute(
                     """SELECT key FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
                     AND state = 'pending' AND runner = 'process'
-                    AND cancel_requested_at IS NULL ORDER BY key""",
-                    (session_id,),
+                    AND cancel_requested_at IS NULL ORDER BY key LIMIT ?""",
+                    (session_id, limit),
                 )
             ]
             marks = ", ".join("?" * len(keys))
