@@ -24,8 +24,11 @@ NOT_COPIED = {"key", "sequence", "supervisor_key", "notify"}
 """What means nothing in another file, or may be a secret that it is not to have."""
 STEP_TASKS = 50
 """How many tasks are removed at once."""
-SLICE_ROWS = 64
-"""How many rows of output are removed at once, so that whoever prints need not wait."""
+SLICE_ROWS = 16
+"""How many rows of output are removed at once, so that whoever prints need not wait.
+
+They are overwritten, and may be as large as 256 KiB each.
+"""
 PAUSE_S = 0.003
 """How long others may write between two steps."""
 
