@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import (
     cards,
     commands,
+    encryption,
     fresh,
     history,
     launching,
@@ -58,7 +59,11 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "search": searching.searching,
     "card": cards.card,
     "panel": panel.panel,
+    "encryption": encryption.encryption,
 }
+ON_REQUEST = {"encryption"}
+"""What is measured only when it is asked for: what could be, and is not."""
+USUAL = [name for name in BENCHMARKS if name not in ON_REQUEST]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(", ".join(f"{name} {value}" for name, value in machine.items()))
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as folder:
         bench = Bench(Path(folder).resolve(), QUICK if options.quick else FULL, say)
-        rows = [row for name in options.only or BENCHMARKS for row in measure(name, bench)]
+        rows = [row for name in options.only or USUAL for row in measure(name, bench)]
     say(f"{time.monotonic() - begun:.0f} s")
     print(table(rows))
     if options.json:

@@ -129,6 +129,7 @@ class Archives:
             for place in [self._store, *self.all()]:
                 remove_leftovers(place.database)
                 remove_tasks(place.database, [task.id for task in tasks])
+                place.database.cut_log()
 
     def older_than(self, age_s: float, keep: str) -> list[TaskRecord]:
         """The store's ended tasks that are older, but those with the tag `keep`."""

@@ -601,6 +601,7 @@ class BackgroundTasks(Configured):
             self.payloads.delete(task.id)
             if self._threads is not None and not task.archive:
                 self._threads.forget(task.key)
+        self.upkeep.soon()
 
     def delete_session(self, session: SessionRecord) -> None:
         """Remove an ended session's tasks for good, and what is known of the session."""

@@ -32,7 +32,7 @@ from ipytaskpersist.store import TaskStore
 BEGIN_S = 30.0
 """How long after the beginning of a session."""
 SOON_S = 60.0
-"""How long after a launch."""
+"""How long after a launch, or a deletion."""
 INTERVAL_S = 55.0
 DAY_S = 86_400
 DELETED_AT_ONCE = 20
@@ -62,7 +62,7 @@ class UpkeepTimer:
         self._after(BEGIN_S)
 
     def soon(self) -> None:
-        """A task was launched."""
+        """Tasks were launched or deleted."""
         self._after(SOON_S)
 
     def stop(self) -> None:
@@ -107,6 +107,7 @@ def run(store: TaskStore, limits: Limits) -> None:
         for place in [store, *archives.all()]:
             with closing(SearchIndex(place)) as index:
                 index.catch_up()
+                index.erase()
     finally:
         archives.close()
 

@@ -784,3 +784,31 @@ def test_what_is_indexed_is_what_is_looked_for() -> None:
     for _ in range(2_000):
         text = "".join(chance.choices("ab1.9 _-=:/,é–٣.\n", k=chance.randint(0, 40)))
         assert set(distinct_words(text.encode()).split()) == set(words(text)), text
+
+
+# Erasing.
+
+
+@pytest.mark.parametrize("can_delete", [True, False])
+def test_words_of_deleted_tasks_are_erased_and_all_others_are_found(
+    past: Past, monkeypatch: pytest.MonkeyPatch, can_delete: bool
+) -> None:
+    monkeypatch.setattr(index_module, "CAN_DELETE", can_delete and index_module.CAN_DELETE)
+    monkeypatch.setattr(index_module, "ERASED_PAGES", 1)
+    tasks = [past.add(" ".join(f"w{number}x{each}" for each in range(2000))) for number in range(6)]
+    deleted = past.add("qzjwxkvbnm")
+    tasks += [past.add(f"after{number}") for number in range(3)]
+    with closing(SearchIndex(past.store)) as index:
+        index.catch_up()
+        remove_tasks(past.store.database, [deleted.id])
+        index.catch_up()
+        file = past.store.directory.search_index
+        assert b"zjwxkvbnm" in file.read_bytes()
+        index.erase()
+        assert b"zjwxkvbnm" not in file.read_bytes()
+        written = file.stat().st_mtime_ns
+        index.erase()
+        assert file.stat().st_mtime_ns == written, "there was nothing to erase any more"
+    assert past.find("w5x1999") == [tasks[5].id]
+    assert past.find("after2") == [tasks[-1].id]
+    assert past.find("qzjwxkvbnm") == []

@@ -54,6 +54,8 @@ Whoever writes much calls `checkpoint` when there is a pause.
 """
 LOG_BYTES = 64 * 1024 * 1024
 """To what the log is cut when it begins anew."""
+CUT_TIMEOUT_MS = 250
+"""How long the log's cut waits for those who read; who writes waits as long."""
 LOCK_POLL_S = 0.01
 LOOK_S = 0.5
 """How often is looked whether the open file still is the one that has the store's name."""
@@ -238,7 +240,7 @@ class Database:
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
             connection.execute(f"PRAGMA synchronous = {self.synchronous}")
-            # What is deleted is written over: a secret that was printed is gone with its task.
+            # What is deleted is overwritten: otherwise it stays in the file, and in every backup.
             connection.execute("PRAGMA secure_delete = ON")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
@@ -393,6 +395,18 @@ class Database:
     def checkpoint(self) -> None:
         """Copy what is in the write-ahead log into the store, as far as readers allow it now."""
         self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def cut_log(self) -> None:
+        """Empty the write-ahead log, which still has what was deleted.
+
+        Where others read or write without a pause it is left to them: the log begins anew when all
+        that is in it has reached the store.
+        """
+        self.execute(f"PRAGMA busy_timeout = {CUT_TIMEOUT_MS}")
+        try:
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
     @property
     def data_version(self) -> int:

@@ -36,6 +36,11 @@ TURN_S = 1.0
 REMOVED_AT_ONCE = 200
 PAUSE_S = 0.015
 """How long others may take a turn."""
+CROSSED_OUT = "PRAGMA application_id"
+"""How often tasks have left the index since their words were erased: a number in its header."""
+MOST_TIMES = 1 << 30
+ERASED_PAGES = 1_000
+"""How much of the index is written anew in one transaction."""
 MEMORY_BYTES = 32 << 20
 """How much FTS5 gathers in memory before it writes."""
 COLUMNS = ("name", "source", "stdout", "stderr", "display")
@@ -246,6 +251,38 @@ class SearchIndex:
                 connection.executemany("DELETE FROM words WHERE rowid BETWEEN ? AND ?", ranges)
             connection.executemany("DELETE FROM documents WHERE key BETWEEN ? AND ?", ranges)
             connection.executemany("DELETE FROM tasks WHERE key = ?", [(key,) for key in keys])
+            (times,) = connection.execute(CROSSED_OUT).fetchone()
+            connection.execute(f"{CROSSED_OUT} = {times % MOST_TIMES + 1}")
+
+    def erase(self) -> None:
+        """Take the words of tasks that are gone out of the file: so far they are crossed out.
+
+        For the whole index this takes as long as a tenth of its making, so it is done by who has
+        time, in steps. One that is killed is begun again.
+        """
+        if not self._database.exists:
+            return
+        self._open()
+        (times,) = self._database.row(CROSSED_OUT)
+        if times and not CAN_DELETE:
+            with self._alone():
+                self._make()
+        elif times:
+            pages = -ERASED_PAGES  # the first time: everything, not only what is due
+            while self._erase_some(pages, times):
+                pages = ERASED_PAGES
+                time.sleep(PAUSE_S)
+
+    def _erase_some(self, pages: int, times: int) -> bool:
+        """Write so much of the index anew, and return whether there may be more."""
+        with self._alone(), self._database.transaction() as connection:
+            before = connection.total_changes
+            connection.execute("INSERT INTO words (words, rank) VALUES ('merge', ?)", (pages,))
+            # FTS5 says so that nothing was left to do.
+            is_done = connection.total_changes - before < 2
+            if is_done and connection.execute(CROSSED_OUT).fetchone() == (times,):
+                connection.execute(f"{CROSSED_OUT} = 0")
+        return not is_done
 
     def _take_turn(self, queue: deque[int], should_stop: Callable[[], bool]) -> int:
         """Index tasks for one transaction, and return how many bytes they were."""

@@ -8,9 +8,11 @@ one place, wherever a crash comes.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +27,8 @@ NOT_COPIED = {"key", "sequence", "supervisor_key", "notify"}
 STEP_TASKS = 50
 """How many tasks are removed at once."""
 SLICE_ROWS = 64
-"""How many rows of output are removed at once, so that whoever prints need not wait."""
+SLICE_BYTES = 2 << 20
+"""How much output is removed, and overwritten, at once, so that whoever prints need not wait."""
 PAUSE_S = 0.003
 """How long others may write between two steps."""
 
@@ -185,14 +188,19 @@ def _remove_rows(database: Database, ids: Sequence[str]) -> list[int]:
 
 def _remove_outputs(database: Database, keys: Sequence[int]) -> None:
     marks = ", ".join("?" * len(keys))
-    removed = SLICE_ROWS
-    while removed == SLICE_ROWS:
+    query = f"SELECT sequence, length(data) FROM outputs WHERE task_key IN ({marks}) LIMIT ?"
+    # Of these tasks: SQLite gives the key of a row that somebody has just removed to a new one.
+    remove = f"""DELETE FROM outputs WHERE task_key IN ({marks})
+        AND sequence IN (SELECT value FROM json_each(?))"""
+    while rows := database.rows(query, (*keys, SLICE_ROWS)):
+        database.execute(remove, (*keys, json.dumps(_first(rows))))
         time.sleep(PAUSE_S)
-        removed = database.execute(
-            f"""DELETE FROM outputs WHERE sequence IN
-            (SELECT sequence FROM outputs WHERE task_key IN ({marks}) LIMIT ?)""",
-            (*keys, SLICE_ROWS),
-        ).rowcount
+
+
+def _first(rows: Sequence[tuple[int, int]]) -> list[int]:
+    """The first of these pieces of output that are not too much to be removed at once."""
+    before = accumulate((size for _sequence, size in rows), initial=0)
+    return [row[0] for row, size in zip(rows, before, strict=False) if size < SLICE_BYTES]
 
 
 def remove_leftovers(database: Database) -> None:
