@@ -132,7 +132,8 @@ class TaskStore:
         self.database.close()
         with one_at_a_time(self.directory):
             mark = self.directory.damage_mark
-            if mark.exists() and not repair.is_whole(self.directory.store):
+            is_begun = repair.is_begun(self.directory)
+            if is_begun or (mark.exists() and not repair.is_whole(self.directory.store)):
                 self._replace()
             # Otherwise another process has just repaired it, or nothing is wrong after all.
             # Until here the mark keeps others from beginning a store of their own.

@@ -23,15 +23,43 @@ SUFFIXES = ("", "-wal", "-shm")
 
 
 def set_aside(directory: StateDirectory) -> Path:
-    """Rename the store, with SQLite's files beside it, and return its new path."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = directory.store.stem
-    aside = directory.root / f"{name}-damaged-{stamp}-{time.time_ns() % 10**6}.db"
-    for suffix in SUFFIXES:
-        file = Path(f"{directory.store}{suffix}")
+    """Rename the store, with SQLite's files beside it, and return its new path.
+
+    One that an earlier repair has set aside and that was killed then is what is to be repaired:
+    what stands in its place is not finished, and goes.
+    """
+    aside = _begun(directory) or _new_name(directory)
+    files = {suffix: Path(f"{directory.store}{suffix}") for suffix in SUFFIXES}
+    if aside.exists():
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        return aside
+    directory.damage_mark.write_text(aside.name, encoding="utf-8")
+    # The database at last: once it has its new name, everything has.
+    for suffix, file in reversed(files.items()):
         if file.exists():
             file.rename(f"{aside}{suffix}")
     return aside
+
+
+def is_begun(directory: StateDirectory) -> bool:
+    """Whether a repair has set the store aside, and has not come to its end."""
+    return _begun(directory) is not None
+
+
+def _begun(directory: StateDirectory) -> Path | None:
+    """Under which name a repair has begun to set the store aside; the mark has it."""
+    try:
+        name = directory.damage_mark.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    return directory.root / name if name and Path(name).name == name else None
+
+
+def _new_name(directory: StateDirectory) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    unique = time.time_ns() % 10**6
+    return directory.root / f"{directory.store.stem}-damaged-{stamp}-{unique}.db"
 
 
 def backups(directory: StateDirectory) -> list[Path]:
@@ -65,7 +93,9 @@ def salvage(damaged: Path, database: Database) -> dict[str, int]:
 
     Rows that are there already stay as they are.
     """
-    saved = {}
+    saved: dict[str, int] = {}
+    if not damaged.exists():
+        return saved  # somebody has taken it away
     source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
     # Without it SQLite refuses a file that is shorter than its header says.
     source.execute("PRAGMA writable_schema = ON")
