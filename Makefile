@@ -2,11 +2,12 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-browser bench docs lint test-matrix clean
+.PHONY: help demo test test-browser properties bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
 ARGS   ?=
+EXAMPLES ?= 1000
 export PYTHON
 
 PREPARE := sh .ci/prepare
@@ -19,6 +20,7 @@ help:  ## this list
 	@echo '  PYTHON=python3.13   the interpreter to use      (otherwise the first suitable one)'
 	@echo '  JOBS=4              tests to run at once        (otherwise one for each core)'
 	@echo '  ARGS="-k store"     more words for the command that is run'
+	@echo '  EXAMPLES=10000      examples for each property  (otherwise 1000)'
 
 demo:  ## run notebooks/quickstart.ipynb, restart its kernel halfway, check what survived
 	@$(PREPARE) demo
@@ -34,6 +36,11 @@ test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@sh .ci/ipykernels
 	@sh .ci/chromium
 	@IPYTASKPERSIST_REQUIRE_BROWSER=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
+
+properties:  ## try each property of tests/properties with EXAMPLES examples
+	@$(PREPARE) test
+	@IPYTASKPERSIST_EXAMPLES=$(EXAMPLES) $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal \
+		tests/properties $(ARGS)
 
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench
