@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import sqlite_utils
+
 from ipytaskpersist import importing
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.paths import StateDirectory
@@ -23,7 +25,7 @@ from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore, database, repair, restoring, transfer
 
 transfer.PAUSE_S = 0
-assert repair  # imported before there are children
+assert (repair, sqlite_utils)  # imported before there are children
 NEVER = -1
 
 

@@ -219,7 +219,7 @@ def known_of(place: Place) -> dict[str, Known]:
 FORMS = st.sampled_from([Export.lines, Export.document])
 
 
-@tried(25)
+@tried(15)
 @given(described=histories_of_tasks, form=FORMS)
 def test_what_is_exported_and_imported_is_what_it_was(
     described: list[dict[str, Any]], form: Any
@@ -245,7 +245,7 @@ def test_what_is_exported_and_imported_is_what_it_was(
         assert second.is_whole()
 
 
-@tried(25)
+@tried(15)
 @given(described=histories_of_tasks)
 def test_an_exported_notebook_is_one_and_a_page_is_whole(described: list[dict[str, Any]]) -> None:
     with Places() as places:

@@ -189,7 +189,7 @@ def joined(records: Iterator[OutputRecord]) -> list[tuple[OutputKind, bytes]]:
 # All of it.
 
 
-@tried(120)
+@tried(50)
 @given(data=st.one_of(any_bytes, st.builds(filled, st.integers(0, 3 * UNIT), st.integers(0, 9))))
 def test_bytes_that_are_packed_come_out_as_they_were(data: bytes) -> None:
     compression, packed = pack(data)
@@ -198,7 +198,7 @@ def test_bytes_that_are_packed_come_out_as_they_were(data: bytes) -> None:
     assert compression is None or len(data) >= UNIT
 
 
-@tried(80)
+@tried(50)
 @given(events=stream_histories)
 def test_streams_come_back_byte_for_byte_and_in_order(desk: Desk, events: list[Event]) -> None:
     key, _recording = desk.record(events)
@@ -222,7 +222,7 @@ def test_streams_come_back_byte_for_byte_and_in_order(desk: Desk, events: list[E
     assert last == (backwards[0].sequence if backwards else 0)
 
 
-@tried(60)
+@tried(40)
 @given(events=stream_histories, after=st.integers(0, 20), until=st.integers(0, 20))
 def test_a_range_is_that_part_of_the_whole(
     desk: Desk, events: list[Event], after: int, until: int
@@ -244,7 +244,7 @@ def test_a_range_is_that_part_of_the_whole(
             assert begun == earlier[earlier.rfind(b"\n") + 1 :]
 
 
-@tried(60)
+@tried(40)
 @given(
     events=st.lists(stream_events | display(DISPLAY) | errors | pauses, max_size=12),
     at_most=st.integers(1, 300),
@@ -291,7 +291,7 @@ plain = st.lists(
 )  # fmt: skip
 
 
-@tried(120)
+@tried(50)
 @given(events=plain, count=st.integers(0, 12))
 @example(events=[(STDOUT, b"a\nb"), (STDERR, b"c\n")], count=1)
 def test_head_and_tail_of_all_streams_are_parts_of_the_whole(
@@ -313,7 +313,7 @@ def test_head_and_tail_of_all_streams_are_parts_of_the_whole(
             assert b"".join(outputs.stream_bytes(store, key, one)) == b"".join(kept)
 
 
-@tried(60)
+@tried(40)
 @given(events=histories, count=st.integers(0, 30))
 def test_head_and_tail_of_what_is_shown_are_parts_of_it(
     desk: Desk, events: list[Event], count: int
@@ -367,7 +367,7 @@ def _flat(found: list[dict[str, Any]]) -> list[Any]:
     return flat
 
 
-@tried(80)
+@tried(50)
 @given(events=histories)
 def test_what_is_followed_is_what_was_printed(desk: Desk, events: list[Event]) -> None:
     """Whoever looks now and then sees every piece once, in order, and text that is not broken."""
@@ -392,7 +392,7 @@ def test_what_is_followed_is_what_was_printed(desk: Desk, events: list[Event]) -
     ]
 
 
-@tried(60)
+@tried(40)
 @given(events=histories)
 def test_the_last_lines_are_visible_lines(desk: Desk, events: list[Event]) -> None:
     key, _recording = desk.record(events)
@@ -405,7 +405,7 @@ def test_the_last_lines_are_visible_lines(desk: Desk, events: list[Event]) -> No
 # Text of bytes.
 
 
-@tried(100)
+@tried(40)
 @given(any_bytes, places)
 def test_bytes_cut_anywhere_are_the_same_text(data: bytes, at: list[int]) -> None:
     resolver, follower, texts = outputs.Resolver(), outputs.Follower(), []
@@ -422,7 +422,7 @@ def test_bytes_cut_anywhere_are_the_same_text(data: bytes, at: list[int]) -> Non
 # Notebooks.
 
 
-@tried(80)
+@tried(50)
 @given(events=histories)
 def test_any_output_is_valid_in_a_notebook(desk: Desk, events: list[Event]) -> None:
     key, _recording = desk.record(events)

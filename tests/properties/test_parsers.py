@@ -64,7 +64,7 @@ def assert_one_line(error: BackgroundError, *given: str) -> None:
 # Times.
 
 
-@tried(150)
+@tried(90)
 @given(any_text | st.builds("{}{}".format, st.floats(), st.sampled_from("smhdw")))
 def test_a_time_is_understood_or_refused(text: str) -> None:
     with suppress(InvalidRequest):
@@ -73,7 +73,7 @@ def test_a_time_is_understood_or_refused(text: str) -> None:
         assert durations.parse_since(text, NOW).tzinfo is not None
 
 
-@tried(60)
+@tried(40)
 @given(st.integers(0, 10**6), st.sampled_from("smhdw"), st.sampled_from(["", " "]))
 def test_an_age_is_its_number_of_units(count: int, unit: str, blank: str) -> None:
     seconds = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 3600, "w": 7 * 24 * 3600}[unit]
@@ -82,7 +82,7 @@ def test_an_age_is_its_number_of_units(count: int, unit: str, blank: str) -> Non
     assert (NOW - since).total_seconds() == min(count, 1000) * seconds
 
 
-@tried(60)
+@tried(40)
 @given(st.floats(-62e9, 253e9).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)))
 def test_an_iso_date_is_that_moment(moment: datetime) -> None:
     assert durations.parse_since(f" {moment.isoformat()} ", NOW) == moment
@@ -99,7 +99,7 @@ typed = st.one_of(
 )
 
 
-@tried(150)
+@tried(90)
 @given(reference=typed)
 @example(reference="\udcff")
 @example(reference="9" * 5000)
@@ -132,7 +132,7 @@ def test_a_reference_means_a_task_or_nothing(store: TaskStore, reference: str) -
             assert_one_line(error, reference)
 
 
-@tried(100)
+@tried(40)
 @given(tags=st.lists(any_text, max_size=3))
 def test_tags_are_kept_as_they_are_or_refused(store: TaskStore, tags: list[str]) -> None:
     task = store.tasks.select(Selection())[0]
@@ -153,7 +153,7 @@ def test_tags_are_kept_as_they_are_or_refused(store: TaskStore, tags: list[str])
 asked = st.sampled_from(["loss", '"loss 0.125"', "tr*", "*", '"', "größe"])
 
 
-@tried(100)
+@tried(40)
 @given(arguments=st.lists(any_text | asked, max_size=4))
 @example(arguments=['" AND NEAR(x) OR *'])
 def test_whatever_is_searched_for_is_searched_or_refused(
@@ -209,7 +209,7 @@ def _own_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
 
 
-@tried(100)
+@tried(40)
 @given(name=setting_names, value=values)
 @pytest.mark.usefixtures("_own_folders")
 def test_a_setting_is_taken_or_refused(name: str, value: Any) -> None:
@@ -243,7 +243,7 @@ toml_lines = st.lists(
 )
 
 
-@tried(80)
+@tried(50)
 @given(lines=toml_lines)
 @pytest.mark.usefixtures("_own_folders")
 def test_any_pyproject_is_read_or_complained_about(root: Path, lines: list[str]) -> None:
@@ -262,7 +262,7 @@ def test_any_pyproject_is_read_or_complained_about(root: Path, lines: list[str])
         file.unlink()
 
 
-@tried(60)
+@tried(40)
 @given(settings_name=any_text)
 def test_a_setting_of_no_name_that_is_known_is_refused(settings_name: str) -> None:
     with pytest.raises(InvalidSetting):
@@ -272,7 +272,7 @@ def test_a_setting_of_no_name_that_is_known_is_refused(settings_name: str) -> No
 # Places.
 
 
-@tried(80)
+@tried(50)
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=3, max_size=8),
        st.sampled_from(["mailto", "json", "slack", "x-y"]), any_text)  # fmt: skip
 def test_a_password_in_a_place_is_never_shown(secret: str, schema: str, more: str) -> None:
@@ -322,7 +322,7 @@ RECORDS = (
 )
 
 
-@tried(150)
+@tried(90)
 @given(st.sampled_from(RECORDS), st.integers(0, 30), json_values)
 def test_a_record_with_anything_in_it_is_read_or_refused(
     record: Any, member: int, value: Any
@@ -337,7 +337,7 @@ def test_a_record_with_anything_in_it_is_read_or_refused(
             assert_one_line(error)
 
 
-@tried(100)
+@tried(40)
 @given(st.binary(max_size=60) | any_text.map(lambda text: text.encode("utf-8", "replace")))
 def test_any_bytes_are_json_or_refused(data: bytes) -> None:
     try:

@@ -878,6 +878,6 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_store_says_what_the_model_says_whatever_is_done_to_it(part: int) -> None:
-    chosen = tried(40, steps=STEPS)
+    chosen = tried(25, steps=STEPS)
     few = -(-chosen.max_examples // PARTS)
     run_state_machine_as_test(StoreMachine, settings=type(chosen)(chosen, max_examples=few))

@@ -131,13 +131,13 @@ understood = st.lists(
 ).map("".join)
 
 
-@tried(60)
+@tried(40)
 @given(understood)
 def test_a_screen_shows_what_a_table_of_characters_shows(text: str) -> None:
     assert visible_lines(text) == Grid().show(text)
 
 
-@tried(100)
+@tried(40)
 @given(any_text)
 def test_visible_lines_have_nothing_that_steers_and_show_as_they_are(text: str) -> None:
     shown = visible_lines(text)
@@ -166,7 +166,7 @@ def test_the_last_line_of_plain_text_is_its_last_line_however_much_there_is(
         assert follower.text == at_once.text == expected
 
 
-@tried(60)
+@tried(40)
 @given(terminal_texts, places)
 def test_the_last_line_that_came_in_pieces_is_the_one_that_came_at_once(
     text: str, at: list[int]
@@ -185,7 +185,7 @@ def test_the_last_line_that_came_in_pieces_is_the_one_that_came_at_once(
 # Text for the search.
 
 
-@tried(100)
+@tried(40)
 @given(any_text)
 def test_text_as_it_is_shown_has_as_many_lines_as_it_has_line_feeds(text: str) -> None:
     """Otherwise the numbers of the lines that a search has found would be wrong."""
@@ -193,7 +193,7 @@ def test_text_as_it_is_shown_has_as_many_lines_as_it_has_line_feeds(text: str) -
     assert "\x1b" not in as_shown(text)
 
 
-@tried(100)
+@tried(40)
 @given(any_text)
 def test_folding_keeps_each_character_in_its_place(text: str) -> None:
     assert len(fold(text)) == len(text)
@@ -201,7 +201,7 @@ def test_folding_keeps_each_character_in_its_place(text: str) -> None:
         assert fold(text)[place] == (fold(character) if not text.isascii() else character.lower())
 
 
-@tried(150)
+@tried(90)
 @given(any_bytes | any_text.map(lambda text: text.encode("utf-8", "replace")))
 def test_the_words_of_bytes_are_those_of_the_text_that_is_shown(data: bytes) -> None:
     """They are found in two ways, of which one is quick."""
@@ -209,7 +209,7 @@ def test_the_words_of_bytes_are_those_of_the_text_that_is_shown(data: bytes) -> 
     assert set(distinct_words(data).split()) == set(words(text))
 
 
-@tried(60)
+@tried(40)
 @given(
     st.lists(st.sampled_from(["loss", "Größe", "0.125", "10.0.0.1", "v2", "naïve", "ΑΒΓ", "日"])),
     st.lists(st.sampled_from([" ", "\n", ", ", "(", ")", "_", "-", "."]), min_size=20),
@@ -230,7 +230,7 @@ def test_a_word_that_is_printed_is_found_by_the_same_word(
 # Text among other text.
 
 
-@tried(150)
+@tried(90)
 @given(any_text)
 def test_legible_text_only_shows(text: str) -> None:
     shown = legible(text)
@@ -242,14 +242,14 @@ def test_legible_text_only_shows(text: str) -> None:
     assert legible_lines(text).count("\n") == text.count("\n")
 
 
-@tried(100)
+@tried(40)
 @given(any_text, places)
 def test_the_beginning_of_a_text_looks_as_it_does_in_the_whole(text: str, at: list[int]) -> None:
     for end in at:
         assert legible(text).startswith(legible(text[: end % (len(text) + 1)]))
 
 
-@tried(60)
+@tried(40)
 @given(any_text)
 def test_text_from_right_to_left_is_kept_apart_and_nothing_else(text: str) -> None:
     shown = legible(text)
@@ -258,7 +258,7 @@ def test_text_from_right_to_left_is_kept_apart_and_nothing_else(text: str) -> No
     assert cell_len(apart) == cell_len(shown)
 
 
-@tried(100)
+@tried(40)
 @given(any_text, st.integers(-1, 30))
 def test_text_fits_into_the_cells_that_there_are(text: str, cells: int) -> None:
     shown = legible(text)
@@ -289,7 +289,7 @@ def parts(text: str) -> list[str]:
     return found
 
 
-@tried(150)
+@tried(90)
 @given(terminal_texts, places, st.booleans(), st.booleans())
 def test_what_is_let_through_moves_only_within_its_own_lines(
     text: str, at: list[int], styled: bool, moving: bool
@@ -313,7 +313,7 @@ def test_what_is_let_through_moves_only_within_its_own_lines(
     assert row == below
 
 
-@tried(100)
+@tried(40)
 @given(terminal_texts, places)
 def test_it_does_not_matter_in_which_pieces_a_text_is_let_through(text: str, at: list[int]) -> None:
     whole, pieces = Passage(), Passage()
@@ -321,7 +321,7 @@ def test_it_does_not_matter_in_which_pieces_a_text_is_let_through(text: str, at:
     assert "".join(map(pieces.let_through, cut(text, at))) + pieces.finish() == at_once
 
 
-@tried(60)
+@tried(40)
 @given(terminal_texts)
 def test_what_was_let_through_is_let_through_again(text: str) -> None:
     first, second = Passage(), Passage()
@@ -329,7 +329,7 @@ def test_what_was_let_through_is_let_through_again(text: str) -> None:
     assert second.let_through(passed) == passed
 
 
-@tried(60)
+@tried(40)
 @given(terminal_texts)
 def test_the_text_itself_is_let_through(text: str) -> None:
     plain = re.sub("[\x00-\x09\x0b-\x1f\x7f-\x9f]", "", text)
@@ -340,7 +340,7 @@ def test_the_text_itself_is_let_through(text: str) -> None:
 # Bars.
 
 
-@tried(100)
+@tried(40)
 @given(any_text | st.from_regex(bars.BAR) | st.from_regex(bars.COUNTER))
 def test_a_line_shows_a_progress_that_makes_sense_or_none(line: str) -> None:
     found = bars.of_line(line)
@@ -355,7 +355,7 @@ def test_a_line_shows_a_progress_that_makes_sense_or_none(line: str) -> None:
     assert cell_len(progress_text(found)) <= 40
 
 
-@tried(60)
+@tried(40)
 @given(
     st.integers(0, 999), st.none() | st.integers(1, 999), st.sampled_from(["", "train", "größe 2"]),
     st.sampled_from(["it", "B", "batch"]),
@@ -394,7 +394,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
-@tried(60)
+@tried(40)
 @given(terminal_texts | st.text("<&>\"'a"))
 def test_colours_as_html_say_what_the_text_says(text: str) -> None:
     html = Colours().html(text)
@@ -420,7 +420,7 @@ html_pieces = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@tried(100)
+@tried(40)
 @given(html_pieces)
 def test_html_made_harmless_has_only_what_shows(html: str) -> None:
     made = harmless_html(html)
@@ -433,7 +433,7 @@ def test_html_made_harmless_has_only_what_shows(html: str) -> None:
     assert harmless_html(made) == made
 
 
-@tried(60)
+@tried(40)
 @given(any_text, st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=4))
 def test_marked_text_says_the_same(text: str, spans: list[tuple[int, int]]) -> None:
     matches, done = [], 0
@@ -475,7 +475,7 @@ def tasks(draw: st.DrawFn) -> TaskRecord:
     return TaskRecord(**unknown, **known)
 
 
-@tried(80)
+@tried(50)
 @given(st.lists(tasks(), min_size=1, max_size=4), st.booleans(), st.integers(40, 200))
 def test_a_list_is_as_wide_as_the_terminal_and_one_line_for_each_task(
     listed: list[TaskRecord], every_notebook: bool, width: int
@@ -506,7 +506,7 @@ def test_a_list_for_a_notebook_is_html_that_does_nothing(
     assert len(rows) == len(listed) + 1
 
 
-@tried(60)
+@tried(40)
 @given(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
     | st.text("0123456789٣")
