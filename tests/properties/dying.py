@@ -25,7 +25,8 @@ from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore, database, repair, restoring, transfer
 
 transfer.PAUSE_S = 0
-assert (repair, sqlite_utils)  # imported before there are children
+PRELOADED = (repair, sqlite_utils)
+"""What the store imports when it needs it: each child would do so by itself."""
 NEVER = -1
 
 

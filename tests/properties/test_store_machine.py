@@ -204,7 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
     def begin_supervisor(self, pick: int) -> None:
         session = self.session(pick, lambda each: each.is_alive and not each.supervisor)
         if session is not None:
-            owner = Owner(self.world.root)
+            owner = self.world.new_owner()
             key = owner.store.supervisors.begin(session.id, owner.identity).key
             self.world.supervisors[session.id] = (key, owner)
             session.supervisor = session.is_supervisor_alive = True

@@ -99,7 +99,6 @@ class Owner:
         self.store.close()
         self._process.kill()
         self._process.wait()
-        assert self.warnings == []
 
 
 class Killer:
@@ -150,6 +149,7 @@ class World:
         self.archives = self.manager.archives
         self.kernels: dict[str, Owner] = {}
         self.supervisors: dict[str, tuple[int, Owner]] = {}
+        self._owned: list[Owner] = []
 
     def owners(self) -> list[Owner]:
         return [*self.kernels.values(), *(owner for _key, owner in self.supervisors.values())]
@@ -159,11 +159,18 @@ class World:
         for owner in self.owners():
             owner.kill()
         self.manager.close()
+        warnings = [warning for owner in self._owned for warning in owner.warnings]
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        assert warnings == []
+
+    def new_owner(self) -> Owner:
+        """A process that will own tasks."""
+        self._owned.append(Owner(self.root))
+        return self._owned[-1]
 
     def close_connections(self) -> None:
         """Nobody has the store open any more, until somebody uses it again."""
@@ -175,7 +182,7 @@ class World:
 
     def begin(self, session_id: str, path: str, kernel_uuid: str) -> str:
         """A session of a new process, or one that goes on. Returns its notebook's uid."""
-        owner = self.kernels.get(session_id) or Owner(self.root)
+        owner = self.kernels.get(session_id) or self.new_owner()
         self.kernels[session_id] = owner
         record = owner.store.sessions.begin(
             SessionIdentity(session_id, "kernel", path, True, kernel_uuid, owner.identity)
