@@ -2,12 +2,13 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-browser chaos stress soak bench docs lint test-matrix clean
+.PHONY: help demo test test-browser properties chaos stress soak bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
 N      ?= 1000
 ARGS   ?=
+EXAMPLES ?= 1000
 export PYTHON
 
 PREPARE := sh .ci/prepare
@@ -20,6 +21,7 @@ help:  ## this list
 	@echo '  PYTHON=python3.13   the interpreter to use      (otherwise the first suitable one)'
 	@echo '  JOBS=4              tests to run at once        (otherwise one for each core)'
 	@echo '  ARGS="-k store"     more words for the command that is run'
+	@echo '  EXAMPLES=10000      examples for each property  (otherwise 1000)'
 
 demo:  ## run notebooks/quickstart.ipynb, restart its kernel halfway, check what survived
 	@$(PREPARE) demo
@@ -35,6 +37,11 @@ test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@sh .ci/ipykernels
 	@sh .ci/chromium
 	@IPYTASKPERSIST_REQUIRE_BROWSER=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
+
+properties:  ## try each property of tests/properties with EXAMPLES examples
+	@$(PREPARE) test
+	@IPYTASKPERSIST_EXAMPLES=$(EXAMPLES) $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal \
+		tests/properties $(ARGS)
 
 chaos:  ## kill and stop processes in N rounds, check what must hold; SEED=… ROUND=… repeats one
 	@$(PREPARE) test

@@ -143,7 +143,7 @@ def shown(output: Output) -> str:
 
 
 def _joined(value: Any) -> str:
-    return "".join(value) if isinstance(value, list) else str(value)
+    return "".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_base64(value: str | None) -> bool:

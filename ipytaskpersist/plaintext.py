@@ -9,7 +9,7 @@ from ipytaskpersist.screen import visible_lines
 
 ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # control sequences
-    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
+    r"|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)?"  # titles and links, to the end of the line at most
     r"|\x1b[ -/]*[0-~]?"  # other escapes
 )
 STEERING = ("\x08", "\r", "\x1b", "\x9b")

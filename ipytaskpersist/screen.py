@@ -98,7 +98,7 @@ class Screen:
             self.rows[self.row] = row[: self.column]
         elif which == 1:
             self.rows[self.row] = " " * self.column + row[self.column :]
-        else:
+        elif which == 2:
             self.rows[self.row] = ""
 
 

@@ -20,11 +20,11 @@ from programs import environment, run_command
 
 from ipytaskpersist import references
 from ipytaskpersist.commands import every_verb
-from ipytaskpersist.errors import AmbiguousReference, TaskNotFound
+from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFound
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import TaskRecord
-from ipytaskpersist.store import NewTask, TaskStore
+from ipytaskpersist.store import NewTask, Selection, TaskStore
 from ipytaskpersist.store.transfer import remove_tasks
 
 Document = dict[str, Any]
@@ -358,13 +358,24 @@ def test_a_reference_is_a_number_a_name_an_id_or_counted_back(store: TaskStore) 
             assert found(store, tasks[0], reference) == number, reference
 
 
-@pytest.mark.parametrize("reference", ["0", "6", "-6", "-0", "nope", "", "a1b2c3d4-6", "１", "1.0"])
+@pytest.mark.parametrize(
+    "reference", ["0", "6", "-6", "-0", "nope", "", "a1b2c3d4-6", "１", "1.0", "\udcff"]
+)
 def test_what_names_no_task_is_an_error_that_names_the_latest(
     store: TaskStore, reference: str
 ) -> None:
     tasks = record(store, "build", "train", "", "", "test")
     with pytest.raises(TaskNotFound, match=r"no task '.*' in this notebook; .* 5 test, 4, 3, 2 tr"):
         references.find(store, tasks[0].notebook_key, reference)
+
+
+def test_bytes_that_are_no_text_name_no_tag_and_no_session(store: TaskStore) -> None:
+    """A terminal hands them over as halves of surrogate pairs, which no store has."""
+    record(store, "build")
+    assert store.tasks.select(Selection(tags=["\udcff"], session_prefix="\udcff")) == []
+    with pytest.raises(InvalidRequest, match="no session"):
+        references.find_session(store, "\udcff")
+    assert store.sessions.beginning("\udcff", 5) == []
 
 
 @pytest.mark.parametrize("prefix", ["b", "b1b2", "b1b2c3d4", "b1b2c3d4-"])

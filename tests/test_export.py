@@ -17,6 +17,7 @@ import pytest
 from programs import environment, run_command, run_python
 from stores import HOSTILE, NOT_UTF_8, PIXEL, archive_some, command, copied, make_store, opened
 
+from ipytaskpersist import pages
 from ipytaskpersist.ansi import Colours
 from ipytaskpersist.documents import encoded
 from ipytaskpersist.harmless import harmless_html, harmless_output
@@ -374,6 +375,12 @@ def test_colours_of_a_terminal_are_colours_of_the_page(printed: str, shown: str)
 def test_a_colour_goes_on_in_the_next_line() -> None:
     colours = Colours()
     assert colours.html("\x1b[31mx") == colours.html("x") == '<span class="red">x</span>'
+
+
+def test_a_display_of_a_list_as_json_is_on_the_page_as_well() -> None:
+    data = {"application/json": [1, None], "text/plain": "a list"}
+    output = {"output_type": "display_data", "data": data, "metadata": {}}
+    assert pages.shown(output) == "<pre>a list</pre>\n"
 
 
 # What text may hold.

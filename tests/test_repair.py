@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from programs import run_python
 
 from ipytaskpersist.errors import StoreDamaged
 from ipytaskpersist.identity import session_identity
@@ -103,3 +105,31 @@ def test_the_newest_whole_backup_takes_the_place(directory: StateDirectory) -> N
     assert restored.tasks.count(Selection()) == TASKS
     assert_works(restored)
     restored.close()
+
+
+CUT_OFF = """
+import os, signal
+from ipytaskpersist.paths import StateDirectory, default_directory
+from ipytaskpersist.store import TaskStore, repair
+repair.{place} = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)
+TaskStore(StateDirectory(default_directory())).open()
+"""
+
+
+@pytest.mark.parametrize("place", ["newest_whole_backup", "salvage", "create_triggers"])
+def test_a_repair_that_was_killed_is_begun_again_with_the_same_file(
+    directory: StateDirectory, place: str
+) -> None:
+    """Otherwise what was not saved yet would stay in the file that was set aside."""
+    damage(directory, lambda content: content[:PAGE] + os.urandom(PAGE) + content[2 * PAGE :])
+    directory.damage_mark.touch()
+    for _attempt in range(2):
+        killed = run_python(CUT_OFF.format(place=place), directory.root)
+        assert killed.returncode == -signal.SIGKILL
+    store = TaskStore(directory).open()
+    (aside,) = directory.root.glob("tasks-damaged-*.db")
+    assert str(aside) in store.notice
+    assert store.tasks.count(Selection()) == TASKS
+    assert not directory.damage_mark.exists()
+    assert_works(store)
+    store.close()

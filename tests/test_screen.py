@@ -49,6 +49,7 @@ SHOWN = {
     "erase to the end of the line": (f"downloading\rdone{ERASE}", ["done"]),
     "erase from the start of the line": ("abcdef\x1b[3D\x1b[1K", ["   def"]),
     "erase the whole line": ("abc\x1b[2Kd", ["   d"]),
+    "erase in a way that there is not": ("abc\x1b[5Kd", ["abcd"]),
     "clear the screen": ("old\nold\x1b[2Jnew", ["new"]),
     "colours": ("\x1b[1;31mred\x1b[0m and \x1b[38;5;12mblue\x1b[m", ["red and blue"]),
     "a colour with colons": ("\x1b[38:2::255:0:0mred\x1b[m", ["red"]),

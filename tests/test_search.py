@@ -590,6 +590,11 @@ def test_the_index_and_the_lines_agree_on_what_a_word_is() -> None:
     assert as_shown(text).count("\n") == text.count("\n")
 
 
+def test_a_title_that_is_never_ended_takes_no_line_with_it() -> None:
+    """The numbers of all lines after it would be wrong."""
+    assert as_shown("\x1b]0;a title\nfound\n") == "\nfound\n"
+
+
 def test_matches_are_marked_and_everything_is_escaped() -> None:
     text = "<b>&amp; x</b>"
     assert marked(text, [(0, 3)]) == "<mark>&lt;b&gt;</mark>&amp;amp; x&lt;/b&gt;"

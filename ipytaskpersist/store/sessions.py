@@ -121,7 +121,7 @@ class Sessions:
         rows = self._database.rows(
             f"SELECT {COLUMNS} FROM sessions WHERE id >= ?1 AND id < ?1 || char(1114111) "
             "ORDER BY started_at",
-            (prefix,),
+            (storable(prefix),),
         )
         return [self._with_tasks(self._database.record(_record, row)) for row in rows]
 
@@ -130,7 +130,7 @@ class Sessions:
         rows = self._database.rows(
             """SELECT id, path FROM sessions WHERE substr(id, 1, ?) = ?
             ORDER BY started_at DESC LIMIT ?""",
-            (len(prefix), prefix, limit),
+            (len(prefix), storable(prefix), limit),
         )
         return [(session_id, path) for session_id, path in rows]
 

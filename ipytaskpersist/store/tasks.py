@@ -382,11 +382,12 @@ class Tasks:
 
     def by_id(self, task_id: str) -> TaskRecord | None:
         """The task with exactly this id, of any notebook."""
-        return self._first("tasks.id = ?", (task_id,))
+        return self._first("tasks.id = ?", (storable(task_id),))
 
     def by_name(self, notebook_key: int, name: str) -> TaskRecord | None:
         """The notebook's latest task of this name."""
-        return self._first("tasks.notebook_key = ? AND tasks.name = ?", (notebook_key, name))
+        condition = "tasks.notebook_key = ? AND tasks.name = ?"
+        return self._first(condition, (notebook_key, storable(name)))
 
     def from_end(self, notebook_key: int, back: int) -> TaskRecord | None:
         """The notebook's latest task (1), the one before it (2), and so on."""
@@ -402,7 +403,7 @@ class Tasks:
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
             AND substr(tasks.id, 1, ?) = ? ORDER BY tasks.number""",
-            (notebook_key, len(prefix), prefix),
+            (notebook_key, len(prefix), storable(prefix)),
         )
         return [self._database.record(self._record, row) for row in rows]
 
@@ -576,12 +577,13 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         parameters.extend(state.value for state in selection.states)
     if selection.session_prefix:
         conditions.append("substr(tasks.session_id, 1, ?) = ?")
-        parameters.extend((len(selection.session_prefix), selection.session_prefix))
+        prefix = storable(selection.session_prefix)
+        parameters.extend((len(selection.session_prefix), prefix))
     if not selection.cleared:
         conditions.append("tasks.cleared_at IS NULL")
     for tag in selection.tags:
         conditions.append("EXISTS (SELECT 1 FROM tags WHERE task_key = tasks.key AND tag = ?)")
-        parameters.append(tag)
+        parameters.append(storable(tag))
     if selection.created_after is not None:
         conditions.append("tasks.created_at >= ?")
         parameters.append(selection.created_after)
