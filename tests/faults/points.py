@@ -85,6 +85,8 @@ POINTS = {
     "supervisor left": Point("store.processes", "Supervisors.retire", "after", _SUPERVISOR),
     "tasks interrupted": Point("store.tasks", "Tasks.interrupt_session", "after", _COMMAND),
     "processes interrupted": Point("store.processes", "Processes.interrupt", "after", _COMMAND),
+    "environment left": Point("environments", "put", "after", _OWNERS),
+    "environment taken": Point("environments", "take", "after", _SUPERVISOR),
     # Values in files.
     "payload written": Point("payload", "Payloads.prepare", "after", (*_OWNERS, "child")),
     "payload to rename": Point("payload", "Payloads._sign", "after", (*_OWNERS, "child")),
@@ -102,8 +104,9 @@ POINTS = {
     "archive copied": Point("archives", "copy_tasks", "after", _COMMAND),
     "archive moved": Point("archives", "remove_tasks", "after", _COMMAND),
     "copy chosen": Point("store.transfer", "copy_chosen", "after", _COMMAND),
-    "store set aside": Point("store.repair", "set_aside", "after", _COMMAND),
-    "rows saved": Point("store.repair", "_keep_numbers", "after", _COMMAND),
+    "rows saved": Point("store.repair", "salvage", "after", _COMMAND),
+    "store set aside": Point("store.repair", "move_log", "after", _COMMAND),
+    "store exchanged": Point("store.repair", "_exchange", "after", _COMMAND),
 }
 
 

@@ -184,7 +184,7 @@ class Round:
         for fault in self.world.faults:
             if fault.role == "child":
                 return ("process",)
-            if fault.role == "supervisor" or fault.point.startswith("supervisor"):
+            if fault.role == "supervisor" or fault.point.startswith(("supervisor", "environment")):
                 return ("shell", "process")
             if fault.point.startswith(("task", "output", "log", "payload", "key")):
                 return ("thread",)
@@ -435,8 +435,9 @@ PLAYS: dict[str, Play] = {
     "archive copied": Round.archive,
     "archive moved": Round.archive,
     "copy chosen": Round.archive,
-    "store set aside": Round.repair,
     "rows saved": Round.repair,
+    "store set aside": Round.repair,
+    "store exchanged": Round.repair,
     "tasks interrupted": Round.lose_the_owner,
     "processes interrupted": Round.lose_the_owner,
     "cancel asked": Round.cancel,
