@@ -332,6 +332,8 @@ class Recorder:
         self._lost_characters = 0
         self._written_bytes = 0
         """How much has been written since the last checkpoint."""
+        self._log_bytes = 0
+        """How large the log's file was at the last checkpoint that its growth has caused."""
         self._moving: set[Recording] = set()
         """Those whose progress has just been told: the next look is in a moment."""
         self._moved_at = 0.0
@@ -489,13 +491,26 @@ class Recorder:
     def _checkpoint(self) -> None:
         """Use a pause to shorten the log, in a thread, so that the next print need not wait."""
         running = self._checkpointing
-        if self._written_bytes < CHECKPOINT_BYTES or (running and running.is_alive()):
+        if running and running.is_alive():
+            return
+        if not self._log_has_grown() and self._written_bytes < CHECKPOINT_BYTES:
             return
         self._written_bytes = 0
         self._checkpointing = threading.Thread(
             target=self._copy_log, name="ipytaskpersist-checkpoint", daemon=True
         )
         start_outside(self._checkpointing)
+
+    def _log_has_grown(self) -> bool:
+        """Whether the log's file is larger than at the last checkpoint, whoever has written to it.
+
+        A log that was copied entirely is written anew from its beginning, so its file grows again
+        only when as much has been written since. Many small changes are little output, but pages.
+        """
+        size, before = self._store.database.log_bytes, self._log_bytes
+        has_grown = size > max(before, CHECKPOINT_BYTES)
+        self._log_bytes = size if has_grown else min(size, before)
+        return has_grown
 
     def _copy_log(self) -> None:
         with suppress(StoreError):

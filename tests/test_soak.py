@@ -126,9 +126,9 @@ print(json.dumps({
 """
 
 MAY_GROW = {
-    "kernel_kb": 10_000, "kernel_files": 4, "kernel_threads": 3,
+    "kernel_kb": 5_000, "kernel_files": 4, "kernel_threads": 3,
     "supervisor_kb": 5_000, "supervisor_files": 4, "supervisor_threads": 2,
-    "log_kb": 70_000,
+    "log_kb": 4_000,
 }  # fmt: skip
 """By how much the mean of the last third may be above that of the second."""
 

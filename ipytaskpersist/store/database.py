@@ -61,6 +61,9 @@ LOOK_S = 0.5
 """How often is looked whether the open file still is the one that has the store's name."""
 IN_FLIGHT_S = 5.0
 """How long the transactions of other threads may take to end, when the file was replaced."""
+MAKING_S = 300.0
+"""How long to wait for who makes or migrates the store: a backup of all of it comes first, and a
+hundred kernels may begin at once."""
 NETWORK_FILE_SYSTEMS = frozenset(
     (
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "lustre", "gpfs"),
@@ -392,6 +395,14 @@ class Database:
         finally:
             origin.close()
 
+    @property
+    def log_bytes(self) -> int:
+        """How large the write-ahead log's file is; 0 where there is none."""
+        try:
+            return self.log.stat().st_size
+        except OSError:
+            return 0
+
     def checkpoint(self) -> None:
         """Copy what is in the write-ahead log into the store, as far as readers allow it now."""
         self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -593,6 +604,7 @@ def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[None]:
         directory.lock,
         f"another process is making or repairing the store {directory.store} and does not come to "
         "an end; try again when it has",
+        MAKING_S,
     )
 
 
