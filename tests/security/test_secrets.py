@@ -8,23 +8,23 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from enum import StrEnum
 from pathlib import Path
 
 import pytest
 from histories import add_task, begin_session
 from kernels import NotebookKernel, until
-from programs import run_command
-from stores import make_store
 
-from ipytaskpersist import environments, postmortem, secretnames
+from ipytaskpersist import doctor, environments, postmortem, secretnames
 from ipytaskpersist.documents import parsed, task_document, task_of
+from ipytaskpersist.exporting import Export
 from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.pages import page
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.reconciling import forget_environments
 from ipytaskpersist.records import Options
-from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+from ipytaskpersist.store import NewProcess, NewTask, Selection, TaskStore
 from ipytaskpersist.store.exporting import task as portable
 from ipytaskpersist.store.transfer import remove_tasks
 
@@ -93,26 +93,45 @@ def test_what_is_no_list_of_patterns_is_said(
 
 # Environments.
 
-LAUNCH = f"""
+CONFIGURE = """
 import os
-os.environ["FROM_THE_KERNEL"] = "{VALUE}"
-os.environ["LATER_TOKEN"] = "{VALUE}"
+c, address = get_ipython().config, f"mailto://ada:{os.environ['THE_TOKEN']}@example.com"
+c.BackgroundTasks.notify = [address]
+c.Session.key = os.environ['THE_TOKEN'].encode()
+%load_ext ipytaskpersist
+%config BackgroundTasks.notify = [address]
+%config BackgroundTasks.secret_names = ['*_dsn']
+import ipytaskpersist as bg
 """
-SAY = "echo got:${#GIVEN_TOKEN}:${#LATER_TOKEN}:$COLOUR"
+SAY = "echo got:${#GIVEN_TOKEN}:${#LATER_TOKEN}:$COLOUR; sleep 60"
+FAIL = """
+import os
+def f(sentry_dsn, my_token, colour="blue"):
+    1 / 0
+{wait}
+f(*[os.environ["THE_TOKEN"]] * 2)
+"""
+
+
+@pytest.fixture
+def kernel(make_kernel: Callable[..., NotebookKernel], tmp_path: Path) -> NotebookKernel:
+    """One that has a secret in its environment and in IPython's configuration."""
+    kernel = make_kernel(notebook=tmp_path / "a.ipynb", load=False, env={"THE_TOKEN": VALUE})
+    kernel.run(CONFIGURE)
+    kernel.run("%%background --shell first\ntrue")  # its supervisor begins with what is there now
+    kernel.run("%bg_wait 1")
+    return kernel
 
 
 def test_the_environment_of_a_process_is_in_no_file_that_is_kept(
-    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+    kernel: NotebookKernel, state_dir: Path, tmp_path: Path
 ) -> None:
     """Neither while the task runs nor afterwards: not in the store's free pages, nor its log, nor
     backup, archive, export; and it has got it, the values and all."""
-    kernel = make_kernel(notebook=tmp_path / "a.ipynb")
-    kernel.run("%%background --shell first\ntrue")  # its supervisor begins with what is there now
-    kernel.run("%bg_wait 1")
-    kernel.run(LAUNCH + "import ipytaskpersist as bg")
+    kernel.run("os.environ['LATER_TOKEN'] = os.environ['THE_TOKEN']")
     kernel.run(
-        f"task = bg.background({SAY + '; sleep 60'!r}, 'secret', shell=True, "
-        f"env={{'GIVEN_TOKEN': os.environ['LATER_TOKEN'], 'COLOUR': 'blue'}})"
+        f"bg.background({SAY!r}, 'secret', shell=True, "
+        "env={'GIVEN_TOKEN': os.environ['LATER_TOKEN'], 'COLOUR': 'blue'})"
     )
     said = f"got:{len(VALUE)}:{len(VALUE)}:blue"
     until(lambda: said in kernel.run("%bg_output secret").text)
@@ -123,7 +142,6 @@ def test_the_environment_of_a_process_is_in_no_file_that_is_kept(
     kernel.run(f"%bg_export --all --output {tmp_path / 'all.jsonl'}")
     shown = kernel.run("%bg_show secret --json").text
     assert json.loads(shown)["process"]["env"] == {"GIVEN_TOKEN": None, "COLOUR": "blue"}
-    assert files_with(VALUE, state_dir, tmp_path / "all.jsonl") == []
     assert VALUE not in (tmp_path / "all.jsonl").read_text()
     # Run again with what is set now, or not at all.
     refused = kernel.run("%bg_rerun secret", check=False).text
@@ -136,36 +154,47 @@ def test_the_environment_of_a_process_is_in_no_file_that_is_kept(
     assert files_with(VALUE, state_dir) == []
 
 
-def test_what_notifications_and_others_are_configured_with_is_in_no_export(
-    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+def test_what_runs_and_fails_keeps_its_secrets(
+    kernel: NotebookKernel, state_dir: Path, tmp_path: Path
 ) -> None:
-    """A process task is given IPython's configuration, and in other cells there may be anything:
-    what it was given stays, and is pickled without what is secret."""
-    kernel = make_kernel(load=False, env={"THE_VALUE": VALUE})
-    kernel.run(CONFIGURE)
+    """No command line has what the environment has, which everybody on the machine can read; no
+    summary of variables has the value of a name that is, or was made, that of a secret; and no
+    export has what a process was given: IPython's configuration, and other cells."""
     kernel.run("mark = 'of another cell'; given = 'of a variable'")
-    kernel.run("%%background --process one\nx = given.upper()")
-    kernel.run("%bg_wait 1")
+    wait = (
+        "import time\nwhile not os.path.exists('go'):\n    time.sleep(0.01)\nkept = given.upper()"
+    )
+    kernel.run(f"%%background --process failing\n{FAIL.format(wait=wait)}")
+    kernel.run(f"%%background failing_too\n{FAIL.format(wait='')}")
+    until(lambda: b"runners.child" in command_lines(state_dir))
+    commands = command_lines(state_dir)
+    assert b"runners.supervisor" in commands
+    assert VALUE.encode() not in commands
+    kernel.run("open('go', 'w').close()\n%bg_wait failing failing_too")
+    for name in ("failing", "failing_too"):
+        shown = kernel.run(f"%bg_show {name}").text
+        assert "'blue'" in shown
+        assert shown.count("hidden") == 2
     assert files_with(VALUE, state_dir) == []
     for form in ("jsonl", "json"):
         target = tmp_path / f"one.{form}"
-        kernel.run(f"%bg_export 1 --format {form} --output {target}")
-        results = re.findall(r'"pickle":"([^"]+)"', target.read_text())
-        pickles = b"".join(map(base64.b64decode, results))
-        assert b"OF A VARIABLE" in pickles
-        assert b"of another cell" not in pickles
-        assert b"of a variable" not in pickles
+        kernel.run(f"%bg_export failing --format {form} --output {target}")
+        pickles = re.findall(r'"pickle":"([^"]+)"', target.read_text())
+        data = b"".join(map(base64.b64decode, pickles))
+        assert b"OF A VARIABLE" in data
+        assert b"of another cell" not in data
+        assert b"of a variable" not in data
         assert "<inputs>" not in target.read_text()
 
 
-CONFIGURE = """
-import os
-c, address = get_ipython().config, f"mailto://ada:{os.environ['THE_VALUE']}@example.com"
-c.BackgroundTasks.notify = [address]
-c.Session.key = os.environ['THE_VALUE'].encode()
-%load_ext ipytaskpersist
-%config BackgroundTasks.notify = [address]
-"""
+def command_lines(state_dir: Path) -> bytes:
+    """The command lines of all processes that use a state directory."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(state_dir).encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes())
+    return b"\n".join(found)
 
 
 def new_process(state_dir: Path, store: TaskStore) -> NewTask:
@@ -219,34 +248,6 @@ def test_what_is_deleted_is_written_over(state_dir: Path) -> None:
     assert files_with(VALUE, state_dir) == []
 
 
-# Command lines.
-
-
-def test_no_command_line_has_what_only_the_environment_has(
-    make_kernel: Callable[..., NotebookKernel], state_dir: Path
-) -> None:
-    """Everybody on the machine can read the command lines of all processes."""
-    kernel = make_kernel(env={"THE_TOKEN": VALUE})
-    kernel.run(f"%config BackgroundTasks.notify = ['json://user:{VALUE}@127.0.0.1:9']")
-    kernel.run("%config BackgroundTasks.notify_after_s = 0\nimport os, ipytaskpersist as bg")
-    kernel.run("a = bg.background('sleep 60', shell=True, env={'MORE': os.environ['THE_TOKEN']})")
-    kernel.run("%%background --process\nimport time\ntime.sleep(60)")
-    until(lambda: kernel.run("%bg_list --json").text.count('"running"') == 2)
-    seen = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command, own = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        if str(state_dir).encode() in own:
-            seen.append(command)
-            assert VALUE.encode() not in command, command
-    assert any(b"supervisor" in each for each in seen)
-    assert any(b"runners.child" in each for each in seen)
-    kernel.run("%bg_cancel --all")
-    kernel.run("%bg_wait 1 2")
-
-
 # Where a task has failed.
 
 
@@ -268,38 +269,23 @@ def test_a_summary_of_variables_has_no_value_of_a_secret(value: object) -> None:
     assert VALUE not in postmortem.summary(value)
 
 
-def test_a_name_that_a_person_has_added_is_hidden_where_a_task_failed(
-    make_kernel: Callable[..., NotebookKernel], state_dir: Path
-) -> None:
-    """In a thread and in a process, and what is kept of it is in no file of the store."""
-    kernel = make_kernel()
-    kernel.run("%config BackgroundTasks.secret_names = ['*_dsn']")
-    cell = "import os\nsentry_dsn = os.environ['SENTRY']\nmy_token = sentry_dsn\n1 / 0"
-    kernel.run(f"import os\nos.environ['SENTRY'] = {VALUE!r}")
-    for flag in ("--thread", "--process"):
-        kernel.run(f"%%background {flag} failing\n{cell}\nsentry_dsn + my_token")
-        kernel.run("%bg_wait")
-        function = "def f(sentry_dsn, my_token, colour='blue'):\n    1 / 0\n"
-        kernel.run(f"%%background {flag}\n{function}\nimport os\nf(*[os.environ['SENTRY']] * 2)")
-        kernel.run("%bg_wait")
-        shown = kernel.run("%bg_show").text
-        assert "'blue'" in shown
-        assert shown.count("hidden") >= 2
-        assert VALUE not in shown
-
-
 def test_the_key_is_in_nothing_that_is_handed_on(state_dir: Path, tmp_path: Path) -> None:
-    """Not in an export, a backup, a log or a list of problems."""
-    make_store(state_dir, tmp_path / "a.ipynb")
+    """Not in an export, a backup, a log, a message of the doctor or a list of problems."""
+    manager = BackgroundTasks()
+    store = manager.store.open()
+    task = add_task(store, begin_session(store))
+    store.results.save(task.key, manager.payloads.save(task.id, "", [1], "[1]"))
+    store.back_up(tmp_path / "copy.db")
+    tasks = manager.select(Selection())
+    for make in (Export.lines, Export.document, Export.notebook, page):
+        (tmp_path / f"export-{make.__name__}").write_bytes(b"".join(make(Export(manager, tasks))))
+    said = doctor.as_text(doctor.examine(manager.directory))
+    (tmp_path / "doctor").write_text(said)
+    store.close()
     key = (state_dir / "signing.key").read_bytes()
-    for form in ("jsonl", "json", "ipynb", "html"):
-        target = tmp_path / f"all.{form}"
-        run_command(state_dir, "export", "--all", "--format", form, "--output", str(target))
-        assert target.exists()
-    run_command(state_dir, "backup", str(tmp_path / "copy.db"))
-    run_command(state_dir, "doctor")
-    forms = (key, key.hex().encode(), base64.b64encode(key)[:-2], base64.b64encode(b"\0" + key))
-    for file in (*tmp_path.rglob("*"), *state_dir.rglob("*")):
-        if file.is_file() and file.name != "signing.key":
-            data = file.read_bytes()
-            assert not any(form in data for form in forms), file
+    forms = (key, key.hex().encode(), base64.b64encode(key)[:-2])
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "signing.key"]
+    assert len(files) > 6
+    for file in files:
+        data = file.read_bytes()
+        assert not any(form in data for form in forms), file
