@@ -65,7 +65,7 @@ class Known:
             printed = b"".join(data for each, data in self.printed if each is kind)
             texts.append(printed.decode("utf-8", "replace"))
         texts += [data.decode() for kind, data in self.printed if kind not in STREAM_KINDS]
-        return any(word in re.findall(r"[^\W_]+", text.casefold()) for text in texts)
+        return any(word in re.findall(r"[^\W_]+", text.lower()) for text in texts)
 
 
 def joined(pieces: Sequence[tuple[OutputKind, bytes]]) -> Printed:
