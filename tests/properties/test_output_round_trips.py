@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -111,8 +112,9 @@ stream_events = st.tuples(st.sampled_from(STREAM_KINDS), written)
 pauses = st.just(FLUSH)
 stream_histories = st.lists(stream_events | pauses, max_size=14)
 
+floats = st.floats() | st.sampled_from([math.nan, math.inf])
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | floats | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),
