@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipytaskpersist import importing
+from ipytaskpersist import exporting, importing
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.exporting import Export
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
@@ -275,7 +275,27 @@ def good_file() -> bytes:
             "result": 1, "is_process": True, "is_archived": False, "is_cleared": False,
         }  # fmt: skip
         make(place, [each, {**each, "end": (TaskState.COMPLETED, 0), "is_process": False}])
-        return place.export(Export.lines)
+        with pytest.MonkeyPatch.context() as patch:
+            # So that these small tasks, too, go on in further lines.
+            patch.setattr(exporting, "LINE_OUTPUT_BYTES", 4)
+            return place.export(Export.lines)
+
+
+@tried(30)
+@given(at=st.integers(0, 10**6))
+def test_a_file_that_was_cut_off_brings_only_whole_tasks(good_file: bytes, at: int) -> None:
+    """The rest comes with the whole file, and nothing twice."""
+    with Places() as places:
+        whole, place = places.new(), places.new()
+        assert whole.take(good_file).invalid == []
+        known = observed(whole.store)
+        part = good_file[: at % len(good_file)]
+        with suppress(InvalidRequest):
+            assert place.take(part).invalid
+        found = observed(place.store)
+        assert found.items() <= known.items()
+        assert place.take(good_file).skipped == len(found)
+        assert observed(place.store) == known
 
 
 changes = st.lists(
