@@ -761,3 +761,37 @@ def test_the_store_waits_for_the_disk_when_it_is_told_to(
 def test_the_file_system_decides_the_journal(tmp_path: Path) -> None:
     assert file_system_of(Path("/proc/self")) == "proc"
     assert journal_mode_for(tmp_path) == "WAL"
+
+
+CLOSED_IN_USE = """
+import threading
+from ipytaskpersist.errors import StoreError
+from ipytaskpersist.paths import StateDirectory, default_directory
+from ipytaskpersist.store import TaskStore
+
+store = TaskStore(StateDirectory(default_directory())).open()
+over = threading.Event()
+
+def write():
+    while not over.is_set():
+        try:
+            store.upkeep.claim("again", 0)
+        except StoreError:
+            continue
+
+threads = [threading.Thread(target=write) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for _turn in range(1000):
+    store.database.close()
+over.set()
+for thread in threads:
+    thread.join()
+print("alive")
+"""
+
+
+def test_a_connection_that_another_thread_uses_is_not_closed_under_it(state_dir: Path) -> None:
+    """SQLite would use what is freed, and the interpreter crash."""
+    ran = run_python(CLOSED_IN_USE, state_dir)
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), (ran.returncode, ran.stderr[-1000:])

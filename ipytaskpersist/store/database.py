@@ -278,9 +278,13 @@ class Database:
         processes would go on writing to a log that nobody else sees.
         """
         has_moved = self._has_moved
-        for _thread, connection in connections.values():
+        for thread, connection in connections.values():
             if has_moved:
                 keep_for_ever(connection)
+            elif _may_be_using_it(thread()):
+                # Closing it under its thread would crash the interpreter. It closes by itself when
+                # the thread has done with it: nobody else knows it any more.
+                continue
             else:
                 with suppress(sqlite3.Error):
                     connection.close()
@@ -535,6 +539,11 @@ def move_log(path: Path, target: Path) -> None:
     for suffix in ("-wal", "-shm", "-journal"):
         with suppress(OSError):
             Path(f"{path}{suffix}").rename(f"{target}{suffix}")
+
+
+def _may_be_using_it(thread: threading.Thread | None) -> bool:
+    """Whether another thread, which is alive, has the connection."""
+    return thread is not None and thread is not threading.current_thread() and thread.is_alive()
 
 
 def keep_for_ever(connection: Any) -> None:
