@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -217,6 +218,61 @@ printed = True""")
     count = sum(int(word.replace(",", "")) for line in lost.splitlines() if "lost" in line
                 for word in line.strip("[").split()[:1])  # fmt: skip
     assert kept + count == PRINTED_BYTES
+
+
+LOCKED_S = float(os.environ.get("IPYTASKPERSIST_LOCKED_S", "7"))
+"""Longer than it takes until it is said."""
+COUNTING = {
+    "thread": """%%background thread
+import os, time
+number = 0
+with open({witness!r}, "w", buffering=1) as witness:
+    while not os.path.exists({stop!r}):
+        print(number, file=witness)
+        print(number)
+        number += 1
+        time.sleep(0.05)""",
+    "shell": """%%background --shell shell
+number=0
+while [ ! -e {stop} ]; do
+    echo $number >> {witness}; echo $number; number=$((number + 1)); sleep 0.05
+done""",
+}
+
+
+@pytest.mark.timeout(300)
+def test_tasks_of_a_kernel_and_of_a_supervisor_outlast_a_lock(
+    kernel: NotebookKernel, state_dir: Path, tmp_path: Path
+) -> None:
+    """Not a line is lost, the foreground goes on, and commands that read answer."""
+    stop = tmp_path / "stop"
+    for name, cell in COUNTING.items():
+        kernel.run(cell.format(witness=str(tmp_path / name), stop=str(stop)))
+    until(lambda: all((tmp_path / name).exists() for name in COUNTING))
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCKER, str(state_dir / "tasks.db")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as locker:  # fmt: skip
+        assert locker.stdout is not None
+        assert locker.stdin is not None
+        assert locker.stdout.readline() == "locked\n"
+        unlocked_at = time.monotonic() + LOCKED_S
+        looks = 0
+        while time.monotonic() < unlocked_at:
+            looks += 1
+            assert kernel.run(f"print({looks})").text == f"{looks}\n"
+            assert "shell" in run_command(state_dir, "list", "--all").stdout
+        locker.stdin.close()
+        locker.wait(30)
+    stop.touch()
+    kernel.run("%bg_wait thread shell --check --timeout 60")
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        for task in store.tasks.select(Selection()):
+            stored = b"".join(output.data for output in store.outputs.of(task.key))
+            assert stored == (tmp_path / task.name).read_bytes(), task.name
+    said = problems_of(state_dir)
+    assert_said("locked", said)
+    assert_said("back", said)
 
 
 # Only to be read.
