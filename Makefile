@@ -19,7 +19,7 @@ help:  ## this list
 		printf '  make %-12s %s\n' "$$name" "$$words"; done
 	@echo
 	@echo '  PYTHON=python3.13   the interpreter to use      (otherwise the first suitable one)'
-	@echo '  JOBS=4              tests to run at once        (otherwise one for each core)'
+	@echo '  JOBS=4              tests to run at once        (otherwise three for two cores)'
 	@echo '  ARGS="-k store"     more words for the command that is run'
 	@echo '  EXAMPLES=10000      examples for each property  (otherwise 1000)'
 

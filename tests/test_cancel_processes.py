@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from kernels import until
-from programs import run_command
+from programs import run_command, run_python
 from shells import (
     ended,
     finish,
@@ -729,12 +729,20 @@ def test_the_tasks_of_a_task_are_not_its_own(session: BackgroundTasks, tmp_path:
     assert is_alive(inner)
 
 
-def test_what_a_supervisor_dies_of_is_in_its_log(session: BackgroundTasks) -> None:
-    """Here of a row that no version of this package has written."""
+def test_a_task_whose_row_no_version_has_written_runs_when_it_is_mended(
+    session: BackgroundTasks,
+) -> None:
     finish("true")
     with suspended_supervisor():
-        task = shell("echo never")
+        task = shell("echo after all")
         change("UPDATE processes SET options = 'damaged' WHERE task_key = ?", row(task))
-    ended(task)
-    (log,) = (session.directory.root / "logs").iterdir()
-    assert log.read_text().strip()
+    assert ended(task).stdout == "after all\n"
+
+
+def test_what_a_supervisor_dies_of_is_said(session: BackgroundTasks) -> None:
+    """Into its log, which is its standard error."""
+    (session.directory.root / "tasks.db").mkdir(parents=True)
+    code = "from ipytaskpersist.runners.supervisor import main; main()"
+    died = run_python(code, session.directory.root, str(session.directory.root), "none", "normal")
+    assert died.returncode == 1
+    assert "there is a directory in the place of the store" in died.stderr

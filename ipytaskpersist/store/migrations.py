@@ -360,7 +360,8 @@ def m006_keys(db: Database) -> None:
             WHERE type = 'table' AND name = ?2""",
             (f"{key} INTEGER PRIMARY KEY", table),
         )
-    connection.execute(f"PRAGMA schema_version = {version + 1}")
+    version += 1
+    connection.execute(f"PRAGMA schema_version = {version}")
     connection.execute("PRAGMA writable_schema = RESET")
     for table, key in M006_KEYS:
         connection.execute(

@@ -100,6 +100,8 @@ class Processes:
                 f"SELECT {PROCESS} {FROM} WHERE task_key IN ({marks}) ORDER BY task_key",
                 keys,
             ).fetchall()
+            # Here, because tasks that cannot be read must not be said to run.
+            claimed = [self._database.record(_process, row) for row in rows]
             for key in keys:
                 connection.execute(
                     "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ?", (at, key)
@@ -109,7 +111,7 @@ class Processes:
                     WHERE task_key = ?""",
                     (supervisor_key, key),
                 )
-        return [self._database.record(_process, row) for row in rows]
+        return claimed
 
     def has_pending(self, session_id: str) -> bool:
         """Whether a task of the session waits for its supervisor."""

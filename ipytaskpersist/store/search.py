@@ -252,7 +252,8 @@ class SearchIndex:
             connection.executemany("DELETE FROM documents WHERE key BETWEEN ? AND ?", ranges)
             connection.executemany("DELETE FROM tasks WHERE key = ?", [(key,) for key in keys])
             (times,) = connection.execute(CROSSED_OUT).fetchone()
-            connection.execute(f"{CROSSED_OUT} = {times % MOST_TIMES + 1}")
+            times = int(times) % MOST_TIMES + 1
+            connection.execute(f"{CROSSED_OUT} = {times}")
 
     def erase(self) -> None:
         """Take the words of tasks that are gone out of the file: so far they are crossed out.

@@ -416,10 +416,10 @@ class Round:
     def _all_leave(self) -> None:
         """The actors end, and then their supervisors, by themselves."""
         self.world.end_actors()
-        until(
-            lambda: not self.world.processes(), LEAVE_S,
-            f"the end of {[process.cmdline() for process in self.world.processes()]}",
-        )  # fmt: skip
+        try:
+            until(lambda: not self.world.processes(), LEAVE_S, "the end of all processes")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.world.command_lines()}") from error
 
 
 Play = Callable[[Round], None]

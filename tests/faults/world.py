@@ -248,6 +248,10 @@ class World:
         """All processes that keep their tasks here."""
         return processes_of(self.state_dir)
 
+    def command_lines(self) -> list[str]:
+        """What they were started as, for who wonders why they are there."""
+        return [_command_line(process) for process in self.processes()]
+
     def processes_of_tasks(self) -> dict[int, str]:
         """The processes that belong to a task, each with its task's id."""
         found = {}

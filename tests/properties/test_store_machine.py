@@ -387,7 +387,7 @@ class StoreMachine(RuleBasedStateMachine):
             and task.state is TaskState.PENDING
             and not task.is_cancel_asked
         ]
-        claimed = owner.store.processes.claim(session.id, key, now())
+        claimed = owner.store.processes.claim(session.id, key, now(), limit=1000)
         assert [process.task_id for process in claimed] == waiting
         assert all(process.environment == {"SECRET": "1"} for process in claimed)
         for task_id in waiting:

@@ -29,7 +29,10 @@ REVIEWED = {
     "table", "schema", "key",
     # Queries that stand in the code.
     "needed", "ids", "query", "stream", "kinds", "task_key", "here", "there", "alive", "insert",
-    "statement", "trigger",
+    "statement", "trigger", "verb", "remove",
+    "conditions", "theirs", "place", "changes", "known",
+    # Numbers that SQLite has given, where it takes no parameter.
+    "times", "version", "patience_ms",
     # Settings of SQLite that only the code, or an enumeration, gives.
     "synchronous", "durability", "mode",
     # What the methods of `Database` are given, by those who are looked at here.
