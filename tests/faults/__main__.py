@@ -20,6 +20,7 @@ from faults.rounds import SIGNALS, Round
 
 AT_ONCE = 4
 """Rounds: one waits most of the time."""
+TOLD_EACH = 50
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ def play_all(
     happened: Counter[str] = Counter()
     failures = []
     with ThreadPoolExecutor(at_once) as pool:
-        for done in as_completed(pool.submit(play, seed, wanted) for seed in seeds):
+        played = [pool.submit(play, seed, wanted) for seed in seeds]
+        for count, done in enumerate(as_completed(played), 1):
             seed, faults, failure = done.result()
+            if count % TOLD_EACH == 0:
+                print(f"{count} rounds, {len(failures)} failed", file=sys.stderr, flush=True)
             happened.update(faults or ["nothing"])
             if failure:
                 failures.append(f"round {seed}\n{failure}")
