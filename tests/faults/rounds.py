@@ -357,7 +357,7 @@ class Round:
         self.ledger.look()
         if self.ledger.live():
             self.command("cancel", "--all", "--yes", armed=False)
-        until(self._all_have_ended, SETTLE_S, "the end of all tasks")
+        self._wait_for_all()
         self.ledger.look()
         until(lambda: not self._of_no_live_task(), LEAVE_S, "the end of all processes of tasks")
         if self.dice.random() < 0.2:
@@ -386,7 +386,8 @@ class Round:
         return {pid: task for pid, task in processes.items() if task not in live}
 
     def _wait_for_all(self) -> None:
-        until(lambda: not self.ledger.live(), SETTLE_S, "the end of all tasks")
+        """Until all tasks have ended, also those whose owner is hit meanwhile."""
+        until(self._all_have_ended, SETTLE_S, "the end of all tasks")
 
     def _all_have_ended(self) -> bool:
         live = self.ledger.live()
