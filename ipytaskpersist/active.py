@@ -238,6 +238,13 @@ def is_own_command(source: str) -> bool:
     return source.lstrip().startswith(("%bg", "%background", "%%background"))
 
 
-def start_outside(thread: threading.Thread) -> None:
-    """Start a thread that serves all tasks, and so must belong to none, whoever asked for it."""
-    Context().run(thread.start)
+def start_outside(thread: threading.Thread) -> bool:
+    """Start a thread that serves all tasks, and so must belong to none, whoever asked for it.
+
+    Returns False where the machine's limit on processes, which counts threads too, refuses it.
+    """
+    try:
+        Context().run(thread.start)
+    except RuntimeError:
+        return False
+    return True

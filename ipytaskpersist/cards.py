@@ -69,10 +69,8 @@ class Cards:
         context.run(active_task.set, None)
         self._shown[task.key] = _Shown(display_id, task, reader, context, time.monotonic())
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=self._run, name="ipytaskpersist-cards", daemon=True
-            )
-            start_outside(self._thread)
+            thread = threading.Thread(target=self._run, name="ipytaskpersist-cards", daemon=True)
+            self._thread = thread if start_outside(thread) else None
         self._wake.set()
 
     def close(self) -> None:

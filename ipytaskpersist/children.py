@@ -127,7 +127,8 @@ class Children:
         if living:
             timer = threading.Timer(GRACE_S, _kill_groups, [living])
             timer.daemon = True
-            start_outside(timer)
+            if not start_outside(timer):
+                timer.run()
 
 
 def _kill_groups(processes: list[ProcessIdentity]) -> None:
@@ -163,8 +164,8 @@ class Reader:
     def watch(self, children: Children) -> None:
         """Record what these children print, from now on."""
         with self._lock:
-            if self._selector is None:
-                self._start()
+            if self._selector is None and not self._start():
+                return  # what they print is recorded whenever the task itself prints
             assert self._selector is not None
             for descriptor in children.read_ends:
                 self._selector.register(descriptor, selectors.EVENT_READ, children)
@@ -176,15 +177,22 @@ class Reader:
             with suppress(KeyError, ValueError):
                 self._selector.unregister(descriptor)
 
-    def _start(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        read, self._wake = os.pipe()
+    def _start(self) -> bool:
+        """Start the thread. Returns False when none can be started."""
+        selector = selectors.DefaultSelector()
+        read, wake = os.pipe()
         os.set_blocking(read, False)
-        self._selector.register(read, selectors.EVENT_READ, None)
+        selector.register(read, selectors.EVENT_READ, None)
         thread = threading.Thread(
-            target=self._run, args=(self._selector, read), name="ipytaskpersist-reader", daemon=True
+            target=self._run, args=(selector, read), name="ipytaskpersist-reader", daemon=True
         )
-        start_outside(thread)
+        if not start_outside(thread):
+            selector.close()
+            os.close(read)
+            os.close(wake)
+            return False
+        self._selector, self._wake = selector, wake
+        return True
 
     @staticmethod
     def _run(selector: selectors.BaseSelector, wake: int) -> None:

@@ -74,6 +74,16 @@ class ForkedProcess(StoreError):
         )
 
 
+class NoThread(BackgroundError):
+    """No thread can be started for a task, because the machine's limit on processes is reached."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no thread can be started: the limit on the number of processes is reached, which "
+            "counts threads; end some, or see ulimit -u, and run the cell again"
+        )
+
+
 class TaskCancelled(BaseException):
     """Raised inside a background cell that was cancelled.
 

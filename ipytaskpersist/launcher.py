@@ -151,6 +151,7 @@ class Launcher:
 
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._host.threads
+        threads.get_ready()
         record = self._host.store.tasks.insert(new)
         self._host.launched(record)
         threads.launch(record, work, lambda: self._host.tell_end(record.key))

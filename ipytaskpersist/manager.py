@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool, Enum, Float, Int, Unicode, observe
@@ -17,6 +18,7 @@ from ipytaskpersist import problems, reconciling, references, secretnames
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import (
+    BackgroundError,
     ForkedProcess,
     InvalidRequest,
     StoreError,
@@ -292,7 +294,9 @@ class BackgroundTasks(Configured):
         if self._processes is None:
             from ipytaskpersist.runners.process import ProcessRunner
 
-            self._processes = ProcessRunner(self.store, self.directory, self.payloads, self.session)
+            self._processes = ProcessRunner(
+                self.store, self.directory, self.payloads, self.session, self._replace_supervisor
+            )
         return self._processes
 
     @property
@@ -483,6 +487,12 @@ class BackgroundTasks(Configured):
             losses = reconciling.reconcile(self.store, own)
         self._unsaid.extend(loss for loss in losses if loss.supervisor.session == own)
         return True
+
+    def _replace_supervisor(self) -> None:
+        """The supervisor has died, perhaps while nobody types: what waits for it need not."""
+        with suppress(BackgroundError):  # the next command tries again, and says why not
+            if not self._has_ended and self.reconcile_silently():
+                self.processes.serve_pending()
 
     @staticmethod
     def _say_lost(loss: reconciling.Loss) -> None:

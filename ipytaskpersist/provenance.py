@@ -64,10 +64,8 @@ class GitWatch:
         with self._lock:
             self._waiting[directory].append(task_key)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="ipytaskpersist-git", daemon=True
-                )
-                start_outside(self._thread)
+                thread = threading.Thread(target=self._run, name="ipytaskpersist-git", daemon=True)
+                self._thread = thread if start_outside(thread) else None
 
     def finish(self, timeout_s: float) -> None:
         """Wait until everything is known, at most so long."""

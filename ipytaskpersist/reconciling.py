@@ -62,8 +62,7 @@ def _leader(process: ProcessRecord) -> Process | None:
 def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
     """Tasks that wait for a supervisor whose kernel is gone wait in vain.
 
-    While the kernel is there it starts another at its next command; until then nobody else can
-    cancel what waits for that.
+    While the kernel is there it starts another; until then nobody else can cancel what waits.
     """
     for session_id in store.supervisors.orphaned_sessions():
         store.tasks.cancel_pending(session_id)

@@ -30,7 +30,7 @@ from typing import Any
 
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.bars import Bars
-from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.errors import NoThread, StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress
 from ipytaskpersist.screen import TAIL_CHARACTERS, LastLine
 from ipytaskpersist.store import NewOutput, TaskStore
@@ -343,13 +343,14 @@ class Recorder:
         self._start_lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the writer, unless it runs."""
+        """Start the writer, unless it runs. Raises `NoThread`."""
         with self._start_lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="ipytaskpersist-writer", daemon=True
                 )
-                start_outside(self._thread)
+                if not start_outside(self._thread):
+                    raise NoThread
 
     def commit_now(self, recording: Recording) -> None:
         """Wake the writer, and give it a moment to commit what is pending.
@@ -386,7 +387,8 @@ class Recorder:
         while not committed.acquire(True, max(0.0, min(WRITER_S, until - time.monotonic()))):
             if time.monotonic() >= until:
                 return False
-            self.start()  # should it have died: what is waited for would never come
+            with suppress(NoThread):  # asked again in a moment
+                self.start()  # should it have died: what is waited for would never come
         return True
 
     def say(self, message: str) -> None:
@@ -495,11 +497,12 @@ class Recorder:
             return
         if not self._log_has_grown() and self._written_bytes < CHECKPOINT_BYTES:
             return
-        self._written_bytes = 0
-        self._checkpointing = threading.Thread(
+        thread = threading.Thread(
             target=self._copy_log, name="ipytaskpersist-checkpoint", daemon=True
         )
-        start_outside(self._checkpointing)
+        # Where no thread can be had the next pause tries again: the log is only longer meanwhile.
+        if start_outside(thread):
+            self._checkpointing, self._written_bytes = thread, 0
 
     def _log_has_grown(self) -> bool:
         """Whether the log's file is larger than at the last checkpoint, whoever has written to it.

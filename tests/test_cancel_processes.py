@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.reconciling import reconcile
 from ipytaskpersist.records import OutputKind, TaskState
+from ipytaskpersist.runners import process
 from ipytaskpersist.store import NewTask
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="process tasks need fork()")
@@ -55,6 +57,12 @@ def session(state_dir: Path) -> Iterator[BackgroundTasks]:
     """A session of the test's own."""
     with own_session(state_dir) as own:
         yield own
+
+
+@pytest.fixture
+def unattended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session does not notice by itself that its supervisor has died."""
+    monkeypatch.setattr(process, "REPLACED_AT_MOST", 0)
 
 
 def running(source: str, **options: object) -> Task:
@@ -451,6 +459,48 @@ def test_a_task_can_be_cancelled_before_it_has_begun(session: BackgroundTasks) -
     assert ended(after).stdout == "after\n"
 
 
+def test_a_task_that_waits_begins_in_another_supervisor_when_its_own_dies(
+    session: BackgroundTasks,
+) -> None:
+    """Though nobody types: the store is read here, and the session is not asked."""
+    finish("true")
+    with suspended_supervisor():
+        waiting = shell("echo begun")
+        before = supervisor()
+        kill_supervisor()
+    until(lambda: state_of(waiting).is_final, message="the end of the task")
+    assert (waiting.state, waiting.stdout) == (TaskState.COMPLETED, "begun\n")
+    assert supervisor().pid != before.pid
+
+
+def test_supervisors_that_die_again_and_again_are_not_replaced_for_ever(
+    session: BackgroundTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def short_lived(module: str) -> list[str]:
+        started.append([sys.executable, "-c", "import time; time.sleep(0.2)", module])
+        return started[-1]
+
+    monkeypatch.setattr(process, "python_command", short_lived)
+    task = shell("echo never")
+    until(lambda: len(started) == 1 + process.REPLACED_AT_MOST, message="the last replacement")
+    until(lambda: "ipytaskpersist-supervisor" not in {each.name for each in threading.enumerate()})
+    assert len(started) == 1 + process.REPLACED_AT_MOST
+    assert state_of(task) is TaskState.PENDING
+    monkeypatch.undo()
+    assert ended(shell("echo after")).stdout == "after\n"
+    assert ended(task).stdout == "never\n"
+
+
+def state_of(task: Task) -> TaskState:
+    """What the store says, without looking for sessions and supervisors that are gone."""
+    record = store().tasks.by_id(task.id)
+    assert record is not None
+    return record.state
+
+
+@pytest.mark.usefixtures("unattended")
 def test_a_task_whose_supervisor_has_died_before_it_began_can_be_cancelled_from_elsewhere(
     session: BackgroundTasks,
 ) -> None:
@@ -605,6 +655,7 @@ def test_a_process_that_has_the_pid_of_a_task_by_now_is_left_alone(
         assert is_alive(outsider)
 
 
+@pytest.mark.usefixtures("unattended")
 def test_a_process_that_has_the_pid_of_a_supervisor_by_now_is_left_alone(
     session: BackgroundTasks,
 ) -> None:
@@ -617,6 +668,7 @@ def test_a_process_that_has_the_pid_of_a_supervisor_by_now_is_left_alone(
         assert is_alive(outsider)
 
 
+@pytest.mark.usefixtures("unattended")
 def test_a_process_of_this_boot_is_none_of_a_task_of_another_boot(
     session: BackgroundTasks,
 ) -> None:
@@ -631,6 +683,7 @@ def test_a_process_of_this_boot_is_none_of_a_task_of_another_boot(
         assert is_alive(outsider)
 
 
+@pytest.mark.usefixtures("unattended")
 def test_a_process_of_another_host_is_judged_by_its_heartbeat_and_left_alone(
     session: BackgroundTasks,
 ) -> None:
@@ -649,6 +702,7 @@ def test_a_process_of_another_host_is_judged_by_its_heartbeat_and_left_alone(
         assert is_alive(outsider)
 
 
+@pytest.mark.usefixtures("unattended")
 @pytest.mark.parametrize("pid", [0, -1, 1, 2**63 - 1])
 def test_a_store_that_names_what_no_task_can_be_ends_nothing(
     session: BackgroundTasks, pid: int
@@ -684,6 +738,7 @@ def test_a_session_that_names_what_no_kernel_can_be_has_died(
     assert (found.state, found.reason) == (TaskState.INTERRUPTED, "process died")
 
 
+@pytest.mark.usefixtures("unattended")
 def test_the_session_of_a_task_that_is_gone_may_be_that_of_others_by_now(
     session: BackgroundTasks,
 ) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 from programs import environment, run_command
+
+from ipytaskpersist.errors import NoThread
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="process tasks need fork()"),
@@ -164,3 +168,123 @@ until(task.done)
 print(task.stdout.split(), task.state)
 """
     assert ran(code, state_dir, tmp_path, 1) == ["['begun', 'cleaned'] cancelled"]
+
+
+# A limit on processes.
+
+LIMITED = """
+import json, os, resource, sys, time
+from pathlib import Path
+import psutil
+import ipytaskpersist as bg
+
+def own_threads():
+    return sum(
+        process.num_threads() for process in psutil.process_iter(["uids"])
+        if process.info["uids"] and process.info["uids"].real == os.getuid()
+    )
+
+gate = Path(os.environ["IPYTASKPERSIST_DIR"]) / "gate"
+os.mkfifo(gate)
+_soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (own_threads() + 12, hard))
+tasks = [bg.background(f": < '{gate}'; echo through", shell=True) for _ in range(60)]
+problems = Path(os.environ["IPYTASKPERSIST_DIR"]) / "problems.jsonl"
+while not problems.exists():
+    time.sleep(0.01)
+waiting = sum(task.state == "pending" for task in tasks)
+cancelled = tasks.pop()
+assert cancelled.cancel() and cancelled.wait(30)
+writer = os.open(gate, os.O_RDWR)  # lets all go on that wait for a writer
+late = [(task.state, task.reason) for task in tasks if not task.wait(30)]
+assert not late, (late, waiting, problems.read_text())
+after = bg.background("exec echo after", shell=True)
+assert after.wait(30)
+print(json.dumps([[task.state, task.reason, task.stdout] for task in [*tasks, cancelled, after]]))
+print(waiting, problems.read_text().count("the limit on the number of processes is reached"))
+"""
+
+
+def as_another_user(folder: Path) -> Sequence[str]:
+    """A prefix that runs a command as a user whom limits hold, as they do not hold root.
+
+    The user may read what root may, because the interpreter may be in root's own folder.
+    """
+    if os.getuid() != 0:
+        return []
+    user = str(1_000_000 + os.getpid())
+    rights = "+dac_override,+dac_read_search"
+    prefix = [
+        "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
+        f"--inh-caps={rights}", f"--ambient-caps={rights}",
+    ]  # fmt: skip
+    if not shutil.which("setpriv") or subprocess.run([*prefix, "true"], check=False).returncode:
+        pytest.skip("root is held by no limit on processes, and cannot become another user here")
+    folder.mkdir()
+    os.chown(folder, int(user), int(user))
+    return prefix
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit counts threads on Linux")
+def test_tasks_beyond_the_limit_on_processes_wait_until_others_have_ended(state_dir: Path) -> None:
+    done = subprocess.run(
+        [*as_another_user(state_dir), sys.executable, "-c", LIMITED], env=environment(state_dir),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said, counts = done.stdout.splitlines()
+    *tasks, cancelled, after = json.loads(said)
+    assert after == ["completed", None, "after\n"]
+    assert cancelled == ["cancelled", "cancelled", ""]
+    assert tasks == [["completed", None, "through\n"]] * 59
+    waiting, reported = map(int, counts.split())
+    assert waiting > 0, "the limit was not reached"
+    assert reported == 1
+
+
+NO_THREADS = """
+import resource
+from ipytaskpersist.errors import NoThread
+
+ended = bg.background("print('first')")
+assert ended.wait(30)
+mine = [
+    each for each in psutil.process_iter(["uids"])
+    if each.info["uids"] and each.info["uids"].real == os.getuid()
+]
+_soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (sum(each.num_threads() for each in mine), hard))
+# In the thread of the first: more than is left in the store's log without a thread to copy it.
+long = bg.background("for number in range(60): print(str(number) * 100_000)")
+assert long.wait(60)
+short = bg.background("print('last')\\nimport time\\nwhile True: time.sleep(0.01)")
+until(lambda: short.stdout)
+try:
+    bg.background("print('never')")
+except NoThread as error:
+    print(error)
+short.cancel()
+assert short.wait(30)
+resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+after = bg.background("print('after')")
+assert after.wait(30)
+print(len(long.stdout), [(task.number, task.stdout) for task in [ended, short, after]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit counts threads on Linux")
+def test_a_session_that_can_start_no_thread_says_so_and_goes_on_storing(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    prefix = as_another_user(state_dir)
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", SESSION + "import psutil\n" + NO_THREADS, "1"],
+        env=environment(state_dir, {"IPYTHONDIR": str(state_dir / "ipython")}), cwd=state_dir,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [
+        str(NoThread()),
+        f"{10 * 100_001 + 50 * 200_001} [(1, 'first\\n'), (3, 'last\\n'), (4, 'after\\n')]",
+    ]
+    assert "Exception in thread" not in done.stderr

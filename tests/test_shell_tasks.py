@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -627,77 +627,6 @@ def test_a_directory_that_is_gone_when_the_task_begins_is_named(
         overseer.resume()
     assert ended(task).state is TaskState.FAILED
     assert task.reason == f"the directory {folder} does not exist any more"
-
-
-# A limit on processes.
-
-LIMITED = """
-import json, os, resource, sys, time
-from pathlib import Path
-import psutil
-import ipytaskpersist as bg
-
-def own_threads():
-    return sum(
-        process.num_threads() for process in psutil.process_iter(["uids"])
-        if process.info["uids"] and process.info["uids"].real == os.getuid()
-    )
-
-gate = Path(os.environ["IPYTASKPERSIST_DIR"]) / "gate"
-os.mkfifo(gate)
-_soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-resource.setrlimit(resource.RLIMIT_NPROC, (own_threads() + 12, hard))
-tasks = [bg.background(f": < '{gate}'; echo through", shell=True) for _ in range(60)]
-problems = Path(os.environ["IPYTASKPERSIST_DIR"]) / "problems.jsonl"
-while not problems.exists():
-    time.sleep(0.01)
-waiting = sum(task.state == "pending" for task in tasks)
-cancelled = tasks.pop()
-assert cancelled.cancel() and cancelled.wait(30)
-writer = os.open(gate, os.O_RDWR)  # lets all go on that wait for a writer
-assert all(task.wait(30) for task in tasks)
-after = bg.background("exec echo after", shell=True)
-assert after.wait(30)
-print(json.dumps([[task.state, task.reason, task.stdout] for task in [*tasks, cancelled, after]]))
-print(waiting, problems.read_text().count("the limit on the number of processes is reached"))
-"""
-
-
-def as_another_user(folder: Path) -> Sequence[str]:
-    """A prefix that runs a command as a user whom limits hold, as they do not hold root.
-
-    The user may read what root may, because the interpreter may be in root's own folder.
-    """
-    if os.getuid() != 0:
-        return []
-    user = str(1_000_000 + os.getpid())
-    rights = "+dac_override,+dac_read_search"
-    prefix = [
-        "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
-        f"--inh-caps={rights}", f"--ambient-caps={rights}",
-    ]  # fmt: skip
-    if not shutil.which("setpriv") or subprocess.run([*prefix, "true"], check=False).returncode:
-        pytest.skip("root is held by no limit on processes, and cannot become another user here")
-    folder.mkdir()
-    os.chown(folder, int(user), int(user))
-    return prefix
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit counts threads on Linux")
-def test_tasks_beyond_the_limit_on_processes_wait_until_others_have_ended(state_dir: Path) -> None:
-    done = subprocess.run(
-        [*as_another_user(state_dir), sys.executable, "-c", LIMITED], env=environment(state_dir),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said, counts = done.stdout.splitlines()
-    *tasks, cancelled, after = json.loads(said)
-    assert after == ["completed", None, "after\n"]
-    assert cancelled == ["cancelled", "cancelled", ""]
-    assert tasks == [["completed", None, "through\n"]] * 59
-    waiting, reported = map(int, counts.split())
-    assert waiting > 0, "the limit was not reached"
-    assert reported == 1
 
 
 # From a notebook.

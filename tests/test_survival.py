@@ -22,6 +22,7 @@ from programs import environment
 
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.processes import MARK
+from ipytaskpersist.reconciling import reconcile
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
@@ -265,62 +266,80 @@ def is_marked(process: psutil.Process, task_id: str) -> bool:
         return False
 
 
-# Counts as fast as it can into two places: the task's output, and a file that nobody buffers.
-RACING = """
-import ipytaskpersist, os, sys, time
-task = ipytaskpersist.background(sys.argv[1], shell=True)
-print(task.id, flush=True)
-sys.stdin.read()
-"""
 WITNESSED = (
     "sh -c 'while :; do sleep 0.05; done' & n=0; "
     "while :; do echo line $n; echo $n >> {witness}; n=$((n + 1)); {pause}done"
 )
+"""Counts as fast as it can into two places: the task's output, and a file that nobody buffers."""
+LAUNCHING = """
+import ipytaskpersist, sys
+for line in sys.stdin:
+    print(ipytaskpersist.background(line, shell=True).id, flush=True)
+"""
+
+
+class Launching:
+    """A program that launches one command after the other."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._environment = environment(state_dir)
+        self._start()
+
+    def _start(self) -> None:
+        self._program = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHING], env=self._environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def launch(self, command: str) -> str:
+        """Launch a command and return its task's id, in another program if the last was killed."""
+        if self._program.poll() is not None:
+            self._start()
+        assert self._program.stdin is not None
+        assert self._program.stdout is not None
+        self._program.stdin.write(f"{command}\n")
+        self._program.stdin.flush()
+        return self._program.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """End the program, so that it starts no other supervisor."""
+        with self._program as program:
+            program.kill()
+
+
+@pytest.fixture
+def launching(state_dir: Path) -> Iterator[Launching]:
+    program = Launching(state_dir)
+    yield program
+    program.kill()
 
 
 @pytest.mark.timeout(600)
 def test_a_supervisor_killed_at_any_moment_leaves_a_prefix_and_nothing_running(
-    state_dir: Path, store: TaskStore, tmp_path: Path
+    launching: Launching, store: TaskStore, tmp_path: Path
 ) -> None:
     """50 kills: an exact prefix, interrupted, and no process of the task is left."""
     chance = random.Random(3)
     for round_number in range(50):
         witness = tmp_path / f"witness-{round_number}"
         pause = chance.choice(["", "sleep 0.001; ", "sleep 0.02; "])
-        with launched(WITNESSED.format(witness=witness, pause=pause), state_dir) as task_id:
-            moment = time.monotonic() + chance.uniform(0, 0.25)
-            if round_number % 5:  # otherwise at its very start
-                until(witness.exists, message="a first line")
-                moment = time.monotonic() + chance.uniform(0, 0.25)
-            until(lambda at=moment: time.monotonic() >= at, message="the moment to kill")
-            (supervisor,) = store.supervisors.unfinished()
-            psutil.Process(supervisor.pid).kill()
-            until(lambda pid=supervisor.pid: ProcessIdentity.of(pid) is None, message="its death")
-        subprocess.run(
-            [sys.executable, "-m", "ipytaskpersist", "list"],
-            env=environment(state_dir), check=True, capture_output=True,
-        )  # fmt: skip
+        task_id = launching.launch(WITNESSED.format(witness=witness, pause=pause))
+        if round_number % 5:
+            until(witness.exists, message="a first line")
+        else:  # at its very start, and nobody is there to start it anew
+            launching.kill()
+        moment = time.monotonic() + chance.uniform(0, 0.25)
+        until(lambda at=moment: time.monotonic() >= at, message="the moment to kill")
+        (supervisor,) = store.supervisors.unfinished()
+        psutil.Process(supervisor.pid).kill()
+        until(lambda pid=supervisor.pid: ProcessIdentity.of(pid) is None, message="its death")
+        reconcile(store, own_session="")
         task = store.tasks.by_id(task_id)
         assert task is not None
         assert task.state is TaskState.INTERRUPTED
         assert task.reason in ("supervisor died", "process died")
         assert marked(task_id) == []
         assert_is_prefix(store, task, witness)
-
-
-@contextmanager
-def launched(command: str, state_dir: Path) -> Iterator[str]:
-    """A program that launches a command and stays until the end of the block."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", RACING, command],
-        env=environment(state_dir), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with program:
-        assert program.stdout is not None
-        try:
-            yield program.stdout.readline().strip()
-        finally:
-            program.kill()
 
 
 def assert_is_prefix(store: TaskStore, task: TaskRecord, witness: Path) -> None:
@@ -405,7 +424,7 @@ class Server:
             kernel_id = json.loads(answer.read())["kernel"]["id"]
         client = BlockingKernelClient()
         client.load_connection_file(str(self._runtime / f"kernel-{kernel_id}.json"))
-        client.start_channels()
+        client.start_channels(hb=False)  # a busy machine misses beats, and the kernel lives
         client.wait_for_ready(timeout=60)
         return client
 

@@ -226,10 +226,10 @@ class Feeder:
             # Some front ends know by the context to which cell a message belongs.
             context = copy_context()
             context.run(active_task.set, None)
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=lambda: context.run(self._run), name="ipytaskpersist-panel", daemon=True
             )
-            start_outside(self._thread)
+            self._thread = thread if start_outside(thread) else None
         self.wake()
 
     def wake(self) -> None:

@@ -99,7 +99,8 @@ class Panel(anywidget.AnyWidget):
         # The first search may have much to index, and the page's other wishes do not wait for it.
         context = copy_context()
         thread = threading.Thread(target=lambda: context.run(self._find, typed), daemon=True)
-        start_outside(thread)
+        if not start_outside(thread):
+            self._find(typed)
 
     def _find(self, typed: str) -> None:
         found, problem = [], ""

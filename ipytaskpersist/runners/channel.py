@@ -57,10 +57,12 @@ class Sender:
         self._unsent = progress
         if self._progress_thread is None and os.getpid() == self._owner:
             self._send_progress()
-            self._progress_thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._keep_sending, name="ipytaskpersist-progress", daemon=True
             )
-            start_outside(self._progress_thread)
+            self._progress_thread = thread
+            if not start_outside(thread):
+                self._progress_thread = None
 
     def _keep_sending(self) -> None:
         """Send what was said since, for as long as something is said now and then."""

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ipytaskpersist import environments
+from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
@@ -20,6 +21,10 @@ from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskRecord
 from ipytaskpersist.runners.detached import NO_TASK, python_command, start_detached
 from ipytaskpersist.secretnames import without_values
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+
+REPLACED_AT_MOST = 3
+"""How many supervisors in a row are replaced without a launch in between: a task that ends its
+supervisor whenever it begins must not do so for ever."""
 
 _started: list[subprocess.Popen[bytes]] = []
 """The supervisors that this process has started: a parent must take their exit status."""
@@ -36,11 +41,16 @@ class ProcessRunner:
         directory: StateDirectory,
         payloads: Payloads,
         session: Callable[[], SessionRecord],
+        on_loss: Callable[[], None],
     ) -> None:
+        """`on_loss` is called, in a thread of its own, when a supervisor has ended by itself."""
         self._store = store
         self._directory = directory
         self._payloads = payloads
         self._session = session
+        self._on_loss = on_loss
+        self._replaced = 0
+        """How many supervisors have been replaced since the last launch."""
         self._supervisor: SupervisorRecord | None = None
         self._one_at_a_time = threading.RLock()
 
@@ -53,6 +63,7 @@ class ProcessRunner:
         """
         if not hasattr(os, "fork"):
             raise InvalidRequest("tasks in processes of their own need Linux or macOS")
+        self._replaced = 0
         try:
             supervisor = self._ensure_supervisor()
             changed = self._changes(supervisor, process.options.env)
@@ -170,7 +181,23 @@ class ProcessRunner:
             )
         self._supervisor = self._store.supervisors.begin(session.id, identity)
         _environments[identity] = {**environment, MARK: NO_TASK}
+        start_outside(
+            threading.Thread(
+                target=self._see_end,
+                args=(process,),
+                name="ipytaskpersist-supervisor",
+                daemon=True,
+            )
+        )
         return self._supervisor
+
+    def _see_end(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the end of a supervisor, which is none of its own while its kernel is there."""
+        process.wait()
+        if self._replaced < REPLACED_AT_MOST:
+            self._replaced += 1
+            self._on_loss()
+            self._store.database.close_own()
 
 
 def _identity(supervisor: SupervisorRecord) -> ProcessIdentity:

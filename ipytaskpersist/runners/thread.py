@@ -16,6 +16,7 @@ from ipytaskpersist.capture import settle
 from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
 from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
+from ipytaskpersist.errors import NoThread
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.recorder import Recorder, Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
@@ -31,7 +32,8 @@ class Worker:
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # A cell's code runs in the thread of this name, and log lines say so.
-        start_outside(threading.Thread(target=self._run, name="MainThread", daemon=True))
+        if not start_outside(threading.Thread(target=self._run, name="MainThread", daemon=True)):
+            raise NoThread
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -62,6 +64,15 @@ class ThreadRunner:
         self._outcomes: dict[int, Outcome] = {}
         self._ended: dict[int, threading.Event] = {}
 
+    def get_ready(self) -> None:
+        """Make sure of the threads that a task needs, before it is recorded.
+
+        Raises `NoThread`.
+        """
+        self._recorder.start()
+        if not self._idle:
+            self._idle.append(Worker())
+
     def launch(self, record: TaskRecord, work: Work, on_end: Callable[[], None]) -> None:
         """Start the thread of a task that the store has as pending."""
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
@@ -70,7 +81,6 @@ class ThreadRunner:
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
-        self._recorder.start()
         worker = self._idle.pop() if self._idle else Worker()
         worker.do(lambda: self._run(task, work, foreground, worker, on_end))
 
