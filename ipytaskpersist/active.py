@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from ipytaskpersist.children import Children
-    from ipytaskpersist.recorder import Recording
+    from ipytaskpersist.recording import Recording
 
 AGAIN_S = 1.0
 """After how long a task that was cancelled may be cancelled again: it may have caught the first."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection, TaskStore
-from ipytaskpersist.store.database import exclusive
+from ipytaskpersist.store.locks import exclusive
 from ipytaskpersist.store.transfer import copy_tasks, in_steps, remove_leftovers, remove_tasks
 
 COPIED_AT_ONCE = 200

@@ -19,7 +19,7 @@ from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.records import OutputKind
 
 if TYPE_CHECKING:
-    from ipytaskpersist.recorder import Recording
+    from ipytaskpersist.recording import Recording
 
 READ_BYTES = 64 * 1024
 GRACE_S = 2.0

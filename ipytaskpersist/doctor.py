@@ -23,8 +23,8 @@ from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import SupervisorRecord, TaskState
 from ipytaskpersist.store import SQLITE_VERSION, Selection
-from ipytaskpersist.store.database import file_system_of, journal_mode_for
 from ipytaskpersist.store.examination import ExaminedStore
+from ipytaskpersist.store.filesystems import file_system_of, journal_mode_for
 from ipytaskpersist.store.repair import SUFFIXES, backups
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipytaskpersist.errors import BackgroundError
-from ipytaskpersist.recorder import encode_content
+from ipytaskpersist.recording import encode_content
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress, ResultRecord, TaskState
 from ipytaskpersist.secretnames import without_values
 from ipytaskpersist.store.portable import (

@@ -33,7 +33,7 @@ from ipytaskpersist.documents import (
 )
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.payload import Payloads, Prepared
-from ipytaskpersist.recorder import Stream
+from ipytaskpersist.recording import Stream
 from ipytaskpersist.records import STREAM_KINDS, ResultRecord, TaskState
 from ipytaskpersist.store import NewOutput, TaskStore
 from ipytaskpersist.store.importing import Importer, Placed

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from kernels import NotebookKernel, until
+from locks import ALONE, HOLD, WRITING, held
 from programs import TIMEOUT_S, environment, run_command, run_python
 from shells import is_alive, own_session, process_of, shell, supervisor
 
@@ -386,35 +387,9 @@ def test_a_journal_that_is_not_the_right_one_is_named(stored: StateDirectory) ->
 
 # Other programs.
 
-HOLD = """
-import sys
-from ipytaskpersist.paths import default_directory, StateDirectory
-from ipytaskpersist.store import TaskStore
-store = TaskStore(StateDirectory(default_directory()))
-for statement in sys.argv[1:]:
-    store.database.execute(statement)
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def held(directory: StateDirectory, *statements: str) -> Iterator[int]:
-    """Another process holds the store. Gives its pid."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, *statements], env=environment(directory.root), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "locked\n"
-            yield process.pid
-        finally:
-            process.kill()
-
 
 def test_a_store_that_another_program_writes_for_long_is_named(stored: StateDirectory) -> None:
-    with held(stored, "BEGIN IMMEDIATE") as pid:
+    with held(stored.root, WRITING) as pid:
         (found,) = wrong(doctor.examine(stored))
     assert (found.check, found.level) == ("lock", WARNING)
     if sys.platform == "linux":
@@ -423,9 +398,7 @@ def test_a_store_that_another_program_writes_for_long_is_named(stored: StateDire
 
 
 def test_a_store_that_cannot_even_be_read_for_a_lock_is_named(stored: StateDirectory) -> None:
-    with held(
-        stored, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "DELETE FROM tags"
-    ):  # fmt: skip
+    with held(stored.root, "PRAGMA locking_mode = EXCLUSIVE", ALONE, "DELETE FROM tags"):
         ended = run_command(stored.root, "doctor")
     assert "! store: " in ended.stdout
     assert "is locked by another program" in ended.stdout
@@ -437,7 +410,7 @@ def test_looking_does_not_drop_the_locks_of_the_same_process(stored: StateDirect
     store = TaskStore(stored).open()
     with store.database.transaction():
         doctor.examine(stored)
-        other = run_python(HOLD, stored.root, "PRAGMA busy_timeout = 0", "BEGIN IMMEDIATE")
+        other = run_python(HOLD, stored.root, "PRAGMA busy_timeout = 0", WRITING)
         assert "is locked by another program" in other.stderr
     store.close()
 

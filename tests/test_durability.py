@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from kernels import NotebookKernel, until
+from locks import WRITING, held
 
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import OutputKind, TaskState
@@ -205,41 +202,8 @@ while not globals().get("locked"):
 for number in range(1000):
     print(number)
 printed = True""")
-    locker = subprocess.Popen(
-        [sys.executable, "-c", LOCKER, str(state_dir / "tasks.db")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert locker.stdout is not None
-        assert locker.stdin is not None
-        assert locker.stdout.readline() == "locked\n"
+    with held(state_dir, WRITING):
         kernel.run("locked = True")
         until(lambda: "True" in kernel.run("print(globals().get('printed'))").text)
-        locker.stdin.close()
-        locker.wait(30)
-    finally:
-        end(locker)
     kernel.run("%bg_wait second --check --timeout 60")
     assert kernel.run("%bg_output second").text == "".join(f"{n}\n" for n in range(1000))
-
-
-LOCKER = """
-import sys
-try:
-    from pysqlite3 import dbapi2 as sqlite3
-except ImportError:
-    import sqlite3
-connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
-connection.execute("BEGIN IMMEDIATE")
-print("locked", flush=True)
-sys.stdin.read()
-connection.execute("ROLLBACK")
-"""
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    if process.poll() is None:
-        psutil.Process(process.pid).kill()
-        process.wait()

@@ -23,7 +23,8 @@ from ipytaskpersist import outputs
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.identity import session_identity
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.recorder import CHUNK_BYTES, Recorder, Recording
+from ipytaskpersist.recorder import Recorder
+from ipytaskpersist.recording import CHUNK_BYTES, Recording
 from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore
 from ipytaskpersist.store.transfer import remove_tasks

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from programs import run_python, run_together
+from traps import Trap, guarded
 
 from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.paths import StateDirectory
@@ -102,22 +103,10 @@ def test_what_is_known_of_a_value_is_recorded(state_dir: Path, payloads: Payload
     assert payloads.save(TASK.id, "", 1, "x" * 100_000).text == "x" * 4000 + " …"
 
 
-class Trap:
-    """Leaves a mark when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
-
-
 @pytest.fixture
 def mark(tmp_path: Path) -> Iterator[Path]:
-    """What a trap would leave. No test may find it at its end."""
-    path = tmp_path / "mark"
-    yield path
-    assert not path.exists(), "a pickle that is not to be trusted was loaded"
+    with guarded(tmp_path) as path:
+        yield path
 
 
 def refuse(payloads: Payloads, task: TaskRecord, kept: ResultRecord) -> str:

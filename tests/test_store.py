@@ -21,7 +21,8 @@ from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import OutputKind, ResultRecord, SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.store import NewOutput, NewTask, Selection, TaskStore
-from ipytaskpersist.store.database import file_system_of, journal_mode_for, sqlite3
+from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.store.filesystems import file_system_of, journal_mode_for
 from ipytaskpersist.store.migrations import STEPS
 from ipytaskpersist.store.transfer import remove_tasks
 

@@ -40,8 +40,8 @@ LAYERS = (
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "outputs",
-     "progress"},
+    {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "recording",
+     "outputs", "progress"},
     {"store"},
     {
         "active", "forked", "contexts", "records", "identity", "processes", "paths", "errors",

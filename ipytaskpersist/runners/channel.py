@@ -19,7 +19,7 @@ from time import sleep
 from typing import Any
 
 from ipytaskpersist.active import start_outside
-from ipytaskpersist.recorder import PROGRESS_S, encode, encode_content
+from ipytaskpersist.recording import PROGRESS_S, encode, encode_content
 from ipytaskpersist.records import OutputKind, Progress, ResultRecord
 
 DESCRIPTOR = "IPYTASKPERSIST_CHANNEL"

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from ipytaskpersist import processes
 from ipytaskpersist.processes import Snapshot
-from ipytaskpersist.recorder import Recording
+from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskState
 from ipytaskpersist.runners.channel import (
     DESCRIPTOR,

@@ -30,7 +30,8 @@ from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.processes import Snapshot, kill_tasks
-from ipytaskpersist.recorder import Recorder, Recording
+from ipytaskpersist.recorder import Recorder
+from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners import telling
 from ipytaskpersist.runners.detached import remove_empty

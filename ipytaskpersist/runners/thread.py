@@ -18,7 +18,8 @@ from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
 from ipytaskpersist.payload import Payloads
-from ipytaskpersist.recorder import Recorder, Recording
+from ipytaskpersist.recorder import Recorder
+from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
 
 LET_REPLY_S = 0.003

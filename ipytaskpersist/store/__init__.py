@@ -19,12 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist import problems
 from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull
 from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private
-from ipytaskpersist.store.database import (
-    SQLITE_VERSION,
-    Database,
-    journal_mode_for,
-    one_at_a_time,
-)
+from ipytaskpersist.store.database import SQLITE_VERSION, Database
+from ipytaskpersist.store.filesystems import journal_mode_for
+from ipytaskpersist.store.locks import one_at_a_time
 from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
 from ipytaskpersist.store.processes import NewProcess, Processes, Supervisors

@@ -10,12 +10,11 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,24 +25,17 @@ from ipytaskpersist.errors import (
     StoreBusy,
     StoreDamaged,
     StoreError,
-    StoreFull,
 )
 from ipytaskpersist.paths import StateDirectory, new_private, open_private
+from ipytaskpersist.store.filesystems import NETWORK_MODE, journal_mode_for
+from ipytaskpersist.store.words import in_words
 
 try:
     from pysqlite3 import dbapi2 as sqlite3
 except ImportError:
     import sqlite3
 
-__all__ = [
-    "SQLITE_VERSION",
-    "Database",
-    "exclusive",
-    "journal_mode_for",
-    "one_at_a_time",
-    "sqlite3",
-    "storable",
-]
+__all__ = ["SQLITE_VERSION", "Database", "sqlite3", "storable"]
 
 BUSY_TIMEOUT_MS = 20_000
 CHECKPOINT_PAGES = 100_000
@@ -61,18 +53,8 @@ LOOK_S = 0.5
 """How often is looked whether the open file still is the one that has the store's name."""
 IN_FLIGHT_S = 5.0
 """How long the transactions of other threads may take to end, when the file was replaced."""
-MAKING_S = 300.0
-"""How long to wait for who makes or migrates the store: a backup of all of it comes first, and a
-hundred kernels may begin at once."""
-NETWORK_FILE_SYSTEMS = frozenset(
-    (
-        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "lustre", "gpfs"),
-        *("ceph", "beegfs", "glusterfs", "fuse.sshfs"),
-    )
-)
 DAMAGE = ("UTF-8", "no such column", "has no column", "no such index", "malformed")
 """What SQLite says in an error of operation where the file is not as it was written."""
-NETWORK_MODE = "TRUNCATE"
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _has_inherited = False
 """Whether this process was forked from one that had connections."""
@@ -444,7 +426,7 @@ class Database:
         except sqlite3.OperationalError as error:
             if any(words in str(error) for words in DAMAGE):
                 raise self.damaged(str(error)) from error
-            raise self._in_words(error) from error
+            raise in_words(self.path, str(error)) from error
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise
@@ -465,35 +447,6 @@ class Database:
             return make(*given)
         except (ValueError, TypeError, OverflowError, OSError, AssertionError) as error:
             raise self.damaged(f"a row makes no sense: {error}") from error
-
-    def _in_words(self, error: Exception) -> StoreError:
-        text = str(error)
-        if "locked" in text or "busy" in text:
-            return StoreBusy(
-                f"the store {self.path} is locked by another program ({text}); %bg_doctor says "
-                "by which, and try again when it is done"
-            )
-        if "readonly" in text or "read-only" in text or "query_only" in text:
-            return StoreError(
-                f"the store {self.path} cannot be written ({text}); %bg_doctor says what to change"
-            )
-        if "full" in text:
-            return StoreFull(
-                f"no room is left for the store {self.path} ({text}); make room on its disk, or "
-                "%bg_delete tasks"
-            )
-        if "unable to open" in text:
-            return StoreError(self._why_it_cannot_be_opened())
-        return StoreError(
-            f"the store {self.path} cannot be used ({text}); %bg_doctor says what to change"
-        )
-
-    def _why_it_cannot_be_opened(self) -> str:
-        if self.path.is_dir():
-            return f"there is a directory in the place of the store {self.path}; move it away"
-        if not os.path.lexists(self.path):
-            return f"there is no store {self.path} any more; the next task makes a new one"
-        return f"the store {self.path} cannot be opened; %bg_doctor says what to change"
 
 
 def _abandon_all() -> None:
@@ -570,74 +523,3 @@ def _await_end_of_transactions(connections: Sequence[Any], path: Path) -> None:
 def storable(text: str | None) -> str | None:
     """The text as SQLite can hold it: halves of surrogate pairs become escapes."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
-
-
-def _lock(descriptor: int, wait_s: float, busy: str) -> None:
-    import fcntl
-
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StoreBusy(busy) from None
-            time.sleep(LOCK_POLL_S)
-        else:
-            return
-
-
-@contextmanager
-def exclusive(path: Path, busy: str, wait_s: float = BUSY_TIMEOUT_MS / 1000) -> Iterator[None]:
-    """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
-    try:
-        descriptor = open_private(path, os.O_RDWR)
-    except OSError as error:
-        if path.exists():
-            raise StoreError(f"cannot lock {path} ({error.strerror}); move it away") from error
-        raise StoreError(
-            f"the state directory {path.parent} cannot be written ({error.strerror}); "
-            "%bg_doctor says what to change"
-        ) from error
-    try:
-        if os.name == "posix":
-            _lock(descriptor, wait_s, busy)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[None]:
-    """Keep other processes from making or repairing the same store meanwhile."""
-    return exclusive(
-        directory.lock,
-        f"another process is making or repairing the store {directory.store} and does not come to "
-        "an end; try again when it has",
-        MAKING_S,
-    )
-
-
-def journal_mode_for(folder: Path) -> str:
-    """WAL, but the rollback journal on a network file system, where WAL's shared memory fails."""
-    return NETWORK_MODE if file_system_of(folder) in NETWORK_FILE_SYSTEMS else "WAL"
-
-
-def file_system_of(folder: Path) -> str:
-    """The type of the file system that holds `folder`; empty where the system does not tell."""
-    if sys.platform != "linux":
-        return ""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return _deepest_mount(mounts, folder.resolve())
-
-
-def _deepest_mount(mounts: str, folder: Path) -> str:
-    best, kind = -1, ""
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        point = Path(fields[1].replace("\\040", " "))
-        if len(point.parts) > best and folder.is_relative_to(point):
-            best, kind = len(point.parts), fields[2]
-    return kind

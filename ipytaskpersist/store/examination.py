@@ -11,6 +11,7 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import Database, sqlite3
 from ipytaskpersist.store.migrations import STEPS
+from ipytaskpersist.store.words import in_words
 
 PATIENCE_MS = 1_000
 FINDINGS = 3
@@ -59,7 +60,7 @@ class Look(Database):
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise self._in_words(error) from error
+            raise in_words(self.path, str(error)) from error
         except sqlite3.DatabaseError as error:
             raise StoreDamaged(f"the store {self.path} is damaged ({error})") from error
 

@@ -24,7 +24,8 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.plaintext import as_shown, distinct_words
 from ipytaskpersist.records import LIVE_STATES, STREAM_KINDS, OutputKind, OutputRecord
 from ipytaskpersist.store import TaskStore
-from ipytaskpersist.store.database import SQLITE_VERSION, Database, exclusive
+from ipytaskpersist.store.database import SQLITE_VERSION, Database
+from ipytaskpersist.store.locks import exclusive
 
 DOCUMENT_BYTES = 1 << 20
 """How much output a document holds before the next one begins."""

@@ -20,11 +20,11 @@ from ipytaskpersist.store.database import (
     Database,
     Identity,
     Retired,
-    exclusive,
     identity_of,
     move_log,
     sqlite3,
 )
+from ipytaskpersist.store.locks import exclusive
 from ipytaskpersist.store.migrations import create_triggers, drop_triggers
 from ipytaskpersist.store.repair import UNREADABLE, raise_counter
 

@@ -20,7 +20,8 @@ from ipytaskpersist import importing
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads
-from ipytaskpersist.recorder import Recorder, Recording
+from ipytaskpersist.recorder import Recorder
+from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore, database, repair, restoring, transfer
 

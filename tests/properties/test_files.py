@@ -21,7 +21,8 @@ from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.importing import Report
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.pages import page
-from ipytaskpersist.recorder import Recorder, Recording
+from ipytaskpersist.recorder import Recorder
+from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import (
     STREAM_KINDS,
     Options,

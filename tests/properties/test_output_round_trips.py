@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,13 +19,14 @@ from ipytaskpersist import outputs
 from ipytaskpersist.harmless import harmless_output
 from ipytaskpersist.identity import session_identity
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.recorder import CUT, LIMITED, Recorder, Recording, encode, encode_content
+from ipytaskpersist.recorder import Recorder
+from ipytaskpersist.recording import CUT, LIMITED, Recording, encode, encode_content
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
 from ipytaskpersist.store import NewTask, TaskStore
 from ipytaskpersist.store.chunks import WORTH_COMPRESSING_BYTES, pack, unpack
 from ipytaskpersist.store.outputs import LINE_BYTES
 from properties.profiles import tried
-from properties.texts import any_bytes, any_text, cut_bytes, places
+from properties.texts import any_bytes, any_text, cut_bytes, json_values, places
 from properties.world import folder
 
 STDOUT, STDERR, DISPLAY, UPDATE, CLEAR, RESULT, ERROR = OutputKind
@@ -112,14 +112,6 @@ stream_events = st.tuples(st.sampled_from(STREAM_KINDS), written)
 pauses = st.just(FLUSH)
 stream_histories = st.lists(stream_events | pauses, max_size=14)
 
-floats = st.floats() | st.sampled_from([math.nan, math.inf])
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | floats | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
 bundles = st.fixed_dictionaries(
     {"text/plain": any_text},
     optional={

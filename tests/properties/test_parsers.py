@@ -25,7 +25,7 @@ from ipytaskpersist.records import OutputKind
 from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.store import NewOutput, NewTask, Selection, TaskStore
 from properties.profiles import tried
-from properties.texts import any_text
+from properties.texts import any_text, json_values
 from properties.world import folder
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -289,14 +289,6 @@ def test_a_password_in_a_place_is_never_shown(secret: str, schema: str, more: st
 
 # Files.
 
-floats = st.floats() | st.sampled_from([math.nan, math.inf])
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | floats | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
-    ),
-    max_leaves=8,
-)
 SESSION = {
     "id": "s-1", "notebook": {"uid": "0" * 8, "path": "/a", "last_number": 1, "created_at": 0.5},
     "path": "/a", "has_path": True, "kernel_uuid": None, "front_end": "kernel", "host": "h",

@@ -29,7 +29,7 @@ from ipytaskpersist.errors import (
 )
 from ipytaskpersist.exporting import Export
 from ipytaskpersist.payload import Payloads
-from ipytaskpersist.recorder import encode_content
+from ipytaskpersist.recording import encode_content
 from ipytaskpersist.records import LIVE_STATES, Options, OutputKind, Progress, TaskState
 from ipytaskpersist.store import NewProcess, NewTask, Selection, TaskStore, restoring, transfer
 from ipytaskpersist.store.transfer import remove_leftovers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from hypothesis import strategies as st
@@ -55,3 +56,18 @@ def cut_bytes(whole: bytes, at: list[int]) -> list[bytes]:
     """Bytes in pieces."""
     edges = [0, *sorted(place % (len(whole) + 1) for place in at), len(whole)]
     return [whole[start:end] for start, end in pairwise(edges)]
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([math.nan, math.inf])
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+"""What the json module reads and writes, with the numbers that no standard knows."""

@@ -18,7 +18,8 @@ import ipytaskpersist
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.recorder import Recorder, Recording
+from ipytaskpersist.recorder import Recorder
+from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import STREAM_KINDS, TaskRecord
 from ipytaskpersist.store import Selection, TaskStore
 from properties import dying

@@ -10,7 +10,7 @@ from pathlib import Path
 from histories import add_task, begin_session
 
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.recorder import encode_content
+from ipytaskpersist.recording import encode_content
 from ipytaskpersist.records import Options, OutputKind, Progress, ResultRecord, TaskState
 from ipytaskpersist.store import NewOutput, NewProcess, TaskStore
 

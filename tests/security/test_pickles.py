@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from histories import add_task, begin_session
 from kernels import NotebookKernel
+from traps import Trap, guarded
 
 from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.payload import Payloads
@@ -23,20 +24,10 @@ from ipytaskpersist.runners import channel, supervised, supervisor
 from ipytaskpersist.store import TaskStore
 
 
-class Trap:
-    """Leaves a mark when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
-
-
 @pytest.fixture
 def mark(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "mark"
-    assert not (tmp_path / "mark").exists(), "a pickle that is not to be trusted was loaded"
+    with guarded(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture

@@ -122,8 +122,8 @@ def test_a_clock_that_jumps_ends_nothing_and_turns_no_order_round(
 # The rollback journal.
 
 ON_NETWORK = """
-import ipytaskpersist.store.database as database
-database.file_system_of = lambda folder: "nfs4"
+import ipytaskpersist.store.filesystems as filesystems
+filesystems.file_system_of = lambda folder: "nfs4"
 import sys, time
 from ipytaskpersist.identity import session_identity
 from ipytaskpersist.paths import StateDirectory, default_directory

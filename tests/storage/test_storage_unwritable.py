@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from kernels import NotebookKernel, until
+from locks import ALONE, held
 from programs import run_command, run_python
 from promises import assert_said, is_said
 
@@ -146,18 +147,6 @@ def test_a_backup_and_a_migration_that_have_no_room_leave_all_as_it_was(
 
 # Locked.
 
-LOCKER = """
-import sys
-try:
-    from pysqlite3 import dbapi2 as sqlite3
-except ImportError:
-    import sqlite3
-connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
-connection.execute("BEGIN EXCLUSIVE")
-print("locked", flush=True)
-sys.stdin.read()
-connection.execute("ROLLBACK")
-"""
 PRINTED_BYTES = 200_000_000
 
 
@@ -179,13 +168,7 @@ line = "x" * 99_994
 for number in range(2000):
     print(f"{number:5}" + line)
 printed = True""")
-    with subprocess.Popen(
-        [sys.executable, "-c", LOCKER, str(state_dir / "tasks.db")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as locker:  # fmt: skip
-        assert locker.stdout is not None
-        assert locker.stdin is not None
-        assert locker.stdout.readline() == "locked\n"
+    with held(state_dir, ALONE):
         process = psutil.Process(kernel.pid)
         before = process.memory_info().rss
         kernel.run("locked = True")
@@ -198,8 +181,6 @@ printed = True""")
 
         until(has_printed, 120, "the end of the printing")
         assert "much" in run_command(state_dir, "list", "--all").stdout
-        locker.stdin.close()
-        locker.wait(30)
     kernel.run("%bg_wait much --check --timeout 120")
     grown = highest - before
     print(f"printed {PRINTED_BYTES:,} bytes, the kernel has grown by {grown:,}")
@@ -249,21 +230,13 @@ def test_tasks_of_a_kernel_and_of_a_supervisor_outlast_a_lock(
     for name, cell in COUNTING.items():
         kernel.run(cell.format(witness=str(tmp_path / name), stop=str(stop)))
     until(lambda: all((tmp_path / name).exists() for name in COUNTING))
-    with subprocess.Popen(
-        [sys.executable, "-c", LOCKER, str(state_dir / "tasks.db")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as locker:  # fmt: skip
-        assert locker.stdout is not None
-        assert locker.stdin is not None
-        assert locker.stdout.readline() == "locked\n"
+    with held(state_dir, ALONE):
         unlocked_at = time.monotonic() + LOCKED_S
         looks = 0
         while time.monotonic() < unlocked_at:
             looks += 1
             assert kernel.run(f"print({looks})").text == f"{looks}\n"
             assert "shell" in run_command(state_dir, "list", "--all").stdout
-        locker.stdin.close()
-        locker.wait(30)
     stop.touch()
     kernel.run("%bg_wait thread shell --check --timeout 60")
     with closing(TaskStore(StateDirectory(state_dir)).open()) as store:

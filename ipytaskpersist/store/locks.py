@@ -1,0 +1,63 @@
+"""Locks between processes that are files, for what SQLite's own lock does not cover."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from ipytaskpersist.errors import StoreBusy, StoreError
+from ipytaskpersist.paths import StateDirectory, open_private
+
+WAIT_S = 20.0
+LOCK_POLL_S = 0.01
+MAKING_S = 300.0
+"""How long to wait for who makes or migrates the store: a backup of all of it comes first, and a
+hundred kernels may begin at once."""
+
+
+def _lock(descriptor: int, wait_s: float, busy: str) -> None:
+    import fcntl
+
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreBusy(busy) from None
+            time.sleep(LOCK_POLL_S)
+        else:
+            return
+
+
+@contextmanager
+def exclusive(path: Path, busy: str, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
+    try:
+        descriptor = open_private(path, os.O_RDWR)
+    except OSError as error:
+        if path.exists():
+            raise StoreError(f"cannot lock {path} ({error.strerror}); move it away") from error
+        raise StoreError(
+            f"the state directory {path.parent} cannot be written ({error.strerror}); "
+            "%bg_doctor says what to change"
+        ) from error
+    try:
+        if os.name == "posix":
+            _lock(descriptor, wait_s, busy)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[None]:
+    """Keep other processes from making or repairing the same store meanwhile."""
+    return exclusive(
+        directory.lock,
+        f"another process is making or repairing the store {directory.store} and does not come to "
+        "an end; try again when it has",
+        MAKING_S,
+    )
