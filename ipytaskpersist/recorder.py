@@ -45,6 +45,8 @@ WRITER_S = 5.0
 """How often who waits for the writer looks whether it is there."""
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """How much may be written before the next pause is used to copy it from the log into the store."""
+CHECKPOINT_COMMITS = 250
+"""How often, however little each time. Each writes a few pages of 4 KiB, so it is about as much."""
 WATCH_S = 0.1
 Change = Callable[[TaskStore], object]
 
@@ -84,9 +86,9 @@ class Recorder:
         self._healthy = True
         self._lost_characters = 0
         self._written_bytes = 0
-        """How much has been written since the last checkpoint."""
-        self._log_bytes = 0
-        """How large the log's file was at the last checkpoint that its growth has caused."""
+        """How much output has been written since the last checkpoint."""
+        self._commits = 0
+        """How often was written since: small changes are little output, but pages of the log."""
         self._moving: set[Recording] = set()
         """Those whose progress has just been told: the next look is in a moment."""
         self._moved_at = 0.0
@@ -248,25 +250,14 @@ class Recorder:
         running = self._checkpointing
         if running and running.is_alive():
             return
-        if not self._log_has_grown() and self._written_bytes < CHECKPOINT_BYTES:
+        if self._written_bytes < CHECKPOINT_BYTES and self._commits < CHECKPOINT_COMMITS:
             return
         thread = threading.Thread(
             target=self._copy_log, name="ipytaskpersist-checkpoint", daemon=True
         )
         # Where no thread can be had the next pause tries again: the log is only longer meanwhile.
         if start_outside(thread):
-            self._checkpointing, self._written_bytes = thread, 0
-
-    def _log_has_grown(self) -> bool:
-        """Whether the log's file is larger than at the last checkpoint, whoever has written to it.
-
-        A log that was copied entirely is written anew from its beginning, so its file grows again
-        only when as much has been written since. Many small changes are little output, but pages.
-        """
-        size, before = self._store.database.log_bytes, self._log_bytes
-        has_grown = size > max(before, CHECKPOINT_BYTES)
-        self._log_bytes = size if has_grown else min(size, before)
-        return has_grown
+            self._checkpointing, self._written_bytes, self._commits = thread, 0, 0
 
     def _copy_log(self) -> None:
         with suppress(StoreError):
@@ -294,6 +285,7 @@ class Recorder:
             except Exception as error:  # one bad record must not end the writer for all tasks
                 self._warn(f"a record could not be stored ({type(error).__name__}: {error})")
                 return
+        self._commits += 1
         if not self._healthy:
             self._set_healthy()
 

@@ -44,10 +44,12 @@ CHECKPOINT_PAGES = 100_000
 SQLite's own 4 MB make a task that prints without a pause wait for the disk at every second commit.
 Whoever writes much calls `checkpoint` when there is a pause.
 """
+LONG_LOG_PAGES = 2_000
+"""How many pages the log may have, 8 MB, before a checkpoint sees to it that it begins anew."""
 LOG_BYTES = 64 * 1024 * 1024
 """To what the log is cut when it begins anew."""
 CUT_TIMEOUT_MS = 250
-"""How long the log's cut waits for those who read; who writes waits as long."""
+"""How long who copies all of the log waits for those who read; who writes waits as long."""
 LOCK_POLL_S = 0.01
 LOOK_S = 0.5
 """How often is looked whether the open file still is the one that has the store's name."""
@@ -381,17 +383,15 @@ class Database:
         finally:
             origin.close()
 
-    @property
-    def log_bytes(self) -> int:
-        """How large the write-ahead log's file is; 0 where there is none."""
-        try:
-            return self.log.stat().st_size
-        except OSError:
-            return 0
-
     def checkpoint(self) -> None:
-        """Copy what is in the write-ahead log into the store, as far as readers allow it now."""
-        self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        """Copy what is in the write-ahead log into the store, as far as readers allow it now.
+
+        Only a log that was copied to its end begins anew. Where several processes write without a
+        pause there is always more by then: once it is long, that little is copied with the lock.
+        """
+        _busy, pages, _copied = self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages > LONG_LOG_PAGES:
+            self._checkpoint_alone("RESTART")
 
     def cut_log(self) -> None:
         """Empty the write-ahead log, which still has what was deleted.
@@ -399,9 +399,13 @@ class Database:
         Where others read or write without a pause it is left to them: the log begins anew when all
         that is in it has reached the store.
         """
+        self._checkpoint_alone("TRUNCATE")
+
+    def _checkpoint_alone(self, mode: str) -> None:
+        """Copy all of the log while nobody else writes. Gives up after a moment."""
         self.execute(f"PRAGMA busy_timeout = {CUT_TIMEOUT_MS}")
         try:
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         finally:
             self.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
