@@ -137,9 +137,10 @@ class TaskStore:
         """Go on in the file that has the store's name, where it is not the one that is open.
 
         The tasks of this process's session that had not ended go along. What the removed file held
-        besides is saved as a backup, by whoever begins the new one.
+        besides is saved as a backup, by whoever begins the new one. A store whose log was removed
+        is given another file first.
         """
-        if self.database.is_replaced:
+        if self.database.is_replaced or self.database.has_lost_log:
             with self._succession:
                 said = self._succeed()
             if said:
@@ -148,7 +149,7 @@ class TaskStore:
 
     def _succeed(self) -> str:
         """Go on in the other file, unless another thread has just done so. Returns what to say."""
-        if not self.database.is_replaced:
+        if not self.database.is_replaced and not self.database.has_lost_log:
             return ""
         from ipytaskpersist.store import succession
 

@@ -63,15 +63,19 @@ _has_inherited = False
 T = TypeVar("T")
 Identity = tuple[int, int]
 """Device and inode: which file it is, whatever its name."""
+Beside = tuple[Identity | None, Identity | None]
+"""The log and the memory shared by all who use the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """A file that does not have its name any more."""
+    """A file that does not have its name any more, or not its log."""
 
     connection: Any
     """Still reads it; None when no connection was open."""
     identity: Identity | None
+    has_lost_log: bool
+    """Whether only its log was removed."""
 
 
 class Database:
@@ -84,13 +88,15 @@ class Database:
         self.read_only = False
         self.integrity_error: type[Exception] = sqlite3.IntegrityError
         self.on_replaced: Callable[[], None] | None = None
-        """Called when the open file is not the one that has its name any more, before it is used.
+        """Called when the open file, or its log, has not its name any more, before it is used.
 
         Without it the connections that there are go on with the file that they have opened.
         """
         self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
         self._identity: Identity | None = None
         """Which file the connections have open."""
+        self._beside: Beside | None = None
+        """Which log and which shared memory they have open; None until that is sure."""
         self._patience_ms: dict[int, int] = {}
         self._look_at = 0.0
         self._retired: Retired | None = None
@@ -160,9 +166,12 @@ class Database:
         can corrupt the file, so neither ever happens.
         """
         known = self._own()
-        if self.on_replaced is not None and self._shall_look(known) and self.is_replaced:
-            self.on_replaced()
-            known = self._own()
+        if self.on_replaced is not None and self._shall_look(known):
+            if self.is_replaced or self.has_lost_log:
+                self.on_replaced()
+                known = self._own()
+            elif known is not None and self._beside is None:
+                self._beside = self._find_beside()
         return known or self._open_own()
 
     def _shall_look(self, known: Any) -> bool:
@@ -191,6 +200,8 @@ class Database:
         if _has_inherited:
             raise ForkedProcess
         self._close_for_ended_threads()
+        if not self._connections:
+            self._beside = None  # who closes the last one removes them
         try:
             before = identity_of(self.path)
             connection = self._connect()
@@ -288,6 +299,25 @@ class Database:
         except OSError:
             return False
 
+    @property
+    def has_lost_log(self) -> bool:
+        """Whether its log, or the shared memory, is not the one that is open: it was removed.
+
+        Who opens the file from now on does not see what is in the log, and shares no lock.
+        """
+        known = self._beside
+        return known is not None and bool(self._connections) and self._find_beside() != known
+
+    def _find_beside(self) -> Beside | None:
+        """What is beside the file; None where it is not there, or nobody can tell."""
+        if self.read_only or self.is_shared_by_hosts:
+            return None
+        try:
+            found = identity_of(self.log), identity_of(shared_memory(self.path))
+        except OSError:
+            return self._beside
+        return None if self._beside is None and None in found else found
+
     def retire(self) -> Retired:
         """Write nothing more to the replaced file, and return it.
 
@@ -300,13 +330,15 @@ class Database:
                 with suppress(sqlite3.Error):
                     connection.execute("PRAGMA query_only = ON")
             _await_end_of_transactions(connections, self.path)
-            self._retired = Retired(connections[0] if connections else None, self._identity)
+            open_one = connections[0] if connections else None
+            is_there = not self._has_moved
+            self._retired = Retired(open_one, self._identity, is_there and self.has_lost_log)
         elif not self._has_moved:
             connections = []
         if connections:
             for connection in connections:
                 keep_for_ever(connection)
-            self._connections, self._identity = {}, None
+            self._connections, self._identity, self._beside = {}, None, None
         self._mover = threading.get_ident()
         return self._retired
 
@@ -479,6 +511,11 @@ def identity_of(path: Path) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
+
+
+def shared_memory(path: Path) -> Path:
+    """What all who use a database file agree in about its log."""
+    return path.with_name(path.name + "-shm")
 
 
 def read_options(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Go on in another file, when the one that is open was removed, moved or replaced.
+"""Go on in another file, when the one that is open, or its log, was removed, moved or replaced.
 
 The open file can still be read, though nobody else will ever see it. What belongs to the session of
 this process and had not ended is copied into the file that has the store's name now, under the keys
@@ -8,6 +8,8 @@ writes there.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from ipytaskpersist.store.database import (
     move_log,
     sqlite3,
 )
-from ipytaskpersist.store.locks import exclusive
+from ipytaskpersist.store.locks import exclusive, one_at_a_time
 from ipytaskpersist.store.migrations import create_triggers, drop_triggers
 from ipytaskpersist.store.repair import UNREADABLE, raise_counter
 
@@ -59,7 +61,10 @@ def succeed(store: TaskStore, since: float) -> str:
     database = store.database
     old = database.retire()
     try:
-        if identity_of(database.path) == old.identity or not store.session_id:
+        is_there = identity_of(database.path) == old.identity
+        if is_there and old.has_lost_log:
+            said = _renew(store, old, since)
+        elif is_there or not store.session_id:
             said = ""  # it is back; or nothing of this process is in it
             store.forget()
         else:
@@ -69,6 +74,28 @@ def succeed(store: TaskStore, since: float) -> str:
         raise
     database.go_on()
     return said
+
+
+def _renew(store: TaskStore, old: Retired, since: float) -> str:
+    """Put a copy of all in the place of a store that has lost its log, and go on there.
+
+    Only who has the log open still knows what is in it.
+    """
+    path, mark = store.database.path, store.directory.damage_mark
+    with one_at_a_time(store.directory):
+        if identity_of(path) == old.identity:  # otherwise another process has just done it
+            copy = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+            store.write_copy(old.connection, copy)
+            mark.touch(mode=0o600)  # nobody opens what is there meanwhile
+            move_log(path, path.with_name(f"{path.stem}-left-{time.time_ns()}.db"))
+            copy.replace(path)
+            mark.unlink(missing_ok=True)
+    store.begin_anew()
+    _carry(old.connection, store.database, store.session_id, since, Carried())
+    return (
+        f"the log of the store {path} was removed while this session used it; all that it held is "
+        "in a new store in its place"
+    )
 
 
 def _move(store: TaskStore, old: Retired, since: float) -> str:

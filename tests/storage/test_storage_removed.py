@@ -123,6 +123,32 @@ def test_the_store_is_renamed_while_a_kernel_prints(
         assert printed(old)[2] > 3
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("suffixes", [["-wal"], ["-shm"], ["-wal", "-shm"]], ids="+".join)
+def test_what_is_beside_the_store_is_removed_while_a_kernel_prints(
+    make_kernel: Callable[..., NotebookKernel],
+    state_dir: Path,
+    tmp_path: Path,
+    suffixes: list[str],
+) -> None:
+    """Only who has it open still knows what is there, and puts all of it into a new store."""
+    kernel, end = make_kernel(notebook=tmp_path / "a.ipynb"), tmp_path / "end"
+    begin(kernel, end, state_dir)
+    for suffix in suffixes:
+        (state_dir / f"tasks.db{suffix}").unlink()
+    until(lambda: problems_of(state_dir), 60, "a word about it")
+    finish(kernel, end)
+    assert_said("log-removed", problems_of(state_dir))
+    assert_all_is_there(kernel, state_dir)
+    tasks = json.loads(kernel.run("%bg_list --json").text)["tasks"]
+    assert [task["number"] for task in tasks] == [1, 2, 3]
+    assert kernel.run("%bg_output before").text == "from before\n"
+    kernel.shutdown()
+    assert is_whole(state_dir / "tasks.db")
+    assert "before" in run_command(state_dir, "list", "--all").stdout
+    assert not (state_dir / "tasks.db.damaged").exists()
+
+
 HOLDER = """
 import sys
 from pathlib import Path
