@@ -21,6 +21,7 @@ from benchmarks import (
     encryption,
     fresh,
     history,
+    killed,
     launching,
     long_log,
     panel,
@@ -41,6 +42,7 @@ PACKAGES = ("ipython", "ipykernel", "jupyter_client", "numpy", "pandas", "submit
 BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "launch": launching.launch,
     "print": printing.printing,
+    "killed": killed.killed,
     "memory": long_log.memory,
     "load": fresh.load,
     "recovery": fresh.recovery,

@@ -8,7 +8,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
+from ipytaskpersist.errors import StoreError
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection, TaskStore
@@ -99,7 +101,7 @@ class Archives:
         with self._moving():
             remove_leftovers(self._store.database)
             for month, ids in sorted(by_month.items()):
-                archive = self.open(month)
+                archive = self._make(month)
                 for few in in_steps(ids, COPIED_AT_ONCE):
                     # Somebody else may have moved or deleted some of them meanwhile.
                     own = sorted(self._store.tasks.existing(few))
@@ -107,6 +109,17 @@ class Archives:
                     remove_tasks(self._store.database, own)
                     moved[month] += len(own)
         return {month: count for month, count in moved.items() if count}
+
+    def _make(self, month: str) -> TaskStore:
+        """Open an archive to write to. What cannot be made is not left for those who read."""
+        place = self._store.directory.archive(month).store
+        is_new = not place.exists()
+        try:
+            return self.open(month)
+        except StoreError:
+            for suffix in ("", "-wal", "-shm") if is_new else ():
+                Path(f"{place}{suffix}").unlink(missing_ok=True)
+            raise
 
     def unarchive(self, tasks: Sequence[TaskRecord]) -> None:
         """Move archived tasks back into the store."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipytaskpersist import places, provenance, shellcells, variables
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.errors import InvalidRequest, StoreFull
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
 from ipytaskpersist.references import check_tags
@@ -248,6 +248,8 @@ class Launcher:
         namespace = vars(sys.modules["__main__"]) if shell is None else shell.user_ns
         try:
             return self._host.payloads.prepare([setting_of(shell), given], namespace)
+        except StoreFull:
+            raise
         except Exception as error:  # whatever a class raises when it is pickled
             raise self._unpicklable(named, namespace, error) from error
 

@@ -7,6 +7,7 @@ changed file nor one that was moved from another task is ever unpickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import io
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from ipytaskpersist.errors import ResultUnavailable
+from ipytaskpersist.errors import ResultUnavailable, StoreFull
 from ipytaskpersist.paths import StateDirectory, is_folder, make_private, new_private, open_own
 from ipytaskpersist.records import ResultRecord, TaskRecord
 
 TEXT_CHARACTERS = 4000
 LINE_CHARACTERS = 200
 KEY_BYTES = 32
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INPUTS = "<inputs>"
 """The name of what a Python process task is given; no variable can have it."""
 NAMESPACE_ID = "namespace"
@@ -66,7 +68,10 @@ class Payloads:
             return ResultRecord(name, None, None, None, None, _shortened(text), problem)
 
     def prepare(self, values: Iterable[Any], namespace: Namespace = None) -> Prepared:
-        """Pickle values, one after the other, into a file that belongs to no task yet."""
+        """Pickle values, one after the other, into a file that belongs to no task yet.
+
+        Raises `StoreFull`, and whatever a class raises when it is pickled.
+        """
         self._directory.create()
         folder = make_private(self._directory.payloads)
         temporary = folder / f".{secrets.token_hex(8)}.part"
@@ -76,8 +81,13 @@ class Payloads:
                 pickler = _pickler(writer, namespace)
                 for value in values:
                     pickler.dump(value)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise StoreFull(
+                    f"no room is left for the pickle of a value in {folder} ({error.strerror}); "
+                    "make room on its disk, or %bg_delete tasks"
+                ) from error
             raise
         return Prepared(temporary, writer.size, writer.digest)
 

@@ -211,8 +211,9 @@ def test_a_task_that_is_killed_has_failed_with_the_signal_and_all_its_output(
     task = counter.now()
     assert (task.state, task.exit_code) == (TaskState.FAILED, -number)
     assert task.reason == f"killed by {number.name}"
-    counted = counter.text().splitlines()
-    assert counted == [f"line {place}" for place in range(len(counted))]
+    text = counter.text()
+    lines = text.count("\n") + 1  # the signal may have come in the middle of one
+    assert "".join(f"line {place}\n" for place in range(lines)).startswith(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)

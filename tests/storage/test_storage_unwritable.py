@@ -86,6 +86,7 @@ done = True
             full = run_command(state_dir, "backup")
             assert_said("full-backup", full.stderr)
             assert not list((state_dir / "backups").glob("*"))
+            assert_nothing_goes_out(kernel, state_dir)
             subprocess.run(["mount", "-o", "remount,size=30m", str(state_dir)], check=True)
             kernel.run("%bg_wait printing --check --timeout 60")
             text = kernel.run("%bg_output printing --stdout").text
@@ -95,6 +96,21 @@ done = True
             assert_said("back", until(lambda: shown(kernel, "written again"), 60, "a word"))
             assert kernel.run("%bg_output before").text == "from before\n"
         assert is_whole(state_dir / "tasks.db")
+
+
+def assert_nothing_goes_out(kernel: NotebookKernel, state_dir: Path) -> None:
+    """On a full disk a process task, an export and an archiving are refused, and leave nothing."""
+    before = {file for file in state_dir.rglob("*") if file.is_file()}
+    kernel.run("import random; large = random.randbytes(3_000_000)")
+    assert_said("full-inputs", kernel.run("%%background --process\nlarge", check=False).text)
+    exported = run_command(state_dir, "export", "--all", "--output", str(state_dir / "all.jsonl"))
+    assert_said("full-export", exported.stderr)
+    assert_said("full-archive", kernel.run("%bg_archive before", check=False).text)
+    assert kernel.run("%bg_list --archived").text.strip() == "no archived tasks"
+    assert kernel.run("%bg_output before").text == "from before\n"
+    left = {file for file in state_dir.rglob("*") if file.is_file()} - before
+    for file in left:
+        assert file.suffix == ".lock" or file.name == "problems.jsonl", file
 
 
 def shown(kernel: NotebookKernel, words: str) -> str:
