@@ -35,7 +35,7 @@ LAYERS = (
     {"manager"},
     {
         "launcher", "delivery", "reconciling", "archives", "provenance", "upkeep", "settings",
-        "doctor", "searching",
+        "tasksettings", "doctor", "searching",
     },
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables"},
