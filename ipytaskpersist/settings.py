@@ -66,6 +66,13 @@ class Place:
         hint = f"did you mean '{near[0]}'?" if near else "the verb 'config' lists them"
         return InvalidSetting(f"{self.section} has no setting '{name}'; {hint}")
 
+    def not_of_a_project(self, name: str) -> InvalidSetting:
+        """The error for a setting by which a project would decide about the tasks of others."""
+        return InvalidSetting(
+            f"{self.section} cannot set {name}, which concerns the tasks of all notebooks; set it "
+            "in ipython_config.py or with %config"
+        )
+
     def refused(self, name: str, value: Any, trait: Any) -> InvalidSetting:
         """The error for a value that a setting cannot have."""
         given = f": {name} = " if self.is_toml else f".{name} = "
@@ -350,6 +357,8 @@ class Configured(Configurable):
         if name not in traits:
             raise place.unknown(name, traits)
         trait = traits[name]
+        if place.is_toml and trait.metadata.get("concerns_all"):
+            raise place.not_of_a_project(name)
         if place.is_toml and trait.allow_none and value == NONE:
             value = None
         try:

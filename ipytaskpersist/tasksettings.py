@@ -71,12 +71,12 @@ class TaskSettings(Configured):
         help="How many bytes all tasks may take together: in the store, in the archives, and as "
         "pickled results. Beyond it the tasks that ended first are deleted for good, archived ones "
         "before others. Default: None, never.",
-    ).tag(config=True)
+    ).tag(config=True, concerns_all=True)
     keep = Unicode(
         "keep",
         help="The tag that protects a task from being archived or deleted by a limit. "
         "Default: keep.",
-    ).tag(config=True)
+    ).tag(config=True, concerns_all=True)
     notify = Places(
         help="Where the end of tasks is told that were launched with --notify, or run for "
         "notify_after_s: 'desktop', or addresses of apprise such as mailto://…. They may hold "
@@ -100,7 +100,7 @@ class TaskSettings(Configured):
         min=0,
         help="How many of the backups are kept that are made before a migration of the store. "
         "Default: 3.",
-    ).tag(config=True, takes_effect=f"with {RELOAD}")
+    ).tag(config=True, concerns_all=True, takes_effect=f"with {RELOAD}")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

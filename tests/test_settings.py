@@ -140,13 +140,13 @@ def test_a_kernel_reads_the_project_of_its_notebook(
 
 def test_the_nearest_file_with_a_table_counts(project: Project) -> None:
     """One that says nothing of us hides none that is further up; one that does hides it wholly."""
-    project.table("keep = 'far'")
+    project.table("shell_path = 'far'")
     near = project.notebook.parent / "pyproject.toml"
     near.write_text("[project]\nname = 'other'")
-    assert values(project.command("config", "keep", "--json").stdout)[0][0] == "far"
+    assert values(project.command("config", "shell_path", "--json").stdout)[0][0] == "far"
     near.write_text("[tool.ipytaskpersist]\nrunner = 'process'")
-    shown = [project.command("config", name, "--json").stdout for name in ("keep", "runner")]
-    assert [values(text)[0][0] for text in shown] == ["keep", "process"]
+    shown = [project.command("config", name, "--json").stdout for name in ("shell_path", "runner")]
+    assert [values(text)[0][0] for text in shown] == ["/bin/sh", "process"]
 
 
 def test_programs_read_the_default_profile(project: Project) -> None:
@@ -230,8 +230,8 @@ WRONG = {
         PLACE + ": cancel_grace_s = NaN is not allowed; it must be a number of at least 0",
     ),
     "a table": (
-        "keep = { tag = 'x' }",
-        PLACE + ": keep = {{'tag': 'x'}} is not allowed; it must be a text",
+        "shell_path = { tag = 'x' }",
+        PLACE + ": shell_path = {{'tag': 'x'}} is not allowed; it must be a text",
     ),
 }
 
@@ -364,15 +364,26 @@ def test_a_supervisor_writes_as_its_session_does(project: Project) -> None:
         own.close()
 
 
+@pytest.mark.parametrize("given", ["max_store_bytes = 1", "backups_kept = 0", "keep = 'x'"])
+def test_a_project_decides_nothing_about_the_tasks_of_others(project: Project, given: str) -> None:
+    """Whoever loads the extension in a stranger's folder keeps what he has."""
+    project.table(given)
+    name, _, value = given.partition(" = ")
+    said = project.command("config", name)
+    assert PLACE.format(file=project.pyproject) in said.stderr
+    assert f"cannot set {name}, which concerns the tasks of all notebooks; set it" in said.stderr
+    assert f"{name} = {value}" not in said.stdout
+
+
 # Telling.
 
 
 def test_the_table_names_every_setting(project: Project) -> None:
-    project.table("keep = 'x'")
+    project.table("shell_path = 'x'")
     lines = project.command("config").stdout.splitlines()
     names = set(BackgroundTasks.class_traits(config=True))
     assert {line.split()[0] for line in lines if line[0].islower()} == names
-    (line,) = [line for line in lines if line.startswith("keep ")]
+    (line,) = [line for line in lines if line.startswith("shell_path ")]
     assert line.split(maxsplit=2)[1:] == ["'x'", f"pyproject.toml ({project.pyproject})"]
 
 
