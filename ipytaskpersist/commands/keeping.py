@@ -124,6 +124,8 @@ def backup(surface: Surface, file: Path | None) -> None:
     store = surface.manager.store
     if not store.exists:
         raise InvalidRequest("there is nothing to back up yet: no task has been stored")
+    if str(file) == "-":
+        raise InvalidRequest("a backup cannot go through a pipe; give the name of a file")
     target = None if file is None else file.expanduser().absolute()
     if target is not None and target.exists():
         raise InvalidRequest(f"{target} exists already; nothing was written. Give another name")
