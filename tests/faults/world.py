@@ -55,10 +55,11 @@ class Gone(Exception):
 class Said:
     """What became of a cell or a command."""
 
-    def __init__(self, is_done: bool, text: str) -> None:
+    def __init__(self, is_done: bool, text: str, *, was_killed: bool = False) -> None:
         self.is_done = is_done
         """Whether it was acknowledged."""
         self.text = text
+        self.was_killed = was_killed
 
 
 class Session:
@@ -226,7 +227,7 @@ class World:
                 text, _ = program.communicate(timeout=WAIT_S)
             finally:
                 program.kill()
-        return Said(program.returncode == 0, text)
+        return Said(program.returncode == 0, text, was_killed=program.returncode < 0)
 
     # What happens to them.
 
