@@ -355,8 +355,8 @@ class Round:
         self.tell("what must hold")
         self._owned_or_ended()
         self.ledger.look()
-        if self.ledger.live():
-            self.command("cancel", "--all", "--yes", armed=False)
+        # One that is stopped may hold the store's lock for longer than a command waits.
+        until(self._is_all_cancelled, SETTLE_S, "a cancellation of what is left")
         self._wait_for_all()
         self.ledger.look()
         until(lambda: not self._of_no_live_task(), LEAVE_S, "the end of all processes of tasks")
@@ -367,6 +367,11 @@ class Round:
         self.ledger.look()
         self.ledger.results_are_there()
         self.ledger.is_sound()
+
+    def _is_all_cancelled(self) -> bool:
+        return (
+            not self.ledger.live() or self.command("cancel", "--all", "--yes", armed=False).is_done
+        )
 
     def _owned_or_ended(self) -> None:
         """After a look, no task runs whose owner is gone, and no process is nobody's."""

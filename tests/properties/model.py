@@ -255,8 +255,7 @@ class Model:
         self.tasks = {task.id: restored(task) for task in backup.tasks.values()}
         for session in backup.sessions.values():
             # One that was deleted comes back as it was, but its processes do not.
-            known = replace(session, is_alive=False, supervisor=False, supervised=set())
-            self.sessions.setdefault(session.id, known)
+            self.sessions.setdefault(session.id, without_processes(session))
 
     def take_in(self, exported: Model) -> list[str]:
         """Tasks are imported that were exported from here. Returns the ids of the new ones."""
@@ -272,13 +271,17 @@ class Model:
         others = (each for each in self.sessions.values() if each.notebook != session.notebook)
         is_taken = any(each.path == session.path and each.has_path for each in others)
         self.sessions[session.id] = replace(
-            session,
-            is_alive=False,
+            without_processes(session),
             end_reason=session.end_reason or "was active when it was exported",
-            supervisor=False,
-            supervised=set(),
             has_path=session.has_path and not is_taken,
         )
+
+
+def without_processes(session: Session) -> Session:
+    """A session as it comes back from a file."""
+    return replace(
+        session, is_alive=False, supervisor=False, is_supervisor_alive=False, supervised=set()
+    )
 
 
 def restored(task: Known) -> Known:

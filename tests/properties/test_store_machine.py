@@ -40,6 +40,8 @@ from properties.world import Killer, Owner, Templates, World, folder, now, obser
 PARTS = 4 if is_thorough() else 1
 """A machine is one test, and a test runs on one core: so many examples are shared out."""
 STEPS = 25
+LOOK_AT_ALL_EACH = 3
+"""After how many steps what takes its time is compared, too; and at the end."""
 PAGE_BYTES = 4096
 FOR_INDEXES = ("events_task", "tags_tag", "outputs_task", "tasks_created_at")
 WORDS = ("alpha", "beta", "gamma", "größe", "42")
@@ -91,7 +93,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._cleanup.callback(self.world.close)
         self.store = self.world.store
         self.model = Model()
-        self.count = 0
+        self.count = self.looks = 0
         self.backups: list[File] = []
         self.exports: list[File] = []
         self.other: dict[str, Known] = {}
@@ -101,6 +103,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
+            self.all_else_follows()
             remove_leftovers(self.store.database)
             self.no_output_is_left_without_its_task()
         finally:
@@ -805,6 +808,11 @@ class StoreMachine(RuleBasedStateMachine):
     def all_is_as_the_model_says(self) -> None:
         self.the_store_says_what_the_model_says()
         self.numbers_are_never_given_again()
+        self.looks += 1
+        if self.looks % LOOK_AT_ALL_EACH == 0:
+            self.all_else_follows()
+
+    def all_else_follows(self) -> None:
         self.lists_are_in_order_and_counts_right()
         self.sessions_stand_as_the_model_says()
         self.the_file_is_whole()
