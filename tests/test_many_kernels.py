@@ -79,7 +79,8 @@ def check(state_dir: Path, places: int) -> None:
         assert len(set(said)) == len(tasks)
         assert store.database.row("PRAGMA integrity_check")[0] == "ok"
     problems = StateDirectory(state_dir).problems
-    assert not problems.exists() or "locked" not in problems.read_text()
+    # That others keep the store busy for seconds is true of so many, and may be said.
+    assert not problems.exists() or "output were lost" not in problems.read_text()
 
 
 def test_many_sessions_at_once_lose_nothing(state_dir: Path) -> None:

@@ -83,13 +83,16 @@ def _renew(store: TaskStore, old: Retired, since: float) -> str:
     """
     path, mark = store.database.path, store.directory.damage_mark
     with one_at_a_time(store.directory):
-        if identity_of(path) == old.identity:  # otherwise another process has just done it
+        is_first = identity_of(path) == old.identity
+        if is_first:
             copy = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
             store.write_copy(old.connection, copy)
             mark.touch(mode=0o600)  # nobody opens what is there meanwhile
             move_log(path, path.with_name(f"{path.stem}-left-{time.time_ns()}.db"))
             copy.replace(path)
             mark.unlink(missing_ok=True)
+    if not is_first:
+        return _move(store, old, since)  # another process has done so, or has repaired it
     store.begin_anew()
     _carry(old.connection, store.database, store.session_id, since, Carried())
     return (
