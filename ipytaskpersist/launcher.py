@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ipytaskpersist import places, provenance, shellcells, variables
 from ipytaskpersist.errors import InvalidRequest, StoreFull
+from ipytaskpersist.paths import typed_path
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
 from ipytaskpersist.references import check_tags
@@ -481,7 +482,7 @@ def is_passable(text: object) -> bool:
 
 def directory_of(options: Options) -> str:
     """The directory in which a task is to run. Raises `InvalidRequest` when there is none."""
-    path = Path(options.cwd or ".").expanduser().absolute()
+    path = typed_path(options.cwd or ".")
     if not is_passable(str(path)) or not path.is_dir():
         shown = str(path) if str(path).isprintable() else ascii(str(path))
         raise InvalidRequest(f"the directory {shown} does not exist; give another with --cwd")

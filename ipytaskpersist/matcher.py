@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.commandlines import quoted, without_quotes, words_so_far
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.patches import Patches
+from ipytaskpersist.paths import typed_path
 from ipytaskpersist.vocabulary import VERBS
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _paths(typed: str, *, only_folders: bool) -> Iterator[str]:
     before, slash, name = typed.rpartition("/")
     folder = before + slash
     found = []
-    with os.scandir(Path(folder or ".").expanduser()) as entries:
+    with os.scandir(typed_path(folder or ".")) as entries:
         for entry in entries:
             is_folder = entry.is_dir()
             if (

@@ -17,8 +17,20 @@ def default_directory() -> Path:
     """``$IPYTASKPERSIST_DIR``, else the user's state directory for this project."""
     named = os.environ.get("IPYTASKPERSIST_DIR")
     if named:
-        return Path(named).expanduser().absolute()
+        return typed_path(named)
     return user_directory()
+
+
+def typed_path(typed: str | os.PathLike[str]) -> Path:
+    """The absolute path that a person has typed.
+
+    ``~name`` is the home of a user or, as in a shell, a file of that name where there is no such
+    user.
+    """
+    path = Path(typed)
+    with suppress(RuntimeError, ValueError):  # nobody has this name, or a null character is in it
+        path = path.expanduser()
+    return path.absolute()
 
 
 def user_directory() -> Path:

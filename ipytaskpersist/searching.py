@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import InvalidRequest, StoreDamaged
+from ipytaskpersist.paths import typed_path
 from ipytaskpersist.plaintext import fold, words
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
@@ -243,7 +243,7 @@ def _is_called(path: str, wanted: str) -> bool:
     name = _last_part(path)
     names = (path, name, name.rpartition(".")[0])
     typed = wanted.rstrip("/")
-    return typed in names or path == str(Path(typed).expanduser().absolute())
+    return typed in names or path == str(typed_path(typed))
 
 
 _Ranked = tuple[float, int, int, int]

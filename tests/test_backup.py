@@ -313,6 +313,8 @@ def test_backup_and_restore_as_they_are_typed(store: TaskStore, state_dir: Path)
     file = state_dir.parent / "copy.db"
     done = run_command(state_dir, "backup", str(file), notebook=NOTEBOOK)
     assert done.stdout == f"backed up 1 task to {file}\n"
+    homeless = run_command(state_dir, "backup", "~nobody-has-this-name/a.db", notebook=NOTEBOOK)
+    assert "there is no folder" in homeless.stderr
     piped = run_command(state_dir, "backup", "-", notebook=NOTEBOOK)
     assert "a backup cannot go through a pipe" in piped.stderr
     refused = run_command(state_dir, "backup", str(file), notebook=NOTEBOOK)

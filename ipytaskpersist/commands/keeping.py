@@ -10,6 +10,7 @@ import click
 from ipytaskpersist import completion, views
 from ipytaskpersist.commands.definition import several, surface_and_manager, verbs, yes
 from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.paths import typed_path
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.references import check_tags
 from ipytaskpersist.surfaces import Surface
@@ -126,7 +127,7 @@ def backup(surface: Surface, file: Path | None) -> None:
         raise InvalidRequest("there is nothing to back up yet: no task has been stored")
     if str(file) == "-":
         raise InvalidRequest("a backup cannot go through a pipe; give the name of a file")
-    target = None if file is None else file.expanduser().absolute()
+    target = None if file is None else typed_path(file)
     if target is not None and target.exists():
         raise InvalidRequest(f"{target} exists already; nothing was written. Give another name")
     if target is not None and not target.parent.is_dir():
@@ -146,7 +147,7 @@ def restore(surface: Surface, file: Path, yes: bool) -> None:
     """Put the tasks of a backup in the place of those in the store, which is set aside."""
     from ipytaskpersist.store import restoring
 
-    manager, source = surface.manager, file.expanduser().absolute()
+    manager, source = surface.manager, typed_path(file)
     restoring.check(source)
     manager.reconcile()
     store = manager.store.open()

@@ -21,7 +21,7 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.exporting import Export
 from ipytaskpersist.importing import DOCUMENT_BYTES, Invalid, Report, import_file
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import make_durable, new_private
+from ipytaskpersist.paths import make_durable, new_private, typed_path
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection
@@ -84,7 +84,7 @@ def export(
     if output is None:
         surface.raw(pieces)
         return
-    size_bytes = write(output.expanduser(), pieces, force=force)
+    size_bytes = write(typed_path(output), pieces, force=force)
     click.echo(
         f"exported {counted(export.count, 'task')} of {counted(export.notebooks, 'notebook')} to "
         f"{output} ({size_bytes:,} bytes)"
@@ -144,7 +144,7 @@ def import_(surface: Surface, file: Path, dry_run: bool, as_json: bool) -> None:
     """Take the tasks of an exported file, or of one in an older shape, into the store."""
     manager = surface.manager
     report = import_file(
-        file.expanduser(),
+        typed_path(file),
         manager.store,
         manager.archives.all,
         manager.payloads,

@@ -24,6 +24,7 @@ from ipytaskpersist.errors import InvalidRequest, TaskNotDone
 from ipytaskpersist.handle import Task, failure
 from ipytaskpersist.harmless import harmless_output
 from ipytaskpersist.outputs import Output
+from ipytaskpersist.paths import typed_path
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import NotebookSurface, Surface
@@ -159,7 +160,7 @@ def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
 
 def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
     try:
-        with path.expanduser().open("wb") as file:
+        with typed_path(path).open("wb") as file:
             size = sum(file.write(piece) for piece in pieces)
     except OSError as error:
         raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error

@@ -208,6 +208,12 @@ class Model:
         for task in [task for task in self.live() if which(task)]:
             self.tasks[task.id] = task.moved(INTERRUPTED, reason)
 
+    def cancel_waiting(self, session: Session) -> None:
+        """What waits for a supervisor that there is not is cancelled by whoever looks."""
+        for task in [task for task in self.live() if _waiting_in(session)(task)]:
+            if task.is_cancel_asked:
+                self.tasks[task.id] = task.moved(CANCELLED, "cancelled")
+
     def reconcile(self) -> None:
         """Of all that is gone it is found out that it is gone."""
         for session in self.sessions.values():
@@ -220,6 +226,8 @@ class Model:
                 self.interrupt("supervisor died", _supervised_in(session))
                 session.supervised.clear()
         for session in self.sessions.values():
+            if not session.supervisor:
+                self.cancel_waiting(session)
             if not session.supervisor and session.end_reason is not None:
                 self.interrupt(session.end_reason, _waiting_in(session))
 
