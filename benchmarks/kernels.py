@@ -205,12 +205,12 @@ def notebook_of(state: Path) -> Path:
 
 
 def environment_for(state: Path) -> dict[str, str]:
-    """The environment of a process that keeps its tasks in `state`, without what is yours."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("IPYTASKPERSIST_", "JPY_", "JUPYTER", "IPYTHON"))
-    } | {
+    """The environment of a process that keeps its tasks in `state`, without what is yours.
+
+    Nor does it compile the package anew each time: nobody's kernel does.
+    """
+    yours = ("IPYTASKPERSIST_", "JPY_", "JUPYTER", "IPYTHON", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(yours)} | {
         "IPYTASKPERSIST_DIR": str(state),
         "IPYTASKPERSIST_NOTEBOOK": str(notebook_of(state)),
         "PYTHONPATH": str(CHECKOUT),

@@ -13,6 +13,7 @@ import pytest
 from kernels import NotebookKernel, end_processes_of
 
 from ipytaskpersist.archives import Archives
+from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.store import TaskStore
 
@@ -70,3 +71,10 @@ def archives(store: TaskStore) -> Iterator[Archives]:
     """The archives beside it."""
     with closing(Archives(store)) as archives:
         yield archives
+
+
+@pytest.fixture
+def manager(state_dir: Path) -> Iterator[BackgroundTasks]:
+    """What a command has, for the store in the private state directory."""
+    with closing(BackgroundTasks()) as manager:
+        yield manager

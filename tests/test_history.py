@@ -384,7 +384,9 @@ def big(store: TaskStore, session: object, **known: object) -> TaskRecord:
     return add_task(store, session, printed=random.randbytes(40_000), **known)  # type: ignore[arg-type]
 
 
-def test_upkeep_archives_what_is_old_and_takes_turns(store: TaskStore, state_dir: Path) -> None:
+def test_upkeep_archives_what_is_old_and_takes_turns(
+    store: TaskStore, archives: Archives, state_dir: Path
+) -> None:
     session = begin_session(store)
     old = add_task(store, session, age_days=31)
     kept = add_task(store, session, age_days=31, tags=["keep"])
@@ -398,7 +400,7 @@ def test_upkeep_archives_what_is_old_and_takes_turns(store: TaskStore, state_dir
     assert {task.id for task in store.tasks.select(Selection())} == {kept.id, young.id}
     assert everything(state_dir) == before
     assert not list((state_dir / "logs").iterdir())
-    for place in (store, Archives(store).open(f"{old.created_at:%Y-%m}")):
+    for place in (store, archives.open(f"{old.created_at:%Y-%m}")):
         with closing(SearchIndex(place)) as index:
             assert index.count() == place.statistics.count()
     assert stale.exists()  # it may be somebody's who is just writing it

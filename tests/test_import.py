@@ -630,7 +630,7 @@ def with_nonsense(document: Any, chance: random.Random) -> Any:
 
 
 def test_nonsense_anywhere_is_reported_or_harmless(
-    store: TaskStore, tmp_path: Path, lines: list[Document]
+    store: TaskStore, manager: BackgroundTasks, tmp_path: Path, lines: list[Document]
 ) -> None:
     """Whatever stands in whatever place: no error but a report, and what is taken can be shown."""
     seed = int.from_bytes(os.urandom(4))
@@ -651,7 +651,6 @@ def test_nonsense_anywhere_is_reported_or_harmless(
         with suppress(InvalidRequest):
             invalid += len(importing_into(store, path).invalid)
     assert invalid
-    manager = BackgroundTasks()
     tasks = manager.select(Selection())
     assert tasks
     for pieces in FORMATS.values():

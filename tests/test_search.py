@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ _numbers = itertools.count(1)
 class Past:
     """A store, and tasks put into it."""
 
-    def __init__(self, store: TaskStore) -> None:
+    def __init__(self, store: TaskStore, archives: Archives) -> None:
         self.store = store
-        self.archives = Archives(store)
+        self.archives = archives
 
     def begin(
         self, name: str = "", source: str = "pass", *, notebook: str = NOTEBOOK
@@ -120,9 +120,8 @@ class Past:
 
 
 @pytest.fixture
-def past(state_dir: Path) -> Iterator[Past]:
-    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
-        yield Past(store)
+def past(store: TaskStore, archives: Archives) -> Past:
+    return Past(store, archives)
 
 
 # What is found.
@@ -375,8 +374,9 @@ def test_an_index_of_another_store_is_made_anew(past: Past, tmp_path: Path) -> N
     """A damaged store is replaced by a backup, and then numbers its rows as the lost one did."""
     past.add("zebra")
     past.find("zebra")
-    with closing(TaskStore(StateDirectory(tmp_path / "other")).open()) as store:
-        other = Past(store)
+    with ExitStack() as opened:
+        store = opened.enter_context(closing(TaskStore(StateDirectory(tmp_path / "other")).open()))
+        other = Past(store, opened.enter_context(closing(Archives(store))))
         other.add("giraffe")
         other.add("giraffe")
         past.store.directory.search_index.replace(store.directory.search_index)
@@ -631,11 +631,9 @@ def test_a_terminal_shows_own_tasks_by_number_and_others_by_id(past: Past, state
 
 
 @pytest.fixture
-def surface(state_dir: Path) -> Iterator[Surface]:
+def surface(manager: BackgroundTasks) -> Surface:
     """What a terminal's command has."""
-    manager = BackgroundTasks()
-    yield Surface(manager)
-    manager.close()
+    return Surface(manager)
 
 
 def test_every_option_does_what_it_says(

@@ -140,7 +140,7 @@ class TaskStore:
         besides is saved as a backup, by whoever begins the new one. A store whose log was removed
         is given another file first.
         """
-        if self.database.is_replaced or self.database.has_lost_log:
+        if self.database.is_out_of_place:
             with self._succession:
                 said = self._succeed()
             if said:
@@ -149,7 +149,7 @@ class TaskStore:
 
     def _succeed(self) -> str:
         """Go on in the other file, unless another thread has just done so. Returns what to say."""
-        if not self.database.is_replaced and not self.database.has_lost_log:
+        if not self.database.is_out_of_place:
             return ""
         from ipytaskpersist.store import succession
 

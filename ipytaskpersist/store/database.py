@@ -166,13 +166,15 @@ class Database:
         can corrupt the file, so neither ever happens.
         """
         known = self._own()
-        if self.on_replaced is not None and self._shall_look(known):
-            if self.is_replaced or self.has_lost_log:
-                self.on_replaced()
-                known = self._own()
-            elif known is not None and self._beside is None:
-                self._beside = self._find_beside()
-        return known or self._open_own()
+        go_on_elsewhere = self.on_replaced
+        if go_on_elsewhere is not None and self._shall_look(known) and self.is_out_of_place:
+            go_on_elsewhere()
+            known = self._own()
+        known = known or self._open_own()
+        if self._beside is None:
+            # At once: later it could be another one already.
+            self._beside = self._find_beside()
+        return known
 
     def _shall_look(self, known: Any) -> bool:
         """Whether it is time to see if the open file still has its name."""
@@ -245,6 +247,8 @@ class Database:
             elif self.is_shared_by_hosts:
                 # Of the journal modes only WAL stays with the file.
                 connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
+            # Who has read something has opened the log, and nobody else removes it from then on.
+            connection.execute("PRAGMA user_version").fetchone()
         return connection
 
     def _close_for_ended_threads(self) -> None:
@@ -291,6 +295,11 @@ class Database:
         When nobody can tell, it is not.
         """
         return self._retired is not None or self._has_moved
+
+    @property
+    def is_out_of_place(self) -> bool:
+        """Whether the file that is open, or its log, has not its name any more."""
+        return self.is_replaced or self.has_lost_log
 
     @property
     def _has_moved(self) -> bool:
@@ -471,11 +480,15 @@ class Database:
     def damaged(self, why: str) -> StoreDamaged:
         """Leave a mark for whoever uses the store next, and return the error that says so."""
         with suppress(OSError):
-            os.close(open_private(self.directory.damage_mark, os.O_WRONLY))
+            self.leave_mark()
         return StoreDamaged(
             f"the store {self.path} is damaged ({why}); the next command, %bg_list, sets it "
             "aside and saves what can be read"
         )
+
+    def leave_mark(self) -> None:
+        """Have whoever opens the store next wait for its repair, or do it. Raises `OSError`."""
+        os.close(open_private(self.directory.damage_mark, os.O_WRONLY))
 
     def record(self, make: Callable[..., T], *given: Any) -> T:
         """What `make` makes of a row. Raises `StoreDamaged` for a row that nobody has written."""

@@ -81,16 +81,16 @@ def _renew(store: TaskStore, old: Retired, since: float) -> str:
 
     Only who has the log open still knows what is in it.
     """
-    path, mark = store.database.path, store.directory.damage_mark
+    path = store.database.path
     with one_at_a_time(store.directory):
         is_first = identity_of(path) == old.identity
         if is_first:
             copy = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
             store.write_copy(old.connection, copy)
-            mark.touch(mode=0o600)  # nobody opens what is there meanwhile
+            store.database.leave_mark()  # nobody opens what is there meanwhile
             move_log(path, path.with_name(f"{path.stem}-left-{time.time_ns()}.db"))
             copy.replace(path)
-            mark.unlink(missing_ok=True)
+            store.directory.damage_mark.unlink(missing_ok=True)
     if not is_first:
         return _move(store, old, since)  # another process has done so, or has repaired it
     store.begin_anew()

@@ -64,7 +64,7 @@ class Trap:
 
 
 def test_no_pickle_of_it_is_loaded_whatever_is_asked(
-    store: TaskStore, tmp_path: Path, mark: Path
+    store: TaskStore, manager: BackgroundTasks, tmp_path: Path, mark: Path
 ) -> None:
     data = base64.b64encode(pickle.dumps(Trap(mark))).decode()
     for number, signature in enumerate(("0" * 64, "f" * 64, None), 1):
@@ -74,7 +74,6 @@ def test_no_pickle_of_it_is_loaded_whatever_is_asked(
         task = a_task(number, state="completed", reason=None, exit_code=0, history=[],
                       results=[result, variable, inputs])  # fmt: skip
         assert len(taken(store, write(tmp_path / "f.jsonl", lines(task))).ids) == 1
-    manager = BackgroundTasks()
     for task in manager.select(Selection()):
         for kept in (manager.store.results.get(task.key, name) for name in ("", "x", "<inputs>")):
             if kept is not None and kept.path is not None:
@@ -117,8 +116,8 @@ def test_a_task_of_the_name_and_notebook_of_ones_own_is_not_run_by_mistake(
     assert "imported" in kernel.run("%bg_show train --json").text
     kernel.run("%bg_cancel --all", check=False)
     assert "train" in kernel.run("%bg_list").text
-    manager = BackgroundTasks()
-    with closing(manager.store.open()) as store:
+    with closing(BackgroundTasks()) as manager:
+        store = manager.store.open()
         found = store.tasks.by_name(own.key, "train")
         assert found is not None
         assert found.state is TaskState.INTERRUPTED, "whatever a file says, nothing of it runs"
@@ -165,7 +164,9 @@ def test_what_was_imported_stays_imported(store: TaskStore, tmp_path: Path) -> N
      "\\\\host\\share", "~/escape", "$HOME/escape", "escape\x00.ipynb", "a" * 4000, "..", "."],
     ids=repr,
 )  # fmt: skip
-def test_no_name_in_it_is_used_as_a_path(store: TaskStore, tmp_path: Path, name: str) -> None:
+def test_no_name_in_it_is_used_as_a_path(
+    store: TaskStore, manager: BackgroundTasks, tmp_path: Path, name: str
+) -> None:
     """Of a task, a session, a notebook, a directory, a variable."""
     before = tree(tmp_path) - {"f.jsonl"}
     data = base64.b64encode(b"\x80\x04K\x01.").decode()
@@ -179,7 +180,6 @@ def test_no_name_in_it_is_used_as_a_path(store: TaskStore, tmp_path: Path, name:
         a_task(4, runner="process", process={**PROCESS, "directory": name}),
     ]
     taken(store, write(tmp_path / "f.jsonl", lines(*tasks, session=session)))
-    manager = BackgroundTasks()
     for task in manager.select(Selection()):
         manager.payloads.delete(task.id)
     new = {path for path in tree(tmp_path) - before if not path.startswith("state/")}
@@ -188,14 +188,13 @@ def test_no_name_in_it_is_used_as_a_path(store: TaskStore, tmp_path: Path, name:
 
 
 def test_a_number_that_no_json_has_does_not_poison_the_store(
-    store: TaskStore, tmp_path: Path
+    store: TaskStore, manager: BackgroundTasks, tmp_path: Path
 ) -> None:
     """1e999 is infinity once it is read: nothing could ever be exported again."""
     task = json.dumps(a_task(1, provenance={"x": "INF"})).replace('"INF"', "1e999")
     report = taken(store, write(tmp_path / "f.jsonl", [*lines()[:2], task, a_task(2), lines()[-1]]))
     assert [invalid.position for invalid in report.invalid] == ["line 3"]
     assert len(report.ids) == 1
-    manager = BackgroundTasks()
     assert b"".join(Export(manager, manager.select(Selection())).lines())
 
 

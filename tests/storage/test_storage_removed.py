@@ -149,6 +149,22 @@ def test_what_is_beside_the_store_is_removed_while_a_kernel_prints(
     assert not (state_dir / "tasks.db.damaged").exists()
 
 
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "known"])
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_what_is_beside_the_store_is_missed_from_the_moment_on_in_which_it_was_opened(
+    state_dir: Path, suffix: str, is_new: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only once somebody had the time to look at it."""
+    if not is_new:
+        TaskStore(StateDirectory(state_dir)).open().close()
+    with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
+        assert store.upkeep.claim("a row in the log", 0)
+        (state_dir / f"tasks.db{suffix}").unlink()
+        until(lambda: store.tasks.count(Selection()) == 0 and store.replacements, 60, "a new store")
+        assert store.database.row("SELECT count(*) FROM upkeep") == (1,)
+    assert "was removed while this session used it" in capsys.readouterr().err
+
+
 HOLDER = """
 import sys
 from pathlib import Path
