@@ -152,10 +152,14 @@ class Launcher:
 
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._host.threads
-        threads.get_ready()
-        record = self._host.store.tasks.insert(new)
+        worker = threads.reserve()
+        try:
+            record = self._host.store.tasks.insert(new)
+        except BaseException:
+            threads.give_back(worker)
+            raise
         self._host.launched(record)
-        threads.launch(record, work, lambda: self._host.tell_end(record.key))
+        threads.launch(record, work, lambda: self._host.tell_end(record.key), worker)
         return record
 
     # Shell commands.

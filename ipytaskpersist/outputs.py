@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
-from ipytaskpersist.screen import LINE_CHARACTERS, Screen
+from ipytaskpersist.screen import Screen, beginning
 from ipytaskpersist.store import TaskStore
 
 Output = dict[str, Any]
@@ -234,8 +234,8 @@ def last_lines(store: TaskStore, task_key: int, count: int) -> list[str]:
             if row >= len(before) or line != before[row]:
                 written[kind, row] = turn
     places = sorted(written, key=lambda place: (written[place], place[1]))
-    lines = [screens[kind].rows[row].rstrip() for kind, row in places]
-    return [line[:LINE_CHARACTERS] for line in lines if line][-count:]
+    lines = [beginning(screens[kind].rows[row]) for kind, row in places]
+    return [line for line in lines if line][-count:]
 
 
 def _last_pieces(store: TaskStore, task_key: int) -> list[tuple[OutputKind, str]]:

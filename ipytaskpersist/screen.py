@@ -102,6 +102,14 @@ class Screen:
             self.rows[self.row] = ""
 
 
+def beginning(line: str) -> str:
+    """As much of a visible line as is shown of it; empty when it is blank.
+
+    What a cursor move has put further to the right is shown as well: a terminal has its edge there.
+    """
+    return line[:LINE_CHARACTERS].rstrip() or line.strip()[:LINE_CHARACTERS]
+
+
 def visible_lines(text: str) -> list[str]:
     """The lines that a terminal would show of `text`, without colours."""
     screen = Screen()

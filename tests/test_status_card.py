@@ -144,6 +144,8 @@ def test_the_last_lines_are_those_that_a_terminal_would_show(store: TaskStore) -
     value = b'{"data": {"text/plain": "0.93"}, "metadata": {}, "execution_count": 1}'
     assert put(store, key, (OutputKind.EXECUTE_RESULT, value))[-2:] == ["end", "0.93"]
     assert put(store, key, (OutputKind.CLEAR_OUTPUT, b'{"wait": true}'), (out, b"new")) == ["new"]
+    # As far to the right as a terminal reaches, wherever that is.
+    assert put(store, key, (out, b"\n\x1b[999999Gat the edge\n"))[-1] == "at the edge"
 
 
 # In a real kernel.

@@ -65,24 +65,34 @@ class ThreadRunner:
         self._outcomes: dict[int, Outcome] = {}
         self._ended: dict[int, threading.Event] = {}
 
-    def get_ready(self) -> None:
-        """Make sure of the threads that a task needs, before it is recorded.
+    def reserve(self) -> Worker:
+        """The thread for a task that is not recorded yet: a task without one would wait for ever.
 
         Raises `NoThread`.
         """
         self._recorder.start()
-        if not self._idle:
-            self._idle.append(Worker())
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Worker()
 
-    def launch(self, record: TaskRecord, work: Work, on_end: Callable[[], None]) -> None:
-        """Start the thread of a task that the store has as pending."""
+    def give_back(self, worker: Worker) -> None:
+        """Keep a thread that has nothing to do for the next task."""
+        if len(self._idle) < IDLE_WORKERS:
+            self._idle.append(worker)
+        else:
+            worker.retire()
+
+    def launch(
+        self, record: TaskRecord, work: Work, on_end: Callable[[], None], worker: Worker
+    ) -> None:
+        """Run a task that the store has as pending in the thread that is reserved for it."""
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
         task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
-        worker = self._idle.pop() if self._idle else Worker()
         worker.do(lambda: self._run(task, work, foreground, worker, on_end))
 
     def _run(
@@ -121,10 +131,10 @@ class ThreadRunner:
         Before the end is told, so that a cell launched after it finds its predecessor's thread:
         some objects, as sqlite3's connections, are bound to one.
         """
-        if task.cancelled or len(self._idle) >= IDLE_WORKERS:
+        if task.cancelled:
             worker.retire()
         else:
-            self._idle.append(worker)
+            self.give_back(worker)
 
     def _record_end(
         self, task: ActiveTask, outcome: Outcome, result: ResultRecord | None, ended: float

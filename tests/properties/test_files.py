@@ -37,7 +37,7 @@ from properties.model import Known, imported
 from properties.profiles import tried
 from properties.test_output_round_trips import Event, histories
 from properties.texts import any_text
-from properties.world import Templates, folder, observed
+from properties.world import Templates, as_told, folder, observed
 
 count = itertools.count()
 words = st.text(max_size=12)
@@ -290,7 +290,7 @@ def test_a_file_that_was_cut_off_brings_only_whole_tasks(good_file: bytes, at: i
         whole, place = places.new(), places.new()
         assert whole.take(good_file).invalid == []
         known = observed(whole.store)
-        part = good_file[: at % len(good_file)]
+        part = good_file[: at % len(good_file.rstrip())]
         with suppress(InvalidRequest):
             assert place.take(part).invalid
         found = observed(place.store)
@@ -337,6 +337,7 @@ def changed(content: bytes, how: str, place: int, data: bytes) -> bytes:
 def test_a_file_that_was_changed_brings_whole_tasks_or_says_why_not(
     good_file: bytes, how: list[tuple[str, int, bytes]]
 ) -> None:
+    """When a task has ended, and why, is what the file says."""
     content = good_file
     for each in how:
         content = changed(content, *each)
@@ -345,16 +346,16 @@ def test_a_file_that_was_changed_brings_whole_tasks_or_says_why_not(
         try:
             report = place.take(content)
         except InvalidRequest:
-            assert observed(place.store) == {}
+            assert as_told(place.store) == {}
             return
         assert place.is_whole()
-        found = observed(place.store)
+        found = as_told(place.store)
         assert sorted(found) == sorted(report.ids)
         assert all(not task.is_live and task.is_imported for task in found.values())
         # What came is whole: it can leave again, and come back.
         other = places.new()
         assert other.take(place.export(Export.lines)).invalid == []
-        assert observed(other.store) == found
+        assert as_told(other.store) == found
         again = place.take(content)
         assert again.ids == []
 

@@ -211,7 +211,14 @@ class World:
 
 
 def observed(store: TaskStore) -> dict[str, Known]:
-    """All that a store knows of its tasks."""
+    """All that a store knows of its tasks, whose times and reasons go together."""
+    for task in store.tasks.select(Selection()):
+        _check_times(store, task)
+    return as_told(store)
+
+
+def as_told(store: TaskStore) -> dict[str, Known]:
+    """All that a store knows of its tasks, of which some came in a file that somebody changed."""
     notebooks = {notebook.key: notebook.uid for notebook in store.sessions.notebooks()}
     return {
         task.id: _known(store, task, notebooks[task.notebook_key])
@@ -219,13 +226,16 @@ def observed(store: TaskStore) -> dict[str, Known]:
     }
 
 
-def _known(store: TaskStore, task: TaskRecord, notebook: str) -> Known:
+def _check_times(store: TaskStore, task: TaskRecord) -> None:
     history = store.tasks.history(task.key)
     assert [event.at for event in history] == sorted(event.at for event in history), task
     times = [task.created_at, task.started_at, task.ended_at]
     assert (given := [at for at in times if at is not None]) == sorted(given), task
     assert history[0].at == task.created_at
     assert history[-1].reason == task.reason
+
+
+def _known(store: TaskStore, task: TaskRecord, notebook: str) -> Known:
     return Known(
         id=task.id,
         number=task.number,
@@ -239,7 +249,7 @@ def _known(store: TaskStore, task: TaskRecord, notebook: str) -> Known:
         state=task.state,
         reason=task.reason,
         exit_code=task.exit_code,
-        history=tuple(event.state for event in history),
+        history=tuple(event.state for event in store.tasks.history(task.key)),
         printed=_printed(store, task),
         progress=task.progress,
         is_cancel_asked=task.cancel_requested_at is not None,
