@@ -176,7 +176,21 @@ class Model:
             found = text if text in place else _called(_of_notebook(place, notebook), text)
             if found is not None:
                 break
+        if found not in (None, text):
+            self._refuse_several(notebook, text, found)
         return found
+
+    def _refuse_several(self, notebook: str | None, text: str, found: str) -> None:
+        """An id that begins as the found one may be in an archive, too."""
+        places = (self.tasks, *self.archives.values())
+        begun = {
+            task.id: task
+            for place in places
+            for task in _of_notebook(place, notebook)
+            if task.id.startswith(text)
+        }
+        if len(begun) > 1 and found in begun and begun[found].name != text:
+            raise Ambiguous
 
     def to_resume(self, notebook: str) -> list[str]:
         """The interrupted tasks that nobody has run again."""
