@@ -27,6 +27,15 @@ from ipytaskpersist.errors import (
     StoreError,
 )
 from ipytaskpersist.paths import StateDirectory, new_private, open_private
+from ipytaskpersist.store.files import (
+    Beside,
+    Identity,
+    beside,
+    identity_of,
+    log_of,
+    move_log,
+    read_options,
+)
 from ipytaskpersist.store.filesystems import NETWORK_MODE, journal_mode_for
 from ipytaskpersist.store.words import in_words
 
@@ -61,10 +70,6 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _has_inherited = False
 """Whether this process was forked from one that had connections."""
 T = TypeVar("T")
-Identity = tuple[int, int]
-"""Device and inode: which file it is, whatever its name."""
-Beside = tuple[Identity | None, Identity | None]
-"""The log and the memory shared by all who use the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class Database:
     @property
     def log(self) -> Path:
         """The write-ahead log, to which every commit is written."""
-        return self.path.with_name(self.path.name + "-wal")
+        return log_of(self.path)
 
     @cached_property
     def is_shared_by_hosts(self) -> bool:
@@ -322,7 +327,7 @@ class Database:
         if self.read_only or self.is_shared_by_hosts:
             return None
         try:
-            found = identity_of(self.log), identity_of(shared_memory(self.path))
+            found = beside(self.path)
         except OSError:
             return self._beside
         return None if self._beside is None and None in found else found
@@ -515,37 +520,6 @@ if hasattr(os, "register_at_fork"):
 
 
 SQLITE_VERSION: str = sqlite3.sqlite_version
-
-
-def identity_of(path: Path) -> Identity | None:
-    """Which file has this name; None when none has. Raises `OSError` when nobody can tell."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-def shared_memory(path: Path) -> Path:
-    """What all who use a database file agree in about its log."""
-    return path.with_name(path.name + "-shm")
-
-
-def read_options(path: Path) -> str:
-    """How a database file is opened to be read: without leaving a log beside it.
-
-    A file that nobody has open, and whose changes are all in it, needs none; on a medium that
-    cannot be written there could not be one.
-    """
-    has_log = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
-    return "mode=ro" if has_log else "mode=ro&immutable=1"
-
-
-def move_log(path: Path, target: Path) -> None:
-    """Give what SQLite keeps beside a file another name, as if it were that of another file."""
-    for suffix in ("-wal", "-shm", "-journal"):
-        with suppress(OSError):
-            Path(f"{path}{suffix}").rename(f"{target}{suffix}")
 
 
 def _may_be_using_it(thread: threading.Thread | None) -> bool:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable
 from ipytaskpersist.records import OutputKind, TaskState
-from ipytaskpersist.store.database import identity_of, move_log, read_options, sqlite3
+from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.store.files import identity_of, move_log, read_options
 from ipytaskpersist.store.migrations import (
     FILL_UIDS,
     STEPS,

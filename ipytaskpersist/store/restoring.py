@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.paths import new_private
 from ipytaskpersist.records import RESTORED
-from ipytaskpersist.store.database import read_options, sqlite3
+from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.store.files import read_options
 from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import COPIED
 from ipytaskpersist.store.repair import is_whole

@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.store.database import (
-    Database,
-    Identity,
-    Retired,
-    identity_of,
-    move_log,
-    sqlite3,
-)
+from ipytaskpersist.store.database import Database, Retired, sqlite3
+from ipytaskpersist.store.files import Identity, identity_of, log_of, move_log
 from ipytaskpersist.store.locks import exclusive, one_at_a_time
 from ipytaskpersist.store.migrations import create_triggers, drop_triggers
 from ipytaskpersist.store.repair import UNREADABLE, raise_counter
@@ -111,7 +105,7 @@ def _move(store: TaskStore, old: Retired, since: float) -> str:
     if old.connection is not None:
         _carry(old.connection, store.database, store.session_id, since, carried)
     # Without its log a renamed file has not got all that was written to it.
-    is_left = now is not None and (store.database.is_shared_by_hosts or _has_log(now))
+    is_left = now is not None and (store.database.is_shared_by_hosts or log_of(now).exists())
     rescued = None if is_left or old.connection is None else _rescue(store, old)
     return _in_words(store.database.path, carried, now, rescued)
 
@@ -120,10 +114,6 @@ def _file_of(directory: StateDirectory, identity: Identity | None) -> Path | Non
     """The name that the old file has now, where it is in the state directory."""
     found = (file for file in directory.root.glob("*.db") if identity_of(file) == identity)
     return next(found, None)
-
-
-def _has_log(file: Path) -> bool:
-    return Path(f"{file}-wal").exists()
 
 
 def _rescue(store: TaskStore, old: Retired) -> Path | None:
