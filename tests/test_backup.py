@@ -112,6 +112,24 @@ def test_a_restore_knows_the_numbers_that_archives_hold(store: TaskStore) -> Non
     assert add_task(store, session).number == 4
 
 
+@pytest.mark.parametrize("way", ["restore", "archive"])
+def test_each_notebook_goes_on_counting_by_itself(store: TaskStore, way: str) -> None:
+    """Whichever of them was there first, and whatever the others have counted to."""
+    first, second = (begin_session(store, f"/home/ada/{name}.ipynb") for name in "ab")
+    tasks = add_tasks(store, first, 5) + add_tasks(store, second, 2)
+    if way == "restore":
+        restore(store, store.back_up())
+    else:
+        with closing(Archives(store)) as archives:
+            archives.archive(tasks)
+            archives.unarchive(archives.select(Selection()))
+    assert {task.notebook: task.number for task in store.tasks.select(Selection())} == {
+        "/home/ada/a.ipynb": 5,
+        "/home/ada/b.ipynb": 2,
+    }
+    assert [add_task(store, session).number for session in (first, second)] == [6, 3]
+
+
 def test_what_ran_when_the_backup_was_made_is_interrupted(store: TaskStore) -> None:
     task = add_task(store, begin_session(store), state=TaskState.RUNNING)
     backup = store.back_up()

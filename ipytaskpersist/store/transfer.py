@@ -106,8 +106,8 @@ def copy_sessions(connection: Any, ids: str) -> None:
     )
     # A number is never used again, whatever the file says into which its task is copied.
     connection.execute(
-        f"""UPDATE main.notebooks SET last_number = max(last_number, (
-            SELECT last_number FROM origin.notebooks WHERE origin.notebooks.uid = notebooks.uid))
+        f"""UPDATE main.notebooks AS here SET last_number = max(last_number, (
+            SELECT there.last_number FROM origin.notebooks AS there WHERE there.uid = here.uid))
         WHERE uid IN (SELECT uid FROM origin.notebooks WHERE key IN ({needed}))"""
     )
     columns = [name for name in _columns(connection, "sessions") if name != "notebook_key"]
