@@ -284,6 +284,42 @@ def test_an_id_that_is_taken_is_replaced_and_the_old_one_kept(
     assert "7 were there already" in command(other, "import", back).stdout
 
 
+def test_two_notebooks_stay_two_though_one_has_the_name_that_the_other_had(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    """The kernel of one went on when it was renamed to the path of the other."""
+    host = ProcessIdentity.own()
+    sessions = [("1", "a", "first"), ("2", "b", "second"), ("3", "a", "second")]
+    with opened(state_dir) as store:
+        for number, name, kernel in sessions:
+            at = f"/home/ada/{name}.ipynb"
+            session = store.sessions.begin(
+                SessionIdentity(f"{number * 8}-x", "kernel", at, True, kernel, host)
+            )
+            task = new_task(store, session)
+            store.tasks.start(task.key, time.time())
+            store.tasks.end(task.key, TaskState.COMPLETED, None, 0, time.time())
+        assert [task.number for task in tasks_in(store)] == [1, 1, 2]
+    file = tmp_path / "both.jsonl"
+    command(state_dir, "export", "--all", "--output", file)
+    other, again = tmp_path / "other", tmp_path / "again.jsonl"
+    command(other, "import", file)
+    with opened(other) as store:
+        assert [task.number for task in tasks_in(store)] == [1, 1, 2]
+        assert len({task.notebook_key for task in tasks_in(store)}) == 2
+    command(other, "export", "--all", "--output", again)
+    told = ("id", "notebook", "path", "has_path")
+    sent, returned = (
+        [
+            [line[name] for name in told]
+            for line in map(json.loads, each.read_text(encoding="utf-8").splitlines())
+            if line["type"] == "session"
+        ]
+        for each in (file, again)
+    )
+    assert returned == sent
+
+
 def test_numbers_and_ids_in_an_archive_are_taken_too(
     state_dir: Path, exported: Path, lines: list[Document]
 ) -> None:

@@ -41,6 +41,9 @@ ORIGINAL = "json_extract(provenance, '$.original_id')"
 # The plus sign keeps SQLite from the index of sessions: there are many tasks in one.
 SAME = f"""+session_id = ?1 AND tasks.created_at = ?2
     AND (id IN (?3, ?4) OR {ORIGINAL} IN (?3, ?4))"""
+IS_OWN = """coalesce((SELECT max(json_extract(provenance, '$.imported_at') IS NULL)
+    FROM tasks WHERE session_id = sessions.id), 1)"""
+"""Whether a session is one of this store: it has a task that was not imported, or none."""
 SAME_WHENEVER = f"session_id = ?1 AND {ORIGINAL} = ?4 AND ?2 = ?2 AND ?3 = ?3"
 
 Complete = Callable[[str], Sequence[ResultRecord]]
@@ -168,15 +171,18 @@ class Importer:
         return key
 
     def _notebook(self, connection: Any, session: PortableSession) -> int:
-        """The notebook with this uid, else the one at this path of this host, else a new one."""
+        """The notebook with this uid, else the one at work at this path of this host, or a new one.
+
+        Two notebooks of a file stay two, though one was renamed to where the other had been.
+        """
         notebook = session.notebook
         row = (
             connection.execute(
                 "SELECT key FROM notebooks WHERE uid = ?", (notebook.uid,)
             ).fetchone()
             or connection.execute(
-                """SELECT notebook_key FROM sessions WHERE path = ? AND host = ? AND has_path AND ?
-            ORDER BY started_at DESC LIMIT 1""",
+                f"""SELECT notebook_key FROM sessions WHERE path = ? AND host = ? AND has_path
+                AND {IS_OWN} AND ? ORDER BY started_at DESC LIMIT 1""",
                 (storable(session.path), storable(session.host), int(session.has_path)),
             ).fetchone()
         )
@@ -304,10 +310,11 @@ def _insert_session(connection: Any, session: PortableSession, notebook_key: int
 def _keeps_path(connection: Any, session: PortableSession, notebook_key: int) -> bool:
     """Whether later sessions at its path belong to its notebook.
 
-    Not where another notebook of this store has the path: its kernels go on to belong to that.
+    Not where a notebook that was at work here has the path: its kernels go on to belong to that.
     """
     row = connection.execute(
-        "SELECT 1 FROM sessions WHERE path = ? AND has_path AND notebook_key <> ? LIMIT 1",
+        f"""SELECT 1 FROM sessions WHERE path = ? AND has_path AND notebook_key <> ?
+        AND {IS_OWN} LIMIT 1""",
         (storable(session.path), notebook_key),
     ).fetchone()
     return session.has_path and row is None

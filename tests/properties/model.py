@@ -289,9 +289,16 @@ class Model:
                 self._take_in_session(exported.sessions[task.session])
         return [task.id for task in new]
 
+    def _is_own(self, session: Session) -> bool:
+        """Whether a session has a task in the store that was not imported, or none."""
+        tasks = [task for task in self.tasks.values() if task.session == session.id]
+        return not all(task.is_imported for task in tasks) or not tasks
+
     def _take_in_session(self, session: Session) -> None:
         others = (each for each in self.sessions.values() if each.notebook != session.notebook)
-        is_taken = any(each.path == session.path and each.has_path for each in others)
+        is_taken = any(
+            each.path == session.path and each.has_path and self._is_own(each) for each in others
+        )
         self.sessions[session.id] = replace(
             without_processes(session),
             end_reason=session.end_reason or "was active when it was exported",
