@@ -382,7 +382,7 @@ def variables(task: object) -> dict[str, str]:
 def test_a_task_has_the_environment_of_the_process_that_launches_it_at_launch(
     session: BackgroundTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PWD", os.getcwd())  # where it is missing, a shell makes one
+    monkeypatch.setenv("PWD", str(Path.cwd()))  # where it is missing, a shell makes one
     monkeypatch.setenv("CHANGES", "first")
     monkeypatch.setenv("GOES", "soon")
     finish("true")
