@@ -42,7 +42,7 @@ from ipytaskpersist.store import TaskStore
 
 LOOK_S = 0.01
 """How long after a look at the store the next one comes at the earliest."""
-LET_REPLY_S = 0.003
+LET_REPLY_S = 0.012
 """How long after a change was told: the cell that has launched a task replies first, and does not
 share its cores with the start of a process meanwhile."""
 POLLED_LOOK_S = 0.02
