@@ -41,10 +41,11 @@ ORIGINAL = "json_extract(provenance, '$.original_id')"
 # The plus sign keeps SQLite from the index of sessions: there are many tasks in one.
 SAME = f"""+session_id = ?1 AND tasks.created_at = ?2
     AND (id IN (?3, ?4) OR {ORIGINAL} IN (?3, ?4))"""
-IS_OWN = """coalesce((SELECT max(json_extract(provenance, '$.imported_at') IS NULL)
-    FROM tasks WHERE session_id = sessions.id), 1)"""
-"""Whether a session is one of this store: it has a task that was not imported, or none."""
 SAME_WHENEVER = f"session_id = ?1 AND {ORIGINAL} = ?4 AND ?2 = ?2 AND ?3 = ?3"
+IS_OWN = """(NOT EXISTS (SELECT 1 FROM tasks WHERE session_id = sessions.id)
+    OR EXISTS (SELECT 1 FROM tasks WHERE session_id = sessions.id
+        AND json_extract(provenance, '$.imported_at') IS NULL))"""
+"""Whether a session is one of this store: it has a task that was not imported, or none."""
 
 Complete = Callable[[str], Sequence[ResultRecord]]
 """Gives the results of a task when its id in this store is certain."""
