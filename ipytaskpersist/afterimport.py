@@ -1,12 +1,13 @@
-"""Call a function with a module as soon as it has been imported, or at once where it has been."""
+"""Call a function with a module each time it has been imported, or at once where it has been."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
@@ -16,39 +17,75 @@ Route = Callable[[Any, Patches], None]
 
 
 def after_import(routes: Mapping[str, Route], patches: Patches) -> None:
-    """Call each function with the module of its name, now or when it comes, until the undoing."""
-    missing = {}
-    for name, route in routes.items():
-        if name in sys.modules:
-            route(sys.modules[name], patches)
-        else:
-            missing[name] = route
-    finder = _Finder(missing, patches)
+    """Call each function with the module of its name, now and whenever it is imported.
+
+    A module that another thread is just importing is waited for. A module that is reloaded, or
+    removed from ``sys.modules`` and imported again, counts as imported again.
+    """
+    finder = _Finder(routes, patches)
     sys.meta_path.insert(0, finder)
     patches.on_undo(lambda: sys.meta_path.remove(finder))
+    for name, route in routes.items():
+        if _is_imported(name) and name not in finder.seen:
+            route(sys.modules[name], patches)
+
+
+def _is_imported(name: str) -> bool:
+    """Whether a module is there, and whole: one that is still being imported is seen by a finder.
+
+    Unless its import began before the finder was there, in another thread: that one is waited for,
+    by importing it here as well.
+    """
+    module = sys.modules.get(name)
+    if getattr(getattr(module, "__spec__", None), "_initializing", False):
+        try:
+            importlib.import_module(name)
+        except Exception:  # whatever its import raises there, it will raise again when asked for
+            return False
+    return sys.modules.get(name) is not None
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds what the others find, and sees it loaded."""
+    """Finds what the other finders find, and sees it loaded."""
 
-    def __init__(self, routes: dict[str, Route], patches: Patches) -> None:
+    def __init__(self, routes: Mapping[str, Route], patches: Patches) -> None:
         self._routes = routes
         self._patches = patches
-        self._looking: set[str] = set()
+        self.seen: set[str] = set()
+        """The modules that were imported since it is there."""
+        self._asking: set[tuple[int, str]] = set()
+        """Which threads ask the other finders for which modules: one of them may ask this again."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in self._routes or fullname in self._looking:
+        question = (get_ident(), fullname)
+        if fullname not in self._routes or question in self._asking:
             return None
-        self._looking.add(fullname)
+        self._asking.add(question)
         try:
-            spec = importlib.util.find_spec(fullname)
+            spec = self._ask_others(fullname, path, target)
         finally:
-            self._looking.discard(fullname)
+            self._asking.discard(question)
         if spec is not None and spec.loader is not None:
             self._watch(spec.loader, fullname)
         return spec
+
+    def _ask_others(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """What the first of the other finders says that knows the module.
+
+        Not `importlib.util.find_spec`: that imports the parent package, for which another thread
+        may wait that itself holds what this thread has to wait for.
+        """
+        for finder in [*sys.meta_path]:
+            find_spec = getattr(finder, "find_spec", None)
+            if finder is not self and find_spec is not None:
+                spec: importlib.machinery.ModuleSpec | None = find_spec(fullname, path, target)
+                if spec is not None:
+                    return spec
+        return None
 
     def _watch(self, loader: Any, name: str) -> None:
         plain_exec = loader.exec_module
@@ -56,8 +93,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             plain_exec(module)
             # Not before: who only looks for the module, or fails to import it, may try again.
-            route = self._routes.pop(name, None)
-            if route is not None:
-                route(module, self._patches)
+            self.seen.add(name)
+            if not self._patches.are_undone:
+                self._routes[name](module, self._patches)
 
         loader.exec_module = exec_module
