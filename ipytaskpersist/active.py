@@ -48,6 +48,8 @@ class ActiveTask:
         self._record = self.recording.write
         self.is_forked = False
         """Whether this is the copy in a child that the task has forked."""
+        self.displays: set[str] = set()
+        """The ids of the displays that it has shown, by which they can be updated."""
         self.figures: dict[str, Any] = {}
         """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
         self.shown_error: tuple[str, str] | None = None

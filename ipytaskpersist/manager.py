@@ -222,7 +222,16 @@ class BackgroundTasks(TaskSettings):
             watch=self._obey_cancel_requests,
         )
         self.install_capture()
-        return ThreadRunner(self._recorder, self.payloads, self._text_form)
+        threads = ThreadRunner(self._recorder, self.payloads, self._text_form)
+        self._on_event("pre_run_cell", threads.contexts.before_cell)
+        self._on_event("post_run_cell", threads.contexts.after_cell)
+        return threads
+
+    def _on_event(self, event: str, call: Callable[..., None]) -> None:
+        """Call a function at an event of the shell, until everything is put back."""
+        if self.shell is not None and self._patches is not None:
+            self.shell.events.register(event, call)
+            self._patches.on_undo(lambda: self.shell.events.unregister(event, call))
 
     def install_capture(self) -> None:
         """Route output to tasks from now on."""

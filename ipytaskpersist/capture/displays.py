@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 _displayed_by: dict[str, ActiveTask] = {}
-"""Which task first showed a display with this id: updates go there, whoever makes them."""
+"""Which task showed the last display with this id. Updates go there, whoever makes them, unless the
+task that makes them has shown one of its own."""
 
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
@@ -75,27 +76,37 @@ def _clear_output_of_class(plain: Callable[..., None]) -> Callable[..., None]:
 def publish_for_task(data: Any, metadata: Any, options: dict[str, Any]) -> bool:
     """Record a display for the task that it belongs to. Returns False when the front end gets it.
 
-    An update belongs to the task that first showed the display. A task that updates a display of
-    the foreground has named it by its id, and means it.
+    A display belongs to the task that shows it, also where an earlier one had the same id. An
+    update belongs to the calling task where that has shown such a display, else to the task that
+    showed the last one. A task that updates a display of the foreground names it by its id, and
+    means it.
     """
     task = active_task.get()
     transient = options.get("transient") or {}
     display_id, update = transient.get("display_id"), bool(options.get("update"))
-    owner = _displayed_by.get(display_id, task) if display_id else task
-    if update and display_id not in _displayed_by:
-        return False
     if task is None and not update:
+        _displayed_by.pop(display_id, None)  # it is the foreground's from now on
         return False
-    assert owner is not None
+    owner = _owner(task, display_id) if update else task
+    if owner is None:
+        return False
     content = {"data": clean(data), "metadata": metadata or {}, "transient": transient}
     captured = redirects.get().get(OutputKind.DISPLAY_DATA)
     if task is not None and captured is not None:
         captured.append({**content, "update": update})
         return True
-    if display_id and not update and task is not None:
-        _displayed_by[display_id] = task
+    if display_id and not update:
+        _displayed_by[display_id] = owner
+        owner.displays.add(display_id)
     record_display(owner, content, update=update)
     return task is not None
+
+
+def _owner(task: ActiveTask | None, display_id: Any) -> ActiveTask | None:
+    """The task to whose outputs an update belongs; None for a display of the foreground."""
+    if task is not None and display_id in task.displays:
+        return task
+    return _displayed_by.get(display_id)
 
 
 def record_display(task: ActiveTask, content: dict[str, Any], *, update: bool = False) -> None:
