@@ -10,7 +10,7 @@ import ctypes
 import threading
 import time
 from _thread import LockType, allocate_lock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ class ActiveTask:
         Raises `TaskCancelled` when it was cancelled before.
         """
         self._thread_id = threading.get_ident()
-        FOREGROUND.tasks.add(self)
+        FOREGROUND.begin_task(self)
         with self._lock:
             self._cancellable = True
         if self.cancelled:
@@ -198,28 +198,51 @@ class Silence:
 
 
 class Foreground:
-    """Whether the foreground runs code of a person's own, and which tasks run beside it."""
+    """Whether the foreground runs code of a person's own, and which tasks run beside it.
+
+    By this is known to whom what arrives on the process's own file descriptors belongs. So before
+    any of it changes, what has arrived already is let through.
+    """
 
     def __init__(self) -> None:
         self.is_busy = True
         self.tasks: set[ActiveTask] = set()
+        self.settle: Callable[[], None] = _nothing_arrives
+        """Waits until what has been written to the file descriptors so far has been read."""
+
+    def begin_task(self, task: ActiveTask) -> None:
+        """A task begins to run."""
+        self.settle()
+        self.tasks.add(task)
+
+    def end_task(self, task: ActiveTask) -> None:
+        """A task has run."""
+        if task in self.tasks:
+            self.settle()
+            self.tasks.discard(task)
 
     def begin_cell(self, info: Any = None) -> None:
         """A foreground cell begins. One of this package's own commands is no code of a person."""
-        self.is_busy = not is_own_command(str(getattr(info, "raw_cell", "")))
+        self._be_busy(not is_own_command(str(getattr(info, "raw_cell", ""))))
 
     def end_cell(self, *_event: Any) -> None:
         """A foreground cell has ended, or does nothing but wait for tasks."""
-        self.is_busy = False
+        self._be_busy(False)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """The foreground waits for tasks, as ``%bg_wait`` does."""
-        was_busy, self.is_busy = self.is_busy, False
+        was_busy = self.is_busy
+        self._be_busy(False)
         try:
             yield
         finally:
-            self.is_busy = was_busy
+            self._be_busy(was_busy)
+
+    def _be_busy(self, is_busy: bool) -> None:
+        if self.tasks and is_busy is not self.is_busy:
+            self.settle()
+        self.is_busy = is_busy
 
     @property
     def only_task(self) -> ActiveTask | None:
@@ -230,6 +253,10 @@ class Foreground:
         if self.is_busy or len(self.tasks) != 1:
             return None
         return next(iter(self.tasks.copy()), None)
+
+
+def _nothing_arrives() -> None:
+    """Where nothing is read from the process's own file descriptors."""
 
 
 FOREGROUND = Foreground()

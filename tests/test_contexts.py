@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from kernels import NotebookKernel
@@ -92,6 +91,8 @@ def test_a_task_without_a_setting_of_its_own_changes_nothing(kernel: NotebookKer
     kernel.run("setting.set('the foreground')")
     in_background(
         kernel,
-        "with np.errstate(divide='ignore'):\n    token = setting.set('inside')\n    setting.reset(token)",
+        "with np.errstate(divide='ignore'):\n"
+        "    token = setting.set('inside')\n"
+        "    setting.reset(token)",
     )
     assert kernel.run("setting.get()").text == "'the foreground'"

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.capture import displays, interaction, redirection, streams
 from ipytaskpersist.capture.displays import publish_for_task, show_result
-from ipytaskpersist.capture.streams import settle
 from ipytaskpersist.patches import Patches
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["install", "publish_for_task", "settle", "show_result"]
+__all__ = ["install", "publish_for_task", "show_result"]
 
 
 def install(shell: InteractiveShell, patches: Patches) -> None:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import select
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from threading import get_ident
-from time import sleep
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, redirects
+from ipytaskpersist.active import FOREGROUND, active_task, redirects
+from ipytaskpersist.capture.watchers import WATCHERS, Watcher
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import STREAM_KINDS, OutputKind
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-SETTLE_S = 0.02
-_watchers: dict[int | None, int] = {}
-"""The kernel's threads that read what C code writes to file descriptors 1 and 2, each with the file
-descriptor that it reads. Nothing in what they read says who has written it."""
-
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
     """Route what is printed from now on."""
     route_present(patches)
+    FOREGROUND.settle = WATCHERS.settle
     if hasattr(shell, "_tee"):
         patches.set(shell, "_tee", _tee(shell._tee, (sys.stdout, sys.stderr), patches))
     _route_prompt(patches)
@@ -54,26 +48,14 @@ def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str
     def write(text: str) -> Any:
         task = belongs_to()
         if task is None:
-            if get_ident() not in _watchers:
+            watcher = WATCHERS.of_thread(get_ident())
+            if watcher is None:
                 return plain(text)
-            task = FOREGROUND.only_task
+            text, task = watcher.arrived(text), FOREGROUND.only_task
         return plain(text) if task is None else task.write(kind, text)
 
     write.plain = plain  # type: ignore[attr-defined]
     return write
-
-
-def settle(task: ActiveTask) -> None:
-    """Let the kernel's watchers read what the ending task has written past Python."""
-    deadline = time.monotonic() + SETTLE_S
-    was_readable = False
-    while _watchers and FOREGROUND.only_task is task and time.monotonic() < deadline:
-        if not select.select(list(_watchers.values()), [], [], 0)[0]:
-            if was_readable:
-                sleep(SETTLE_S / 20)  # what was read has still to be recorded
-            return
-        was_readable = True
-        sleep(SETTLE_S / 20)
 
 
 def _is_kernel_stream(stream: Any) -> bool:
@@ -101,10 +83,8 @@ def _route_kernel_stream(stream: Any, kind: OutputKind, patches: Patches) -> Non
     plain = stream.__dict__.pop("write", stream.write)
     stream.__class__ = _routed_class(plain_class, kind)
     stream.write = plain
-    watcher = getattr(stream, "watch_fd_thread", None)
-    if watcher is not None:
-        _watchers[watcher.ident] = stream._fid
-        patches.on_undo(partial(_watchers.__delitem__, watcher.ident))
+    if getattr(stream, "watch_fd_thread", None) is not None:
+        _follow_watcher(stream, patches)
 
     def undo() -> None:
         write = stream.__dict__.pop("_ipytaskpersist_write").plain
@@ -113,6 +93,14 @@ def _route_kernel_stream(stream: Any, kind: OutputKind, patches: Patches) -> Non
             stream.write = write
 
     patches.on_undo(undo)
+
+
+def _follow_watcher(stream: Any, patches: Patches) -> None:
+    watcher = stream._ipytaskpersist_watcher = Watcher(stream)
+    WATCHERS.add(watcher)
+    patches.on_undo(partial(WATCHERS.remove, watcher))
+    patches.on_undo(partial(stream.__dict__.pop, "_ipytaskpersist_watcher"))
+    watcher.wake()
 
 
 def _routed_class(plain_class: type, kind: OutputKind) -> type:
@@ -131,7 +119,15 @@ def _routed_class(plain_class: type, kind: OutputKind) -> type:
             return int(plain_class.fileno(self))  # type: ignore[attr-defined]
         return task.children.stream(kind)
 
+    def read_end(self: Any) -> int | None:
+        watcher = self.__dict__.get("_ipytaskpersist_watcher")
+        if watcher is None or get_ident() != watcher.thread.ident:
+            own: int | None = self.__dict__["_fid"]
+            return own
+        return int(watcher.next_descriptor())
+
     namespace = {
+        "_fid": property(read_end),
         "write": property(attrgetter("_ipytaskpersist_write"), set_write),
         "flush": flush,
         "fileno": fileno,

@@ -12,7 +12,6 @@ from typing import Any
 
 from ipytaskpersist import forked
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
-from ipytaskpersist.capture import settle
 from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
 from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
@@ -113,8 +112,7 @@ class ThreadRunner:
         if task.is_forked:
             forked.end(outcome.exit_code)
         ended = time.time()
-        settle(task)
-        FOREGROUND.tasks.discard(task)
+        FOREGROUND.end_task(task)
         task.children.close()
         # What a class prints while it is pickled, or shown once more, is no output of the cell.
         active_task.set(task.silent())
