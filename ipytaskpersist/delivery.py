@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipytaskpersist.active import is_own_command
-from ipytaskpersist.errors import BackgroundError, InvalidRequest
+from ipytaskpersist.errors import BackgroundError, InvalidRequest, ResultUnavailable
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import TaskStore
@@ -48,12 +48,13 @@ def load(
             there = ", ".join(kept) or "none"
             raise InvalidRequest(f"task {task.label} has left no variable '{name}'; there: {there}")
     loaded = Loaded()
-    for name in names or kept:
-        try:
-            namespace[name] = payloads.load(task, kept[name], namespace)
+    wanted = [kept[name] for name in names or kept]
+    for name, value in payloads.load_all(task, wanted, namespace).items():
+        if isinstance(value, ResultUnavailable):
+            loaded.problems[name] = kept[name].problem or str(value)
+        else:
+            namespace[name] = value
             loaded.names.append(name)
-        except BackgroundError as error:
-            loaded.problems[name] = kept[name].problem or str(error)
     return loaded
 
 

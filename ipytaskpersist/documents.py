@@ -103,13 +103,23 @@ def _is_standard(content: Any) -> bool:
     return True
 
 
-def result_document(result: ResultRecord, pickled: bytes | None, problem: str | None) -> Document:
-    """What is known of a value as JSON: with its signed pickle, or with why there is none."""
+def result_document(
+    result: ResultRecord, pickled: bytes | str | None, problem: str | None
+) -> Document:
+    """What is known of a value as JSON: with its signed pickle, or with why there is none.
+
+    Instead of a pickle that several values share it has the name of the first of them.
+    """
     known: Document = {"name": result.name, "text": result.text}
     if pickled is None:
         return {**known, "problem": problem}
+    known["signature"] = result.signature
+    if isinstance(pickled, str):
+        return {**known, "bytes": result.size_bytes, "pickle_of": pickled}
     data = base64.b64encode(pickled).decode()
-    return {**known, "signature": result.signature, "pickle": data}
+    if result.size_bytes != len(pickled):
+        known["bytes"] = result.size_bytes
+    return {**known, "pickle": data}
 
 
 def encoded(document: Any) -> bytes:
@@ -532,9 +542,13 @@ class PortableResult:
     name: str
     text: str
     problem: str | None
-    signature: str
-    pickled: bytes | None
+    signature: str = ""
+    pickled: bytes | None = None
     """Its pickle, which is nothing to rely on before its signature is verified."""
+    pickle_of: str | None = None
+    """The name of an earlier value of the task in whose pickle it is, too."""
+    size_bytes: int | None = None
+    """How much of its pickle is its own, where that has other values, too."""
 
 
 def result_of(document: Any, place: str) -> PortableResult:
@@ -546,4 +560,6 @@ def result_of(document: Any, place: str) -> PortableResult:
         problem=known.maybe(known.text, "problem", TEXT_CHARACTERS),
         signature=known.maybe(known.text, "signature", 64, "[0-9a-f]{64}") or "",
         pickled=known.maybe(lambda name: base64_of(known, name), "pickle"),
+        pickle_of=known.maybe(known.printable, "pickle_of"),
+        size_bytes=known.maybe(known.whole, "bytes"),
     )

@@ -7,6 +7,7 @@ A web page is made by `pages`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from ipytaskpersist.documents import (
 )
 from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.payload import INPUTS
+from ipytaskpersist.payload import INPUTS, SETTINGS
 from ipytaskpersist.records import ResultRecord, TaskRecord
 from ipytaskpersist.store import TaskStore, exporting
 from ipytaskpersist.store.portable import PortableSession, PortableTask
@@ -126,21 +127,35 @@ class Export:
 
     def _results(self, found: Found) -> Iterator[Document]:
         """Its value and its variables. Not what it was given, which has the text of other cells."""
-        for result in exporting.results(found.store.database, found.record.key):
-            if result.name != INPUTS:
-                yield self._result(found, result)
+        kept = [
+            result
+            for result in exporting.results(found.store.database, found.record.key)
+            if result.name not in (INPUTS, SETTINGS)
+        ]
+        files, first = Counter[str | None](), dict[str | None, str]()
+        for result in kept:
+            files[result.digest] += result.size_bytes or 0
+        for result in kept:
+            in_file_of = first.setdefault(result.digest, result.name)
+            yield self._result(found, result, files[result.digest], in_file_of)
 
-    def _result(self, found: Found, result: ResultRecord) -> Document:
-        problem = result.problem
-        pickled = None
-        if result.path is not None and (result.size_bytes or 0) > PICKLE_BYTES:
-            problem = f"its pickle of {result.size_bytes:,} bytes was too large to be exported"
-        elif result.path is not None:
-            try:
-                pickled = self._manager.payloads.read(found.record, result)
-            except ResultUnavailable:
-                problem = "its pickle was gone or changed when it was exported"
-        return result_document(result, pickled, problem)
+    def _result(
+        self, found: Found, result: ResultRecord, file_bytes: int, in_file_of: str
+    ) -> Document:
+        """A value. The file of several is there with the first of them."""
+        if result.path is None:
+            return result_document(result, None, result.problem)
+        if file_bytes > PICKLE_BYTES:
+            problem = f"its pickle of {file_bytes:,} bytes was too large to be exported"
+            return result_document(result, None, problem)
+        try:
+            pickled = self._manager.payloads.read(found.record, result)
+        except ResultUnavailable:
+            problem = "its pickle was gone or changed when it was exported"
+            return result_document(result, None, problem)
+        if in_file_of != result.name:
+            return result_document(result, in_file_of, None)
+        return result_document(result, pickled, None)
 
     # One document.
 

@@ -318,4 +318,4 @@ def _results(known: Fields) -> Iterator[PortableResult]:
     value = known.members.get("result")
     if value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield PortableResult("", text[:4000], "the imported file has only its text", "", None)
+        yield PortableResult("", text[:4000], "the imported file has only its text")

@@ -461,22 +461,37 @@ class _Taken:
     def add_results(self, part: Part) -> None:
         """Keep the results of a part, with their signatures where those are another's."""
         for result in part.results:
-            prepared, signature = None, result.signature
-            if result.pickled is not None and signature:
-                prepared = self._payloads.write(result.pickled)
-                if self._payloads.is_signed(self._task.id, result.name, result.pickled, signature):
-                    signature = ""  # signed anew, for the id that the task has here
+            prepared, signature = self._prepared(result), result.signature
+            if prepared is not None and self._payloads.is_signed(
+                self._task.id, result.name, prepared.digest, signature
+            ):
+                signature = ""  # signed anew, for the id that the task has here
             kept = replace(result, pickled=None, signature=signature)
             self._results.append((kept, prepared))
 
+    def _prepared(self, result: PortableResult) -> Prepared | None:
+        """The file of a value: its own, or that of an earlier one, in which it is, too."""
+        if not result.signature:
+            return None
+        if result.pickled is not None:
+            return self._payloads.write(result.pickled)
+        for earlier, prepared in self._results:
+            if earlier.name == result.pickle_of and prepared is not None:
+                return self._payloads.once_more(prepared)
+        return None
+
     def results(self, task_id: str) -> list[ResultRecord]:
         """The results as the store keeps them, their files under their final names."""
-        return [
-            ResultRecord(result.name, None, None, None, None, result.text, _why_none(result))
-            if prepared is None
-            else self._payloads.adopt(task_id, result.name, prepared, result.text, result.signature)
-            for result, prepared in self._results
-        ]
+        return [self._kept(task_id, result, prepared) for result, prepared in self._results]
+
+    def _kept(
+        self, task_id: str, result: PortableResult, prepared: Prepared | None
+    ) -> ResultRecord:
+        if prepared is None:
+            why = _why_none(result)
+            return ResultRecord(result.name, None, None, None, None, result.text, why)
+        kept = self._payloads.adopt(task_id, result.name, prepared, result.text, result.signature)
+        return kept if result.size_bytes is None else replace(kept, size_bytes=result.size_bytes)
 
     def discard(self) -> None:
         """Remove the files that no task has taken."""

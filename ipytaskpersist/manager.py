@@ -230,8 +230,9 @@ class BackgroundTasks(TaskSettings):
     def _on_event(self, event: str, call: Callable[..., None]) -> None:
         """Call a function at an event of the shell, until everything is put back."""
         if self.shell is not None and self._patches is not None:
-            self.shell.events.register(event, call)
-            self._patches.on_undo(lambda: self.shell.events.unregister(event, call))
+            events = self.shell.events
+            events.register(event, call)
+            self._patches.on_undo(lambda: events.unregister(event, call))
 
     def install_capture(self) -> None:
         """Route output to tasks from now on."""

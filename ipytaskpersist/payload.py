@@ -12,16 +12,26 @@ import hashlib
 import hmac
 import io
 import os
-import pickle  # what is not signed is never loaded  # nosec B403
 import secrets
 import stat
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
-from ipytaskpersist.errors import ResultUnavailable, StoreFull
+from ipytaskpersist.errors import BackgroundError, ResultUnavailable, StoreFull
 from ipytaskpersist.paths import StateDirectory, is_folder, make_private, new_private, open_own
+from ipytaskpersist.pickling import (
+    Failed,
+    Namespace,
+    Unpicklable,
+    Unpickler,
+    are_together,
+    load,
+    pickler,
+    read_together,
+    write_together,
+)
 from ipytaskpersist.records import ResultRecord, TaskRecord
 
 TEXT_CHARACTERS = 4000
@@ -30,8 +40,11 @@ KEY_BYTES = 32
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INPUTS = "<inputs>"
 """The name of what a Python process task is given; no variable can have it."""
-NAMESPACE_ID = "namespace"
-Namespace = dict[str, Any] | None
+SETTINGS = "<settings>"
+"""The name of what a Python process task has set in libraries, and imported."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +77,74 @@ class Payloads:
         try:
             return self.adopt(task_id, name, self.prepare([value], namespace), text)
         except Exception as error:  # whatever a class raises when it is pickled
-            problem = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-            return ResultRecord(name, None, None, None, None, _shortened(text), problem)
+            return _not_kept(name, text, error)
+
+    def save_together(
+        self,
+        task_id: str,
+        values: Mapping[str, Any],
+        texts: Mapping[str, str],
+        namespace: Namespace,
+    ) -> list[ResultRecord]:
+        """Pickle and sign named values in one file, in which what several share is there once.
+
+        One that cannot be pickled does not lose the others; its record says why.
+        """
+        left, kept = dict(values), dict[str, ResultRecord]()
+        while left:
+            try:
+                prepared, sizes = self._write(lambda file: write_together(file, left, namespace))
+            except Unpicklable as error:
+                # Once more without it: what is written of it is also what the others share.
+                kept[error.name] = _not_kept(error.name, texts[error.name], error.cause)
+                del left[error.name]
+            except (OSError, BackgroundError) as error:
+                return [kept.get(name) or _not_kept(name, texts[name], error) for name in values]
+            else:
+                kept |= self._adopt_together(task_id, prepared, sizes, texts)
+                break
+        return [kept[name] for name in values]
+
+    def _adopt_together(
+        self, task_id: str, prepared: Prepared, sizes: Mapping[str, int], texts: Mapping[str, str]
+    ) -> dict[str, ResultRecord]:
+        """Give a file of several values to a task: it is signed for each of them."""
+        path = self._name(task_id, prepared)
+        return {
+            name: ResultRecord(
+                name,
+                path,
+                size,
+                prepared.digest,
+                self._sign(task_id, name, prepared.digest),
+                _shortened(texts[name]),
+                None,
+            )
+            for name, size in sizes.items()
+        }
 
     def prepare(self, values: Iterable[Any], namespace: Namespace = None) -> Prepared:
         """Pickle values, one after the other, into a file that belongs to no task yet.
 
         Raises `StoreFull`, and whatever a class raises when it is pickled.
         """
+
+        def dump(file: _Hashing) -> None:
+            made = pickler(file, namespace)
+            for value in values:
+                made.dump(value)
+
+        return self._write(dump)[0]
+
+    def _write(self, fill: Callable[[_Hashing], T]) -> tuple[Prepared, T]:
+        """A new file that `fill` has written, and what that gave. Raises `StoreFull`."""
         self._directory.create()
         folder = make_private(self._directory.payloads)
         temporary = folder / f".{secrets.token_hex(8)}.part"
         try:
             with new_private(temporary) as file:
                 writer = _Hashing(file)
-                pickler = _pickler(writer, namespace)
-                for value in values:
-                    pickler.dump(value)
+                given = fill(writer)
         except BaseException as error:
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in NO_ROOM:
@@ -89,7 +153,7 @@ class Payloads:
                     "make room on its disk, or %bg_delete tasks"
                 ) from error
             raise
-        return Prepared(temporary, writer.size, writer.digest)
+        return Prepared(temporary, writer.size, writer.digest), given
 
     def adopt(
         self, task_id: str, name: str, prepared: Prepared, text: str, signature: str = ""
@@ -98,28 +162,31 @@ class Payloads:
 
         With the `signature` of somebody else it is kept, but never loaded with this user's key.
         """
+        signature = signature or self._sign(task_id, name, prepared.digest)
+        path, shown = self._name(task_id, prepared), _shortened(text)
+        return ResultRecord(
+            name, path, prepared.size_bytes, prepared.digest, signature, shown, None
+        )
+
+    def _name(self, task_id: str, prepared: Prepared) -> str:
+        """Give a prepared file its final name. Returns its path in the state directory."""
         try:
-            signature = signature or self._sign(task_id, name, prepared.digest)
             path = self._directory.payload(task_id, prepared.digest)
             make_private(path.parent)
             prepared.path.replace(path)
         finally:
             prepared.path.unlink(missing_ok=True)
-        relative = str(path.relative_to(self._directory.root))
-        shown = _shortened(text)
-        return ResultRecord(
-            name, relative, prepared.size_bytes, prepared.digest, signature, shown, None
-        )
+        return str(path.relative_to(self._directory.root))
 
-    def is_signed(self, task_id: str, name: str, data: bytes, signature: str) -> bool:
-        """Whether a pickle that comes from elsewhere carries this user's signature."""
-        own = self._sign(task_id, name, hashlib.sha256(data).hexdigest())
+    def is_signed(self, task_id: str, name: str, digest: str, signature: str) -> bool:
+        """Whether this is the user's signature for a value whose pickle has this digest."""
+        own = self._sign(task_id, name, digest)
         # As bytes, because of texts it compares only those of ASCII.
         return hmac.compare_digest(own.encode(), signature.encode("utf-8", "replace"))
 
     def read(self, task: TaskRecord, result: ResultRecord) -> bytes:
         """The pickle as it was written, whoever has signed it. Raises `ResultUnavailable`."""
-        data = self._content(task, result)
+        data = self.content(task, result)
         if hashlib.sha256(data).hexdigest() != result.digest:
             raise ResultUnavailable(f"{_where(task, result)} has been changed ({result.path})")
         return data
@@ -136,44 +203,64 @@ class Payloads:
             file.write(data)
         return Prepared(temporary, len(data), hashlib.sha256(data).hexdigest())
 
+    def once_more(self, prepared: Prepared) -> Prepared:
+        """A prepared file under another name, to be given to another value."""
+        path = prepared.path.with_name(f".{secrets.token_hex(8)}.part")
+        os.link(prepared.path, path)
+        return replace(prepared, path=path)
+
     def load(self, task: TaskRecord, result: ResultRecord, namespace: Namespace = None) -> Any:
         """The value. Raises `ResultUnavailable` when there is none or it cannot be trusted.
 
         Names that `namespace` has keep their values, whatever a loaded function brings along.
         """
+        value = self.load_all(task, [result], namespace)[result.name]
+        if isinstance(value, ResultUnavailable):
+            raise value
+        return value
+
+    def load_all(
+        self, task: TaskRecord, results: Sequence[ResultRecord], namespace: Namespace = None
+    ) -> dict[str, Any]:
+        """Values by their names; a `ResultUnavailable` in place of one that there is none of.
+
+        What several of them share is one object, where they were pickled together.
+        """
+        files, values = _Files(self, task, {} if namespace is None else namespace), {}
         known = dict(namespace or {})
-        try:
-            return self.unpickler(task, result, {} if namespace is None else namespace).load()
-        except ResultUnavailable:
-            raise
-        except Exception as error:  # whatever a class raises when it is unpickled
-            raise ResultUnavailable(
-                f"{_where(task, result)} cannot be unpickled here ({type(error).__name__}: "
-                f"{error}); {_text_form(result)}"
-            ) from error
-        finally:
-            if namespace is not None:
-                namespace.update(known)
+        for result in results:
+            try:
+                values[result.name] = files.value(result)
+            except ResultUnavailable as error:
+                values[result.name] = error
+        if namespace is not None:
+            namespace.update(known)
+        return values
 
     def unpickler(
         self, task: TaskRecord, result: ResultRecord, namespace: dict[str, Any]
-    ) -> pickle.Unpickler:
+    ) -> Unpickler:
         """What loads the values of a file one after the other. Raises `ResultUnavailable`."""
-        return _Unpickler(io.BytesIO(self._trusted(task, result)), namespace)
+        return Unpickler(io.BytesIO(self._trusted(task, result)), namespace)
 
     def _trusted(self, task: TaskRecord, result: ResultRecord) -> bytes:
         """The content of a file that carries the user's signature."""
-        data = self._content(task, result)
-        if not self.is_signed(task.id, result.name, data, result.signature or ""):
+        data = self.content(task, result)
+        self.require_signature(task, result, hashlib.sha256(data).hexdigest())
+        return data
+
+    def require_signature(self, task: TaskRecord, result: ResultRecord, digest: str) -> None:
+        """Raise `ResultUnavailable` unless the user has signed these bytes for this value."""
+        if not self.is_signed(task.id, result.name, digest, result.signature or ""):
             why = "it was imported, and" if task.is_imported else "its file"
             changed = "" if task.is_imported else ", so it may have been changed"
             raise ResultUnavailable(
                 f"{_where(task, result)} was not loaded: {why} does not carry your signature"
                 f"{changed} ({result.path}); {_text_form(result)}"
             )
-        return data
 
-    def _content(self, task: TaskRecord, result: ResultRecord) -> bytes:
+    def content(self, task: TaskRecord, result: ResultRecord) -> bytes:
+        """The bytes of a file, which may be anybody's. Raises `ResultUnavailable`."""
         where = _where(task, result)
         if result.path is None or result.digest is None:
             problem = f"could not be kept ({result.problem})"
@@ -266,41 +353,49 @@ def _shortened(text: str) -> str:
     return text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + " …"
 
 
-def _pickler(file: Any, namespace: Namespace) -> Any:
-    """A pickler that takes functions of the notebook by value, and their globals by name."""
-    import cloudpickle
-
-    if namespace is None:
-        return cloudpickle.Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
-    globals_of_functions: dict[str, Any] = {"__name__": "__main__"}
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        def persistent_id(self, value: Any) -> str | None:
-            return NAMESPACE_ID if value is globals_of_functions else None
-
-    pickler = Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
-    # What cloudpickle makes the globals of every function whose globals these are.
-    pickler.globals_ref[id(namespace)] = globals_of_functions
-    return pickler
+def _not_kept(name: str, text: str, error: Exception) -> ResultRecord:
+    problem = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    return ResultRecord(name, None, None, None, None, _shortened(text), problem)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Gives loaded functions a namespace for their globals."""
+class _Files:
+    """The files of one task's values while these are loaded: each is read and hashed once."""
 
-    def __init__(self, file: BinaryIO, namespace: dict[str, Any]) -> None:
-        super().__init__(file)
+    def __init__(self, payloads: Payloads, task: TaskRecord, namespace: dict[str, Any]) -> None:
+        self._payloads = payloads
+        self._task = task
         self._namespace = namespace
+        self._data: dict[str | None, tuple[str, bytes]] = {}
+        self._together: dict[str, dict[str, Any]] = {}
 
-    def persistent_load(self, pid: Any) -> Any:
-        if pid != NAMESPACE_ID:
-            raise pickle.UnpicklingError(f"unknown persistent id {pid!r}")
-        return self._namespace
+    def value(self, result: ResultRecord) -> Any:
+        """One value. Raises `ResultUnavailable`."""
+        if result.digest not in self._data:
+            data = self._payloads.content(self._task, result)
+            self._data[result.digest] = hashlib.sha256(data).hexdigest(), data
+        digest, data = self._data[result.digest]
+        self._payloads.require_signature(self._task, result, digest)
+        value = self._loaded(result.name, digest, data)
+        if isinstance(value, Failed):
+            error = value.error
+            raise ResultUnavailable(
+                f"{_where(self._task, result)} cannot be unpickled here ({type(error).__name__}: "
+                f"{error}); {_text_form(result)}"
+            ) from error
+        return value
+
+    def _loaded(self, name: str, digest: str, data: bytes) -> Any:
+        if are_together(data):
+            if digest not in self._together:
+                self._together[digest] = dict(read_together(data, self._namespace))
+            return self._together[digest][name]
+        return load(Unpickler(io.BytesIO(data), self._namespace))
 
 
 class _Hashing:
     """A file that is hashed while it is written."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Any) -> None:
         self._file = file
         self._hash = hashlib.sha256()
         self.size = 0
@@ -308,7 +403,7 @@ class _Hashing:
     def write(self, data: Any) -> int:
         self._hash.update(data)
         self.size += memoryview(data).nbytes
-        return self._file.write(data)
+        return int(self._file.write(data))
 
     @property
     def digest(self) -> str:

@@ -40,7 +40,7 @@ LAYERS = (
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "recording",
+    {"cell", "capture", "inherit", "children", "figures", "payload", "pickling", "recorder", "recording",
      "outputs", "progress"},
     {"store"},
     {

@@ -85,7 +85,7 @@ def publish_for_task(data: Any, metadata: Any, options: dict[str, Any]) -> bool:
     transient = options.get("transient") or {}
     display_id, update = transient.get("display_id"), bool(options.get("update"))
     if task is None and not update:
-        _displayed_by.pop(display_id, None)  # it is the foreground's from now on
+        _displayed_by.pop(display_id or "", None)  # it is the foreground's from now on
         return False
     owner = _owner(task, display_id) if update else task
     if owner is None:

@@ -158,17 +158,21 @@ class Child:
         # What a class prints while it is pickled is no output of the cell.
         active_task.set(task.silent())
         if not outcome.has_no_value and outcome.value is not None:
-            self._save(shell, "", outcome.value, outcome.text)
-        for name in names:
-            if name in shell.user_ns:
-                self._save(shell, name, shell.user_ns[name], None)
-            else:
-                self._sender.result(_missing(name))
+            self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
+        self._save_variables(shell, names)
         active_task.set(task)
 
-    def _save(self, shell: Any, name: str, value: Any, text: str | None) -> None:
-        shown = text or _short_text(value)
-        self._sender.result(self._payloads.save(self._record.id, name, value, shown, shell.user_ns))
+    def _save(self, shell: Any, name: str, value: Any, text: str) -> None:
+        self._sender.result(self._payloads.save(self._record.id, name, value, text, shell.user_ns))
+
+    def _save_variables(self, shell: Any, names: list[str]) -> None:
+        values = {name: shell.user_ns[name] for name in names if name in shell.user_ns}
+        texts = {name: _short_text(value) for name, value in values.items()}
+        for kept in self._payloads.save_together(self._record.id, values, texts, shell.user_ns):
+            self._sender.result(kept)
+        for name in names:
+            if name not in values:
+                self._sender.result(_missing(name))
 
 
 def _missing(name: str) -> ResultRecord:

@@ -206,7 +206,9 @@ def test_the_channel_of_a_task_carries_no_pickles(module: Any) -> None:
     assert not imported_by(Path(module.__file__)) & LOADING
 
 
-def test_one_module_alone_loads_pickles() -> None:
+def test_one_module_alone_loads_pickles_and_one_alone_uses_it() -> None:
     root = Path(channel.__file__).parents[1]
     found = {path.name for path in root.rglob("*.py") if imported_by(path) & LOADING}
-    assert found == {"payload.py"}
+    assert found == {"pickling.py"}
+    using = {path.name for path in root.rglob("*.py") if "pickling import" in path.read_text()}
+    assert using == {"payload.py"}

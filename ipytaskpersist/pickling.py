@@ -1,0 +1,149 @@
+"""How values become bytes: with cloudpickle, and what belongs to a notebook by its name.
+
+A function of the notebook is pickled by value. Its global variables are those of the notebook
+that loads it, and IPython's shell is the one that runs there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle  # what is not signed is never loaded  # nosec B403
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Namespace = dict[str, Any] | None
+NAMESPACE_ID, SHELL_ID = "namespace", "shell"
+TOGETHER = b"\0values\n"
+"""How a file of several values begins. No pickle does, so that neither is taken for the other."""
+LENGTH_BYTES = 8
+
+
+class Writer(Protocol):
+    """A file that knows how much has been written to it."""
+
+    size: int
+
+    def write(self, data: Any) -> int:
+        """Write."""
+
+
+def pickler(file: Writer, namespace: Namespace) -> Any:
+    """What pickles values one after the other. What they share is there once.
+
+    Functions whose globals are `namespace` take them by name, all others by value.
+    """
+    import cloudpickle
+
+    globals_of_functions: dict[str, Any] = {"__name__": "__main__"}
+    shell = running_shell()
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, value: Any) -> str | None:
+            if value is globals_of_functions:
+                return NAMESPACE_ID
+            return SHELL_ID if value is shell and shell is not None else None
+
+    made = Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
+    if namespace is not None:
+        # What cloudpickle makes the globals of every function whose globals these are.
+        made.globals_ref[id(namespace)] = globals_of_functions
+    return made
+
+
+class Unpickler(pickle.Unpickler):
+    """Gives loaded functions a namespace for their globals, and the shell that runs here."""
+
+    def __init__(self, file: io.BytesIO, namespace: dict[str, Any]) -> None:
+        super().__init__(file)
+        self._namespace = namespace
+
+    def persistent_load(self, pid: Any) -> Any:
+        """What belongs to the notebook that loads."""
+        if pid == NAMESPACE_ID:
+            return self._namespace
+        if pid != SHELL_ID:
+            raise pickle.UnpicklingError(f"unknown persistent id {pid!r}")
+        shell = running_shell()
+        if shell is None:
+            raise pickle.UnpicklingError("it uses IPython's shell, and none runs here")
+        return shell
+
+
+def running_shell() -> Any:
+    """IPython's shell in this process; None where there is none."""
+    module: Any = sys.modules.get("IPython.core.getipython")
+    return None if module is None else module.get_ipython()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Stands in the place of a value that cannot be loaded."""
+
+    error: Exception
+
+
+class Unpicklable(Exception):
+    """One of several values cannot be pickled."""
+
+    def __init__(self, name: str, cause: Exception) -> None:
+        super().__init__(name)
+        self.name = name
+        self.cause = cause
+
+
+def write_together(file: Writer, values: Mapping[str, Any], namespace: Namespace) -> dict[str, int]:
+    """Write named values with one memo. Returns the size of each in bytes.
+
+    Raises `Unpicklable`, which leaves the file unusable, and `OSError`.
+    """
+    file.write(TOGETHER)
+    made, sizes = pickler(file, namespace), dict[str, int]()
+    for name, value in values.items():
+        before = file.size
+        try:
+            made.dump(value)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a class raises when it is pickled
+            raise Unpicklable(name, error) from error
+        sizes[name] = file.size - before
+    index = json.dumps(sizes).encode()
+    file.write(index + len(index).to_bytes(LENGTH_BYTES, "little"))
+    return sizes
+
+
+def are_together(data: bytes) -> bool:
+    """Whether these are the bytes of several values."""
+    return data.startswith(TOGETHER)
+
+
+def read_together(data: bytes, namespace: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values in their order, each with its name; a `Failed` in place of one that fails.
+
+    What comes after such a one is there, unless it shares what could not be loaded.
+    """
+    end = len(data) - LENGTH_BYTES
+    index = end - int.from_bytes(data[end:], "little")
+    file, at = io.BytesIO(data), len(TOGETHER)
+    file.seek(at)
+    loading = Unpickler(file, namespace)
+    for name, size in json.loads(data[index:end]).items():
+        at += size
+        value = load(loading)
+        yield name, value
+        if isinstance(value, Failed):
+            memo: Any = loading.memo.copy()
+            file.seek(at)
+            loading = Unpickler(file, namespace)
+            loading.memo = memo
+
+
+def load(loading: Unpickler) -> Any:
+    """The next value; a `Failed` where its class raises something."""
+    try:
+        return loading.load()
+    except Exception as error:  # whatever a class raises when it is unpickled
+        return Failed(error)
