@@ -7,12 +7,14 @@ in the foreground from the next cell on, as far as the foreground has not set it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ipytaskpersist.active import active_task, redirects
 
+T = TypeVar("T")
 _UNSET = object()
 _cell: ContextVar[object] = ContextVar("ipytaskpersist_cell", default=None)
 """Which foreground cell the calling context belongs to."""
@@ -68,13 +70,23 @@ class Contexts:
         """A foreground cell begins: let it find in the calling context what tasks have set."""
         self._running_cell = object()
         _cell.set(self._running_cell)
-        self._delivered, self._set = self._set, {}
-        for variable, setting in list(self._delivered.items()):
+        self._delivered = {}
+        self._deliver()
+
+    def change(self, call: Callable[[], T]) -> T:
+        """Call a function as a cell begins. What it sets holds in that cell and those after it."""
+        context = copy_context()
+        value = context.run(call)
+        self.keep(copy_context(), context)
+        self._deliver()
+        return value
+
+    def _deliver(self) -> None:
+        while self._set:
+            variable, setting = self._set.popitem()
             if self._is_to_hold(variable, setting, variable.get(_UNSET)):
                 variable.set(setting.value)
-                self._last[variable] = setting
-            else:
-                del self._delivered[variable]
+                self._last[variable] = self._delivered[variable] = setting
 
     def after_cell(self, *_event: object) -> None:
         """A foreground cell has ended.

@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipytaskpersist import librarysettings
 from ipytaskpersist.active import is_own_command
 from ipytaskpersist.errors import BackgroundError, InvalidRequest, ResultUnavailable
-from ipytaskpersist.payload import Payloads
+from ipytaskpersist.librarysettings import Left
+from ipytaskpersist.payload import SETTINGS, Payloads
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import TaskStore
+
+SHOWN_AT_MOST = 4
+"""So many settings are named, and the rest counted: a theme of seaborn's sets thirty."""
 
 
 @dataclass(slots=True)
@@ -19,16 +24,37 @@ class Loaded:
 
     names: list[str] = field(default_factory=list)
     """Those that are there now."""
+    settings: list[str] = field(default_factory=list)
+    """The settings of libraries that hold now."""
     problems: dict[str, str] = field(default_factory=dict)
-    """Those that are not, each with why."""
+    """What is not there, each with why."""
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.settings or self.problems)
 
     def in_words(self, task: TaskRecord) -> str:
-        """Which of a task's variables are in the notebook now, and which are not, in one line."""
+        """What of a task is in the notebook now, and what is not, in one line."""
+        which = f"task {task.label}"
+        if task.state is not TaskState.COMPLETED:
+            which += f", which {_VERBS.get(task.state, 'was ' + task.state.value)}"
         parts = [f"{name} is not ({why})" for name, why in self.problems.items()]
+        if self.settings:
+            parts.insert(0, f"{_some(self.settings)} {_are(self.settings)} set")
         if self.names:
-            verb = "is" if len(self.names) == 1 else "are"
-            parts.insert(0, f"{', '.join(self.names)} {verb} in the notebook")
-        return f"task {task.label}: " + ("; ".join(parts) or "it has left no variables")
+            parts.insert(0, f"{', '.join(self.names)} {_are(self.names)} in the notebook")
+        return f"{which}: " + ("; ".join(parts) or "it has left no variables")
+
+
+_VERBS = {TaskState.FAILED: "failed"}
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_AT_MOST
+    return ", ".join(names[:SHOWN_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def load(
@@ -38,7 +64,7 @@ def load(
     namespace: dict[str, Any],
     names: Sequence[str] = (),
 ) -> Loaded:
-    """Put a task's variables into a namespace: all, or those named.
+    """Put what a task has left into a namespace: all, settings included, or the variables named.
 
     Raises `InvalidRequest` for a name that the task has not left.
     """
@@ -48,6 +74,10 @@ def load(
             there = ", ".join(kept) or "none"
             raise InvalidRequest(f"task {task.label} has left no variable '{name}'; there: {there}")
     loaded = Loaded()
+    left = Left({}, []) if names else _left(store, payloads, task, loaded)
+    # Before the variables, which may need a path from which the task has imported.
+    brought = librarysettings.bring(left.changes)
+    loaded.settings += brought.names
     wanted = [kept[name] for name in names or kept]
     for name, value in payloads.load_all(task, wanted, namespace).items():
         if isinstance(value, ResultUnavailable):
@@ -55,7 +85,20 @@ def load(
         else:
             namespace[name] = value
             loaded.names.append(name)
+    submodules = librarysettings.bring_submodules(left.submodules)
+    loaded.problems |= brought.problems | submodules.problems
     return loaded
+
+
+def _left(store: TaskStore, payloads: Payloads, task: TaskRecord, loaded: Loaded) -> Left:
+    kept = store.results.get(task.key, SETTINGS)
+    if kept is None:
+        return Left({}, [])
+    try:
+        return Left(*payloads.load(task, kept))
+    except ResultUnavailable as error:
+        loaded.problems["what it set in libraries"] = kept.problem or str(error)
+        return Left({}, [])
 
 
 class Delivery:
@@ -66,15 +109,18 @@ class Delivery:
         store: TaskStore,
         load_into_notebook: Callable[[TaskRecord], Loaded],
         say: Callable[[TaskRecord, Loaded], None],
+        to_assign: Callable[[TaskRecord], Sequence[str]],
     ) -> None:
         self._store = store
         self._load = load_into_notebook
+        self._to_assign = to_assign
+        """Gives the variables that a task's cell assigns."""
         self._say = say
         self._expected: set[int] = set()
         self._unsaid: list[tuple[TaskRecord, Loaded]] = []
 
     def expect(self, task: TaskRecord) -> None:
-        """Bring back what this task leaves, once it has completed."""
+        """Bring back what this task leaves, once it has ended."""
         self._expected.add(task.key)
 
     def before_cell(self, info: Any = None) -> None:
@@ -98,7 +144,19 @@ class Delivery:
         if task is not None and not task.state.is_final:
             return
         self._expected.discard(key)
-        if task is not None and task.state is TaskState.COMPLETED:
+        if task is not None:
             loaded = self._load(task)
-            if loaded.names or loaded.problems:
+            if not loaded and task.state is not TaskState.COMPLETED:
+                loaded.problems = dict.fromkeys(
+                    self._missing(task), task.reason or "it left nothing"
+                )
+            if loaded:
                 self._unsaid.append((task, loaded))
+
+    def _missing(self, task: TaskRecord) -> Sequence[str]:
+        """What a task would have left, had its process not ended before it could.
+
+        One that ended by an error of its cell has left what the cell had assigned.
+        """
+        is_by_error = task.exit_code == 1 and not (task.reason or "").startswith("exit status")
+        return () if is_by_error else self._to_assign(task)

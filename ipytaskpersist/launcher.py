@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipytaskpersist import places, provenance, shellcells, variables
+from ipytaskpersist import librarysettings, mentions, places, provenance, shellcells, variables
 from ipytaskpersist.errors import InvalidRequest, StoreFull
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
@@ -141,7 +141,8 @@ class Launcher:
     def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Returns when the task is durably recorded."""
         if request.where == PROCESS:
-            inputs = self._prepare(Given(call=call), {"the call": call})
+            setting = setting_of(self._host.shell)
+            inputs = self._prepare(setting, Given(call=call), {"the call": call})
             new = self._new(source, request, "python", PROCESS, is_call=True)
             return self._launch_process(new, self._python_process(request.options), inputs)
         from ipytaskpersist.cell import run_function
@@ -216,9 +217,7 @@ class Launcher:
         process = self._python_process(request.options)
         shell = self._require_shell()
         compile_cell(shell, source, self._execution_count())  # a mistake shows at once
-        tree = ast.parse(shell.transform_cell(source))
-        given = self._given(shell, request.options.inputs, variables.used(tree))
-        inputs = self._prepare(Given(given), given)
+        inputs = self._inputs(shell, ast.parse(shell.transform_cell(source)), request.options)
         record = self._launch_process(
             self._new(source, request, "python", PROCESS, again), process, inputs
         )
@@ -232,6 +231,40 @@ class Launcher:
         ]
         return NewProcess(command, directory_of(options), self._host.cancel_grace_s, options)
 
+    def to_assign(self, task: TaskRecord) -> Sequence[str]:
+        """The variables that a Python task's cell assigns, or those that were asked for."""
+        process = self._host.store_of(task).processes.get(task.key)
+        if process is not None and process.options.outputs is not None:
+            return process.options.outputs
+        tree = ast.parse(self._require_shell().transform_cell(task.source))
+        return variables.assigned(tree)
+
+    def _inputs(self, shell: InteractiveShell, tree: ast.Module, options: Options) -> Prepared:
+        """What a cell is given: the variables that it reads, and those that its strings name."""
+        namespace = shell.user_ns
+        used = variables.used(tree) if options.inputs is None else options.inputs
+        given = self._given(shell, options.inputs, used)
+        mentioned = {}
+        if options.inputs is None:
+            names = [*mentions.in_strings(tree), *mentions.in_values(given.values())]
+            mentioned = self._given(shell, None, [name for name in names if name not in given])
+        setting = replace(setting_of(shell), submodules=mentions.submodules(tree, namespace))
+        if not mentioned:
+            return self._prepare(setting, Given(given), given)
+        try:
+            return self._prepare(setting, Given(given | mentioned), given)
+        except InvalidRequest:
+            # A string may be no code at all: what only it names does not stop the launch.
+            kept = {name: v for name, v in mentioned.items() if self._is_picklable(v)}
+            return self._prepare(setting, Given(given | kept), given)
+
+    def _is_picklable(self, value: Any) -> bool:
+        try:
+            self._host.payloads.prepare([value], self._namespace()).discard()
+        except Exception:  # whatever a class raises when it is pickled
+            return False
+        return True
+
     @staticmethod
     def _given(
         shell: InteractiveShell, asked: Sequence[str] | None, used: Sequence[str]
@@ -243,20 +276,30 @@ class Launcher:
                 raise InvalidRequest(f"there is no variable '{name}' to hand over with --in")
         return {
             name: namespace[name]
-            for name in (used if asked is None else asked)
+            for name in used
             if name in namespace and hidden.get(name, missing) is not namespace[name]
         }
 
-    def _prepare(self, given: Given, named: dict[str, Any]) -> Prepared:
+    def _namespace(self) -> dict[str, Any]:
+        shell = self._host.shell
+        return vars(sys.modules["__main__"]) if shell is None else shell.user_ns
+
+    def _prepare(self, setting: Setting, given: Given, named: dict[str, Any]) -> Prepared:
         """Pickle what a task is given. Raises `InvalidRequest` for what cannot be pickled."""
-        shell: Any = self._host.shell
-        namespace = vars(sys.modules["__main__"]) if shell is None else shell.user_ns
         try:
-            return self._host.payloads.prepare([setting_of(shell), given], namespace)
+            return self._host.payloads.prepare([setting, given], self._namespace())
         except StoreFull:
             raise
         except Exception as error:  # whatever a class raises when it is pickled
-            raise self._unpicklable(named, namespace, error) from error
+            kept = {k: v for k, v in setting.libraries.items() if self._is_picklable(v)}
+            if kept.keys() == setting.libraries.keys():
+                raise self._unpicklable(named, self._namespace(), error) from error
+        missing = ", ".join(sorted(setting.libraries.keys() - kept.keys()))
+        print(
+            f"the task begins without the notebook's settings of {missing}: they cannot be pickled",
+            file=sys.stderr,
+        )
+        return self._prepare(replace(setting, libraries=kept), given, named)
 
     def _unpicklable(
         self, named: dict[str, Any], namespace: dict[str, Any], error: Exception
@@ -443,11 +486,19 @@ def setting_of(shell: Any) -> Setting:
     if shell is None:
         from traitlets.config import Config
 
-        return Setting(list(sys.path), Config(), "last_expr", 0, secret_names=list(in_use()))
+        return Setting(
+            list(sys.path),
+            Config(),
+            "last_expr",
+            0,
+            secret_names=list(in_use()),
+            libraries=librarysettings.of_notebook(),
+        )
     return Setting(
         path=list(sys.path),
         config=_without_secrets(shell.config),
         secret_names=list(in_use()),
+        libraries=librarysettings.of_notebook(),
         interactivity=shell.ast_node_interactivity,
         compiler_flags=shell.compile.flags & FUTURE_FLAGS,
         cells={

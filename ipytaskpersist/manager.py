@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipytaskpersist.cell import Outcome
+    from ipytaskpersist.contexts import Contexts
     from ipytaskpersist.delivery import Delivery, Loaded
     from ipytaskpersist.launcher import Launcher
     from ipytaskpersist.patches import Patches
@@ -83,6 +84,7 @@ class BackgroundTasks(TaskSettings):
         self._recorder: Recorder | None = None
         self._threads: ThreadRunner | None = None
         self._processes: ProcessRunner | None = None
+        self._contexts: Contexts | None = None
         self._delivery: Delivery | None = None
         self._patches: Patches | None = None
 
@@ -222,17 +224,25 @@ class BackgroundTasks(TaskSettings):
             watch=self._obey_cancel_requests,
         )
         self.install_capture()
-        threads = ThreadRunner(self._recorder, self.payloads, self._text_form)
-        self._on_event("pre_run_cell", threads.contexts.before_cell)
-        self._on_event("post_run_cell", threads.contexts.after_cell)
-        return threads
+        return ThreadRunner(self._recorder, self.payloads, self._text_form, self.contexts)
+
+    @property
+    def contexts(self) -> Contexts:
+        """The context variables of tasks and foreground. Follows cells from its first use on."""
+        if self._contexts is None:
+            from ipytaskpersist.contexts import Contexts
+
+            self._contexts = Contexts()
+            self._on_event("pre_run_cell", self._contexts.before_cell)
+            self._on_event("post_run_cell", self._contexts.after_cell)
+        return self._contexts
 
     def _on_event(self, event: str, call: Callable[..., None]) -> None:
-        """Call a function at an event of the shell, until everything is put back."""
-        if self.shell is not None and self._patches is not None:
+        """Call a function at an event of the shell, until this is closed."""
+        if self.shell is not None:
             events = self.shell.events
             events.register(event, call)
-            self._patches.on_undo(lambda: events.unregister(event, call))
+            self.on_close.append(lambda: events.unregister(event, call))
 
     def install_capture(self) -> None:
         """Route output to tasks from now on."""
@@ -544,9 +554,14 @@ class BackgroundTasks(TaskSettings):
         if self._delivery is None:
             from ipytaskpersist.delivery import Delivery
 
-            self._delivery = Delivery(self.store, self.load_variables, self._say_loaded)
-            if self.shell is not None:
-                self.shell.events.register("pre_run_cell", self._delivery.before_cell)
+            contexts = self.contexts  # which hear of a cell before the delivery does
+            self._delivery = Delivery(
+                self.store,
+                lambda task: contexts.change(lambda: self.load_variables(task)),
+                self._say_loaded,
+                self.launcher.to_assign,
+            )
+            self._on_event("pre_run_cell", self._delivery.before_cell)
         return self._delivery
 
     def load_variables(self, task: TaskRecord, names: Sequence[str] = ()) -> Loaded:
@@ -589,8 +604,6 @@ class BackgroundTasks(TaskSettings):
         if self._patches is not None:
             self._patches.undo()
         atexit.unregister(self.end_session)
-        if self._delivery is not None and self.shell is not None:
-            self.shell.events.unregister("pre_run_cell", self._delivery.before_cell)
         self.upkeep.stop()
         self.archives.close()
         self.store.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import pickle  # what is not signed is never loaded  # nosec B403
+import pickletools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -53,11 +54,11 @@ def pickler(file: Writer, namespace: Namespace) -> Any:
     return made
 
 
-class Unpickler(pickle.Unpickler):
+class _OfNotebook:
     """Gives loaded functions a namespace for their globals, and the shell that runs here."""
 
     def __init__(self, file: io.BytesIO, namespace: dict[str, Any]) -> None:
-        super().__init__(file)
+        super().__init__(file)  # type: ignore[call-arg]
         self._namespace = namespace
 
     def persistent_load(self, pid: Any) -> Any:
@@ -70,6 +71,18 @@ class Unpickler(pickle.Unpickler):
         if shell is None:
             raise pickle.UnpicklingError("it uses IPython's shell, and none runs here")
         return shell
+
+
+class Unpickler(_OfNotebook, pickle.Unpickler):
+    """Loads values one after the other."""
+
+
+class _Resumed(_OfNotebook, pickle._Unpickler):
+    """Goes on behind a value that could not be loaded. In Python, its memo is a dictionary."""
+
+    def __init__(self, file: io.BytesIO, namespace: dict[str, Any], memo: dict[int, Any]) -> None:
+        super().__init__(file, namespace)
+        self.memo = memo
 
 
 def running_shell() -> Any:
@@ -129,19 +142,51 @@ def read_together(data: bytes, namespace: dict[str, Any]) -> Iterator[tuple[str,
     index = end - int.from_bytes(data[end:], "little")
     file, at = io.BytesIO(data), len(TOGETHER)
     file.seek(at)
-    loading = Unpickler(file, namespace)
+    loading: Unpickler | _Resumed = Unpickler(file, namespace)
+    missing = _Missing()
     for name, size in json.loads(data[index:end]).items():
-        at += size
+        uses = sys.getrefcount(missing)
         value = load(loading)
+        if sys.getrefcount(missing) > uses:
+            value = Failed(pickle.UnpicklingError(SHARES))
         yield name, value
+        at += size
         if isinstance(value, Failed):
-            memo: Any = loading.memo.copy()
             file.seek(at)
-            loading = Unpickler(file, namespace)
-            loading.memo = memo
+            # An object's number in the memo is how many are in it: there must be so many.
+            numbers = range(_count_memoized(data[len(TOGETHER) : at]))
+            loading = _Resumed(file, namespace, dict.fromkeys(numbers, missing) | _memo(loading))
 
 
-def load(loading: Unpickler) -> Any:
+def _memo(loading: Any) -> dict[int, Any]:
+    memo: dict[int, Any] = loading.memo.copy()
+    return memo
+
+
+SHARES = "it shares what could not be loaded"
+
+
+class _Missing:
+    """Stands in a memo for what could not be loaded, and does not let anything use it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise pickle.UnpicklingError(SHARES)
+
+    def _refuse(self, *_arguments: Any) -> Any:
+        raise pickle.UnpicklingError(SHARES)
+
+    __repr__ = __str__ = __hash__ = __eq__ = __bool__ = __len__ = __iter__ = __call__ = _refuse
+
+
+def _count_memoized(pickles: bytes) -> int:
+    """How many objects are in the memo after these pickles."""
+    file, count = io.BytesIO(pickles), 0
+    while file.tell() < len(pickles):
+        count += sum(operation.name == "MEMOIZE" for operation, *_ in pickletools.genops(file))
+    return count
+
+
+def load(loading: Unpickler | _Resumed) -> Any:
     """The next value; a `Failed` where its class raises something."""
     try:
         return loading.load()

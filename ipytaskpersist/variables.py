@@ -48,6 +48,12 @@ def assigned(tree: ast.Module) -> list[str]:
     return [*(n for n in names if n not in imported), *(n for n in names if n in imported)]
 
 
+def augmented(tree: ast.Module) -> set[str]:
+    """The names that a cell may change in place, as ``+=`` does with a list."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.AugAssign)]
+    return {node.target.id for node in nodes if isinstance(node.target, ast.Name)}
+
+
 def _assigned(nodes: Iterable[ast.AST]) -> Iterator[str]:
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -341,14 +341,6 @@ def test_out_names_exactly_what_it_leaves(notebook: Notebook) -> None:
     assert text.endswith("False")
 
 
-def test_a_failed_task_changes_no_variable_but_can_be_loaded(notebook: Notebook) -> None:
-    notebook.kernel.run("partial = 'mine'")
-    notebook.process("partial = 'half'\nraise ValueError")
-    assert notebook.value("partial") == "'mine'"
-    notebook.kernel.run("%bg_load -1 partial")
-    assert notebook.value("partial") == "'half'"
-
-
 def test_load_says_what_there_is(notebook: Notebook) -> None:
     notebook.process("here = 1")
     text = notebook.kernel.run("%bg_load -1 elsewhere", check=False).stream("stderr")

@@ -38,15 +38,15 @@ LAYERS = (
         "tasksettings", "doctor", "searching",
     },
     {"importing", "fieldformats", "documents"},
-    {"runners", "references", "liveness", "shellcells", "variables"},
+    {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "payload", "pickling", "recorder", "recording",
-     "outputs", "progress"},
+    {"cell", "capture", "inherit", "children", "figures", "payload", "pickling", "recorder",
+     "recording", "outputs", "progress"},
     {"store"},
     {
         "active", "forked", "contexts", "records", "identity", "processes", "paths", "errors",
         "screen", "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
-        "bars", "afterimport", "postmortem", "places", "secretnames", "environments",
+        "bars", "afterimport", "libraries", "postmortem", "places", "secretnames", "environments",
         "safetext", "console", "commandlines",
     },
 )  # fmt: skip

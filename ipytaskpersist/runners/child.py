@@ -6,10 +6,12 @@ it is given and what it leaves are signed files.
 
 from __future__ import annotations
 
+import ast
 import linecache
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -17,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import forked, secretnames
+from ipytaskpersist.librarysettings import Left, OfProcess
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
 
 if TYPE_CHECKING:
     from ipytaskpersist.active import ActiveTask
     from ipytaskpersist.cell import Outcome
+    from ipytaskpersist.patches import Patches
     from ipytaskpersist.payload import Payloads
     from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskRecord
 
@@ -45,6 +49,10 @@ class Setting:
     """The number and text of earlier cells by their file names, for tracebacks through them."""
     secret_names: list[str] = field(default_factory=list)
     """The patterns of names that are those of secrets, too."""
+    libraries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the notebook has set in libraries, by the names of `libraries`."""
+    submodules: list[str] = field(default_factory=list)
+    """What is imported, because the cell reaches it through modules of the notebook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +125,11 @@ class Child:
         secretnames.use(getattr(setting, "secret_names", ()))
         shell = make_shell(setting, module)
         task = self._task()
-        install(shell, task)
-        given: Given = inputs.load()
+        patches = install(shell, task)
+        given_settings = getattr(setting, "libraries", {})
+        # In the cell's context: some libraries keep their settings there.
+        self._settings = task.context.run(OfProcess, given_settings, patches)
+        given: Given = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
         shell.user_ns.update(given.variables)
         show_figures_inline()
         before = dict(shell.user_ns)
@@ -128,7 +139,7 @@ class Child:
         else:
             cell = compile_cell(shell, self._record.source, self._record.execution_count or 0)
             outcome = run_cell(shell, cell, task)
-            names = self._names(shell, before)
+            names = self._names(shell, before, outcome)
         if task.is_forked:
             forked.end(outcome.exit_code)
         self._keep(shell, task, outcome, names)
@@ -145,12 +156,16 @@ class Child:
         streams: Any = OwnStreams()
         return ActiveTask(self._record, sender, streams, copy_context())
 
-    def _names(self, shell: Any, before: dict[str, Any]) -> list[str]:
+    def _names(self, shell: Any, before: dict[str, Any], outcome: Outcome) -> list[str]:
         """The variables to keep: those that were asked for, or that the cell has assigned."""
         wanted = self._process.options.outputs
         if wanted is not None:
             return list(wanted)
-        return assigned_names(shell, self._record.source, before)
+        return assigned_names(self._tree(shell), shell, before, is_whole=outcome.exit_code == 0)
+
+    def _tree(self, shell: Any) -> ast.Module:
+        tree: ast.Module = ast.parse(shell.transform_cell(self._record.source))
+        return tree
 
     def _keep(self, shell: Any, task: ActiveTask, outcome: Outcome, names: list[str]) -> None:
         from ipytaskpersist.active import active_task
@@ -160,6 +175,8 @@ class Child:
         if not outcome.has_no_value and outcome.value is not None:
             self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
         self._save_variables(shell, names)
+        if not self._record.is_call:
+            self._save_settings(shell, task)
         active_task.set(task)
 
     def _save(self, shell: Any, name: str, value: Any, text: str) -> None:
@@ -173,6 +190,26 @@ class Child:
         for name in names:
             if name not in values:
                 self._sender.result(_missing(name))
+
+    def _save_settings(self, shell: Any, task: ActiveTask) -> None:
+        """What the cell has changed that is no variable: what libraries keep, and submodules."""
+        from ipytaskpersist import mentions
+        from ipytaskpersist.payload import SETTINGS
+
+        changes = task.context.run(self._settings.changes)
+        imported = [name for name in mentions.imports(self._tree(shell)) if name in sys.modules]
+        submodules = [name for name in imported if "." in name]
+        if changes or submodules:
+            self._save(shell, SETTINGS, Left(changes, submodules).as_value, "")
+
+
+def _load_given(inputs: Any, submodules: list[str]) -> Given:
+    """What the cell works on, with which libraries are imported."""
+    for name in submodules:
+        with suppress(Exception):  # the cell itself will say so, if it needs it
+            import_module(name)
+    given: Given = inputs.load()
+    return given
 
 
 def _missing(name: str) -> ResultRecord:
@@ -190,22 +227,25 @@ def _short_text(value: Any) -> str:
         return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
 
 
-def assigned_names(shell: Any, source: str, before: dict[str, Any]) -> list[str]:
-    """What a cell has assigned: by its text, and what has another value than before."""
-    import ast
+def assigned_names(
+    tree: ast.Module, shell: Any, before: dict[str, Any], *, is_whole: bool
+) -> list[str]:
+    """What a cell has assigned: by its text, and what has another value than before.
 
+    Of a cell that did not run to its end, what its text alone says may not have happened.
+    """
     from ipytaskpersist import variables
 
-    try:
-        named = variables.assigned(ast.parse(shell.transform_cell(source)))
-    except SyntaxError:
-        named = []
     now, missing = shell.user_ns, object()
     changed = [
         name
         for name, value in now.items()
         if before.get(name, missing) is not value and not name.startswith("_")
     ]
+    named = variables.assigned(tree)
+    if not is_whole:
+        in_place = variables.augmented(tree)
+        named = [name for name in named if name in changed or name in in_place]
     return [
         name
         for name in dict.fromkeys([*named, *changed])
@@ -248,7 +288,7 @@ def show_figures_inline() -> None:
         import_module("matplotlib_inline.backend_inline")
 
 
-def install(shell: Any, task: ActiveTask) -> None:
+def install(shell: Any, task: ActiveTask) -> Patches:
     """Make all that is printed and displayed in this process the task's."""
     from ipytaskpersist import capture, cell, figures, inherit, progress
     from ipytaskpersist.active import FOREGROUND, active_task
@@ -262,6 +302,7 @@ def install(shell: Any, task: ActiveTask) -> None:
     progress.install(patches)
     FOREGROUND.end_cell()
     active_task.set(task)
+    return patches
 
 
 def main() -> None:

@@ -53,13 +53,16 @@ class ThreadRunner:
     """The tasks that run, and have run, in threads of this process."""
 
     def __init__(
-        self, recorder: Recorder, payloads: Payloads, text_form: Callable[[Any], str]
+        self,
+        recorder: Recorder,
+        payloads: Payloads,
+        text_form: Callable[[Any], str],
+        contexts: Contexts,
     ) -> None:
         self._recorder = recorder
         self._payloads = payloads
         self._text_form = text_form
-        self.contexts = Contexts()
-        """What the tasks' context variables are set to, and the foreground's are to be."""
+        self._contexts = contexts
         self._idle: list[Worker] = []
         self._active: dict[int, ActiveTask] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -89,7 +92,7 @@ class ThreadRunner:
         """Run a task that the store has as pending in the thread that is reserved for it."""
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
-        task = ActiveTask(record, recording, Children(recording), self.contexts.for_task())
+        task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
@@ -118,7 +121,7 @@ class ThreadRunner:
         active_task.set(task.silent())
         result = self._keep(task.record, outcome)
         active_task.set(None)
-        self.contexts.keep(foreground, task.context)
+        self._contexts.keep(foreground, task.context)
         self._outcomes[key] = outcome
         self._release(worker, task)
         self._record_end(task, outcome, result, ended)

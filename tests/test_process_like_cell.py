@@ -1,0 +1,377 @@
+"""A process task leaves the notebook as its cell would have left it, or says what it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kernels import NotebookKernel
+
+
+class Notebook:
+    """A kernel with the extension, whose cells run in processes when they are told to."""
+
+    def __init__(self, kernel: NotebookKernel) -> None:
+        self._kernel = kernel
+
+    def cell(self, source: str) -> str:
+        """Run a foreground cell; return all that it shows."""
+        return self._kernel.run(source).text
+
+    def process(self, source: str, flags: str = "") -> str:
+        """Run a cell in a process to its end; return what is said of it before the next cell."""
+        launched = self._kernel.run(f"%%background --process {flags}\n{source}")
+        assert not launched.stream("stderr"), launched.text
+        self._kernel.run("%bg_wait --timeout 60")
+        return self.cell("pass")
+
+    def printed(self, source: str) -> str:
+        """What a cell prints in a process."""
+        self.process(source)
+        return self.cell("%bg_output --raw")
+
+
+@pytest.fixture(scope="module")
+def a_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookKernel]:
+    with NotebookKernel(tmp_path_factory.mktemp("like-cell")) as kernel:
+        kernel.run("%load_ext ipytaskpersist")
+        yield kernel
+
+
+@pytest.fixture
+def notebook(a_kernel: NotebookKernel) -> Notebook:
+    a_kernel.run("%reset -f")
+    return Notebook(a_kernel)
+
+
+# Cells that do not end well.
+
+
+def test_a_failed_cell_leaves_what_it_had_assigned(notebook: Notebook) -> None:
+    notebook.cell("partial, later, items = 'mine', 'mine', [1]")
+    said = notebook.process("partial = 'half'\nitems += [2]\nraise ValueError('no')\nlater = 'no'")
+    assert "which failed: partial, items are in the notebook" in said
+    assert notebook.cell("partial, later, items") == "('half', 'mine', [1, 2])"
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("os._exit(3)", "exit status 3"),
+        ("os._exit(1)", "exit status 1"),
+    ],
+)
+def test_what_a_process_that_ended_too_early_did_not_leave_is_named(
+    notebook: Notebook, end: str, reason: str
+) -> None:
+    notebook.cell("import os\nvalue = 'old'")
+    said = notebook.process(f"value = 'new'\nmore = 1\n{end}")
+    assert "which failed: " in said
+    assert f"value is not ({reason}" in said
+    assert f"more is not ({reason}" in said
+    assert notebook.cell("value") == "'old'"
+
+
+def test_a_cancelled_process_says_what_it_has_not_left(notebook: Notebook) -> None:
+    notebook.cell("value = 'old'")
+    notebook.cell("%%background --process\nimport time\nvalue = 'new'\ntime.sleep(600)")
+    notebook.cell("%bg_cancel\n%bg_wait")
+    assert "which was cancelled: value is not (cancelled)" in notebook.cell("pass")
+
+
+def test_a_cell_that_fails_before_it_assigns_anything_says_nothing(notebook: Notebook) -> None:
+    notebook.cell("value = 'old'")
+    assert notebook.process("value = missing") == ""
+
+
+# What several variables share.
+
+
+@pytest.mark.parametrize(
+    ("background", "holds"),
+    [
+        (
+            "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()",
+            "ax.figure is fig and fig.axes[0] is ax",
+        ),
+        ("shared = []\none, two = {'of': shared}, [shared]", "one['of'] is two[0] is shared"),
+        (
+            "class Node:\n    pass\nparent, child = Node(), Node()\n"
+            "parent.child, child.parent = child, parent",
+            "parent.child is child and child.parent is parent and isinstance(parent, Node)",
+        ),
+        (
+            "import enum\nclass Colour(enum.Enum):\n    RED = 1\nred = Colour.RED",
+            "red is Colour.RED",
+        ),
+        (
+            "import threading\nshared = []\none = [shared]\nlock = threading.Lock()\n"
+            "two = [shared, lock]\nthree = [shared]",
+            "three[0] is one[0] is shared and 'two' not in globals()",
+        ),
+    ],
+)
+def test_what_two_variables_share_is_one_object(
+    notebook: Notebook, background: str, holds: str
+) -> None:
+    said = notebook.process(background)
+    assert ("two is not" in said) == ("lock" in background)
+    assert notebook.cell(holds) == "True"
+
+
+def test_one_of_several_variables_can_be_loaded_alone(notebook: Notebook) -> None:
+    notebook.process("shared = []\none, two = [shared], [shared]")
+    notebook.cell("one = two = shared = None")
+    assert "two is in the notebook" in notebook.cell("%bg_load -1 two")
+    assert notebook.cell("one, two") == "(None, [[]])"
+    notebook.cell("%bg_load")
+    assert notebook.cell("one[0] is two[0] is shared") == "True"
+
+
+def test_a_variable_that_cannot_be_loaded_loses_no_other(notebook: Notebook) -> None:
+    said = notebook.process(
+        "def fail():\n    raise RuntimeError('not here')\n"
+        "class Bad:\n    def __reduce__(self):\n        return fail, ()\n"
+        "shared = [1]\none = [shared]\nbad = [shared, Bad()]\ntwo = [shared]"
+    )
+    assert "fail, Bad, shared, one, two are in the notebook" in said
+    assert "bad is not" in said
+    assert "RuntimeError: not here" in said
+    assert notebook.cell("two[0] is one[0]") == "True"
+
+
+# Settings of libraries.
+
+SETTINGS = [
+    (
+        "import pandas as pd",
+        "pd.set_option('display.max_rows', 7)",
+        "pd.options.display.max_rows",
+        "7",
+    ),
+    (
+        "import numpy as np",
+        "np.set_printoptions(precision=3)",
+        "np.array([1 / 3])",
+        "array([0.333])",
+    ),
+    ("import numpy as np", "np.seterr(divide='raise')", "np.geterr()['divide']", "'raise'"),
+    (
+        "import matplotlib.pyplot as plt",
+        "plt.rcParams['font.size'] = 21",
+        "plt.rcParams['font.size']",
+        "21.0",
+    ),
+    (
+        "import decimal",
+        "decimal.getcontext().prec = 4",
+        "decimal.Decimal(1) / 3",
+        "Decimal('0.3333')",
+    ),
+    (
+        "import sklearn",
+        "sklearn.set_config(display='text')",
+        "sklearn.get_config()['display']",
+        "'text'",
+    ),
+    ("import math", "%precision 3", "math.pi", "3.142"),
+    (
+        "import warnings",
+        "warnings.filterwarnings('ignore', message='of mine')",
+        "any(f[1] and f[1].match('of mine') for f in warnings.filters)",
+        "True",
+    ),
+    ("import os", "os.environ['OF_MINE'] = 'set'", "os.environ['OF_MINE']", "'set'"),
+    ("import sys", "sys.path.append('/of/mine')", "'/of/mine' in sys.path", "True"),
+    (
+        "import matplotlib.pyplot as plt",
+        "%config InlineBackend.figure_format = 'svg'",
+        "from matplotlib_inline.config import InlineBackend as b; b.instance().figure_formats",
+        "{'svg'}",
+    ),
+    (
+        "import os",
+        "get_ipython().ast_node_interactivity = 'last_expr_or_assign'",
+        "found = get_ipython().ast_node_interactivity",
+        "'last_expr_or_assign'",
+    ),
+]
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    with NotebookKernel(tmp_path_factory.mktemp("settings")) as kernel:
+        kernel.run("%load_ext ipytaskpersist")
+        yield Notebook(kernel)
+
+
+@pytest.mark.parametrize(("before", "background", "foreground", "shown"), SETTINGS)
+def test_what_a_process_sets_holds_in_the_notebook_and_the_other_way_round(
+    fresh: Notebook, before: str, background: str, foreground: str, shown: str
+) -> None:
+    """The library is imported in the process first, so the notebook has to take both over."""
+    fresh.process(f"{before}\n{background}")
+    assert fresh.cell(foreground).endswith(shown)
+    # A second process is given what the notebook has now.
+    fresh.process(f"shows = True\n{foreground}")
+    assert fresh.cell("%bg_output").endswith(shown)
+
+
+def test_what_was_set_is_said_in_one_line(fresh: Notebook) -> None:
+    said = fresh.process(
+        "import pandas as pd\nimport matplotlib.pyplot as plt\n"
+        "pd.options.display.max_rows = 7\nplt.style.use('ggplot')"
+    )
+    assert "pd, plt are in the notebook; " in said
+    assert "pandas display.max_rows" in said
+    assert " more are set" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_the_notebook_has_set_since_stays_and_that_is_said(fresh: Notebook) -> None:
+    fresh.cell("import pandas as pd, time")
+    fresh.cell(
+        "%%background --process\nimport pandas as pd\npd.options.display.max_rows = 7\n"
+        "pd.options.display.max_columns = 5"
+    )
+    fresh.cell("pd.options.display.max_rows = 9")
+    fresh.cell("%bg_wait")
+    said = fresh.cell("pass")
+    assert "pandas display.max_columns is set" in said
+    assert "pandas display.max_rows is not (the notebook has set it since)" in said
+    assert fresh.cell("pd.options.display.max_rows, pd.options.display.max_columns") == "(9, 5)"
+
+
+def test_a_secret_of_the_environment_is_not_kept_and_that_is_said(fresh: Notebook) -> None:
+    said = fresh.process("import os\nos.environ['MY_TOKEN'] = 'hunter2'")
+    assert "os.environ MY_TOKEN is not (it is called like a secret" in said
+    assert fresh.cell("'MY_TOKEN' in os.environ") == "False"
+    fresh.cell("os.environ['OF_MINE'] = 'set'")
+    fresh.process("del os.environ['OF_MINE']")
+    assert fresh.cell("'OF_MINE' in os.environ") == "False"
+
+
+def test_settings_that_cannot_be_pickled_stop_no_launch(fresh: Notebook) -> None:
+    fresh.cell(
+        "import numpy as np, threading\nlock = threading.Lock()\n"
+        "np.set_printoptions(formatter={'int': lambda n, lock=lock: 'seven'})"
+    )
+    launched = fresh.cell("%%background --process\nprint('runs')")
+    assert "begins without the notebook's settings of numpy: they" in launched
+    assert "completed" in fresh.cell("%bg_wait")
+
+
+# Modules.
+
+
+@pytest.mark.parametrize(
+    ("background", "foreground"),
+    [
+        ("import xml.dom.minidom", "xml.dom.minidom.parseString('<a/>').documentElement.tagName"),
+        ("import concurrent.futures", "concurrent.futures.ThreadPoolExecutor.__name__[0].lower()"),
+        ("import os.path as where, logging.handlers", "'t' if logging.handlers else ''"),
+        ("import email\nfrom email import mime\nimport email.mime.text", "email.mime.text and 't'"),
+        ("def load():\n    import xml.sax.handler\nload()\nimport xml", "xml.sax.handler and 't'"),
+    ],
+)
+def test_submodules_that_a_process_imports_are_there_in_the_notebook(
+    fresh: Notebook, background: str, foreground: str
+) -> None:
+    fresh.process(background)
+    assert fresh.cell(foreground) in ("'a'", "'t'")
+
+
+@pytest.mark.parametrize(
+    ("foreground", "background"),
+    [
+        (
+            "import xml.dom.minidom",
+            "print(xml.dom.minidom.parseString('<a/>').documentElement.tagName)",
+        ),
+        (
+            "import xml.dom.minidom, xml as x",
+            "print(x.dom.minidom.parseString('<a/>').firstChild.tagName)",
+        ),
+        ("import logging.handlers", "print('a' if logging.handlers.RotatingFileHandler else '')"),
+    ],
+)
+def test_submodules_that_the_notebook_has_are_there_in_a_process(
+    notebook: Notebook, foreground: str, background: str
+) -> None:
+    notebook.cell(foreground)
+    assert notebook.printed(background) == "a\n"
+
+
+# Names in strings.
+
+
+@pytest.mark.parametrize(
+    ("foreground", "background", "printed"),
+    [
+        ("lim = 1", "print(len(df.query('a > @lim')))", "2\n"),
+        ("lim = 1\nhow = 'a > @lim'", "print(len(df.query(how)))", "2\n"),
+        (
+            "lim = 1\ndef above(df):\n    return df.query('a > @lim')",
+            "print(len(above(df)))",
+            "2\n",
+        ),
+        ("lim = 1", "print(pd.eval('df.a + lim').sum())", "9\n"),
+        ("lim = 1", "print(eval('lim + 1'))", "2\n"),
+        ("lim = 1", "exec('print(lim)')", "1\n"),
+        (
+            "lim = 1",
+            "import timeit\nprint(timeit.timeit('lim', globals=globals(), number=1) >= 0)",
+            "True\n",
+        ),
+        (
+            "def half(x):\n    return x / 2",
+            "formula = 'y ~ half(x)'\nprint(eval(formula[4:8])(4))",
+            "2.0\n",
+        ),
+    ],
+)
+def test_names_that_only_a_string_has_are_handed_over(
+    notebook: Notebook, foreground: str, background: str, printed: str
+) -> None:
+    notebook.cell(f"import pandas as pd\ndf = pd.DataFrame({{'a': [1, 2, 3]}})\n{foreground}")
+    assert notebook.printed(background) == printed
+
+
+def test_a_string_that_names_what_cannot_be_pickled_stops_no_launch(notebook: Notebook) -> None:
+    notebook.cell("import threading\nlock, number = threading.Lock(), 7")
+    assert notebook.printed("print('mail me @lock')\nprint(eval('number'))") == "mail me @lock\n7\n"
+
+
+# IPython's shell in functions.
+
+
+@pytest.mark.parametrize(
+    ("foreground", "background", "printed"),
+    [
+        ("def shout(word):\n    !echo $word", "shout('loud')", "loud\n"),
+        (
+            "def lines():\n    found = !echo one; echo two\n    return found",
+            "print(lines())",
+            "['one', 'two']\n",
+        ),
+        ("def where():\n    path = %pwd\n    return path", "print(bool(where()))", "True\n"),
+        ("ip = get_ipython()", "ip.system('echo shell')", "shell\n"),
+        (
+            "class Tool:\n    def run(self):\n        !echo tool\ntool = Tool()",
+            "tool.run()",
+            "tool\n",
+        ),
+        ("run = get_ipython().getoutput", "print(run('echo bound'))", "['bound']\n"),
+    ],
+)
+def test_functions_that_use_the_shell_use_that_of_the_process(
+    notebook: Notebook, foreground: str, background: str, printed: str
+) -> None:
+    notebook.cell(foreground)
+    assert notebook.printed(background).replace("\r", "") == printed
+
+
+def test_a_function_with_a_command_comes_back(notebook: Notebook) -> None:
+    assert "shout is in the notebook" in notebook.process("def shout():\n    !echo back")
+    assert notebook.cell("shout()").strip() == "back"
