@@ -133,6 +133,18 @@ def _read_ipython(module: Any) -> Settings:
         "xmode": shell.InteractiveTB.mode,
         "precision": text.float_precision,
         "pprint": text.pprint,
+        **_configured(shell.config),
+    }
+
+
+def _configured(config: Mapping[str, Any]) -> Settings:
+    """What ``%config`` and configuration files have set, but for what may be secret."""
+    return {
+        f"{section}.{name}": value
+        for section, settings in config.items()
+        if isinstance(settings, dict)
+        for name, value in settings.items()
+        if name != "notify" and not is_secret(name)
     }
 
 
@@ -140,12 +152,24 @@ def _write_ipython(module: Any, settings: Settings) -> None:
     shell = module.get_ipython()
     text = shell.display_formatter.formatters["text/plain"]
     for name, value in settings.items():
-        if name == "ast_node_interactivity":
+        if "." in name:
+            _configure(shell, name, value)
+        elif name == "ast_node_interactivity":
             shell.ast_node_interactivity = value
         elif name == "xmode":
             shell.InteractiveTB.set_mode(mode=value)
         else:
             setattr(text, {"precision": "float_precision"}.get(name, name), value)
+
+
+def _configure(shell: Any, trait: str, value: Any) -> None:
+    """Set ``Class.trait`` as ``%config`` does: in what is there, and for what is made later."""
+    from traitlets.config import Config
+
+    section, _, name = trait.partition(".")
+    change = Config({section: {name: value}})
+    for configurable in shell.configurables:
+        configurable.update_config(change)
 
 
 def _read_warnings(warnings: Any) -> Settings:
