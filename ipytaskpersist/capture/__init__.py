@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ipytaskpersist.active import FOREGROUND
-from ipytaskpersist.capture import displays, interaction, payloads, redirection, streams
+from ipytaskpersist.capture import displays, interaction, payloads, redirection, streams, widgets
 from ipytaskpersist.capture.displays import publish_for_task, show_result
 from ipytaskpersist.capture.streams import settle
 from ipytaskpersist.patches import Patches
@@ -30,6 +30,7 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     displays.install(shell, patches)
     interaction.install(shell, patches)
     payloads.install(shell, patches)
+    widgets.install(shell, patches)
     for event, call in (
         ("pre_run_cell", partial(streams.route_present, patches)),
         ("pre_run_cell", FOREGROUND.begin_cell),
