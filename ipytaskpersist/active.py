@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.forked import ForkedRecording, take_streams
 from ipytaskpersist.records import OutputKind, Progress, TaskRecord
+from ipytaskpersist.widgetmarks import Entered
 
 if TYPE_CHECKING:
     import asyncio
@@ -52,6 +53,8 @@ class ActiveTask:
         """The ids of the displays that it has shown, by which they can be updated."""
         self.figures: dict[str, Any] = {}
         """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
+        self.widgets = Entered()
+        """The ``ipywidgets.Output`` that its code is inside of."""
         self.shown_error: tuple[str, str] | None = None
         """Name and message of an error that a magic showed instead of raising it."""
         self.post_mortem: dict[str, Any] | None = None

@@ -26,6 +26,7 @@ from ipytaskpersist import figures, forked
 from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.capture import show_result
 from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.loops import new_loop
 from ipytaskpersist.records import TaskState
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ def _loop_of_thread() -> asyncio.AbstractEventLoop:
     """The event loop of the calling thread, in which its next cell finds the last one's locks."""
     loop: asyncio.AbstractEventLoop | None = getattr(_threads, "loop", None)
     if loop is None:
-        loop = _threads.loop = asyncio.new_event_loop()
+        loop = _threads.loop = new_loop()
     return loop
 
 
@@ -400,7 +401,7 @@ def run_function(shell: InteractiveShell, call: Callable[[], Any], task: ActiveT
     try:
         value = task.context.run(call)
         if inspect.isawaitable(value):
-            value = task.context.run(asyncio.run, _wait_for(value))
+            value = task.context.run(_run_to_end, value)
         outcome = Outcome(TaskState.COMPLETED, None, 0, value)
     except BaseException as error:
         if task.cancelled and isinstance(error, TaskCancelled | asyncio.CancelledError):
@@ -412,6 +413,12 @@ def run_function(shell: InteractiveShell, call: Callable[[], Any], task: ActiveT
             outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
     figures.flush(task)
     return outcome
+
+
+def _run_to_end(value: Awaitable[Any]) -> Any:
+    """What an awaitable gives, in an event loop of its own."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_wait_for(value))
 
 
 async def _wait_for(value: Awaitable[Any]) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ipytaskpersist import widgetmarks
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.recording import encode_content
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress, ResultRecord, TaskState
@@ -493,6 +494,8 @@ def _check_content(kind: OutputKind, content: Fields) -> None:
     """Raise `InvalidRecord` for what no front end could show."""
     for name in RESERVED & content.members.keys():
         raise content.refuse(name, "has no place in the content of a message")
+    if kind in widgetmarks.KINDS and "widget" in content.members:
+        content.text("widget")
     if kind is OutputKind.CLEAR_OUTPUT:
         content.flag("wait")
     elif kind is OutputKind.ERROR:
@@ -506,6 +509,8 @@ def _check_content(kind: OutputKind, content: Fields) -> None:
         content.inside("metadata")
         if "transient" in content.members or kind is OutputKind.UPDATE_DISPLAY_DATA:
             content.inside("transient").maybe(content.inside("transient").text, "display_id")
+        if kind is OutputKind.UPDATE_DISPLAY_DATA and "widget" in content.members:
+            content.flag("inside")
         if kind is OutputKind.EXECUTE_RESULT:
             content.maybe(content.whole, "execution_count")
     _check_depth(content)

@@ -70,7 +70,7 @@ class ForkedRecording:
         """Print the text form of a display or a result, and the traceback of an error."""
         if kind is OutputKind.ERROR:
             self.write(OutputKind.STDERR, "\n".join(content["traceback"]) + "\n")
-        elif "data" in content:
+        elif content.get("data"):
             self.write(OutputKind.STDOUT, f"{content['data'].get('text/plain', '')}\n")
 
     def progress(self, progress: Any) -> None:

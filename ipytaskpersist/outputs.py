@@ -13,6 +13,7 @@ from typing import Any
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
 from ipytaskpersist.screen import Screen, beginning
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.widgetmarks import Entered, is_about_widget
 
 Output = dict[str, Any]
 """One output in nbformat's form. A display that can be updated also has ``transient``."""
@@ -25,13 +26,24 @@ TAIL_RECORDS = 64
 CHANGES = (OutputKind.UPDATE_DISPLAY_DATA, OutputKind.CLEAR_OUTPUT)
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An output that a task has left, and where it stands."""
+
+    output: Output
+    widget: str | None
+    """The id of the ``ipywidgets.Output`` that it is inside of; None for none."""
+
+
 class Resolver:
     """Turns the records of one task, as they happened, into the outputs that they left."""
 
     def __init__(self) -> None:
-        self.outputs: list[Output] = []
+        self.placed: list[Placed] = []
         self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
-        self._clear_next = False
+        self._widgets = Entered()
+        self._clear_next: set[str | None] = set()
+        """The widgets, or None for what is inside none, that their next output clears."""
 
     def add(self, record: OutputRecord) -> None:
         """Take in the next record."""
@@ -42,7 +54,9 @@ class Resolver:
             return
         content = json.loads(record.data)
         if record.kind is OutputKind.CLEAR_OUTPUT:
-            self._clear(wait=bool(content["wait"]))
+            self._clear(content.get("widget"), wait=bool(content["wait"]))
+        elif record.kind is OutputKind.UPDATE_DISPLAY_DATA and "widget" in content:
+            self._move(content["widget"], inside=content["inside"])
         elif record.kind is OutputKind.UPDATE_DISPLAY_DATA:
             self._update(content)
         else:
@@ -52,25 +66,44 @@ class Resolver:
         """The outputs at the end. A character of which only a part came shows as missing."""
         for output in _unfinished(self._decoders):
             self._place(output)
-        return self.outputs
+        return [placed.output for placed in self.placed]
 
     def _place(self, output: Output) -> None:
-        if self._clear_next:
-            self._clear(wait=False)
-        last = self.outputs[-1] if self.outputs else {}
-        if output["output_type"] == "stream" and last.get("name") == output["name"]:
-            last["text"] += output["text"]
+        widget = self._widgets.innermost
+        if widget in self._clear_next:
+            self._clear(widget, wait=False)
+        last = self.placed[-1] if self.placed and self.placed[-1].widget == widget else None
+        is_stream = output["output_type"] == "stream"
+        if is_stream and last is not None and last.output.get("name") == output["name"]:
+            last.output["text"] += output["text"]
         else:
-            self.outputs.append(output)
+            self.placed.append(Placed(output, widget))
 
-    def _clear(self, *, wait: bool) -> None:
-        self._clear_next = wait
-        if not wait:
-            self.outputs.clear()
+    def _clear(self, widget: str | None, *, wait: bool) -> None:
+        if widget is not None:
+            self._must_be_inside(widget)
+        if wait:
+            self._clear_next.add(widget)
+            return
+        self._clear_next.discard(widget)
+        self.placed = [placed for placed in self.placed if placed.widget != widget]
+
+    def _move(self, widget: str, *, inside: bool) -> None:
+        if inside:
+            self._widgets.enter(widget)
+        else:
+            self._must_be_inside(widget)
+            self._widgets.leave(widget)
+
+    def _must_be_inside(self, widget: str) -> None:
+        """Enter a widget which was entered before the first of the records."""
+        if widget not in self._widgets:
+            self._widgets.enter_before_all(widget)
+            self.placed = [Placed(each.output, each.widget or widget) for each in self.placed]
 
     def _update(self, content: Output) -> None:
         wanted = content["transient"].get("display_id")
-        for output in self.outputs:
+        for output in (placed.output for placed in self.placed):
             if output.get("transient", {}).get("display_id") == wanted:
                 output.update(data=content["data"], metadata=content["metadata"])
 
@@ -243,6 +276,8 @@ def _last_pieces(store: TaskStore, task_key: int) -> list[tuple[OutputKind, str]
     pieces: list[tuple[OutputKind, str]] = []
     size = 0
     for record in islice(store.outputs.backwards(task_key, kinds=VISIBLE), TAIL_RECORDS):
+        if is_about_widget(record.kind, record.data):
+            return _last_resolved(store, task_key)
         if record.kind is OutputKind.CLEAR_OUTPUT or size >= TAIL_BYTES:
             break
         if record.kind in STREAM_KINDS:
@@ -255,6 +290,24 @@ def _last_pieces(store: TaskStore, task_key: int) -> list[tuple[OutputKind, str]
         size += len(text)
         pieces.append((record.kind, text))
     return pieces[::-1]
+
+
+def _last_resolved(store: TaskStore, task_key: int) -> list[tuple[OutputKind, str]]:
+    """The same where an output widget was cleared: only in their order do records say of what."""
+    backwards = islice(store.outputs.backwards(task_key), TAIL_RECORDS)
+    records = [
+        _with_data(record, record.data[-TAIL_BYTES:]) if record.kind in STREAM_KINDS else record
+        for record in backwards
+    ]
+    pieces = []
+    for output in resolve(reversed(records)):
+        kind = OutputKind(str(output.get("name") or output["output_type"]))
+        if kind in STREAM_KINDS:
+            pieces.append((kind, output["text"][-TAIL_BYTES:]))
+        elif kind is OutputKind.EXECUTE_RESULT:
+            value = output["data"].get("text/plain", "")
+            pieces.append((kind, f"{value[:TAIL_BYTES]}\n"))
+    return pieces
 
 
 def head(records: Iterable[OutputRecord], lines: int) -> Iterator[OutputRecord]:
@@ -285,7 +338,8 @@ def tail(backwards: Iterable[OutputRecord], lines: int) -> list[OutputRecord]:
         if is_stream and not found and not kept and not record.data.endswith(b"\n"):
             found += 1  # the line that is not finished
         kept.append(record)
-        found += record.data.count(b"\n") if is_stream else 1
+        if not is_about_widget(record.kind, record.data):
+            found += record.data.count(b"\n") if is_stream else 1
         if found > lines:
             break
     kept.reverse()
@@ -295,7 +349,7 @@ def tail(backwards: Iterable[OutputRecord], lines: int) -> list[OutputRecord]:
 def _without_first(records: list[OutputRecord], lines: int) -> list[OutputRecord]:
     rest: list[OutputRecord] = []
     for record in records:
-        if lines <= 0:
+        if lines <= 0 or is_about_widget(record.kind, record.data):
             rest.append(record)
         elif record.kind not in STREAM_KINDS:
             lines -= 1

@@ -20,6 +20,7 @@ from ipytaskpersist.bars import Bars
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, Progress
 from ipytaskpersist.screen import TAIL_CHARACTERS, LastLine
 from ipytaskpersist.store import NewOutput, TaskStore
+from ipytaskpersist.widgetmarks import is_about_widget
 
 if TYPE_CHECKING:
     from ipytaskpersist.recorder import Recorder
@@ -162,7 +163,7 @@ class Recording:
     ) -> Iterator[tuple[OutputKind, bytes]]:
         """What fits into the limit: a prefix, then a mark; errors and results always."""
         for kind, data in pieces:
-            if kind not in LIMITED:
+            if kind not in LIMITED or is_about_widget(kind, data):
                 yield kind, data
                 continue
             # A part of a stream is worth having, a part of a picture is not.

@@ -72,6 +72,8 @@ class Cell:
         self.execution_count: int | None = None
         self.error: tuple[str, str, list[str]] | None = None
         """Name, value and traceback of the exception that ended the cell."""
+        self.payload: list[Message] = []
+        """What the front end was asked for with the reply: pages, texts for the next cell."""
         self._kernel = kernel
         self._msg_id = msg_id
         self._replied = self._idle = self._clear_before_next = False
@@ -99,6 +101,7 @@ class Cell:
     def take_reply(self, content: Message) -> None:
         self._replied = True
         self.execution_count = content.get("execution_count")
+        self.payload = content.get("payload", [])
         if content["status"] == "error":
             self.error = (content["ename"], content["evalue"], content["traceback"])
         elif content["status"] != "ok":

@@ -47,7 +47,7 @@ LAYERS = (
         "active", "forked", "contexts", "records", "identity", "processes", "paths", "errors",
         "screen", "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
         "bars", "afterimport", "libraries", "postmortem", "places", "secretnames", "environments",
-        "safetext", "console", "commandlines",
+        "safetext", "console", "commandlines", "loops", "widgetmarks",
     },
 )  # fmt: skip
 

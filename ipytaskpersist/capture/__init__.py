@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ipytaskpersist.active import FOREGROUND
-from ipytaskpersist.capture import displays, interaction, redirection, streams
+from ipytaskpersist.capture import displays, interaction, payloads, redirection, streams, widgets
 from ipytaskpersist.capture.displays import publish_for_task, show_result
 from ipytaskpersist.patches import Patches
 
@@ -28,6 +28,8 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     redirection.install(patches)
     displays.install(shell, patches)
     interaction.install(shell, patches)
+    payloads.install(shell, patches)
+    widgets.install(shell, patches)
     for event, call in (
         ("pre_run_cell", partial(streams.route_present, patches)),
         ("pre_run_cell", FOREGROUND.begin_cell),

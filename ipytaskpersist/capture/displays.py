@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 
+from ipytaskpersist import widgetmarks
 from ipytaskpersist.active import ActiveTask, active_task, redirects
 from ipytaskpersist.capture.streams import is_routed
 from ipytaskpersist.patches import Patches
@@ -120,7 +121,8 @@ def _clear_for_task(wait: bool) -> bool:
     task = active_task.get()
     if task is None:
         return False
-    task.recording.add(OutputKind.CLEAR_OUTPUT, {"wait": wait})
+    content = widgetmarks.clearing(task.widgets.innermost, wait=wait)
+    task.recording.add(OutputKind.CLEAR_OUTPUT, content)
     return True
 
 

@@ -59,7 +59,7 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
         task = active_task.get()
         if task is None:
             plain(etype, evalue, stb)
-        elif not _is_cancellation(task, evalue):
+        elif not is_cancellation(task, evalue):
             task.show_error(etype.__name__, str(evalue), list(stb))
             task.post_mortem = _post_mortem(shell, evalue, task.record.execution_count)
 
@@ -69,7 +69,7 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
     def show_whole(*args: Any, **options: Any) -> None:
         task, error = active_task.get(), sys.exc_info()[1]
         if task is not None:
-            if _is_cancellation(task, error):
+            if is_cancellation(task, error):
                 return  # not shown, and to render it takes long
             hide_own_frames(error)
         plain_whole(*args, **options)
@@ -87,7 +87,8 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
     patches.set(shell.InteractiveTB, "structured_traceback", format_again)
 
 
-def _is_cancellation(task: ActiveTask, error: BaseException | None) -> bool:
+def is_cancellation(task: ActiveTask, error: BaseException | None) -> bool:
+    """Whether an error is there because the task was cancelled, and so is none of its own."""
     return task.cancelled and isinstance(error, TaskCancelled | CancelledError)
 
 

@@ -28,6 +28,7 @@ from ipytaskpersist.paths import typed_path
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import NotebookSurface, Surface
+from ipytaskpersist.widgetmarks import is_about_widget
 
 TABLE_LIMIT = 30
 FOLLOW_S = 0.02
@@ -196,10 +197,12 @@ def _follow_to_the_end(surface: Surface, task: TaskRecord, kinds: Sequence[Outpu
             version = seen
             task = manager.refresh(task)
             for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
+                after = record.sequence
+                if is_about_widget(record.kind, record.data):
+                    continue  # what it clears is not all that was shown
                 piece = follower.output(record)
                 piece = harmless_output(piece) if task.is_imported else piece
                 _pass_on(surface, record.kind, piece)
-                after = record.sequence
         if task.state.is_final:
             for each in follower.finish():
                 surface.output(each)

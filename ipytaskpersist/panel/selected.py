@@ -24,9 +24,11 @@ from ipytaskpersist.records import (
 from ipytaskpersist.safetext import unturned
 from ipytaskpersist.screen import Screen
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.widgetmarks import is_about_widget
 
 LINES = 200
 SECONDS = ":%S"
+DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
 READ_BYTES = 512 * 1024
 """How much of a task's newest output is looked at."""
 LINE_CHARACTERS = 2000
@@ -96,7 +98,7 @@ def _shown_again(records: list[OutputRecord]) -> Iterator[OutputRecord]:
     """The records, with an update of a display that came before them as a display."""
     known = set()
     for record in records:
-        if record.kind in (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA):
+        if record.kind in DISPLAYS and not is_about_widget(record.kind, record.data):
             display = outputs.display_id(record)
             is_known = display in known
             known.add(display)

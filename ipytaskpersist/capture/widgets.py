@@ -1,0 +1,97 @@
+"""``ipywidgets.Output`` in a task: what is inside it is noted, and the kernel's parent stays.
+
+The widget shows what the front end gets for the message that is being handled while the widget is
+entered, and entering it makes this message the kernel's own. In a task that would be the message of
+the launching cell, and the foreground's output would go there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from ipytaskpersist import widgetmarks
+from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.afterimport import after_import
+from ipytaskpersist.capture.displays import record_display
+from ipytaskpersist.capture.interaction import is_cancellation
+from ipytaskpersist.patches import Patches
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+Exit = Callable[..., bool | None]
+
+
+def install(shell: InteractiveShell, patches: Patches) -> None:
+    """Note from now on which output is inside which widget."""
+    kernel_shell: Any = shell
+    if hasattr(shell, "set_parent"):
+        patches.set(shell, "set_parent", _set_parent(kernel_shell, kernel_shell.set_parent))
+    after_import({"ipywidgets.widgets.widget_output": partial(_route_output, shell)}, patches)
+
+
+def _set_parent(shell: Any, plain: Callable[[Any], None]) -> Callable[[Any], None]:
+    def set_parent(parent: Any) -> None:
+        if active_task.get() is None:
+            plain(parent)
+        elif hasattr(shell, "set_thread_parent"):  # from ipykernel 7 on
+            shell.set_thread_parent(parent)
+
+    return set_parent
+
+
+def _route_output(shell: Any, module: Any, patches: Patches) -> None:
+    widget_class = module.Output
+    patches.set(widget_class, "__enter__", _enter(widget_class.__enter__))
+    patches.set(widget_class, "__exit__", _exit(shell, widget_class.__exit__))
+
+
+def _enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def __enter__(self: Any) -> Any:
+        task = active_task.get()
+        if task is None:
+            return plain(self)
+        task.widgets.enter(_id_of(self))
+        _note(task, self, inside=True)
+        return None
+
+    return __enter__
+
+
+def _exit(shell: Any, plain: Exit) -> Exit:
+    def __exit__(self: Any, etype: Any, evalue: Any, tb: Any) -> bool | None:
+        task = active_task.get()
+        if task is None or _id_of(self) not in task.widgets:
+            return plain(self, etype, evalue, tb)
+        try:
+            return _show_error(shell, task, etype, evalue, tb)
+        finally:
+            _note(task, self, inside=False)
+            task.widgets.leave(_id_of(self))
+
+    return __exit__
+
+
+def _id_of(widget: Any) -> str:
+    """The id of its model, which it keeps when it is closed."""
+    return str(vars(widget).setdefault("_ipytaskpersist_id", widget.model_id or uuid4().hex))
+
+
+def _note(task: ActiveTask, widget: Any, *, inside: bool) -> None:
+    record_display(task, widgetmarks.moving(_id_of(widget), inside=inside), update=True)
+
+
+def _show_error(shell: Any, task: ActiveTask, etype: Any, evalue: Any, tb: Any) -> bool:
+    """Show an error inside the widget, as the foreground does. Returns whether it ends there.
+
+    The cell has not failed by it.
+    """
+    if etype is None or is_cancellation(task, evalue):
+        return False
+    before = task.shown_error, task.post_mortem
+    shell.showtraceback((etype, evalue, tb), tb_offset=0)
+    task.shown_error, task.post_mortem = before
+    return True

@@ -1,0 +1,73 @@
+"""How a task's record says which outputs are inside which ``ipywidgets.Output``.
+
+What a task prints and displays within ``with output:`` is recorded beside the widget. Entries of
+three forms say where it is and what is cleared, each with the id of the widget's model::
+
+    update_display_data  {"widget": "…", "inside": true, "data": {}, …}   what follows is inside it
+    update_display_data  {"widget": "…", "inside": false, "data": {}, …}  what follows is not
+    clear_output         {"widget": "…", "wait": false}                   its outputs are cleared
+
+Between the first and the second everything is inside that the task puts out, in whichever of its
+threads, and of several widgets inside the one entered last: so a kernel and its front end have it.
+An entry of ``clear_output`` without a widget clears what is inside none.
+
+The kinds are as old as the store. No display has the id that the first two entries update, so a
+reader that does not know them passes over them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ipytaskpersist.records import OutputKind
+
+PREFIX = b'{"widget": '
+"""How the content of each such entry begins, so that it is known without being parsed."""
+KINDS = (OutputKind.UPDATE_DISPLAY_DATA, OutputKind.CLEAR_OUTPUT)
+
+
+def moving(widget: str, *, inside: bool) -> dict[str, Any]:
+    """The content of an ``update_display_data`` for entering and for leaving a widget."""
+    transient = {"display_id": f"ipytaskpersist-inside-{widget}"}
+    return {
+        "widget": widget, "inside": inside, "data": {}, "metadata": {}, "transient": transient,
+    }  # fmt: skip
+
+
+def clearing(widget: str | None, *, wait: bool) -> dict[str, Any]:
+    """The content of a ``clear_output`` for a widget, or for what is inside none."""
+    return {"wait": wait} if widget is None else {"widget": widget, "wait": wait}
+
+
+def is_about_widget(kind: OutputKind, data: bytes) -> bool:
+    """Whether an entry is of one of these forms, and so shows nothing by itself."""
+    return kind in KINDS and data.startswith(PREFIX)
+
+
+class Entered:
+    """The widgets that a task is inside of."""
+
+    def __init__(self) -> None:
+        self._widgets: list[str] = []
+
+    def __contains__(self, widget: str) -> bool:
+        return widget in self._widgets
+
+    @property
+    def innermost(self) -> str | None:
+        """The widget entered last; None outside of all."""
+        widgets = self._widgets
+        return widgets[-1] if widgets else None
+
+    def enter(self, widget: str) -> None:
+        """Enter a widget."""
+        self._widgets.append(widget)
+
+    def enter_before_all(self, widget: str) -> None:
+        """Enter a widget before those that are entered already."""
+        self._widgets.insert(0, widget)
+
+    def leave(self, widget: str) -> None:
+        """Leave a widget, which need not be the one entered last."""
+        place = len(self._widgets) - 1 - self._widgets[::-1].index(widget)
+        del self._widgets[place]
