@@ -233,7 +233,7 @@ class BackgroundTasks(TaskSettings):
             self._patches = Patches()
             capture.install(self.shell, self._patches)
             inherit.install(self._patches)
-            figures.install(self._patches)
+            figures.install(self.shell, self._patches)
             cell.install(self.shell, self._patches)
             progress.install(self._patches)
             atexit.register(self.end_session, "IPython ended")

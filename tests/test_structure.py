@@ -40,14 +40,14 @@ LAYERS = (
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "payload", "recorder", "recording",
-     "outputs", "progress"},
+    {"cell", "capture", "inherit", "children", "figures", "openfigures", "payload", "recorder",
+     "recording", "outputs", "progress"},
     {"store"},
     {
         "active", "forked", "contexts", "records", "identity", "processes", "paths", "errors",
         "screen", "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
-        "bars", "afterimport", "postmortem", "places", "secretnames", "environments",
-        "safetext", "console", "commandlines",
+        "bars", "afterimport", "betweencells", "postmortem", "places", "secretnames",
+        "environments", "safetext", "console", "commandlines",
     },
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-from ipytaskpersist import forked
+from ipytaskpersist import figures, forked
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.capture import settle
 from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
@@ -90,6 +90,7 @@ class ThreadRunner:
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
         task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
+        figures.begin(task)
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
@@ -120,6 +121,7 @@ class ThreadRunner:
         result = self._keep(task.record, outcome)
         active_task.set(None)
         self._contexts.keep(foreground, task.context)
+        figures.leave(task)
         self._outcomes[key] = outcome
         self._release(worker, task)
         self._record_end(task, outcome, result, ended)
