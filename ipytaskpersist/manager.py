@@ -212,6 +212,7 @@ class BackgroundTasks(TaskSettings):
         return self._threads
 
     def _make_threads(self) -> ThreadRunner:
+        from ipytaskpersist.betweencells import call_between_cells
         from ipytaskpersist.recorder import Recorder
         from ipytaskpersist.runners.thread import ThreadRunner
 
@@ -222,7 +223,10 @@ class BackgroundTasks(TaskSettings):
             watch=self._obey_cancel_requests,
         )
         self.install_capture()
-        return ThreadRunner(self._recorder, self.payloads, self._text_form)
+        runner = ThreadRunner(self._recorder, self.payloads, self._text_form)
+        if self.shell is not None and self._patches is not None:
+            call_between_cells(self.shell, self._patches, runner.settings.before_cell)
+        return runner
 
     def install_capture(self) -> None:
         """Route output to tasks from now on."""

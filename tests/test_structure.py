@@ -44,10 +44,10 @@ LAYERS = (
      "recording", "outputs", "progress"},
     {"store"},
     {
-        "active", "forked", "contexts", "records", "identity", "processes", "paths", "errors",
-        "screen", "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
-        "bars", "afterimport", "betweencells", "postmortem", "places", "secretnames",
-        "environments", "safetext", "console", "commandlines",
+        "active", "forked", "contexts", "threadsettings", "records", "identity", "processes",
+        "paths", "errors", "screen", "patches", "vocabulary", "durations", "problems", "plaintext",
+        "ansi", "harmless", "bars", "afterimport", "betweencells", "postmortem", "places",
+        "secretnames", "environments", "safetext", "console", "commandlines",
     },
 )  # fmt: skip
 

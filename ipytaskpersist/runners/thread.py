@@ -21,6 +21,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
+from ipytaskpersist.threadsettings import Launched, ThreadSettings
 
 LET_REPLY_S = 0.003
 IDLE_WORKERS = 4
@@ -60,6 +61,7 @@ class ThreadRunner:
         self._payloads = payloads
         self._text_form = text_form
         self._contexts = Contexts()
+        self.settings = ThreadSettings()
         self._idle: list[Worker] = []
         self._active: dict[int, ActiveTask] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -94,13 +96,15 @@ class ThreadRunner:
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
-        worker.do(lambda: self._run(task, work, foreground, worker, on_end))
+        settings = self.settings.at_launch()
+        worker.do(lambda: self._run(task, work, foreground, settings, worker, on_end))
 
     def _run(
         self,
         task: ActiveTask,
         work: Work,
         foreground: Context,
+        settings: Launched,
         worker: Worker,
         on_end: Callable[[], None],
     ) -> None:
@@ -108,6 +112,7 @@ class ThreadRunner:
         sleep(LET_REPLY_S)
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: store.tasks.start(key, started))
+        self.settings.begin(settings)
         active_task.set(task)
         outcome = self._outcome(task, work)
         if task.is_forked:
@@ -122,6 +127,7 @@ class ThreadRunner:
         active_task.set(None)
         self._contexts.keep(foreground, task.context)
         figures.leave(task)
+        self.settings.keep(settings)
         self._outcomes[key] = outcome
         self._release(worker, task)
         self._record_end(task, outcome, result, ended)
