@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.patches import Patches
 
 MODULE = "matplotlib._pylab_helpers"
@@ -97,7 +97,36 @@ def route(module: ModuleType, patches: Patches) -> None:
         figures = TaskFigures(managers.figs)
         managers.figs = figures
         patches.on_undo(lambda: setattr(managers, "figs", figures.foreground))
+        every = _every_manager(managers.get_all_fig_managers, figures)
+        patches.set(managers, "get_all_fig_managers", staticmethod(every))
         patches.on_undo(_left.clear)
+
+
+def _every_manager(plain: Callable[[], list[Any]], routed: TaskFigures) -> Callable[[], list[Any]]:
+    """List the open figures; at the end of a cell, only those that no other code is drawing."""
+
+    def get_all_fig_managers() -> list[Any]:
+        # By its caller, because a frame around `draw_all` would stand in the tracebacks of figures
+        # that cannot be drawn.
+        if sys._getframe(1).f_code.co_name != "draw_all":
+            return plain()
+        elsewhere = _open_elsewhere(routed)
+        return [manager for manager in plain() if manager not in elsewhere]
+
+    return get_all_fig_managers
+
+
+_running: set[ActiveTask] = set()
+"""The tasks that have figures now, from their launch on."""
+
+
+def _open_elsewhere(routed: TaskFigures) -> set[Any]:
+    """The figures of other tasks than the calling one, and of a foreground that runs a cell."""
+    caller = active_task.get()
+    others = [each.figures.get("open", {}) for each in _running.copy() if each is not caller]
+    if caller is not None and FOREGROUND.is_busy:
+        others.append(routed.foreground)
+    return {manager for figures in others for manager in [*figures.values()]}
 
 
 def _routed() -> TaskFigures | None:
@@ -138,6 +167,7 @@ def begin(task: ActiveTask, *, are_closed: bool) -> None:
     for left in list(_left):
         _take_over(figures, left)
     task.figures.update(open=figures, began_with=tuple(figures.values()))
+    _running.add(task)
 
 
 def is_image(manager: Any) -> bool:
@@ -173,6 +203,7 @@ _left: deque[Left] = deque()
 
 def leave(task: ActiveTask, *, are_closed: bool) -> None:
     """Keep what an ended task has left open until the foreground's next cell."""
+    _running.discard(task)
     after = () if are_closed else tuple(task.figures.get("open", {}).values())
     before = task.figures.get("began_with", ())
     if before != after:

@@ -130,6 +130,17 @@ def test_what_a_cancelled_task_had_open_stays_open(agg: NotebookKernel) -> None:
     assert printed(agg.run("print(numbers())")) == "[1]"
 
 
+def test_no_cell_draws_at_its_end_what_another_is_working_on(agg: NotebookKernel) -> None:
+    """Two threads that draw one figure break it."""
+    agg.run(GO_ON + "\nplt.ion(); figure = plt.figure(); drawn = []")
+    agg.run("figure.canvas.mpl_connect('draw_event', drawn.append)")
+    agg.run("%%background\nplt.title('new')\nbegun.set()\nassert go_on.wait(30)\nlen(drawn)")
+    assert printed(agg.run("assert begun.wait(30); print(len(drawn))")) == "0"
+    assert printed(agg.run("print(len(drawn))")) == "0"
+    agg.run("go_on.set()\n%bg_wait")
+    assert printed(agg.run("print(len(drawn), figure.stale)")) == "1 False"
+
+
 def test_a_function_leaves_its_figures_too(agg: NotebookKernel) -> None:
     agg.run("plt.figure()")
     agg.run("print(bg.submit(lambda: (plt.figure(), numbers())[1]).result(30))")
