@@ -126,7 +126,7 @@ def test_a_task_that_does_nothing_with_figures_leaves_the_active_one(agg: Notebo
 def test_what_a_cancelled_task_had_open_stays_open(agg: NotebookKernel) -> None:
     agg.run(GO_ON)
     agg.run(WAITING)
-    agg.run("assert begun.wait(30)\n%bg_cancel\n%bg_wait")
+    agg.run("assert begun.wait(30)\n%bg_cancel\ngo_on.set()\n%bg_wait")
     assert printed(agg.run("print(numbers())")) == "[1]"
 
 
