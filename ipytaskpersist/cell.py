@@ -355,7 +355,6 @@ def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:
     """Run a task's cell in the calling thread and context, figures included."""
-    figures.begin(task)
     outcome = CellRun(shell, cell, task).run()
     if outcome.error is None and task.shown_error is not None:
         # A magic such as %%time shows its cell's error and returns.
@@ -389,10 +388,12 @@ def _run_nested(
     except CellSyntaxError as error:
         result.error_before_exec = error
         shell._showtraceback(type(error), error, error._render_traceback_())
-        return result
-    nested = CellRun(shell, cell, task)
-    result.error_in_exec = nested.run_without_loop()
-    result.result = None if nested.value is NOTHING else nested.value
+    else:
+        nested = CellRun(shell, cell, task)
+        result.error_in_exec = nested.run_without_loop()
+        result.result = None if nested.value is NOTHING else nested.value
+    # Here, not at the task's end: %%capture keeps what the cell that it runs has drawn.
+    figures.flush(task)
     return result
 
 

@@ -7,139 +7,87 @@ that cell's outputs and never with another's.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import io
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from IPython.core.events import EventManager
+from IPython.core.getipython import get_ipython
+
+from ipytaskpersist import openfigures
 from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.afterimport import after_import
+from ipytaskpersist.betweencells import call_between_cells
 from ipytaskpersist.capture import publish_for_task
 from ipytaskpersist.patches import Patches
 
-FIGURES = "matplotlib._pylab_helpers"
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
 INLINE = "matplotlib_inline.backend_inline"
 PYPLOT = "matplotlib.pyplot"
 
 
-def install(patches: Patches) -> None:
+def install(shell: InteractiveShell, patches: Patches) -> None:
     """Separate the figures of tasks, now or as soon as matplotlib is imported."""
-    routes = {FIGURES: _route_figures, INLINE: _route_inline, PYPLOT: _route_pyplot}
+    routes = {openfigures.MODULE: openfigures.route, INLINE: _route_inline, PYPLOT: _route_pyplot}
     after_import(routes, patches)
+    call_between_cells(shell, patches.on_undo, openfigures.before_cell)
+
+
+# The beginning and the end of a cell.
 
 
 def begin(task: ActiveTask) -> None:
-    """Give a task the figures that the tasks before it have left open."""
-    if _left_open:
-        task.figures["open"] = OrderedDict(_left_open)
+    """Give a task that is launched now the figures that the calling cell leaves open."""
+    inline: Any = sys.modules.get(INLINE)
+    drawn = getattr(getattr(inline, "show", None), "_draw_called", False)
+    openfigures.begin(task, are_closed=drawn and _closes_at_end())
 
 
 def flush(task: ActiveTask) -> None:
-    """Show the figures that the ending cell has left open, as the end of any cell does."""
-    if not task.figures or task.is_forked:
+    """Do with the open figures what the end of any cell does."""
+    if task.is_forked or not task.figures:
         return
-    inline = sys.modules.get(INLINE)
-    if inline is not None and _uses_inline():
-        inline.flush_figures()
+    if task.figures.get("open") and _has_images_for_windows():
+        show_images()
     else:
-        show_as_png(task)
-    _left_open.clear()
-    _left_open.update(task.figures.get("open", {}))
+        _end_cell()
 
 
-_left_open: OrderedDict[int, Any] = OrderedDict()
-"""What stays open after its cell, where the inline backend is told not to close figures."""
+def leave(task: ActiveTask) -> None:
+    """Leave the figures that an ended task has open to the cells that follow."""
+    drawn = task.figures.get("_draw_called", False)
+    openfigures.leave(task, are_closed=drawn and _closes_at_end())
 
 
-def _uses_inline() -> bool:
-    import matplotlib
-
-    return "inline" in str(matplotlib.rcParams._get("backend")).lower()
-
-
-def show_as_png(task: ActiveTask) -> None:
-    """Show and close a task's open figures, where no inline backend does."""
-    for manager in task.figures.pop("open", {}).values():
-        image = io.BytesIO()
-        manager.canvas.figure.savefig(image, format="png")
-        data = {"image/png": image.getvalue(), "text/plain": repr(manager.canvas.figure)}
-        publish_for_task(data, {}, {})
+def _at_end() -> list[Callable[..., Any]]:
+    """What matplotlib and its backends have IPython do at the end of a cell."""
+    shell: Any = get_ipython()
+    calls = [] if shell is None else shell.events.callbacks["post_execute"]
+    return [call for call in calls if getattr(call, "__module__", "").startswith("matplotlib")]
 
 
-class TaskFigures(OrderedDict[int, Any]):
-    """The open figures, by number: the calling task's, or the foreground's own."""
-
-    def __init__(self, foreground: OrderedDict[int, Any]) -> None:
-        super().__init__()
-        self.foreground = foreground
-
-    @property
-    def _mine(self) -> OrderedDict[int, Any]:
-        task = active_task.get()
-        if task is None:
-            return self.foreground
-        mine: OrderedDict[int, Any] = task.figures.setdefault("open", OrderedDict())
-        return mine
-
-    def __getitem__(self, number: int) -> Any:
-        return self._mine[number]
-
-    def __setitem__(self, number: int, manager: Any) -> None:
-        self._mine[number] = manager
-
-    def __delitem__(self, number: int) -> None:
-        del self._mine[number]
-
-    def __contains__(self, number: object) -> bool:
-        return number in self._mine
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._mine)
-
-    def __reversed__(self) -> Iterator[int]:
-        return iter(reversed(self._mine))
-
-    def __len__(self) -> int:
-        return len(self._mine)
-
-    def __bool__(self) -> bool:
-        return bool(self._mine)
-
-    def get(self, number: int, default: Any = None) -> Any:
-        return self._mine.get(number, default)
-
-    def keys(self) -> Any:
-        return self._mine.keys()
-
-    def values(self) -> Any:
-        return self._mine.values()
-
-    def items(self) -> Any:
-        return self._mine.items()
-
-    def pop(self, number: int, *default: Any) -> Any:
-        return self._mine.pop(number, *default)
-
-    def popitem(self, last: bool = True) -> tuple[int, Any]:
-        return self._mine.popitem(last)
-
-    def move_to_end(self, number: int, last: bool = True) -> None:
-        self._mine.move_to_end(number, last)
-
-    def clear(self) -> None:
-        self._mine.clear()
+def _end_cell() -> None:
+    shell: Any = get_ipython()
+    events = EventManager(shell, ("post_execute",))
+    for call in _at_end():
+        events.register("post_execute", call)
+    events.trigger("post_execute")
 
 
-def _route_figures(module: ModuleType, patches: Patches) -> None:
-    managers = module.Gcf
-    if not isinstance(managers.figs, TaskFigures):
-        figures = TaskFigures(managers.figs)
-        managers.figs = figures
-        patches.on_undo(lambda: setattr(managers, "figs", figures.foreground))
+def _closes_at_end() -> bool:
+    """Whether a cell that has drawn with the inline backend closes all figures at its end."""
+    inline: Any = sys.modules.get(INLINE)
+    is_called = inline is not None and inline.flush_figures in _at_end()
+    return is_called and bool(inline.InlineBackend.instance().close_figures)
+
+
+# The inline backend.
 
 
 class TaskShow:
@@ -174,21 +122,68 @@ def _route_inline(module: ModuleType, patches: Patches) -> None:
         patches.set(module, "show", TaskShow(plain))
 
 
+# Backends with windows.
+
+
 def _route_pyplot(module: Any, patches: Patches) -> None:
-    """Keep the windows of a graphical backend away from threads: a task's figures are images."""
-    plain_new, plain_show = module.new_figure_manager, module.show
+    """Keep the windows of a graphical backend away from threads: a task's figures are images.
 
-    def new_figure_manager(*args: Any, **kwargs: Any) -> Any:
-        if active_task.get() is None or _uses_inline():
-            return plain_new(*args, **kwargs)
-        agg: Any = importlib.import_module("matplotlib.backends.backend_agg")
-        return agg.new_figure_manager(*args, **kwargs)
+    Not by `new_figure_manager` and `show`: what those warn of would point at a line here.
+    """
+    plain = module._get_backend_mod
 
-    def show(*args: Any, **kwargs: Any) -> Any:
-        task = active_task.get()
-        if task is None or _uses_inline():
-            return plain_show(*args, **kwargs)
-        return show_as_png(task)
+    def _get_backend_mod() -> Any:
+        backend = plain()
+        if active_task.get() is None or not _opens_windows(backend):
+            return backend
+        return _images_for_windows()
 
-    patches.set(module, "new_figure_manager", new_figure_manager)
-    patches.set(module, "show", functools.update_wrapper(show, plain_show))
+    patches.set(module, "_get_backend_mod", _get_backend_mod)
+
+
+def _opens_windows(backend: Any) -> bool:
+    canvas_class = backend.FigureCanvas
+    return openfigures.has_windows(canvas_class, canvas_class.manager_class)
+
+
+class ImageBackend(SimpleNamespace):
+    """A backend whose figures are images, shown among the outputs of the task that shows them."""
+
+
+def _images_for_windows() -> ImageBackend:
+    agg = importlib.import_module("matplotlib.backends.backend_agg")
+    return ImageBackend(**{**vars(agg), "show": show_images})
+
+
+def _has_images_for_windows() -> bool:
+    pyplot: Any = sys.modules.get(PYPLOT)
+    return pyplot is not None and isinstance(pyplot._get_backend_mod(), ImageBackend)
+
+
+_shown: WeakSet[Any] = WeakSet()
+"""Figures that nobody has drawn since they were last shown."""
+
+
+def show_images(*_args: Any, **_kwargs: Any) -> None:
+    """Show the calling task's open figures that have changed since they were last shown."""
+    helpers: Any = sys.modules[openfigures.MODULE]
+    for manager in helpers.Gcf.get_all_fig_managers():
+        figure = manager.canvas.figure
+        if figure.stale or figure not in _shown:
+            _show_image(figure)
+
+
+def _note_drawn(event: Any) -> None:
+    """After a change that was drawn at once, as by ``plt.draw``, a figure is not stale."""
+    if not event.canvas.is_saving():
+        _shown.discard(event.canvas.figure)
+
+
+def _show_image(figure: Any) -> None:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    # What saving sets for its time, and sets back, counts as a change.
+    figure.stale = False
+    _shown.add(figure)
+    figure.canvas.mpl_connect("draw_event", _note_drawn)
+    publish_for_task({"image/png": image.getvalue(), "text/plain": repr(figure)}, {}, {})

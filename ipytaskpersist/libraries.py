@@ -1,4 +1,4 @@
-"""How the settings that libraries keep for a whole process are read and written.
+"""How the settings that libraries keep for a process, or for a thread, are read and written.
 
 Each library that can be asked for its settings has an entry in `LIBRARIES`, by the module with
 which they come.
@@ -29,6 +29,8 @@ class Library:
     """Its settings, from its module."""
     write: Callable[[Any, Settings], None]
     """Changes some of them."""
+    is_of_thread: bool = False
+    """Whether it keeps them for each thread apart, and not for the process."""
     is_added_to: bool = False
     """Whether its settings are lists to which cells and libraries add, each on its side."""
 
@@ -208,7 +210,7 @@ LIBRARIES = {
     "matplotlib_inline.config": Library("InlineBackend", _read_inline, _write_inline),
     "numpy": Library("numpy", _read_numpy, _write_numpy),
     "decimal": Library("decimal", _read_decimal, _write_decimal),
-    "sklearn": Library("scikit-learn", _read_sklearn, _write_sklearn),
+    "sklearn": Library("scikit-learn", _read_sklearn, _write_sklearn, is_of_thread=True),
     "IPython.core.getipython": Library("IPython", _read_ipython, _write_ipython),
     "warnings": Library("warnings", _read_warnings, _write_warnings, is_added_to=True),
     "sys": Library("sys", _read_path, _write_path, is_added_to=True),

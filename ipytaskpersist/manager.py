@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist import problems, reconciling, references
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
+from ipytaskpersist.betweencells import call_between_cells
 from ipytaskpersist.errors import (
     BackgroundError,
     ForkedProcess,
@@ -224,7 +225,10 @@ class BackgroundTasks(TaskSettings):
             watch=self._obey_cancel_requests,
         )
         self.install_capture()
-        return ThreadRunner(self._recorder, self.payloads, self._text_form, self.contexts)
+        runner = ThreadRunner(self._recorder, self.payloads, self._text_form, self.contexts)
+        if self.shell is not None:
+            call_between_cells(self.shell, self.on_close.append, runner.settings.before_cell)
+        return runner
 
     @property
     def contexts(self) -> Contexts:
@@ -233,16 +237,14 @@ class BackgroundTasks(TaskSettings):
             from ipytaskpersist.contexts import Contexts
 
             self._contexts = Contexts()
-            self._on_event("pre_run_cell", self._contexts.before_cell)
-            self._on_event("post_run_cell", self._contexts.after_cell)
+            if self.shell is not None:
+                call_between_cells(
+                    self.shell,
+                    self.on_close.append,
+                    self._contexts.before_cell,
+                    self._contexts.after_cell,
+                )
         return self._contexts
-
-    def _on_event(self, event: str, call: Callable[..., None]) -> None:
-        """Call a function at an event of the shell, until this is closed."""
-        if self.shell is not None:
-            events = self.shell.events
-            events.register(event, call)
-            self.on_close.append(lambda: events.unregister(event, call))
 
     def install_capture(self) -> None:
         """Route output to tasks from now on."""
@@ -253,7 +255,7 @@ class BackgroundTasks(TaskSettings):
             self._patches = Patches()
             capture.install(self.shell, self._patches)
             inherit.install(self._patches)
-            figures.install(self._patches)
+            figures.install(self.shell, self._patches)
             cell.install(self.shell, self._patches)
             progress.install(self._patches)
             atexit.register(self.end_session, "IPython ended")
@@ -561,7 +563,8 @@ class BackgroundTasks(TaskSettings):
                 self._say_loaded,
                 self.launcher.to_assign,
             )
-            self._on_event("pre_run_cell", self._delivery.before_cell)
+            if self.shell is not None:
+                call_between_cells(self.shell, self.on_close.append, self._delivery.before_cell)
         return self._delivery
 
     def load_variables(self, task: TaskRecord, names: Sequence[str] = ()) -> Loaded:

@@ -40,14 +40,15 @@ LAYERS = (
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "payload", "pickling", "recorder",
-     "recording", "outputs", "progress"},
+    {"cell", "capture", "inherit", "children", "figures", "openfigures", "payload", "pickling",
+     "recorder", "recording", "outputs", "progress"},
     {"store"},
     {
-        "active", "forked", "contexts", "records", "identity", "processes", "paths", "errors",
-        "screen", "patches", "vocabulary", "durations", "problems", "plaintext", "ansi", "harmless",
-        "bars", "afterimport", "libraries", "postmortem", "places", "secretnames", "environments",
-        "safetext", "console", "commandlines", "loops", "widgetmarks",
+        "active", "forked", "contexts", "threadsettings", "records", "identity", "processes",
+        "paths", "errors", "screen", "patches", "vocabulary", "durations", "problems", "plaintext",
+        "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
+        "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
+        "widgetmarks",
     },
 )  # fmt: skip
 

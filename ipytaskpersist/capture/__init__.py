@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ipytaskpersist.active import FOREGROUND
+from ipytaskpersist.betweencells import call_between_cells
 from ipytaskpersist.capture import displays, interaction, payloads, redirection, streams, widgets
 from ipytaskpersist.capture.displays import publish_for_task, show_result
 from ipytaskpersist.patches import Patches
@@ -30,10 +31,7 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     interaction.install(shell, patches)
     payloads.install(shell, patches)
     widgets.install(shell, patches)
-    for event, call in (
-        ("pre_run_cell", partial(streams.route_present, patches)),
-        ("pre_run_cell", FOREGROUND.begin_cell),
-        ("post_run_cell", FOREGROUND.end_cell),
-    ):
-        shell.events.register(event, call)
-        patches.on_undo(partial(shell.events.unregister, event, call))
+    route_present = partial(streams.route_present, patches)
+    shell.events.register("pre_run_cell", route_present)
+    patches.on_undo(partial(shell.events.unregister, "pre_run_cell", route_present))
+    call_between_cells(shell, patches.on_undo, FOREGROUND.begin_cell, FOREGROUND.end_cell)

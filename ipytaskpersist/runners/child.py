@@ -297,7 +297,7 @@ def install(shell: Any, task: ActiveTask) -> Patches:
     patches = Patches()
     capture.install(shell, patches)
     inherit.install_for_threads(patches)
-    figures.install(patches)
+    figures.install(shell, patches)
     cell.install(shell, patches)
     progress.install(patches)
     FOREGROUND.end_cell()

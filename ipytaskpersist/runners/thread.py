@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-from ipytaskpersist import forked
+from ipytaskpersist import figures, forked
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
 from ipytaskpersist.children import Children
@@ -20,6 +20,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
+from ipytaskpersist.threadsettings import Launched, ThreadSettings
 
 LET_REPLY_S = 0.003
 IDLE_WORKERS = 4
@@ -63,6 +64,7 @@ class ThreadRunner:
         self._payloads = payloads
         self._text_form = text_form
         self._contexts = contexts
+        self.settings = ThreadSettings()
         self._idle: list[Worker] = []
         self._active: dict[int, ActiveTask] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -93,16 +95,19 @@ class ThreadRunner:
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
         task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
+        figures.begin(task)
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
-        worker.do(lambda: self._run(task, work, foreground, worker, on_end))
+        settings = self.settings.at_launch()
+        worker.do(lambda: self._run(task, work, foreground, settings, worker, on_end))
 
     def _run(
         self,
         task: ActiveTask,
         work: Work,
         foreground: Context,
+        settings: Launched,
         worker: Worker,
         on_end: Callable[[], None],
     ) -> None:
@@ -110,6 +115,7 @@ class ThreadRunner:
         sleep(LET_REPLY_S)
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: store.tasks.start(key, started))
+        self.settings.begin(settings)
         active_task.set(task)
         outcome = self._outcome(task, work)
         if task.is_forked:
@@ -122,6 +128,8 @@ class ThreadRunner:
         result = self._keep(task.record, outcome)
         active_task.set(None)
         self._contexts.keep(foreground, task.context)
+        figures.leave(task)
+        self.settings.keep(settings)
         self._outcomes[key] = outcome
         self._release(worker, task)
         self._record_end(task, outcome, result, ended)
