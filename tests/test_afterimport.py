@@ -98,11 +98,12 @@ IMPORTS = (
 PROGRAM = """
 import faulthandler, importlib, sys, threading
 faulthandler.dump_traceback_later(45, exit=True)
+from IPython.core.interactiveshell import InteractiveShell
 from ipytaskpersist import figures, progress
 from ipytaskpersist.patches import Patches
 
 patches = Patches()
-figures.install(patches)
+figures.install(InteractiveShell.instance(), patches)
 progress.install(patches)
 failures = []
 together = threading.Barrier(2)
