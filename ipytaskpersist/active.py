@@ -64,6 +64,10 @@ class ActiveTask:
         self._cancelled_at = 0.0
         self._thread_id = 0
         self._cancellable = False
+        self._held = 0
+        """How often its thread is held back from being cancelled."""
+        self._is_late = False
+        """Whether it was to be cancelled meanwhile."""
         self._lock = threading.Lock()
         self._sleeping: LockType | None = None
 
@@ -153,10 +157,46 @@ class ActiveTask:
 
     def _raise_in_thread(self) -> None:
         with self._lock:
-            if self._cancellable:
+            if self._cancellable and self._held:
+                self._is_late = True
+            elif self._cancellable:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(self._thread_id), ctypes.py_object(TaskCancelled)
                 )
+
+    def runs_in(self, thread_id: int) -> bool:
+        """Whether this is the thread of its cell."""
+        return thread_id == self._thread_id
+
+    def hold_back(self) -> None:
+        """Have no cancellation be raised in the calling thread, the cell's, until `let_go`.
+
+        Raises `TaskCancelled` for one that was asked for before.
+        """
+        held = self._held
+        try:
+            with self._lock:
+                self._held = held + 1
+            for _ in range(2):
+                pass  # what was asked for before is raised now, as at the end of any loop's turn
+        except TaskCancelled:
+            self._held = held
+            raise
+
+    def let_go(self) -> None:
+        """The opposite. Raises `TaskCancelled` for what was asked for meanwhile."""
+        with self._lock:
+            self._held -= 1
+        if not self._held:
+            self.let_through()
+
+    def let_through(self) -> None:
+        """Raise `TaskCancelled` if that was asked for while it was held back."""
+        with self._lock:
+            is_late = self._is_late and self._cancellable
+            self._is_late = False
+        if is_late:
+            raise TaskCancelled
 
     def _cancel_coroutines(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel what awaits; raise in what computes. Doing both would break the event loop."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ipytaskpersist import librarysettings, mentions, places, provenance, shellcells, variables
 from ipytaskpersist.errors import InvalidRequest, StoreFull
+from ipytaskpersist.interruption import HeldBack
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
@@ -153,14 +154,15 @@ class Launcher:
 
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._host.threads
-        worker = threads.reserve()
-        try:
-            record = self._host.store.tasks.insert(new)
-        except BaseException:
-            threads.give_back(worker)
-            raise
-        self._host.launched(record)
-        threads.launch(record, work, lambda: self._host.tell_end(record.key), worker)
+        with HeldBack():  # a task that is recorded has a thread
+            worker = threads.reserve()
+            try:
+                record = self._host.store.tasks.insert(new)
+            except BaseException:
+                threads.give_back(worker)
+                raise
+            self._host.launched(record)
+            threads.launch(record, work, lambda: self._host.tell_end(record.key), worker)
         return record
 
     # Shell commands.
@@ -202,8 +204,9 @@ class Launcher:
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
     ) -> TaskRecord:
         new = replace(new, provenance={**new.provenance, "directory": process.directory})
-        record = self._host.processes.launch(new, process, inputs)
-        self._host.launched(record)
+        with HeldBack():  # a task that is recorded has a supervisor
+            record = self._host.processes.launch(new, process, inputs)
+            self._host.launched(record)
         return record
 
     # Python in a process of its own.

@@ -51,6 +51,8 @@ POLL_S = 0.02
 RECONCILE_S = 1.0
 SHUTDOWN_S = 3.0
 GIT_S = 1.0
+LAUNCH_S = 5.0
+"""How long a task may be recorded before it has a thread: far longer than a launch takes."""
 
 
 class BackgroundTasks(TaskSettings):
@@ -413,7 +415,17 @@ class BackgroundTasks(TaskSettings):
         with self._reconciling:  # or two threads would find the same loss
             losses = reconciling.reconcile(self.store, own)
         self._unsaid.extend(loss for loss in losses if loss.supervisor.session == own)
+        if self._threads is not None:
+            self._end_what_has_no_thread(self._threads)
         return True
+
+    def _end_what_has_no_thread(self, threads: ThreadRunner) -> None:
+        """A launch that broke off after it was recorded has left a task that nothing will run."""
+        at = time.time()
+        for key in self.store.tasks.waiting_for_threads(self.identity.id, at - LAUNCH_S):
+            if not threads.owns(key):
+                reason = "its launch was interrupted"
+                self.store.tasks.end(key, TaskState.INTERRUPTED, reason, None, at)
 
     def _replace_supervisor(self) -> None:
         """The supervisor has died, perhaps while nobody types: what waits for it need not."""

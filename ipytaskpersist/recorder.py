@@ -154,6 +154,10 @@ class Recorder:
         """Make a change of state after all that was printed, without waiting for it."""
         self.queue.put((None, change, None))
 
+    def let_go_of_store(self) -> None:
+        """Close the connection of the calling thread, which ends."""
+        self._store.database.close_own()
+
     def stop(self, timeout_s: float) -> None:
         """Commit what is pending and end the writer. What is printed later is dropped."""
         thread = self._thread
@@ -182,7 +186,7 @@ class Recorder:
                     self._quietly(self._tell_dropped)
                 if self._watch is not None:
                     seen = self._look_around(seen, self._watch)
-        self._store.database.close_own()
+        self.let_go_of_store()
 
     def _next_batch(self) -> list[tuple[Any, ...]]:
         """What to commit next; nothing when it is time to look around."""
@@ -262,7 +266,7 @@ class Recorder:
     def _copy_log(self) -> None:
         with suppress(StoreError):
             self._store.database.checkpoint()
-        self._store.database.close_own()
+        self.let_go_of_store()
 
     def _persist(self, write: Callable[[], object]) -> None:
         """Write, and try again for as long as the store cannot be written."""

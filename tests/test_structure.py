@@ -44,8 +44,9 @@ LAYERS = (
      "recorder", "recording", "outputs", "progress"},
     {"store"},
     {
-        "active", "forked", "contexts", "threadsettings", "records", "identity", "processes",
-        "paths", "errors", "screen", "patches", "vocabulary", "durations", "problems", "plaintext",
+        "active", "interruption", "forked", "contexts", "threadsettings", "records", "identity",
+        "processes", "paths", "errors", "screen", "patches", "vocabulary", "durations", "problems",
+        "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
         "widgetmarks",

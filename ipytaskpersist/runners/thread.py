@@ -30,7 +30,9 @@ Work = Callable[[ActiveTask], Outcome]
 class Worker:
     """A thread that runs one task after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        """`on_end` is called in the thread when it has run its last task."""
+        self._on_end = on_end
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # A cell's code runs in the thread of this name, and log lines say so.
         if not start_outside(threading.Thread(target=self._run, name="MainThread", daemon=True)):
@@ -40,6 +42,7 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             job()
         close_loop_of_thread()
+        self._on_end()
 
     def do(self, job: Callable[[], None]) -> None:
         """Do this next."""
@@ -79,7 +82,7 @@ class ThreadRunner:
         try:
             return self._idle.pop()
         except IndexError:
-            return Worker()
+            return Worker(self._recorder.let_go_of_store)
 
     def give_back(self, worker: Worker) -> None:
         """Keep a thread that has nothing to do for the next task."""

@@ -26,6 +26,7 @@ from ipytaskpersist.errors import (
     StoreDamaged,
     StoreError,
 )
+from ipytaskpersist.interruption import HeldBack, let_through
 from ipytaskpersist.paths import StateDirectory, new_private, open_private
 from ipytaskpersist.store.files import (
     Beside,
@@ -47,6 +48,8 @@ except ImportError:
 __all__ = ["SQLITE_VERSION", "Database", "sqlite3", "storable"]
 
 BUSY_TIMEOUT_MS = 20_000
+WAIT_MS = 250
+"""How long SQLite itself waits for others who write. Between two waits a stop button is heard."""
 CHECKPOINT_PAGES = 100_000
 """How large the write-ahead log may grow, 400 MB, before a commit has to copy it into the store.
 
@@ -103,6 +106,8 @@ class Database:
         self._beside: Beside | None = None
         """Which log and which shared memory they have open; None until that is sure."""
         self._patience_ms: dict[int, int] = {}
+        self._in_transaction: set[int] = set()
+        """The threads that are within `transaction`."""
         self._look_at = 0.0
         self._retired: Retired | None = None
         """The replaced file, for as long as what is needed of it is not in the new one."""
@@ -176,6 +181,9 @@ class Database:
             go_on_elsewhere()
             known = self._own()
         known = known or self._open_own()
+        if known.in_transaction and threading.get_ident() not in self._in_transaction:
+            # One that an exception has parted from its end: others wait for its lock.
+            known.execute("ROLLBACK")
         if self._beside is None:
             # At once: later it could be another one already.
             self._beside = self._find_beside()
@@ -197,6 +205,10 @@ class Database:
         Its calls then raise `StoreBusy` earlier, for who has something to do between two trials.
         """
         self._patience_ms[threading.get_ident()] = patience_ms
+
+    @property
+    def _own_patience_ms(self) -> int:
+        return self._patience_ms.get(threading.get_ident(), BUSY_TIMEOUT_MS)
 
     def _own(self) -> Any:
         """The calling thread's connection; None where it has none yet."""
@@ -239,8 +251,7 @@ class Database:
                 check_same_thread=False,
                 cached_statements=256,
             )
-            patience_ms = self._patience_ms.get(threading.get_ident(), BUSY_TIMEOUT_MS)
-            connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+            connection.execute(f"PRAGMA busy_timeout = {min(WAIT_MS, self._own_patience_ms)}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
@@ -381,35 +392,51 @@ class Database:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         """Run one statement, committed at once outside a transaction."""
         with self.errors():
-            return self.connection.execute(sql, parameters)
+            return self._run(self.connection, sql, parameters)
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """All rows of one query."""
         with self.errors():
-            return list(self.connection.execute(sql, parameters).fetchall())
+            return list(self._run(self.connection, sql, parameters).fetchall())
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         """The first row of one query, or None."""
         with self.errors():
-            return self.connection.execute(sql, parameters).fetchone()
+            return self._run(self.connection, sql, parameters).fetchone()
+
+    def _run(self, connection: Any, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """Run one statement. While others write it waits, until a stop button says otherwise."""
+        until = time.monotonic() + self._own_patience_ms / 1000
+        while True:
+            try:
+                return connection.execute(sql, parameters)
+            except sqlite3.OperationalError as error:
+                is_locked = "locked" in str(error) and not connection.in_transaction
+                if not is_locked or time.monotonic() >= until:
+                    raise
+            let_through()
 
     @contextmanager
-    def transaction(self) -> Iterator[Any]:
-        """A transaction that holds the write lock from its start.
+    def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[Any]:
+        """A transaction, which holds the write lock from its start.
 
         A deferred one that reads before it writes fails at once when another writer came between,
-        whatever the busy timeout says.
+        whatever the busy timeout says. Between its start and its end nothing is raised from
+        outside: an exception there would leave everybody else without the lock.
         """
-        connection = self.connection
-        with self.errors():
-            connection.execute("BEGIN IMMEDIATE")
+        connection, here = self.connection, threading.get_ident()
+        with HeldBack(), self.errors():
             try:
+                self._in_transaction.add(here)
+                self._run(connection, begin)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._in_transaction.discard(here)
 
     def copy(self, connection: Any, target: Path) -> None:
         """Copy what a connection sees with SQLite's backup API, while others write."""
@@ -453,7 +480,7 @@ class Database:
         try:
             self.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         finally:
-            self.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            self.execute(f"PRAGMA busy_timeout = {min(WAIT_MS, self._own_patience_ms)}")
 
     @property
     def data_version(self) -> int:

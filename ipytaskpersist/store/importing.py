@@ -107,18 +107,8 @@ class Importer:
         """Gather outputs, in their order. Locks nothing."""
         names, marks = ", ".join(COPIED), ", ".join("?" * len(COPIED))
         rows = [output.as_row()[1:] for output in outputs]
-        connection = self._database.connection
-        with self._database.errors():
-            connection.execute("BEGIN")
-            try:
-                connection.executemany(
-                    f"INSERT INTO gathered.outputs ({names}) VALUES ({marks})", rows
-                )
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        with self._database.transaction("BEGIN") as connection:
+            connection.executemany(f"INSERT INTO gathered.outputs ({names}) VALUES ({marks})", rows)
 
     # Whether it is there.
 

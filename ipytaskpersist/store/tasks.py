@@ -231,6 +231,15 @@ class Tasks:
         )
         return bool(cursor.rowcount)
 
+    def waiting_for_threads(self, session_id: str, before: float) -> list[int]:
+        """The keys of the session's tasks that since before then wait for a thread to run them."""
+        rows = self._database.rows(
+            """SELECT key FROM tasks WHERE session_id = ? AND state = 'pending'
+            AND runner = 'thread' AND created_at < ?""",
+            (session_id, before),
+        )
+        return [key for (key,) in rows]
+
     def interrupt_session(self, session_id: str, runner: str, reason: str, at: float) -> int:
         """Every live task of the session on this runner to interrupted. Returns how many."""
         cursor = self._database.execute(

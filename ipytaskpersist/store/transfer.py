@@ -54,16 +54,11 @@ def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
         (durability,) = connection.execute("PRAGMA main.synchronous").fetchone()
         # The removal from the other file must not reach the disk before this.
         connection.execute("PRAGMA main.synchronous = FULL")
-        # Not IMMEDIATE, which would lock the origin as well; and since the first statement
-        # writes, nobody else can have come between reading and writing.
-        connection.execute("BEGIN")
         try:
-            copy_chosen(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+            # Not IMMEDIATE, which would lock the origin as well; and since the first statement
+            # writes, nobody else can have come between reading and writing.
+            with target.transaction("BEGIN"):
+                copy_chosen(connection)
         finally:
             connection.execute(f"PRAGMA main.synchronous = {durability}")
 

@@ -1,0 +1,107 @@
+"""Exceptions that come from outside wait while something has to be done whole.
+
+A stop button raises `KeyboardInterrupt` in the main thread, and a cancellation raises
+`TaskCancelled` in a task's, between any two bytecodes: also between the beginning of a transaction
+and the code that would end it. Within `HeldBack` neither is raised; what has arrived meanwhile is
+raised at its end.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+from ipytaskpersist.active import active_task
+
+
+class Holder(Protocol):
+    """What can hold back the exceptions of one thread. It counts how often it is told to."""
+
+    def hold_back(self) -> None:
+        """Raise what has arrived so far, and nothing from now on."""
+
+    def let_go(self) -> None:
+        """The opposite. The last one raises what has arrived meanwhile."""
+
+    def let_through(self) -> None:
+        """Raise what has arrived meanwhile, and go on holding back."""
+
+
+class HeldBack:
+    """A context in whose thread nothing is raised from outside."""
+
+    def __init__(self) -> None:
+        self._holder = _holder()
+
+    def __enter__(self) -> None:
+        self._holder.hold_back()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._holder.let_go()
+
+
+def let_through() -> None:
+    """Raise what has been held back in the calling thread: this is a good moment for it."""
+    _holder().let_through()
+
+
+def _holder() -> Holder:
+    here, task = threading.get_ident(), active_task.get()
+    if task is not None and task.runs_in(here):
+        return task
+    return _INTERRUPTS if here == threading.main_thread().ident else _NOTHING
+
+
+class _Interrupts:
+    """Holds back the signal of the stop button and of Ctrl-C, which the main thread handles."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._plain: Callable[[int, FrameType | None], Any] | None = None
+        self._arrived: tuple[int, FrameType | None] | None = None
+
+    def hold_back(self) -> None:
+        if self._depth == 0:
+            handler = signal.getsignal(signal.SIGINT)
+            self._plain = handler if callable(handler) else None
+            self._arrived = None
+            if self._plain is not None:
+                signal.signal(signal.SIGINT, self._keep)
+        self._depth += 1
+
+    def let_go(self) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._plain is not None:
+            plain, arrived, self._plain = self._plain, self._arrived, None
+            if signal.getsignal(signal.SIGINT) == self._keep:
+                signal.signal(signal.SIGINT, plain)
+            if arrived is not None:
+                plain(*arrived)
+
+    def let_through(self) -> None:
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None and self._plain is not None:
+            self._plain(*arrived)
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        self._arrived = (number, frame)
+
+
+class _Nothing:
+    """Of a thread in which nothing is raised from outside."""
+
+    def hold_back(self) -> None:
+        pass
+
+    def let_go(self) -> None:
+        pass
+
+    def let_through(self) -> None:
+        pass
+
+
+_INTERRUPTS = _Interrupts()
+_NOTHING = _Nothing()
