@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,10 @@ class Loaded:
         which = f"task {task.label}"
         if task.state is not TaskState.COMPLETED:
             which += f", which {_VERBS.get(task.state, 'was ' + task.state.value)}"
-        parts = [f"{name} is not ({why})" for name, why in self.problems.items()]
+        parts = [
+            f"{', '.join(names)} {_are(names)} not ({why})"
+            for why, names in _by_reason(self.problems).items()
+        ]
         if self.settings:
             parts.insert(0, f"{_some(self.settings)} {_are(self.settings)} set")
         if self.names:
@@ -50,6 +53,13 @@ _VERBS = {TaskState.FAILED: "failed"}
 
 def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
+
+
+def _by_reason(problems: Mapping[str, str]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, why in problems.items():
+        names.setdefault(why, []).append(name)
+    return names
 
 
 def _some(names: Sequence[str]) -> str:
@@ -76,8 +86,9 @@ def load(
     loaded = Loaded()
     left = Left({}, []) if names else _left(store, payloads, task, loaded)
     # Before the variables, which may need a path from which the task has imported.
-    brought = librarysettings.bring(left.changes)
-    loaded.settings += brought.names
+    path = librarysettings.bring(
+        {name: left.changes[name] for name in left.changes if name == "sys"}
+    )
     wanted = [kept[name] for name in names or kept]
     for name, value in payloads.load_all(task, wanted, namespace).items():
         if isinstance(value, ResultUnavailable):
@@ -86,7 +97,10 @@ def load(
             namespace[name] = value
             loaded.names.append(name)
     submodules = librarysettings.bring_submodules(left.submodules)
-    loaded.problems |= brought.problems | submodules.problems
+    # After them: what a library sets when it is imported is the same here by now, and not told.
+    brought = librarysettings.bring(left.changes)
+    loaded.settings += brought.names
+    loaded.problems |= path.problems | submodules.problems | brought.problems
     return loaded
 
 
