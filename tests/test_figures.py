@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from kernels import Cell, NotebookKernel
 from nbformat import NotebookNode
@@ -15,11 +17,19 @@ def numbers(): return [manager.num for manager in plt._pylab_helpers.Gcf.figs.va
 """
 
 
+@pytest.fixture(scope="module")
+def a_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookKernel]:
+    with NotebookKernel(tmp_path_factory.mktemp("figures")) as kernel:
+        kernel.run("%load_ext ipytaskpersist")
+        yield kernel
+
+
 @pytest.fixture
-def agg(kernel: NotebookKernel) -> NotebookKernel:
-    """A kernel whose figures stay open."""
-    kernel.run(PYPLOT.format(backend="agg"))
-    return kernel
+def agg(a_kernel: NotebookKernel) -> NotebookKernel:
+    """A kernel whose figures stay open, and which has none yet."""
+    a_kernel.run(PYPLOT.format(backend="agg"))
+    a_kernel.run("plt.close('all'); plt.ioff()")
+    return a_kernel
 
 
 @pytest.fixture
@@ -148,11 +158,12 @@ def test_a_function_leaves_its_figures_too(agg: NotebookKernel) -> None:
 
 
 @pytest.mark.parametrize("backend", ["pdf", "ps", "svg", "template", "agg"])
-def test_no_backend_without_windows_shows_a_figure(kernel: NotebookKernel, backend: str) -> None:
-    kernel.run(PYPLOT.format(backend=backend))
-    assert not images(run_task(kernel, "plt.plot([1, 2]); plt.show()"))
-    run_task(kernel, "plt.savefig(io.BytesIO()); print(plt.gca().lines)")
-    assert printed(kernel.run("print(numbers(), len(plt.gca().lines))")) == "[1] 1"
+def test_no_backend_without_windows_shows_a_figure(a_kernel: NotebookKernel, backend: str) -> None:
+    a_kernel.run(PYPLOT.format(backend=backend))
+    a_kernel.run("plt.close('all')")
+    assert not images(run_task(a_kernel, "plt.plot([1, 2]); plt.show()"))
+    run_task(a_kernel, "plt.savefig(io.BytesIO()); print(plt.gca().lines)")
+    assert printed(a_kernel.run("print(numbers(), len(plt.gca().lines))")) == "[1] 1"
 
 
 def test_a_warning_of_a_figure_points_at_the_line_of_the_cell(agg: NotebookKernel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from kernels import NotebookKernel
 
@@ -19,11 +21,19 @@ sklearn.set_config(working_memory={})
 """
 
 
+@pytest.fixture(scope="module")
+def a_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookKernel]:
+    with NotebookKernel(tmp_path_factory.mktemp("settings")) as kernel:
+        kernel.run("%load_ext ipytaskpersist")
+        kernel.run("import sklearn; defaults = sklearn.get_config()")
+        yield kernel
+
+
 @pytest.fixture
-def settings(kernel: NotebookKernel) -> NotebookKernel:
-    """A kernel that has imported scikit-learn."""
-    kernel.run("import sklearn" + SETTINGS)
-    return kernel
+def settings(a_kernel: NotebookKernel) -> NotebookKernel:
+    """A kernel that has imported scikit-learn, and set nothing."""
+    a_kernel.run(SETTINGS + "\nsklearn.set_config(**defaults)")
+    return a_kernel
 
 
 def printed(kernel: NotebookKernel, source: str) -> str:
