@@ -48,7 +48,7 @@ LAYERS = (
         "paths", "errors", "screen", "patches", "vocabulary", "durations", "problems", "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
-        "widgetmarks", "ownership", "projectfile",
+        "widgetmarks", "ownership", "projectfile", "gitfolders",
     },
 )  # fmt: skip
 
