@@ -20,6 +20,7 @@ from typing import Any
 
 from ipytaskpersist import liveness, problems, processes
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.ownership import is_open_to_others
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import SupervisorRecord, TaskState
 from ipytaskpersist.store import SQLITE_VERSION, Selection
@@ -320,15 +321,9 @@ def _folders_above(examined: Examined) -> Iterator[Finding]:
 def _is_open(folder: Path) -> bool:
     """Whether others could rename what is in a folder."""
     try:
-        status = folder.stat()
+        return is_open_to_others(folder)
     except OSError:
         return False
-    if status.st_uid not in (0, os.getuid()):
-        return True
-    is_shared = status.st_mode & 0o002 or (
-        status.st_mode & 0o020 and status.st_gid not in (0, os.getgid())
-    )
-    return bool(is_shared) and not status.st_mode & stat.S_ISVTX
 
 
 def _private_paths(directory: StateDirectory) -> Iterator[Path]:

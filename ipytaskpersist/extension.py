@@ -27,6 +27,7 @@ class Extension:
         """Register the magics, and say in a few lines what has happened since somebody was here."""
         set_current(self.manager)
         self.manager.say_setting_problems()
+        self._say_project()
         self.shell.configurables.append(self.manager)
         self.magics.register()
         matcher.install(self.shell, self.manager, command_of, self._patches)
@@ -42,6 +43,12 @@ class Extension:
             self.manager.warn(f"{error}; new background tasks cannot be recorded")
         if kernel is None:
             self._announce()
+
+    def _say_project(self) -> None:
+        """Say which project's settings are in effect, so that a stranger's are noticed."""
+        words = self.manager.project_in_words()
+        if words:
+            print(legible(words))
 
     def _announce(self) -> None:
         """Say before each prompt of a terminal what has ended."""

@@ -1,13 +1,14 @@
 """Where a task comes from: directory, Python and host, and the git tree around it.
 
-What is known at once is stored with the task. Git is asked in a thread, so that no launch waits
-for it, and once for all tasks that are launched in the same moment.
+What is known at once is stored with the task. Git's files are read, and git is asked, in a thread,
+so that no launch waits for it, and once for all tasks that are launched in the same moment.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,17 +19,40 @@ from typing import Any
 
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import StoreError
+from ipytaskpersist.gitfolders import GitFolders
 from ipytaskpersist.identity import host_name
 from ipytaskpersist.store import TaskStore
 
 GATHER_S = 0.05
 """How long launches in the same directory are gathered before git is asked."""
 GIT_S = 30.0
-GIT = (
-    *("git", "-c", "core.fsmonitor=false", "status"),
-    *("--porcelain=v2", "--branch", "--untracked-files=no", "--ignore-submodules"),
+OPTIONS = (
+    *("--no-pager", "-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null"),
+    *("-c", "diff.external=", "-c", "core.alternateRefsCommand=", "-c", "submodule.recurse=false"),
 )
-"""Quick, writes nothing, and runs no program that a repository's configuration may name."""
+STATUS = (
+    *("status", "--porcelain=v2", "--untracked-files=no", "--ignore-submodules=all"),
+    *("--no-renames", "--no-ahead-behind"),
+)
+FILTERED = (
+    *("ls-files", "-z", "--"),
+    *(":(top,exclude,attr:!filter)", ":(top,exclude,attr:-filter)"),
+)
+"""Lists the files that a filter could be run for, whichever configuration has it."""
+ENVIRONMENT = {
+    "GIT_OPTIONAL_LOCKS": "0",  # write nothing, so that no hook has anything to do
+    "GIT_NO_LAZY_FETCH": "1",  # get no missing object from elsewhere
+    "GIT_ALLOW_PROTOCOL": "none",  # the same, for a git before 2.45
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C",
+}
+CHANGES = {
+    True: ", with uncommitted changes",
+    False: "",
+    None: ", uncommitted changes not known",
+}
+KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH")
+"""Of git's variables these are yours. Others may say that another repository is meant."""
 
 
 def of_launch(directory: str | None = None) -> dict[str, Any]:
@@ -59,7 +83,7 @@ class GitWatch:
 
     def expect(self, task_key: int, directory: str) -> None:
         """Find out about a task that was just launched. Returns at once."""
-        if not directory or _git_root(Path(directory)) is None:
+        if not directory or GitFolders.around(Path(directory)) is None:
             return
         with self._lock:
             self._waiting[directory].append(task_key)
@@ -88,40 +112,61 @@ class GitWatch:
         self._store.database.close_own()
 
 
-def _git_root(directory: Path) -> Path | None:
-    """The directory or the nearest above it that git manages."""
-    places = (directory, *directory.parents)
-    with suppress(OSError):  # a directory that may not be looked into
-        return next((place for place in places if (place / ".git").exists()), None)
-    return None
-
-
 def git_state(directory: Path) -> dict[str, Any] | None:
     """Commit, branch, root, and whether files that git knows have been changed.
 
-    None where git is missing, refuses, or takes too long.
+    None where no repository can be read. Whether files have been changed is None where git is
+    missing, refuses, takes too long, or might run a program that the repository names.
     """
-    root = _git_root(directory)
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    folders = GitFolders.around(directory)
+    head = folders.head() if folders is not None else None
+    if folders is None or head is None:
+        return None
+    return {
+        "root": str(folders.root),
+        "commit": head.commit,
+        "branch": head.branch,
+        "is_dirty": None if folders.names_programs() else _is_dirty(folders.root),
+    }
+
+
+def _is_dirty(root: Path) -> bool | None:
+    git = _git()
+    if not git:
+        return None
     try:
-        done = subprocess.run(
-            GIT, cwd=root, env=environment, capture_output=True, timeout=GIT_S, check=True
-        )
+        if _asked(git, root, FILTERED):
+            return None
+        return bool(_asked(git, root, STATUS))
     except (OSError, subprocess.SubprocessError):
         return None
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    headers = dict(line[2:].partition(" ")[::2] for line in lines if line.startswith("# "))
-    commit, branch = headers.get("branch.oid"), headers.get("branch.head")
-    return {
-        "root": str(root),
-        "commit": None if commit == "(initial)" else commit,
-        "branch": None if branch == "(detached)" else branch,
-        "is_dirty": any(not line.startswith("#") for line in lines),
+
+
+def _git() -> str:
+    """Where git is; empty where there is none. A relative ``PATH`` could lead into the project."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return shutil.which("git", path=os.pathsep.join(filter(os.path.isabs, folders))) or ""
+
+
+def _asked(git: str, root: Path, question: tuple[str, ...]) -> bytes:
+    """What git says of a working tree. Raises `OSError` and `SubprocessError`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name in KEPT
     }
+    # The working tree is named, because the configuration may name another one.
+    command = (git, "-C", str(root), "--work-tree", str(root), *OPTIONS, *question)
+    done = subprocess.run(
+        command, env={**kept, **ENVIRONMENT}, stdin=subprocess.DEVNULL, capture_output=True,
+        timeout=GIT_S, check=True,
+    )  # fmt: skip
+    return done.stdout
 
 
 def git_in_words(found: dict[str, Any]) -> str:
     """``1a2b3c4d5e6f on main, with uncommitted changes``."""
     commit = (found.get("commit") or "no commit yet")[:12]
     branch = f" on {found['branch']}" if found.get("branch") else ""
-    return f"{commit}{branch}{', with uncommitted changes' if found.get('is_dirty') else ''}"
+    # The store keeps no None.
+    return f"{commit}{branch}{CHANGES[found.get('is_dirty')]}"

@@ -2,6 +2,10 @@
 
 Every setting is a trait. ``%config`` goes before the ``pyproject.toml`` next to the notebook, that
 before ``ipython_config.py``, and that before the default: what is nearer to the work wins.
+
+A project may be a stranger's, so its file may set only the traits that have the metadata
+`of_project`. None of them can run a program, send anything anywhere, or delete, rename or hide what
+belongs to other notebooks. A new setting is not one of them unless it says so.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +28,22 @@ from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfi
 
 from ipytaskpersist.errors import InvalidSetting
 from ipytaskpersist.identity import notebook_folder
+from ipytaskpersist.ownership import NotBelieved, read_regular
 from ipytaskpersist.paths import user_directory
+from ipytaskpersist.projectfile import TABLE, ProjectFile, find_project
 from ipytaskpersist.safetext import legible
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-TABLE = "ipytaskpersist"
 NONE = "none"
 """How ``pyproject.toml`` says None, for which TOML has no word."""
 SHOWN_CHARACTERS = 60
+PROBLEMS_SHOWN = 8
+"""How many mistakes of one file are said. A stranger's may have a thousand."""
+PROFILE_BYTES = 10_000_000
+LARGEST_INTEGER = 2**63 - 1
+"""Of TOML, and of the store's columns."""
 DEFAULT = "default"
 PROGRAM = "program"
 COMMAND = "%config"
@@ -62,15 +73,22 @@ class Place:
 
     def unknown(self, name: str, known: Mapping[str, Any]) -> InvalidSetting:
         """The error for a name that no setting has."""
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name[:SHOWN_CHARACTERS], known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "the verb 'config' lists them"
-        return InvalidSetting(f"{self.section} has no setting '{name}'; {hint}")
+        return InvalidSetting(f"{self.section} has no setting '{_cut(name)}'; {hint}")
 
     def not_of_a_project(self, name: str) -> InvalidSetting:
-        """The error for a setting by which a project would decide about the tasks of others."""
+        """The error for a setting that is not a project's to make."""
         return InvalidSetting(
-            f"{self.section} cannot set {name}, which concerns the tasks of all notebooks; set it "
-            "in ipython_config.py or with %config"
+            f"{self.section} cannot set {name}: a project may be a stranger's; set it in "
+            "ipython_config.py or with %config"
+        )
+
+    def notebook_elsewhere(self) -> InvalidSetting:
+        """The error for a notebook that is not one of the project's."""
+        return InvalidSetting(
+            f"{self.section} cannot set notebook to what is not below the file's folder; set it in "
+            "ipython_config.py or with %config"
         )
 
     def refused(self, name: str, value: Any, trait: Any) -> InvalidSetting:
@@ -83,8 +101,16 @@ class Place:
 
     def _shown(self, value: Any) -> str:
         is_simple = isinstance(value, str | int | float)
-        text = json.dumps(value, ensure_ascii=False) if self.is_toml and is_simple else repr(value)
-        return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
+        try:
+            as_toml = self.is_toml and is_simple
+            text = json.dumps(value, ensure_ascii=False) if as_toml else repr(value)
+        except (ValueError, RecursionError):  # Python writes no number of a million digits
+            return "…"
+        return _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 
 AT_PROMPT = Place(COMMAND, "BackgroundTasks")
@@ -163,54 +189,12 @@ def _harmless(trait: Any, value: Any) -> Any:
 
 def _is_no_number(value: Any) -> bool:
     """What traitlets takes for a number, and nobody means as one: True is not one day."""
-    return isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
+    if isinstance(value, int):
+        return isinstance(value, bool) or abs(value) > LARGEST_INTEGER
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 # Files.
-
-
-def find_pyproject(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The nearest ``pyproject.toml`` that has our table, in a folder or its parents, and the table.
-
-    Raises `InvalidSetting` when it, or one that is nearer and speaks of us, cannot be understood.
-    """
-    for each in (folder, *folder.parents):
-        file = each / "pyproject.toml"
-        table = _table(file)
-        if table is not None:
-            return file, table
-    return None
-
-
-def _table(file: Path) -> dict[str, Any] | None:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-            return None
-        raise InvalidSetting(f"{file} cannot be read ({error.strerror})") from error
-    if TABLE.encode() not in data:
-        return None  # whatever is wrong with it is not our concern
-    import tomllib
-
-    try:
-        document = tomllib.loads(data.decode())
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise InvalidSetting(f"{file} is not valid TOML, so it sets nothing ({reason})") from error
-    tools = document.get("tool", {})
-    table = tools.get(TABLE) if isinstance(tools, dict) else None
-    if table is not None and not isinstance(table, dict):
-        raise InvalidSetting(f"[tool.{TABLE}] in {file} must be a table of settings")
-    return table
-
-
-def _with_paths_from(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """The table with its path where the file means it: beside the file."""
-    notebook = table.get("notebook")
-    if isinstance(notebook, str) and notebook:
-        return {**table, "notebook": str(folder / notebook)}
-    return table
 
 
 def profile_file() -> Path:
@@ -223,13 +207,19 @@ def profile_file() -> Path:
 def read_profile(file: Path) -> Config:
     """What an ``ipython_config.py`` says. Runs it, but only one that speaks of us.
 
-    Raises `InvalidSetting` when it fails.
+    Raises `InvalidSetting` when it fails, or is another user's, as it is where a program of
+    root's was given that user's ``$HOME``.
     """
     try:
-        if "BackgroundTasks" not in file.read_text(encoding="utf-8", errors="replace"):
+        text, doubt = read_regular(file.resolve(), PROFILE_BYTES)
+        if b"BackgroundTasks" not in text:
             return Config()
+        if doubt:
+            raise NotBelieved(doubt)
     except OSError:
         return Config()
+    except NotBelieved as error:
+        raise InvalidSetting(f"{file} is not believed, so it sets nothing: {error}") from None
     try:
         return PyFileConfigLoader(file.name, str(file.parent)).load_config()
     except Exception as error:  # it is somebody's program, which may do anything
@@ -301,11 +291,13 @@ class Configured(Configurable):
         self.shell = shell
         self.setting_problems: list[str] = []
         """What is wrong with the settings, one line each. It was left out."""
+        self.project = ProjectFile(None)
+        """The project's file, and what was found in its place."""
         self._sources: dict[str, str] = {}
         super().__init__(**options)
         if shell is None:
             self._read_profile()
-        self._read_pyproject()
+        self._read_project()
         for name in set(options) & set(self.traits(config=True)):
             self._set(name, options[name], IN_PROGRAM)
         for name, value in _chosen.get(shell, {}).items() if shell is not None else ():
@@ -332,35 +324,33 @@ class Configured(Configurable):
         except (InvalidSetting, RuntimeError) as error:  # RuntimeError: there is no home folder
             self.setting_problems.append(str(error))
 
-    def _read_pyproject(self) -> None:
-        try:
-            found = find_pyproject(notebook_folder(self.shell, self.notebook))
-        except FileNotFoundError:
-            return  # the working directory was deleted
-        except InvalidSetting as error:
-            self.setting_problems.append(str(error))
-            return
-        if found is not None:
-            file, table = found
-            self._take(_with_paths_from(file.parent, table), _in_pyproject(file))
+    def _read_project(self) -> None:
+        with suppress(FileNotFoundError):  # the working directory was deleted
+            self.project = find_project(notebook_folder(self.shell, self.notebook))
+        self.setting_problems.extend(self.project.problems)
+        if self.project.file is not None:
+            self._take(self.project.table, _in_pyproject(self.project.file))
 
     def _take(self, given: Mapping[str, Any], place: Place) -> None:
         """Set what makes sense, and keep in mind what is wrong with the rest."""
+        problems = []
         for name, value in _values(given):
             try:
                 self._set(name, value, place)
             except InvalidSetting as error:
-                self.setting_problems.append(str(error))
+                problems.append(str(error))
+        more = len(problems) - PROBLEMS_SHOWN
+        if more > 0:
+            problems[PROBLEMS_SHOWN:] = [f"{place.section} has {more} more mistakes"]
+        self.setting_problems.extend(problems)
 
     def _set(self, name: str, value: Any, place: Place) -> None:
         traits = self.traits(config=True)
         if name not in traits:
             raise place.unknown(name, traits)
         trait = traits[name]
-        if place.is_toml and trait.metadata.get("concerns_all"):
-            raise place.not_of_a_project(name)
-        if place.is_toml and trait.allow_none and value == NONE:
-            value = None
+        if place.is_toml:
+            value = self._of_project(name, value, trait, place)
         try:
             if isinstance(value, DeferredConfig):  # a text from IPython's command line
                 value = value.get_value(trait)
@@ -371,12 +361,33 @@ class Configured(Configurable):
             raise place.refused(name, value, trait) from None
         self._sources[name] = place.source
 
+    def _of_project(self, name: str, value: Any, trait: Any, place: Place) -> Any:
+        """The value that a project's file means. Raises `InvalidSetting` where it may not."""
+        if not trait.metadata.get("of_project"):
+            raise place.not_of_a_project(name)
+        if isinstance(trait, Patterns) and isinstance(value, list):
+            return [*value, *getattr(self, name)]  # it may add to yours, and take none away
+        if name == "notebook" and not self.project.has(value):
+            # By another's name it could have that one's tasks cleared, deleted and run again.
+            raise place.notebook_elsewhere()
+        return None if trait.allow_none and value == NONE else value
+
     # Telling.
 
     def say_setting_problems(self) -> None:
         """Say on standard error what is wrong with the settings."""
         for problem in self.setting_problems:
             print(legible(problem), file=sys.stderr)
+
+    def project_in_words(self) -> str:
+        """Which project's file is in effect, and what it changes; empty when it changes nothing."""
+        source = _in_pyproject(self.project.file).source if self.project.file else None
+        changed = ", ".join(
+            f"{each.name} = {_cut(repr(each.value))}"
+            for each in self.settings()
+            if each.source == source and each.value != each.default
+        )
+        return f"Settings of {self.project.file}: {changed}" if changed else ""
 
     def settings(self) -> list[Setting]:
         """Every setting as it is now, and at last the environment variables."""

@@ -10,6 +10,7 @@ from ipytaskpersist import secretnames
 from ipytaskpersist.settings import Configured, Patterns, Places
 
 LOAD = "%load_ext ipytaskpersist"
+LATER_SESSIONS = f"in sessions that begin later; set it before {LOAD}"
 RELOAD = "%reload_ext ipytaskpersist"
 
 
@@ -21,13 +22,17 @@ class TaskSettings(Configured):
         help="Path of this notebook, by which its sessions know each other. Empty (the default): "
         "$IPYTASKPERSIST_NOTEBOOK, else what VS Code or Jupyter say; in a terminal the working "
         "directory.",
-    ).tag(config=True, takes_effect=f"in sessions that begin later; set it before {LOAD}")
+    ).tag(
+        config=True,
+        of_project=True,
+        takes_effect=f"in sessions that begin later; set it before {LOAD}",
+    )
     synchronous = Enum(
         ("normal", "full"),
         "normal",
         help="'normal' (the default): what is committed survives the end of any process. 'full': "
         "also a loss of power, at the cost of waiting for the disk with every commit.",
-    ).tag(config=True, takes_effect=f"with {RELOAD}")
+    ).tag(config=True, of_project=True, takes_effect=f"with {RELOAD}")
 
     runner = Enum(
         ("thread", "process"),
@@ -35,7 +40,7 @@ class TaskSettings(Configured):
         help="Where a Python cell runs when neither --thread nor --process is given. 'thread' (the "
         "default): it shares the notebook's variables and ends with the kernel. 'process': it gets "
         "copies of the variables that it uses, and outlives the kernel.",
-    ).tag(config=True)
+    ).tag(config=True, of_project=True)
     shell_path = Unicode(
         "/bin/sh", help="The shell that runs the body of %%background --shell. Default: /bin/sh."
     ).tag(config=True)
@@ -44,7 +49,7 @@ class TaskSettings(Configured):
         min=0,
         help="Seconds between SIGTERM and SIGKILL when a process or shell task is cancelled or its "
         "time is over. Default: 5.",
-    ).tag(config=True)
+    ).tag(config=True, of_project=True)
     auto_resume = Bool(
         False,
         help="Whether loading the extension runs this notebook's interrupted tasks again, each "
@@ -56,7 +61,7 @@ class TaskSettings(Configured):
         allow_none=True,
         help="How many bytes are kept of what a task prints and displays; what follows is counted "
         "and marked, not kept. Errors and results always are. Default: None, for all.",
-    ).tag(config=True)
+    ).tag(config=True, of_project=True)
     archive_after_days = Float(
         30.0,
         min=0,
@@ -71,12 +76,12 @@ class TaskSettings(Configured):
         help="How many bytes all tasks may take together: in the store, in the archives, and as "
         "pickled results. Beyond it the tasks that ended first are deleted for good, archived ones "
         "before others. Default: None, never.",
-    ).tag(config=True, concerns_all=True)
+    ).tag(config=True)
     keep = Unicode(
         "keep",
         help="The tag that protects a task from being archived or deleted by a limit. "
         "Default: keep.",
-    ).tag(config=True, concerns_all=True)
+    ).tag(config=True)
     notify = Places(
         help="Where the end of tasks is told that were launched with --notify, or run for "
         "notify_after_s: 'desktop', or addresses of apprise such as mailto://…. They may hold "
@@ -94,13 +99,13 @@ class TaskSettings(Configured):
         f"{' '.join(secretnames.ALWAYS)}. Their values are neither kept for a rerun, when given by "
         "--env, nor exported, nor shown where a task failed. * stands for anything, and case does "
         "not matter. Default: [].",
-    ).tag(config=True)
+    ).tag(config=True, of_project=True)
     backups_kept = Int(
         3,
         min=0,
         help="How many of the backups are kept that are made before a migration of the store. "
         "Default: 3.",
-    ).tag(config=True, concerns_all=True, takes_effect=f"with {RELOAD}")
+    ).tag(config=True, takes_effect=f"with {RELOAD}")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

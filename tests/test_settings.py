@@ -70,6 +70,7 @@ class Project:
 def project(tmp_path: Path, state_dir: Path) -> Project:
     project = Project(tmp_path / "project", state_dir)
     project.notebook.parent.mkdir(parents=True)
+    (project.root / ".git").mkdir()
     project.profile.parent.mkdir(parents=True)
     return project
 
@@ -103,21 +104,23 @@ def values(shown: str) -> list[tuple[Any, str]]:
 
 def test_what_is_nearer_wins(project: Project) -> None:
     """%config goes before pyproject.toml, that before ipython_config.py, that before a default."""
-    names = ("keep", "cancel_grace_s", "shell_path", "runner")
+    names = ("keep", "cancel_grace_s", "max_output_bytes", "runner")
     show = [f"%bg_config {name} --json" for name in names]
     project.configure(
-        *(f"c.BackgroundTasks.{name} = 'mine'" for name in ("keep", "shell_path")),
-        "c.BackgroundTasks.cancel_grace_s = 1",
+        "c.BackgroundTasks.keep = 'mine'",
+        *(f"c.BackgroundTasks.{name} = 1" for name in ("cancel_grace_s", "max_output_bytes")),
     )
-    project.table("cancel_grace_s = 2", "shell_path = 'theirs'")
+    project.table("cancel_grace_s = 2", "max_output_bytes = 2")
     shown = project.ipython(
-        "%load_ext ipytaskpersist", "%config BackgroundTasks.shell_path = 'now'", *show
+        "%load_ext ipytaskpersist", "%config BackgroundTasks.max_output_bytes = 3", *show
     )
     assert shown.stderr == ""
-    assert values(shown.stdout) == [
+    said, _, documents = shown.stdout.partition("\n")
+    assert said == f"Settings of {project.pyproject}: cancel_grace_s = 2.0, max_output_bytes = 2"
+    assert values(documents) == [
         ("mine", "ipython_config.py"),
         (2, f"pyproject.toml ({project.pyproject})"),
-        ("now", "%config"),
+        (3, "%config"),
         ("thread", "default"),
     ]
 
@@ -140,13 +143,14 @@ def test_a_kernel_reads_the_project_of_its_notebook(
 
 def test_the_nearest_file_with_a_table_counts(project: Project) -> None:
     """One that says nothing of us hides none that is further up; one that does hides it wholly."""
-    project.table("shell_path = 'far'")
+    project.table("cancel_grace_s = 77")
     near = project.notebook.parent / "pyproject.toml"
     near.write_text("[project]\nname = 'other'")
-    assert values(project.command("config", "shell_path", "--json").stdout)[0][0] == "far"
+    names = ("cancel_grace_s", "runner")
+    assert values(project.command("config", names[0], "--json").stdout)[0][0] == 77
     near.write_text("[tool.ipytaskpersist]\nrunner = 'process'")
-    shown = [project.command("config", name, "--json").stdout for name in ("shell_path", "runner")]
-    assert [values(text)[0][0] for text in shown] == ["/bin/sh", "process"]
+    shown = [project.command("config", name, "--json").stdout for name in names]
+    assert [values(text)[0][0] for text in shown] == [5, "process"]
 
 
 def test_programs_read_the_default_profile(project: Project) -> None:
@@ -189,8 +193,9 @@ def test_the_environment_says_where_things_are(project: Project) -> None:
 
 
 def test_none_can_be_said_in_toml(project: Project) -> None:
-    project.table('archive_after_days = "none"')
-    found = values(project.command("config", "archive_after_days", "--json").stdout)
+    project.configure("c.BackgroundTasks.max_output_bytes = 5")
+    project.table('max_output_bytes = "none"')
+    found = values(project.command("config", "max_output_bytes", "--json").stdout)
     assert found == [(None, f"pyproject.toml ({project.pyproject})")]
 
 
@@ -221,17 +226,27 @@ WRONG = {
         PLACE + " has no setting 'colour'; the verb 'config' lists them",
     ),
     "a truth for a number": (
-        "archive_after_days = false",
-        PLACE + ": archive_after_days = false is not allowed; "
-        'it must be a number of at least 0 or "none"',
+        "max_output_bytes = false",
+        PLACE + ": max_output_bytes = false is not allowed; "
+        'it must be a whole number of at least 1 or "none"',
     ),
     "no number at all": (
         "cancel_grace_s = nan",
         PLACE + ": cancel_grace_s = NaN is not allowed; it must be a number of at least 0",
     ),
     "a table": (
-        "shell_path = { tag = 'x' }",
-        PLACE + ": shell_path = {{'tag': 'x'}} is not allowed; it must be a text",
+        "notebook = { tag = 'x' }",
+        PLACE + ": notebook = {{'tag': 'x'}} is not allowed; it must be a text",
+    ),
+    "a number that no store takes": (
+        f"cancel_grace_s = 0x{'f' * 400}",
+        PLACE + f": cancel_grace_s = {str(int('f' * 400, 16))[:59]}… is not allowed; "
+        "it must be a number of at least 0",
+    ),
+    "a number that Python does not write": (
+        f"max_output_bytes = 0x{'f' * 9000}",
+        PLACE + ": max_output_bytes = … is not allowed; "
+        'it must be a whole number of at least 1 or "none"',
     ),
 }
 
@@ -241,9 +256,9 @@ def test_what_is_wrong_is_said_in_one_line_and_the_rest_holds(
     case: str, project: Project, problems: Callable[[], list[str]]
 ) -> None:
     line, expected = WRONG[case]
-    project.table(line, "max_output_bytes = 77")
+    project.table(line, "synchronous = 'full'")
     assert problems() == [expected.format(file=project.pyproject)]
-    assert BackgroundTasks().max_output_bytes == 77
+    assert BackgroundTasks().synchronous == "full"
 
 
 def test_a_file_that_is_no_toml_is_said(
@@ -364,27 +379,17 @@ def test_a_supervisor_writes_as_its_session_does(project: Project) -> None:
         own.close()
 
 
-@pytest.mark.parametrize("given", ["max_store_bytes = 1", "backups_kept = 0", "keep = 'x'"])
-def test_a_project_decides_nothing_about_the_tasks_of_others(project: Project, given: str) -> None:
-    """Whoever loads the extension in a stranger's folder keeps what he has."""
-    project.table(given)
-    name, _, value = given.partition(" = ")
-    said = project.command("config", name)
-    assert PLACE.format(file=project.pyproject) in said.stderr
-    assert f"cannot set {name}, which concerns the tasks of all notebooks; set it" in said.stderr
-    assert f"{name} = {value}" not in said.stdout
-
-
 # Telling.
 
 
 def test_the_table_names_every_setting(project: Project) -> None:
-    project.table("shell_path = 'x'")
+    project.table("runner = 'process'")
     lines = project.command("config").stdout.splitlines()
     names = set(BackgroundTasks.class_traits(config=True))
     assert {line.split()[0] for line in lines if line[0].islower()} == names
-    (line,) = [line for line in lines if line.startswith("shell_path ")]
-    assert line.split(maxsplit=2)[1:] == ["'x'", f"pyproject.toml ({project.pyproject})"]
+    (line,) = [line for line in lines if line.startswith("runner ")]
+    assert line.split(maxsplit=2)[1:] == ["'process'", f"pyproject.toml ({project.pyproject})"]
+    assert lines[-1] == f"Settings of {project.pyproject}: runner = 'process'"
 
 
 def test_one_setting_is_explained(project: Project) -> None:

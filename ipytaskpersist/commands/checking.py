@@ -29,7 +29,8 @@ def config(surface: Surface, name: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"settings": [setting.as_json() for setting in chosen]})
     elif name is None:
-        click.echo(legible_lines(_table(chosen)))
+        project = surface.manager.project_in_words()
+        click.echo(legible_lines("\n".join(filter(None, [_table(chosen), project]))))
     else:
         click.echo(legible_lines(_explained(chosen[0])))
 

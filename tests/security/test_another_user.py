@@ -25,6 +25,7 @@ from histories import add_task, begin_session
 from kernels import NotebookKernel, end_processes_of, until
 
 from ipytaskpersist.errors import StoreError
+from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.records import TaskState
@@ -283,3 +284,99 @@ def test_it_can_open_a_store_of_its_own_beside_this_one(shared: Path) -> None:
             return len(store.tasks.select(Selection()))
 
     assert as_other(theirs) == 1
+
+
+# Settings.
+
+SETTINGS = "[tool.ipytaskpersist]\nrunner = 'process'\nshell_path = '/tmp/evil'\n"
+
+
+def settings_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said of the settings found in a folder, which change nothing."""
+    monkeypatch.chdir(folder)
+    manager = BackgroundTasks()
+    assert (manager.runner, manager.shell_path) == ("thread", "/bin/sh")
+    return manager.setting_problems
+
+
+def test_its_settings_above_a_private_folder_are_not_found(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in ``/tmp``, to which everybody writes: it is no part of any project."""
+    private = shared / "private"
+    private.mkdir(mode=0o700)
+    as_other(lambda: (shared / "pyproject.toml").write_text(SETTINGS))
+    assert settings_in(private, monkeypatch) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "link", "folder"])
+def test_its_repository_around_a_private_folder_is_not_believed(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It can make ``.git`` there, and so have its own folder taken for the root."""
+    private, there = shared / "private", shared / "pyproject.toml"
+    private.mkdir(mode=0o700)
+
+    def plant() -> None:
+        (shared / ".git").mkdir()
+        if kind == "file":
+            there.write_text(SETTINGS)
+        elif kind == "pipe":
+            os.mkfifo(there, 0o666)
+        elif kind == "link":
+            (shared / "theirs").write_text(SETTINGS)
+            there.symlink_to(shared / "theirs")
+        else:
+            there.mkdir()
+
+    as_other(plant)
+    expected = [] if kind == "folder" else [
+        f"{there} is not believed, so it sets nothing: others can write to the folder {shared}"
+    ]  # fmt: skip
+    assert settings_in(private, monkeypatch) == expected
+
+
+@pytest.mark.parametrize("way", ["file", "link"])
+def test_its_file_in_a_folder_of_yours_is_not_believed(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Unpacked by root, or linked to by yourself."""
+    private, theirs = shared / "private", shared / "theirs"
+    private.mkdir(mode=0o755)
+    as_other(lambda: theirs.write_text(SETTINGS))
+    there = private / "pyproject.toml"
+    if way == "file":
+        theirs.rename(there)
+    else:
+        there.symlink_to(theirs)
+    (problem,) = settings_in(private, monkeypatch)
+    assert problem.startswith(f"{there} is not believed, so it sets nothing: ")
+    assert problem.endswith("it belongs to another user" if way == "file" else f"folder {shared}")
+
+
+def test_your_file_in_a_folder_of_another_is_not_believed(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner can exchange it whenever it likes."""
+    theirs = shared / "theirs"
+    as_other(lambda: theirs.mkdir(mode=0o755))
+    (theirs / "pyproject.toml").write_text(SETTINGS)
+    (problem,) = settings_in(theirs, monkeypatch)
+    assert problem.endswith(f"the folder {theirs} belongs to another user")
+
+
+def test_its_profile_is_not_run(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where root was given its home, as by ``sudo -E``."""
+    home, mark = shared / "home", shared / "mark"
+    profile = home / ".ipython" / "profile_default" / "ipython_config.py"
+
+    def plant() -> None:
+        profile.parent.mkdir(parents=True)
+        profile.write_text(f"c.BackgroundTasks.keep = open({str(mark)!r}, 'w').name\n")
+
+    as_other(plant)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("IPYTHONDIR", raising=False)
+    (problem,) = settings_in(shared, monkeypatch)
+    assert problem == (f"{profile} is not believed, so it sets nothing: it belongs to another user")
+    assert not mark.exists()
