@@ -115,17 +115,16 @@ class Children:
 
     def add(self, pid: int) -> None:
         """Remember a child, to end it when the task is cancelled."""
-        identity = ProcessIdentity.of(pid)
-        if identity is not None:
-            self._processes.append(identity)
+        with suppress(OSError):  # no descriptor is left: that must not hinder who starts it
+            identity = ProcessIdentity.of(pid)
+            if identity is not None:
+                self._processes.append(identity)
 
     def terminate(self) -> None:
         """End the children: SIGTERM to each one's process group, SIGKILL after a grace."""
-        living = [process for process in self._processes if process.is_alive]
-        for process in living:
-            _signal_group(process, signal.SIGTERM)
-        if living:
-            timer = threading.Timer(GRACE_S, _kill_groups, [living])
+        told = [each for each in self._processes if _signal_group(each, signal.SIGTERM)]
+        if told:
+            timer = threading.Timer(GRACE_S, _kill_groups, [told])
             timer.daemon = True
             if not start_outside(timer):
                 timer.run()
@@ -133,17 +132,27 @@ class Children:
 
 def _kill_groups(processes: list[ProcessIdentity]) -> None:
     for process in processes:
-        if process.is_alive:
-            _signal_group(process, signal.SIGKILL)
+        _signal_group(process, signal.SIGKILL)
 
 
-def _signal_group(process: ProcessIdentity, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
+def _signal_group(process: ProcessIdentity, number: int) -> bool:
+    """Signal a child and its group. Returns False when it has ended.
+
+    A child that may not be signalled does not keep the others from it.
+    """
+    try:
+        if not process.is_alive:
+            return False
         group = os.getpgid(process.pid)
         if group == process.pid:
             os.killpg(group, number)
         else:
             os.kill(process.pid, number)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 class Reader:

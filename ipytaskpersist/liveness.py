@@ -54,5 +54,12 @@ def _gone(
     if owner.boot_id != boot_id():
         return "machine rebooted"
     if process not in alive:
-        alive[process] = process.is_alive
+        alive[process] = _may_be_alive(process)
     return None if alive[process] else died
+
+
+def _may_be_alive(process: ProcessIdentity) -> bool:
+    try:
+        return process.is_alive
+    except OSError:
+        return True  # this process cannot look at any other: that is no death of theirs

@@ -42,6 +42,16 @@ def record(directory: StateDirectory, message: str) -> None:
         _append(directory.problems, message)
 
 
+def record_once(directory: StateDirectory, message: str) -> None:
+    """Keep a problem that would be met again and again: this process says it once."""
+    if message not in _said:
+        _said.add(message)
+        record(directory, message)
+
+
+_said: set[str] = set()
+
+
 def _append(file: Path, message: str) -> None:
     entry = {
         "at": time.time(),

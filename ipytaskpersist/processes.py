@@ -25,6 +25,8 @@ MARK = "IPYTASKPERSIST_TASK"
 PROC = Path("/proc")
 INIT = 1
 END_ROUNDS = 100
+HOPELESS_ROUNDS = 5
+"""After how many rounds in a row in which nobody may be signalled there is no use in another."""
 ROUND_S = 0.005
 SURELY_ALONE = 2
 """After how many looks in a row that find nobody there is nobody: a process that is just being
@@ -58,12 +60,16 @@ def parse_stat(stat: bytes) -> Process:
 
 
 def find(pid: int) -> Process | None:
-    """The process with this pid, zombies included; None when there is none."""
+    """The process with this pid, zombies included; None when there is none.
+
+    Raises `OSError` where this process cannot look, for want of a descriptor or of memory: that
+    says nothing about the other one.
+    """
     if not PROC.is_dir():
         return _find_psutil(pid)
     try:
         return parse_stat((PROC / str(pid) / "stat").read_bytes())
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
 
 
@@ -173,21 +179,33 @@ def _grouped(processes: Iterable[Process], key: Callable[[Process], K]) -> dict[
 
 
 def send(process: Process, number: int) -> None:
-    """Send a signal to this very process: never to another that has its pid by now."""
+    """Send a signal to this very process: never to another that has its pid by now.
+
+    Raises `OSError` when the system does not let this process signal that one.
+    """
     if process.pid <= INIT:
         return
-    with suppress(ProcessLookupError, PermissionError):
-        if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+    with suppress(ProcessLookupError):
+        try:
+            _send_by_descriptor(process, number)
+        except ProcessLookupError:
+            raise
+        except (OSError, AttributeError):
+            # Refused by an old kernel or a filter of system calls, no descriptor left, or not
+            # known to this Python: it need not mean that the process may not be signalled.
             if _is_same(process):
                 os.kill(process.pid, number)
-            return
-        # The descriptor stands for whoever has the pid now, and then for nobody else.
-        descriptor = os.pidfd_open(process.pid)
-        try:
-            if _is_same(process):
-                signal.pidfd_send_signal(descriptor, number)
-        finally:
-            os.close(descriptor)
+
+
+def _send_by_descriptor(process: Process, number: int) -> None:
+    """Raises `OSError` or `AttributeError` where there are no descriptors of processes."""
+    # The descriptor stands for whoever has the pid now, and then for nobody else.
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        if _is_same(process):
+            signal.pidfd_send_signal(descriptor, number)
+    finally:
+        os.close(descriptor)
 
 
 def _is_same(process: Process) -> bool:
@@ -195,31 +213,59 @@ def _is_same(process: Process) -> bool:
     return found is not None and found.start == process.start
 
 
-def send_all(processes: Iterable[Process], number: int) -> None:
-    """Send a signal to each of these very processes."""
+def send_all(processes: Iterable[Process], number: int) -> list[str]:
+    """Send a signal to each of these very processes.
+
+    Returns those that could not be signalled, in words; the others have been all the same.
+    """
+    refused = []
     for process in processes:
-        send(process, number)
+        try:
+            send(process, number)
+        except OSError as error:
+            refused.append(f"process {process.pid} ({error.strerror})")
+    return refused
 
 
-def kill_tasks(tasks: Iterable[tuple[str, Process | None]]) -> None:
+def kill_tasks(tasks: Iterable[tuple[str, Process | None]]) -> dict[str, str]:
     """End every process of these tasks at once: each by its id and its leader.
 
     Looks again until there is none, because one that is about to die may start another. One look
-    serves all tasks, however many there are.
+    serves all tasks, however many there are. Returns the ids of the tasks that still have
+    processes, each with which and why.
     """
     left = dict(tasks)
     alone: Counter[str] = Counter()
+    survivors: dict[str, str] = {}
+    in_vain = 0
     for _round in range(END_ROUNDS):
-        if not left:
-            return
-        snapshot = Snapshot()
-        for task_id, leader in list(left.items()):
-            living = snapshot.of_task(task_id, leader)
-            send_all(living, signal.SIGKILL)
-            alone[task_id] = 0 if living else alone[task_id] + 1
+        if not left or in_vain == HOPELESS_ROUNDS:
+            break
+        survivors, sent = _kill_once(left)
+        in_vain = 0 if sent else in_vain + 1
+        for task_id in list(left):
+            alone[task_id] = 0 if task_id in survivors else alone[task_id] + 1
             if alone[task_id] == SURELY_ALONE:
                 del left[task_id]
         sleep(ROUND_S)
+    return survivors
+
+
+def _kill_once(tasks: dict[str, Process | None]) -> tuple[dict[str, str], int]:
+    """Send SIGKILL to all that are there. Returns them by task, in words, and how many got it."""
+    snapshot, survivors, sent = Snapshot(), {}, 0
+    for task_id, leader in tasks.items():
+        living = snapshot.of_task(task_id, leader)
+        refused = send_all(living, signal.SIGKILL)
+        sent += len(living) - len(refused)
+        if living:
+            survivors[task_id] = ", ".join(refused or map(outlasting, living))
+    return survivors, sent
+
+
+def outlasting(process: Process) -> str:
+    """What to say of a process that was killed and is there all the same."""
+    return f"process {process.pid} (not ended by SIGKILL)"
 
 
 def signal_name(number: int) -> str:
@@ -233,7 +279,10 @@ def signal_name(number: int) -> str:
 def usage(leader_pid: int | None, leader_start: str | None) -> tuple[int, float] | None:
     """What a task's processes use now, as far as they are in the session that its own one leads:
     memory in bytes and processor time in seconds. None when that has not begun or has ended."""
-    leader = None if leader_pid is None else find(leader_pid)
+    try:
+        leader = None if leader_pid is None else find(leader_pid)
+    except OSError:
+        return None
     if leader is None or leader.start != leader_start or leader.is_zombie:
         return None
     import psutil

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipytaskpersist import environments
+from ipytaskpersist import environments, problems
+from ipytaskpersist.errors import StoreError
 from ipytaskpersist.liveness import find_dead, find_dead_supervisors
 from ipytaskpersist.processes import Process, kill_tasks
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
@@ -33,7 +34,8 @@ def reconcile(store: TaskStore, own_session: str) -> list[Loss]:
         at = session.heartbeat_at.timestamp()
         store.tasks.interrupt_session(session.id, "thread", session.end_reason or reason, at)
         store.sessions.end(session.id, reason, at)
-    losses = [_lose(store, *found) for found in find_dead_supervisors(store)]
+    found = (_lose_safely(store, *each) for each in find_dead_supervisors(store))
+    losses = [loss for loss in found if loss is not None]
     _interrupt_unserved(store, own_session)
     if dead or losses:
         telling.tell(store)
@@ -42,13 +44,39 @@ def reconcile(store: TaskStore, own_session: str) -> list[Loss]:
     return losses
 
 
-def _lose(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss:
+def _lose_safely(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss | None:
+    """The same as `_lose`; what goes wrong with one supervisor is said, and is not the others'."""
+    try:
+        return _lose(store, supervisor, reason)
+    except StoreError:
+        raise
+    except Exception as error:
+        problems.record_once(
+            store.directory,
+            f"what the supervisor of session {supervisor.session[:8]} has left could not be ended "
+            f"({type(error).__name__}: {error}); the next command tries again",
+        )
+        return None
+
+
+def _lose(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss | None:
+    """End what a supervisor has left, and say so. None while some of it goes on all the same."""
+    survivors: dict[str, str] = {}
     if reason == "supervisor died":
         left = store.processes.live_of(supervisor.key)
-        kill_tasks((process.task_id, _leader(process)) for process in left)
+        survivors = kill_tasks((process.task_id, _leader(process)) for process in left)
     at = supervisor.heartbeat_at.timestamp()
-    count = store.processes.interrupt(supervisor.key, reason, at)
-    store.supervisors.end(supervisor.key, reason, at)
+    count = store.processes.interrupt(supervisor.key, reason, at, except_tasks=survivors)
+    for task_id, which in survivors.items():
+        problems.record_once(
+            store.directory,
+            f"task {task_id} counts as running though its supervisor is dead: {which} could not "
+            "be ended; end it, and the next command says what became of the task",
+        )
+    if survivors and not count:
+        return None
+    if not survivors:
+        store.supervisors.end(supervisor.key, reason, at)
     return Loss(supervisor, reason, count)
 
 

@@ -365,3 +365,5 @@ class Recorder:
             pass
         except StoreError as error:
             self._set_unhealthy(error)
+        except Exception as error:  # one task's trouble must not end the writer for all
+            self._warn(f"tasks could not be looked after ({type(error).__name__}: {error})")

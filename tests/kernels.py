@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty
 from types import TracebackType
@@ -53,8 +53,10 @@ def until(condition: Callable[[], T], timeout: float = 30, message: str = "the c
 class _ThisInterpreter(KernelSpecManager):
     """The one kernel on offer: ipykernel of the interpreter that runs the tests."""
 
+    run_by: Sequence[str] = ()
+
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv = [*self.run_by, sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
 
@@ -145,6 +147,7 @@ class NotebookKernel:
     notebook: the path of the notebook that the kernel pretends to run, if any.
     env: further environment variables.
     folder: where the kernel lives; a temporary folder when not given.
+    run_by: a command that runs the kernel's, as ``env`` does.
     """
 
     def __init__(
@@ -153,7 +156,10 @@ class NotebookKernel:
         notebook: Path | str | None = None,
         env: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        run_by: Sequence[str] = (),
     ) -> None:
+        spec = _ThisInterpreter()
+        spec.run_by = run_by
         self._temporary = tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True)
         self.folder = folder or Path(self._temporary.name).resolve()
         self.cwd = self._make("work")
@@ -163,7 +169,7 @@ class NotebookKernel:
         self._displays: dict[str | None, list[NotebookNode]] = {}
         self._client: BlockingKernelClient | None = None
         self._manager = KernelManager(
-            kernel_spec_manager=_ThisInterpreter(),
+            kernel_spec_manager=spec,
             connection_file=str(self._make("runtime") / f"kernel-{uuid.uuid4()}.json"),
             # Not TCP, whose ports another kernel may take between choosing and using them. A
             # socket's path is short in any system, so not in the folder of a test.

@@ -37,7 +37,10 @@ READ_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
 TERMINAL_SIZE = (24, 80)
 UNKILLABLE_S = 10.0
-"""After how long a process that SIGKILL does not end is given up: it hangs in the system."""
+"""After how long a process that SIGKILL does not end is said to be there: it hangs in the system,
+or belongs to another user."""
+STUCK_S = 1.0
+"""How often one that is there all the same is looked at, until it has ended."""
 LIMITS = {
     errno.EAGAIN: "the limit on the number of processes is reached; see ulimit -u",
     errno.EMFILE: "the supervisor's limit on open files is reached; see ulimit -n",
@@ -96,7 +99,9 @@ class Supervised:
         self.leader: processes.Process | None = None
         self._started_at = time.monotonic()
         self._status: int | None = None
-        self._given_up = False
+        self.stuck = ""
+        """Which of its processes SIGKILL has not ended, in words, once that is certain."""
+        self._press_at = 0.0
         self._alone = 0
         """How many looks in a row have found none of its processes."""
         self._receiver = Receiver()
@@ -123,7 +128,9 @@ class Supervised:
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
-        self.leader = processes.find(self._process.pid)
+        # With no descriptor left for a look it is this process's own child all the same.
+        with suppress(OSError):
+            self.leader = processes.find(self._process.pid)
 
     def _open_streams(self, ours: list[int], theirs: list[int]) -> tuple[int, int]:
         """What the process gets as descriptors 1 and 2."""
@@ -225,6 +232,11 @@ class Supervised:
         os.close(descriptor)
         return False
 
+    def drop(self, descriptor: int) -> None:
+        """Read no more of a descriptor."""
+        if self.readers.pop(descriptor, None) is not None:
+            os.close(descriptor)
+
     def is_channel(self, descriptor: int) -> bool:
         """Whether a descriptor is the channel, which is to be read before the streams."""
         return self.readers.get(descriptor) == self._take_frames
@@ -295,8 +307,15 @@ class Supervised:
         self._alone = 0 if living else self._alone + 1
         if living and now >= self.ending.kill_at:
             self._signal_group(signal.SIGKILL)
-            processes.send_all(living, signal.SIGKILL)
-            self._given_up = now > self.ending.kill_at + UNKILLABLE_S
+            refused = processes.send_all(living, signal.SIGKILL)
+            if now > self.ending.kill_at + UNKILLABLE_S:
+                self.stuck = ", ".join(refused or map(processes.outlasting, living))
+                self._press_at = now + STUCK_S
+
+    @property
+    def is_to_press(self) -> bool:
+        """Whether its ending is to be gone on with now."""
+        return self.ending is not None and time.monotonic() >= self._press_at
 
     def _living(self, snapshot: Snapshot) -> list[processes.Process]:
         return snapshot.of_task(self.record.task_id, self.leader)
@@ -318,8 +337,6 @@ class Supervised:
     @property
     def is_over(self) -> bool:
         """Whether it has ended, and nobody is left who could print."""
-        if self._given_up:
-            return True
         if self._status is None:
             return False
         if self.ending is None:
@@ -333,8 +350,7 @@ class Supervised:
             for _piece in range(PIPE_BYTES // READ_BYTES):
                 if not _has_more(descriptor) or not self.read(descriptor):
                     break
-            if self.readers.pop(descriptor, None) is not None:
-                os.close(descriptor)
+            self.drop(descriptor)
 
     def end(self, out_of_memory: Callable[[], bool]) -> End:
         """How it ended. `out_of_memory` says whether the system has just killed for memory."""

@@ -19,9 +19,10 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class Supervisor:
         """By process id."""
         self._touched: set[Supervised] = set()
         """Those that may be over: only they are looked at, however many there are."""
+        self._stuck: set[Supervised] = set()
+        """Those of which it was said that their processes cannot be ended."""
         self._limited: set[Supervised] = set()
         """Those with a time limit, and those that were told to end."""
         self._waiting: deque[ProcessRecord] = deque()
@@ -86,6 +89,8 @@ class Supervisor:
         self._stopping = False
         self._replacements = 0
         """How often the store had been replaced when it was last watched."""
+        self._said: set[str] = set()
+        """What was said once, and would be met again with each turn."""
         self._memory = MemoryEvents()
         store.session_id, store.say = session_id, self._warn
         self._limit = OpenFiles()
@@ -94,6 +99,23 @@ class Supervisor:
     def _warn(self, message: str) -> None:
         _log(message)
         problems.record(self._store.directory, f"supervisor: {message}")
+
+    def _guarded(self, what: str, call: Callable[[], object]) -> bool:
+        """Do something for one task: what goes wrong with it is said, and the others go on.
+
+        Returns whether it was done.
+        """
+        try:
+            call()
+        except Exception as error:
+            self._warn_once(f"{what} failed ({type(error).__name__}: {error})")
+            return False
+        return True
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._warn(message)
 
     def run(self) -> None:
         """Supervise until there is nothing left to do."""
@@ -106,7 +128,8 @@ class Supervisor:
             self._recorder.start()
             self._watch_store()
             while not self._stopping and not self._has_retired():
-                self._turn()
+                if not self._guarded("a turn", self._turn):
+                    time.sleep(PRESS_S)
             reason = "supervisor stopped"
         finally:
             self._end_all(reason)
@@ -206,14 +229,28 @@ class Supervisor:
             self._read(task, descriptor)
 
     def _read(self, task: Supervised, descriptor: int) -> None:
-        if not task.read(descriptor):
+        """Take in what a task has sent; where that makes no sense, no more is read of it."""
+        is_open = False
+
+        def read() -> None:
+            nonlocal is_open
+            is_open = task.read(descriptor)
+
+        if not self._guarded(f"reading what task {task.record.task_id} sends", read):
+            task.drop(descriptor)
+        if not is_open:
             self._selector.unregister(descriptor)
             self._touched.add(task)
 
     def _notice_ends(self) -> None:
         """See whose processes have ended."""
         self._child_has_ended = False
-        self._touched.update(task for task in self._tasks.values() if task.has_just_ended())
+        for task in [*self._tasks.values()]:
+            self._guarded(f"looking at task {task.record.task_id}", partial(self._notice, task))
+
+    def _notice(self, task: Supervised) -> None:
+        if task.has_just_ended():
+            self._touched.add(task)
 
     def _look(self) -> None:
         """See what others have written, if they have."""
@@ -229,6 +266,9 @@ class Supervisor:
         except StoreError as error:
             self._seen = -1
             _log(str(error))
+        except Exception:
+            self._seen = -1  # what was to be done has not been
+            raise
 
     def _claim(self) -> None:
         """Start the tasks that wait: few at a time, because those that run are to be read too."""
@@ -267,6 +307,10 @@ class Supervisor:
                 return False
             self._record_end(task, End(TaskState.FAILED, str(error), None))
             return True
+        except Exception as error:  # one bad row must not keep the others from starting
+            reason = f"could not be started: {type(error).__name__}: {error}"
+            self._record_end(task, End(TaskState.FAILED, reason, None))
+            return True
         for descriptor in task.readers:
             self._selector.register(descriptor, selectors.EVENT_READ, task)
         self._tasks[task.pid] = task
@@ -303,8 +347,16 @@ class Supervisor:
         snapshot = Snapshot() if asked else None
         for task in asked:
             assert snapshot is not None
-            task.ask_to_end(TaskState.CANCELLED, "cancelled", snapshot)
-            self._limited.add(task)
+            self._ask_to_end(task, TaskState.CANCELLED, "cancelled", snapshot)
+
+    def _ask_to_end(
+        self, task: Supervised, state: TaskState, reason: str, snapshot: Snapshot
+    ) -> None:
+        self._limited.add(task)  # whatever becomes of the first signal, the next look goes on
+        self._guarded(
+            f"telling task {task.record.task_id} to end",
+            lambda: task.ask_to_end(state, reason, snapshot),
+        )
 
     def _cancel_waiting(self, key: int) -> None:
         """Cancel a task that has not begun; one that has just ended keeps its end."""
@@ -320,16 +372,26 @@ class Supervisor:
     def _press(self) -> None:
         """Hold the time limits, and go on with ending those that were told to end."""
         late = [task for task in self._limited if task.is_late]
-        ending = [task for task in self._limited if task.ending is not None]
+        ending = [task for task in self._limited if task.is_to_press]
         if not late and not ending:
             return
         snapshot = Snapshot()
         for task in ending:
-            task.press(snapshot)
+            what = f"ending task {task.record.task_id}"
+            self._guarded(what, partial(self._press_one, task, snapshot))
         for task in late:
             reason = f"timed out after {task.record.timeout_s:g} s"
-            task.ask_to_end(TaskState.FAILED, reason, snapshot)
+            self._ask_to_end(task, TaskState.FAILED, reason, snapshot)
         self._touched.update(ending)
+
+    def _press_one(self, task: Supervised, snapshot: Snapshot) -> None:
+        task.press(snapshot)
+        if task.stuck and task not in self._stuck:
+            self._stuck.add(task)
+            self._warn(
+                f"task {task.record.task_id} was told to end, and counts as running until it has: "
+                f"{task.stuck} is there all the same"
+            )
 
     def _finish(self) -> bool:
         """Record the end of those that are over. Returns whether there were any."""
@@ -338,12 +400,19 @@ class Supervisor:
         for task in over:
             for descriptor in task.readers:
                 self._selector.unregister(descriptor)
-            task.close()
+            self._close(task)
             task.reap()
             del self._tasks[task.pid]
             self._limited.discard(task)
+            self._stuck.discard(task)
             self._record_end(task, task.end(self._memory.have_killed))
         return bool(over)
+
+    def _close(self, task: Supervised) -> None:
+        """Take in the last of what a task has sent, as far as it makes sense."""
+        if not self._guarded(f"reading what task {task.record.task_id} has sent", task.close):
+            for descriptor in list(task.readers):
+                task.drop(descriptor)
 
     def _record_end(self, task: Supervised, end: End) -> None:
         key, ended = task.record.task_key, time.time()
@@ -388,7 +457,7 @@ class Supervisor:
             # What was recorded just now is written first: nobody is left to do it later.
             self._recorder.change(lambda _store: None)
             return self._store.supervisors.retire(self._record)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             _log(str(error))
             return False
 
@@ -396,15 +465,31 @@ class Supervisor:
         """End every task that still runs, record why, and that this supervisor has ended."""
         assert self._record is not None
         record, at = self._record, time.time()
-        kill_tasks((task.record.task_id, task.leader) for task in self._tasks.values())
+        survivors = self._kill_all()
         for task in self._tasks.values():
-            task.close()
+            self._close(task)
         self._recorder.change(
-            lambda store: store.processes.interrupt(record.key, reason, at), STOP_S
+            lambda store: store.processes.interrupt(record.key, reason, at, except_tasks=survivors),
+            STOP_S,
         )
-        self._recorder.change(lambda store: store.supervisors.end(record.key, reason, at), STOP_S)
+        # Of what could not be ended the next reconcile says what became of it.
+        if not survivors:
+            self._recorder.change(
+                lambda store: store.supervisors.end(record.key, reason, at), STOP_S
+            )
         self._recorder.change(telling.tell, STOP_S)
         self._recorder.stop(STOP_S)
+
+    def _kill_all(self) -> set[str]:
+        """End the processes of all tasks. Returns the ids of those that go on all the same."""
+        survivors = {task.record.task_id for task in self._tasks.values()}
+
+        def kill() -> None:
+            tasks = [(task.record.task_id, task.leader) for task in self._tasks.values()]
+            survivors.intersection_update(kill_tasks(tasks))
+
+        self._guarded("ending all tasks", kill)
+        return survivors
 
     def _heartbeat(self) -> None:
         if self._record is not None:

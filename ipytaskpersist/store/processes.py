@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,16 +145,22 @@ class Processes:
         )
         return [self._database.record(_process, row) for row in rows]
 
-    def interrupt(self, supervisor_key: int, reason: str, at: float) -> int:
-        """Every live task of a supervisor to interrupted. Returns how many."""
+    def interrupt(
+        self, supervisor_key: int, reason: str, at: float, *, except_tasks: Collection[str] = ()
+    ) -> int:
+        """Every live task of a supervisor to interrupted, but for those with these ids.
+
+        Returns how many.
+        """
         cursor = self._database.execute(
             """UPDATE tasks SET state = 'interrupted', reason = ?1,
                 ended_at = max(?2, coalesce(started_at, created_at), coalesce(
                     (SELECT at FROM outputs WHERE task_key = tasks.key
                      ORDER BY sequence DESC LIMIT 1), 0))
             WHERE key IN (SELECT task_key FROM processes WHERE supervisor_key = ?3)
-            AND state IN ('pending', 'running')""",
-            (reason, at, supervisor_key),
+            AND state IN ('pending', 'running')
+            AND id NOT IN (SELECT value FROM json_each(?4))""",
+            (reason, at, supervisor_key, json.dumps([*except_tasks])),
         )
         return int(cursor.rowcount)
 
