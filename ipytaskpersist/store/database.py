@@ -251,7 +251,8 @@ class Database:
                 check_same_thread=False,
                 cached_statements=256,
             )
-            connection.execute(f"PRAGMA busy_timeout = {min(WAIT_MS, self._own_patience_ms)}")
+            wait_ms = min(WAIT_MS, self._own_patience_ms)
+            connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
@@ -480,7 +481,8 @@ class Database:
         try:
             self.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         finally:
-            self.execute(f"PRAGMA busy_timeout = {min(WAIT_MS, self._own_patience_ms)}")
+            wait_ms = min(WAIT_MS, self._own_patience_ms)
+            self.execute(f"PRAGMA busy_timeout = {wait_ms}")
 
     @property
     def data_version(self) -> int:

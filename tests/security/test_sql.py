@@ -32,7 +32,7 @@ REVIEWED = {
     "statement", "trigger", "verb", "remove",
     "conditions", "theirs", "place", "changes", "known",
     # Numbers that SQLite has given, where it takes no parameter.
-    "times", "version", "patience_ms",
+    "times", "version", "wait_ms",
     # Settings of SQLite that only the code, or an enumeration, gives.
     "synchronous", "durability", "mode",
     # What the methods of `Database` are given, by those who are looked at here.
