@@ -25,7 +25,7 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import SupervisorRecord, TaskState
 from ipytaskpersist.store import SQLITE_VERSION, Selection
 from ipytaskpersist.store.examination import ExaminedStore
-from ipytaskpersist.store.filesystems import file_system_of, journal_mode_for
+from ipytaskpersist.store.filesystems import against_wal, journal_mode_for, mount_of
 from ipytaskpersist.store.repair import SUFFIXES, backups
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
@@ -256,14 +256,18 @@ def _state_directory(examined: Examined) -> Iterator[Finding]:
 
 def _file_system(examined: Examined) -> Iterator[Finding]:
     root = _nearest_existing(examined.directory.root)
-    kind = file_system_of(root) or "unknown"
-    if journal_mode_for(root) == "WAL":
-        yield _ok(f"{kind}, with {_size(shutil.disk_usage(root).free)} free")
-    else:
+    mount = mount_of(root)
+    place = f"{mount.kind}, mounted on {mount.point}" if mount is not None else "unknown"
+    against = against_wal(root)
+    if against:
+        risk = "and only as safe as its locks" if "network" in against else "but as safe"
         yield _warning(
-            f"{kind} is a network file system: slower, and only as safe as its locks",
+            f"{place}: {against}, so the store uses the rollback journal, slower {risk}",
             "set IPYTASKPERSIST_DIR to a folder on a local disk if you can",
         )
+    else:
+        free = _size(shutil.disk_usage(root).free)
+        yield _ok(f"{place}, with {free} free; its processes share memory, so the journal is WAL")
 
 
 def _room(examined: Examined) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from ipytaskpersist import problems
 from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull
 from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private
 from ipytaskpersist.store.database import SQLITE_VERSION, Database
-from ipytaskpersist.store.filesystems import journal_mode_for
+from ipytaskpersist.store.filesystems import against_wal, journal_mode_for
 from ipytaskpersist.store.locks import one_at_a_time
 from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
@@ -271,13 +271,14 @@ class TaskStore:
             self._forget_old_backups()
         else:
             # The journal mode stays with the file, and cannot be changed in a transaction.
-            mode = journal_mode_for(self.directory.root)
-            self.database.execute(f"PRAGMA journal_mode = {mode}")
-            if mode != "WAL":
+            root = self.directory.root
+            self.database.execute(f"PRAGMA journal_mode = {journal_mode_for(root)}")
+            against = against_wal(root)
+            if against:
                 self.notice = (
-                    f"the state directory {self.directory.root} is on a network file system, so "
-                    "the store uses SQLite's rollback journal, which is slower; set "
-                    "IPYTASKPERSIST_DIR to a folder on a local disk if you can"
+                    f"the state directory {root} is on {against}, so the store uses SQLite's "
+                    "rollback journal, which is slower; set IPYTASKPERSIST_DIR to a folder on a "
+                    "local disk if you can"
                 )
         with self.database.transaction() as connection:
             # Another first starter may have done it while this one waited for the lock.

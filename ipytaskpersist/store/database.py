@@ -37,7 +37,7 @@ from ipytaskpersist.store.files import (
     move_log,
     read_options,
 )
-from ipytaskpersist.store.filesystems import NETWORK_MODE, journal_mode_for
+from ipytaskpersist.store.filesystems import NETWORK_MODE, journal_mode_for, shares_memory
 from ipytaskpersist.store.words import in_words
 
 try:
@@ -86,6 +86,18 @@ class Retired:
     """Whether only its log was removed."""
 
 
+def _leave_wal(connection: Any, *, shares_memory: bool) -> None:
+    """Use the rollback journal, which has to be said for each connection; only WAL stays."""
+    if shares_memory:
+        connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
+        return
+    # A store that was made elsewhere may have a log, which can be read here by one that has the
+    # store alone.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
+    connection.execute("PRAGMA locking_mode = NORMAL")
+
+
 class Database:
     """The store's file, and this process's connections to it."""
 
@@ -129,6 +141,10 @@ class Database:
     def is_shared_by_hosts(self) -> bool:
         """Whether the store is where other hosts may write to it too."""
         return journal_mode_for(self.directory.root) != "WAL"
+
+    @cached_property
+    def _shares_memory(self) -> bool:
+        return shares_memory(self.directory.root)
 
     @property
     def cannot_be_written(self) -> bool:
@@ -253,6 +269,9 @@ class Database:
             )
             wait_ms = min(WAIT_MS, self._own_patience_ms)
             connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
+            if self.is_shared_by_hosts and not self.read_only:
+                # Before anything reads the store, which may need its log.
+                _leave_wal(connection, shares_memory=self._shares_memory)
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
@@ -261,9 +280,6 @@ class Database:
             connection.execute("PRAGMA secure_delete = ON")
             if self.read_only:
                 connection.execute("PRAGMA query_only = ON")
-            elif self.is_shared_by_hosts:
-                # Of the journal modes only WAL stays with the file.
-                connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
             # Who has read something has opened the log, and nobody else removes it from then on.
             connection.execute("PRAGMA user_version").fetchone()
         return connection
