@@ -124,7 +124,8 @@ class Cards:
         try:
             task = self._manager.refresh(shown.task)
             self._publish_if_new(shown, task)
-            if task.state.is_final:
+            # One that was only presumed dead may go on.
+            if task.state.is_final and task.declared_dead != "presumed":
                 del self._shown[key]
         except TaskNotFound:
             del self._shown[key]  # it was deleted: the card stays as it is

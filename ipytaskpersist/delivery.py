@@ -155,8 +155,8 @@ class Delivery:
 
     def _deliver(self, key: int) -> None:
         task = self._store.tasks.get(key)
-        if task is not None and not task.state.is_final:
-            return
+        if task is not None and (not task.state.is_final or task.declared_dead == "presumed"):
+            return  # what was only presumed dead may go on
         self._expected.discard(key)
         if task is not None:
             loaded = self._load(task)

@@ -22,7 +22,8 @@ from ipytaskpersist import liveness, problems, processes
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.ownership import is_open_to_others
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.records import SupervisorRecord, TaskState
+from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskState
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import SQLITE_VERSION, Selection
 from ipytaskpersist.store.examination import ExaminedStore
 from ipytaskpersist.store.filesystems import against_wal, journal_mode_for, mount_of
@@ -541,18 +542,42 @@ def _holders(directory: StateDirectory) -> list[int]:
 def _sessions(examined: Examined) -> Iterator[Finding]:
     store = examined.store
     dead = liveness.find_dead(store, except_session=examined.own_session)
-    for session, reason in dead:
-        count = _live_tasks(store, session.id, "thread")
+    for death in dead:
+        count = _live_tasks(store, death.owner.id, "thread")
         if count:
             yield _warning(
-                f"session {session.id[:8]} is gone ({reason}) and left {_count(count, 'task')} "
+                f"session {death.owner.id[:8]} is gone ({death.reason}) and left "
+                f"{_count(count, 'task')} "
                 "that the store has as running",
                 "the next command, %bg_list, marks them as interrupted",
             )
     if dead:
         yield _ok(f"{_count(len(dead), 'session')} ended without saying so")
-    else:
+    uncertain = _out_of_sight(examined)
+    for session in uncertain:
+        yield _ok(f"of session {session.id[:8]} {_not_certain(session)}")
+    if not dead and not uncertain:
         yield _ok("every one that has not ended is alive")
+
+
+def _out_of_sight(examined: Examined) -> list[SessionRecord]:
+    """The sessions with running tasks of which one look cannot say whether they are alive."""
+    store = examined.store
+    return [
+        session
+        for session in store.sessions.with_live_tasks()
+        if session.id != examined.own_session
+        and session.end_reason is None
+        and liveness.is_out_of_sight(store, session)
+    ]
+
+
+def _not_certain(owner: SessionRecord | SupervisorRecord) -> str:
+    return (
+        f"it is not certain whether it is alive: it is on another host ({legible(owner.host)}) or "
+        f"in another container, with its last heartbeat at {owner.heartbeat_at:%Y-%m-%d %H:%M:%S} "
+        f"UTC by its clock; a notebook that watches for {liveness.SILENCE_S:.0f} s decides"
+    )
 
 
 def _live_tasks(store: ExaminedStore, session_id: str, runner: str) -> int:
@@ -563,15 +588,15 @@ def _live_tasks(store: ExaminedStore, session_id: str, runner: str) -> int:
 def _supervisors(examined: Examined) -> Iterator[Finding]:
     store = examined.store
     dead = liveness.find_dead_supervisors(store)
-    for supervisor, reason in dead:
-        count = len(store.processes.live_of(supervisor.key))
+    for death in dead:
+        count = len(store.processes.live_of(death.owner.key))
         yield _warning(
-            f"that of session {supervisor.session[:8]} is gone ({reason}) and left "
+            f"that of session {death.owner.session[:8]} is gone ({death.reason}) and left "
             f"{_count(count, 'task')}",
             "the next command, %bg_list, ends what is left of them and marks them as interrupted; "
             "%bg_resume --all runs them again",
         )
-    gone = {supervisor.key for supervisor, _reason in dead}
+    gone = {death.owner.key for death in dead}
     alive = [each for each in store.supervisors.unfinished() if each.key not in gone]
     for supervisor in alive:
         yield _supervisor(examined, supervisor)
@@ -584,6 +609,9 @@ def _supervisors(examined: Examined) -> Iterator[Finding]:
 
 def _supervisor(examined: Examined, supervisor: SupervisorRecord) -> Finding:
     count = len(examined.store.processes.live_of(supervisor.key))
+    if liveness.is_out_of_sight(examined.store, supervisor):
+        said = f"of that of session {supervisor.session[:8]}, with {_count(count, 'task')}, "
+        return _ok(said + _not_certain(supervisor))
     silent_s = (examined.now - supervisor.heartbeat_at).total_seconds()
     who = f"that of session {supervisor.session[:8]} (process {supervisor.pid})"
     if count and silent_s > STUCK_S:

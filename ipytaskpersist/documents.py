@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from ipytaskpersist import widgetmarks
@@ -288,6 +289,7 @@ def session_of(document: Any, place: str = "") -> PortableSession:
         heartbeat_at=heartbeat_at,
         ended_at=heartbeat_at if ended_at is None else ended_at,
         end_reason=reason,
+        pid_namespace=known.maybe(known.whole, "pid_namespace"),
     )
 
 
@@ -338,17 +340,19 @@ def check_states(task: PortableTask, known: Fields) -> None:
         raise known.refuse("exit_code", f"does not go with the state {task.state.value}")
     if task.state is TaskState.COMPLETED and task.exit_code != 0:
         raise known.refuse("exit_code", "is not 0, though the task has completed")
-    ranks = [_rank(event.state) for event in task.history]
     # What a damaged store has lost may be missing, but nothing may be there that never happens.
-    if ranks != sorted(set(ranks)):
+    if not all(_may_follow(*pair) for pair in pairwise(event.state for event in task.history)):
         raise known.refuse("history", "is not a course that a task's states can take")
     last = task.history[-1].state if task.history else task.state
     if last.is_final and last is not task.state:
         raise known.refuse("history", f"does not end with {task.state.value}")
 
 
-def _rank(state: TaskState) -> int:
-    return 2 if state.is_final else int(state is TaskState.RUNNING)
+def _may_follow(before: TaskState, after: TaskState) -> bool:
+    """Whether a state can come after another, be it not at once."""
+    if before is TaskState.INTERRUPTED:
+        return after is TaskState.RUNNING  # another process took its owner for dead
+    return not before.is_final and after is not before and after is not TaskState.PENDING
 
 
 def _history(known: Fields) -> tuple[PortableEvent, ...]:
@@ -432,6 +436,7 @@ def _process(known: Fields) -> PortableProcess:
         process_start=known.maybe(known.text, "process_start"),
         cpu_s=known.maybe(known.number, "cpu_s"),
         peak_memory_bytes=known.maybe(known.whole, "peak_memory_bytes"),
+        pid_namespace=known.maybe(known.whole, "pid_namespace"),
     )
 
 

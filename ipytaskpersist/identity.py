@@ -4,6 +4,9 @@ A pid alone says nothing after it has been given to another process, and a clock
 a process is its pid together with when it started and the boot it belongs to; on Linux the start
 is the raw ``starttime`` of ``/proc/PID/stat``, in clock ticks since the boot, which no change of
 the clock can move (psutil's ``create_time`` does move: psutil issues 2526 and 2544).
+
+Nor does a pid say anything outside its PID namespace. Containers have one each, and share the boot
+with their host, often its name and a store, too; so the namespace belongs to a process as well.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from ipytaskpersist import processes
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+    from ipytaskpersist.records import SessionRecord, SupervisorRecord
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -45,10 +50,24 @@ def boot_id() -> str:
         return f"boot-{round(psutil.boot_time(), -1):.0f}"
 
 
+@cache
+def pid_namespace() -> int | None:
+    """What tells this process's PID namespace from all others that there are at the same time.
+
+    None where there are none. The number of one that has ended may be given to another, in which
+    no process has both the pid and the start time of one of the earlier.
+    """
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return None
+
+
 def process_start(pid: int) -> str | None:
     """When the process with this pid started, as a string to compare; None when it is gone.
 
-    A zombie counts as gone: it has ended, and only its parent has not noticed.
+    A zombie counts as gone: it has ended, and only its parent has not noticed. Raises `OSError`
+    where this process cannot look.
     """
     process = processes.find(pid)
     return None if process is None or process.is_zombie else process.start
@@ -62,27 +81,52 @@ class ProcessIdentity:
     boot_id: str
     pid: int
     start: str
+    """When it started; empty when that could not be found out."""
+    namespace: int | None = None
+    """Its `pid_namespace`; None where there are none, and in rows from before it was recorded."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
         """The identity of a process of this machine that is alive now, or None."""
-        start = process_start(pid)
-        return None if start is None else cls(host_name(), boot_id(), pid, start)
+        try:
+            start = process_start(pid)
+        except OSError:
+            start = ""
+        return None if start is None else cls(host_name(), boot_id(), pid, start, pid_namespace())
 
     @classmethod
     def own(cls) -> ProcessIdentity:
         """The identity of the process that asks."""
-        return cls(host_name(), boot_id(), os.getpid(), process_start(os.getpid()) or "")
+        found = cls.of(os.getpid())
+        return found or cls(host_name(), boot_id(), os.getpid(), "", pid_namespace())
+
+    @classmethod
+    def recorded(cls, row: SessionRecord | SupervisorRecord) -> ProcessIdentity:
+        """The process of which a row tells."""
+        return cls(row.host, row.boot_id, row.pid, row.process_start, row.pid_namespace)
 
     @property
     def is_local(self) -> bool:
-        """Whether this machine can tell if the process is alive."""
-        return self.host == host_name()
+        """Whether its pid is one that this process could look at, were it alive."""
+        if self.namespace is None:
+            return self.host == host_name()
+        # Whatever the host is called: two in one namespace of one boot are in the same.
+        return self.boot_id == boot_id() and self.namespace == pid_namespace()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the very process runs now. Only for a local one."""
-        return self.boot_id == boot_id() and process_start(self.pid) == self.start
+        """Whether the very process runs now. Only for a local one. Raises `OSError`, as above."""
+        if self.boot_id != boot_id() or self.namespace not in (None, pid_namespace()):
+            return False
+        return process_start(self.pid) == self.start
+
+    @property
+    def may_be_alive(self) -> bool:
+        """The same, and true where this process cannot look."""
+        try:
+            return self.is_alive
+        except OSError:
+            return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist import problems, reconciling, references
+from ipytaskpersist import liveness, problems, reconciling, references
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.betweencells import call_between_cells
@@ -29,7 +29,7 @@ from ipytaskpersist.paths import StateDirectory, default_directory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.provenance import GitWatch
 from ipytaskpersist.records import RESTORED, SessionRecord, TaskRecord, TaskState
-from ipytaskpersist.runners import telling
+from ipytaskpersist.runners import revival, telling
 from ipytaskpersist.safetext import legible, legible_lines
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.tasksettings import TaskSettings
@@ -77,6 +77,8 @@ class BackgroundTasks(TaskSettings):
         self._unsaid: deque[reconciling.Loss] = deque()
         """What this session has lost, and nobody has been told."""
         self._reconciling = threading.Lock()
+        self._watch = liveness.Watch()
+        """What this process has seen of sessions that it cannot look at."""
         self._session: SessionRecord | None = None
         self._replacements = 0
         """How often the store had been replaced when the session was recorded."""
@@ -224,7 +226,7 @@ class BackgroundTasks(TaskSettings):
             self.store,
             warn=self.warn,
             heartbeat=lambda: self.store.sessions.heartbeat(self.session().id),
-            watch=self._obey_cancel_requests,
+            watch=self._obey_others,
         )
         self.install_capture()
         runner = ThreadRunner(self._recorder, self.payloads, self._text_form, self.contexts)
@@ -347,12 +349,24 @@ class BackgroundTasks(TaskSettings):
         """
         return [
             task
-            for task in self.interrupted()
+            for task in self.certainly_dead(self.interrupted())
             if task.reason != RESTORED
             and (
                 "rerun_of" not in task.provenance
                 or task.reason not in ("kernel died", "supervisor died")
             )
+        ]
+
+    def certainly_dead(self, tasks: Sequence[TaskRecord]) -> list[TaskRecord]:
+        """Those of these interrupted tasks of which nothing can run on any more.
+
+        Of the others nobody has seen a sign of life for a while, on another host or in another
+        container: to run them again by themselves could mean to run them twice at once.
+        """
+        return [
+            task
+            for task in tasks
+            if task.declared_dead != "presumed" or liveness.is_proven(self.store, task)
         ]
 
     def select(self, selection: Selection) -> list[TaskRecord]:
@@ -413,7 +427,7 @@ class BackgroundTasks(TaskSettings):
             return False
         own = self.identity.id
         with self._reconciling:  # or two threads would find the same loss
-            losses = reconciling.reconcile(self.store, own)
+            losses = reconciling.reconcile(self.store, own, self._watch)
         self._unsaid.extend(loss for loss in losses if loss.supervisor.session == own)
         if self._threads is not None:
             self._end_what_has_no_thread(self._threads)
@@ -470,10 +484,10 @@ class BackgroundTasks(TaskSettings):
             is_old = time.monotonic() - shown_at > 1
             if is_old or seen != version or any(self._just_ended(task) for task in current):
                 version, shown_at = seen, time.monotonic()
-                current = [task if task.state.is_final else self.refresh(task) for task in current]
+                current = [task if self._is_over(task) else self.refresh(task) for task in current]
                 if on_change is not None:
                     on_change(current)
-            if all(task.state.is_final for task in current):
+            if all(self._is_over(task) for task in current):
                 return current
             if deadline is not None and time.monotonic() >= deadline:
                 return current
@@ -481,6 +495,11 @@ class BackgroundTasks(TaskSettings):
                 self.reconcile()
                 reconciled_at = time.monotonic()
             self._pause(current)
+
+    def _is_over(self, task: TaskRecord) -> bool:
+        """Whether a task has ended. What others say of one of this process, it says otherwise."""
+        is_own = self._threads is not None and self._threads.owns(task.key)
+        return task.state.is_final and not (task.declared_dead and is_own and not task.archive)
 
     def _just_ended(self, task: TaskRecord) -> bool:
         runner = self._threads
@@ -493,8 +512,8 @@ class BackgroundTasks(TaskSettings):
 
     def _pause(self, tasks: list[TaskRecord]) -> None:
         """Sleep a little, but wake at once when a task of this process ends."""
-        live = [task for task in tasks if not task.state.is_final]
-        if self._threads is not None and self._threads.owns(live[0].key):
+        live = [task for task in tasks if not self._is_over(task)]
+        if live and self._threads is not None and self._threads.owns(live[0].key):
             self._threads.ended(live[0].key).wait(POLL_S)
         else:
             time.sleep(POLL_S)
@@ -511,11 +530,15 @@ class BackgroundTasks(TaskSettings):
             self._threads.cancel(task.key)
         return asked
 
-    def _obey_cancel_requests(self) -> None:
-        """Cancel the tasks of this process for which another process has asked."""
+    def _obey_others(self) -> None:
+        """Cancel the tasks of this process for which another process has asked.
+
+        First those go on that another process has taken for interrupted by mistake.
+        """
         runner = self._threads
         if runner is None:
             return
+        revival.take_back(self.store, [task.record.key for task in runner.running()])
         wanted = set(self.store.tasks.cancel_requested(self.session().id))
         for task in runner.running():
             if task.record.key in wanted and not task.cancelled:

@@ -7,13 +7,14 @@ left both, by that variable.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from time import sleep
 from typing import TypeVar
@@ -59,14 +60,29 @@ def parse_stat(stat: bytes) -> Process:
     )
 
 
+@cache
+def _shows_own(pid: int) -> bool:
+    """Whether ``/proc`` names the process with this pid, which asks, by this pid.
+
+    It does not where it was mounted in another PID namespace: what it shows of a pid is then
+    another process than the one that a signal to that pid would reach.
+    """
+    try:
+        return (PROC / "self").readlink().name == str(pid)
+    except OSError:
+        return False
+
+
 def find(pid: int) -> Process | None:
     """The process with this pid, zombies included; None when there is none.
 
-    Raises `OSError` where this process cannot look, for want of a descriptor or of memory: that
-    says nothing about the other one.
+    Raises `OSError` where this process cannot look, for want of a descriptor, of memory or of a
+    ``/proc`` of its own PID namespace: that says nothing about the other one.
     """
     if not PROC.is_dir():
         return _find_psutil(pid)
+    if not _shows_own(os.getpid()):
+        raise OSError(errno.ENOTSUP, "/proc shows another PID namespace")
     try:
         return parse_stat((PROC / str(pid) / "stat").read_bytes())
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -98,6 +114,8 @@ def _find_psutil(pid: int) -> Process | None:
 
 def _pids() -> list[int]:
     if PROC.is_dir():
+        if not _shows_own(os.getpid()):
+            return []
         return [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
     import psutil
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ipytaskpersist import environments, problems
 from ipytaskpersist.errors import StoreError
-from ipytaskpersist.liveness import find_dead, find_dead_supervisors
+from ipytaskpersist.liveness import Death, Watch, find_dead, find_dead_supervisors
 from ipytaskpersist.processes import Process, kill_tasks
-from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.records import SILENT, ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners import telling
 from ipytaskpersist.store import TaskStore
 
@@ -23,18 +23,19 @@ class Loss:
     """How many of its tasks were running."""
 
 
-def reconcile(store: TaskStore, own_session: str) -> list[Loss]:
+def reconcile(store: TaskStore, own_session: str, watch: Watch | None = None) -> list[Loss]:
     """Say of every session and supervisor that is gone that it ended, and of its tasks why.
 
     Processes that a dead supervisor has left are ended: nothing that they print is kept any more,
-    and nobody would see them.
+    and nobody would see them. `watch` is what this process has seen of those that are elsewhere.
     """
-    dead = find_dead(store, except_session=own_session)
-    for session, reason in dead:
-        at = session.heartbeat_at.timestamp()
-        store.tasks.interrupt_session(session.id, "thread", session.end_reason or reason, at)
-        store.sessions.end(session.id, reason, at)
-    found = (_lose_safely(store, *each) for each in find_dead_supervisors(store))
+    watch = watch or Watch()
+    dead = find_dead(store, except_session=own_session, watch=watch)
+    for death in dead:
+        session, at = death.owner, death.owner.heartbeat_at.timestamp()
+        store.tasks.interrupt_session(session.id, "thread", death.reason, at, death.declared)
+        store.sessions.end(session.id, death.reason, at)
+    found = (_lose_safely(store, each) for each in find_dead_supervisors(store, watch))
     losses = [loss for loss in found if loss is not None]
     _interrupt_unserved(store, own_session)
     if dead or losses:
@@ -44,29 +45,32 @@ def reconcile(store: TaskStore, own_session: str) -> list[Loss]:
     return losses
 
 
-def _lose_safely(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss | None:
+def _lose_safely(store: TaskStore, death: Death[SupervisorRecord]) -> Loss | None:
     """The same as `_lose`; what goes wrong with one supervisor is said, and is not the others'."""
     try:
-        return _lose(store, supervisor, reason)
+        return _lose(store, death)
     except StoreError:
         raise
     except Exception as error:
         problems.record_once(
             store.directory,
-            f"what the supervisor of session {supervisor.session[:8]} has left could not be ended "
+            f"what the supervisor of session {death.owner.session[:8]} has left could not be ended "
             f"({type(error).__name__}: {error}); the next command tries again",
         )
         return None
 
 
-def _lose(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss | None:
+def _lose(store: TaskStore, death: Death[SupervisorRecord]) -> Loss | None:
     """End what a supervisor has left, and say so. None while some of it goes on all the same."""
+    supervisor, reason = death.owner, death.reason
     survivors: dict[str, str] = {}
     if reason == "supervisor died":
         left = store.processes.live_of(supervisor.key)
         survivors = kill_tasks((process.task_id, _leader(process)) for process in left)
     at = supervisor.heartbeat_at.timestamp()
-    count = store.processes.interrupt(supervisor.key, reason, at, except_tasks=survivors)
+    count = store.processes.interrupt(
+        supervisor.key, reason, at, except_tasks=survivors, declared_dead=death.declared
+    )
     for task_id, which in survivors.items():
         problems.record_once(
             store.directory,
@@ -81,24 +85,27 @@ def _lose(store: TaskStore, supervisor: SupervisorRecord, reason: str) -> Loss |
 
 
 def _leader(process: ProcessRecord) -> Process | None:
-    """The task's own process, as it was recorded."""
-    if process.pid is None or process.process_start is None:
+    """The task's own process, as it was recorded; None where its pid may be another's here."""
+    pid = process.pid_here
+    if pid is None or not process.process_start:
         return None
-    return Process(process.pid, 0, process.pid, process.process_start, is_zombie=False)
+    return Process(pid, 0, pid, process.process_start, is_zombie=False)
 
 
 def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
     """Tasks that wait for a supervisor whose kernel is gone wait in vain.
 
-    While the kernel is there it starts another; until then nobody else can cancel what waits.
+    While the kernel is there it starts another; until then nobody else can cancel what waits. One
+    that has only given no sign of life may come back, and its tasks have lost nothing by waiting.
     """
     for session_id in store.supervisors.orphaned_sessions():
         store.tasks.cancel_pending(session_id)
         session = store.sessions.get(session_id)
-        if session_id != own_session and session is not None and session.end_reason is not None:
-            store.tasks.interrupt_pending(
-                session_id, session.end_reason, session.heartbeat_at.timestamp()
-            )
+        reason = None if session is None else session.end_reason
+        if session_id == own_session or session is None or reason is None:
+            continue
+        if not reason.startswith(SILENT):
+            store.tasks.interrupt_pending(session_id, reason, session.heartbeat_at.timestamp())
             forget_environments(store)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from ipytaskpersist.identity import pid_namespace
 from ipytaskpersist.safetext import legible
 
 
@@ -16,7 +17,8 @@ class TaskState(StrEnum):
     """Where a task stands. The store refuses every transition that is not drawn here.
 
     ``pending → running → completed · failed · cancelled · interrupted``, and from pending straight
-    to failed, cancelled or interrupted for a task that never began to run.
+    to failed, cancelled or interrupted for a task that never began to run. From interrupted back to
+    running where another process had declared its owner dead, and the owner is alive.
     """
 
     PENDING = "pending"
@@ -39,6 +41,8 @@ class TaskState(StrEnum):
 
 
 LIVE_STATES = (TaskState.PENDING, TaskState.RUNNING)
+SILENT = "no sign of life"
+"""How the reason of a death begins that nobody has seen."""
 RESTORED = "was running when the backup was made"
 """The reason of a task that a restore has found running. Who knows what became of it."""
 
@@ -97,6 +101,8 @@ class SessionRecord:
     ended_at: datetime | None
     end_reason: str | None
     """How it ended, in words; None while it is active."""
+    pid_namespace: int | None = None
+    """The PID namespace in which its pid is; None where there are none, or nobody has said."""
     task_counts: tuple[tuple[str, int], ...] = ()
     """How many tasks it has in each state, where the query asked for them."""
     first_source: str = ""
@@ -179,6 +185,9 @@ class TaskRecord:
     """Where its end is to be told; empty once somebody has taken that upon himself."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: directory, Python, host, git commit, whether the tree was dirty."""
+    declared_dead: str | None = None
+    """Who took it for interrupted: None for its own owner; ``proven`` and ``presumed`` for another
+    process, which had seen that the owner is dead, or only no sign of its life."""
     tags: tuple[str, ...] = ()
     last_line: str | None = None
     """The last line it printed as a terminal would show it, where the query asked for it."""
@@ -293,6 +302,13 @@ class ProcessRecord:
     """The most memory that any one of its processes had."""
     max_output_bytes: int | None = None
     """How much is kept of what it prints; None for all."""
+    pid_namespace: int | None = None
+    """The PID namespace in which its pid is; None where there are none, or nobody has said."""
+
+    @property
+    def pid_here(self) -> int | None:
+        """Its pid, where that is this very process's here: not in another container."""
+        return self.pid if self.pid_namespace in (None, pid_namespace()) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +325,8 @@ class SupervisorRecord:
     heartbeat_at: datetime
     ended_at: datetime | None
     end_reason: str | None
+    pid_namespace: int | None = None
+    """The PID namespace in which its pid is; None where there are none, or nobody has said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ class CardReader:
 def _memory_of(task: TaskRecord, process: ProcessRecord) -> int | None:
     if task.state.is_final:
         return process.peak_memory_bytes
-    used = processes.usage(process.pid, process.process_start)
+    used = processes.usage(process.pid_here, process.process_start)
     return None if used is None else used[0]
 
 

@@ -38,6 +38,7 @@ from shells import (
 
 from ipytaskpersist.handle import Task
 from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.liveness import SILENCE_S, Watch
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.reconciling import reconcile
 from ipytaskpersist.records import OutputKind, TaskState
@@ -692,11 +693,13 @@ def test_a_process_of_another_host_is_judged_by_its_heartbeat_and_left_alone(
     with bystander(*SLEEPER) as outsider:
         record_process(task, outsider.pid, start_of(outsider))
         kill_supervisor()
-        change("UPDATE supervisors SET host = 'elsewhere'")
-        session.reconcile()
+        change("UPDATE supervisors SET host = 'elsewhere', boot_id = 'another'")
+        now = 0.0
+        watch = Watch(clock=lambda: now)
+        reconcile(store(), "another", watch)
         assert task.state is TaskState.RUNNING
-        change("UPDATE supervisors SET heartbeat_at = heartbeat_at - 10000")
-        session.reconcile()
+        now = SILENCE_S
+        reconcile(store(), "another", watch)
         assert task.state is TaskState.INTERRUPTED
         assert str(task.reason).startswith("no sign of life from elsewhere since")
         assert is_alive(outsider)

@@ -19,7 +19,7 @@ from kernels import NotebookKernel, until
 from programs import run_command, run_python
 
 from ipytaskpersist.identity import ProcessIdentity, SessionIdentity, boot_id, process_start
-from ipytaskpersist.liveness import SILENCE_S, find_dead
+from ipytaskpersist.liveness import SILENCE_S, Watch, find_dead, find_dead_supervisors
 from ipytaskpersist.records import SessionRecord, TaskState
 from ipytaskpersist.store import NewTask, TaskStore
 
@@ -154,9 +154,23 @@ def silent_for(store: TaskStore, session: SessionRecord, seconds: float) -> None
     )
 
 
-def dead(store: TaskStore, except_session: str = "") -> dict[str, str]:
-    found = find_dead(store, except_session=except_session)
-    return {session.id: reason for session, reason in found}
+def dead(store: TaskStore, except_session: str = "", watch: Watch | None = None) -> dict[str, str]:
+    found = find_dead(store, except_session=except_session, watch=watch)
+    return {death.owner.id: death.reason for death in found}
+
+
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def watch(self) -> Watch:
+        """A watch that goes by this clock."""
+        return Watch(clock=self)
 
 
 def test_a_session_whose_process_runs_is_alive(store: TaskStore) -> None:
@@ -182,20 +196,77 @@ def test_a_session_of_another_boot_ended_with_it(store: TaskStore) -> None:
     assert dead(store) == {session.id: "machine rebooted"}
 
 
-def test_a_session_on_another_host_is_judged_by_its_heartbeat(store: TaskStore) -> None:
-    """Its process cannot be seen from here, whatever runs here under its pid."""
-    elsewhere = replace(OWN, host="other", boot_id="of-other", pid=1)
-    lively, silent = begin(store, elsewhere), begin(store, elsewhere)
-    silent_for(store, lively, SILENCE_S / 2)
-    silent_for(store, silent, SILENCE_S + 1)
-    found = dead(store)
+ELSEWHERE = {
+    "another host": replace(OWN, host="other", boot_id="of-other", pid=1),
+    "another host from before namespaces were recorded": replace(
+        OWN, host="other", boot_id="of-other", pid=1, namespace=None
+    ),
+    "another container": replace(OWN, namespace=4242, pid=1),
+    "another container with another name": replace(OWN, host="other", namespace=4242, pid=1),
+}
+
+
+@pytest.mark.parametrize("process", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_session_that_cannot_be_seen_is_judged_by_whether_its_heartbeat_changes(
+    store: TaskStore, process: ProcessIdentity
+) -> None:
+    """Whatever runs here under its pid, and whatever its clock says."""
+    clock = Clock()
+    watch = clock.watch()
+    lively, silent = begin(store, process), begin(store, process)
+    for behind_s in (10 * SILENCE_S, -150):
+        silent_for(store, lively, behind_s)
+        silent_for(store, silent, behind_s)
+        assert dead(store, watch=watch) == {}, "a first look declares nobody dead"
+        clock.now += SILENCE_S - 1
+        assert dead(store, watch=watch) == {}
+    clock.now += 1
+    store.sessions.heartbeat(lively.id)
+    found = dead(store, watch=watch)
     assert found.keys() == {silent.id}
-    assert found[silent.id].startswith("no sign of life from other since ")
+    assert found[silent.id].startswith(f"no sign of life from {process.host} since ")
+    assert dead(store) == {}, "who has not watched knows nothing"
+
+
+def test_a_session_that_was_silent_while_it_had_no_task_is_not_dead_when_it_begins_one(
+    store: TaskStore,
+) -> None:
+    clock = Clock()
+    watch = clock.watch()
+    session = begin(store, ELSEWHERE["another container"], tasks=1)
+    assert dead(store, watch=watch) == {}
+    clock.now += 10 * SILENCE_S
+    store.tasks.insert(NewTask(session.notebook_key, session.id, "", "python", "thread", "1"))
+    assert dead(store, watch=watch) == {}
+
+
+def test_a_supervisor_without_tasks_may_be_silent(store: TaskStore) -> None:
+    clock = Clock()
+    watch = clock.watch()
+    session = begin(store, ELSEWHERE["another container"], tasks=0)
+    store.supervisors.begin(session.id, ELSEWHERE["another container"])
+    for _look in range(3):
+        assert find_dead_supervisors(store, watch) == []
+        clock.now += 10 * SILENCE_S
+
+
+def test_a_session_in_a_container_of_this_name_from_before_the_last_boot_is_gone(
+    store: TaskStore,
+) -> None:
+    process = replace(OWN, boot_id="00000000-0000-0000-0000-000000000000", namespace=4242)
+    session = begin(store, process)
+    assert dead(store) == {session.id: "machine rebooted"}
+
+
+def test_a_machine_that_was_given_another_name_is_the_same(store: TaskStore) -> None:
+    begin(store, replace(OWN, host="its-name-before"))
+    gone = begin(store, replace(of_an_ended_process(), host="its-name-before"))
+    assert dead(store) == {gone.id: "kernel died"}
 
 
 def test_a_session_on_another_host_without_tasks_may_be_silent(store: TaskStore) -> None:
     """Only a session that runs tasks sends heartbeats."""
-    session = begin(store, replace(OWN, host="other"), tasks=0)
+    session = begin(store, replace(OWN, host="other", namespace=4242), tasks=0)
     silent_for(store, session, 10 * SILENCE_S)
     assert dead(store) == {}
 

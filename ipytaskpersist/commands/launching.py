@@ -135,14 +135,27 @@ def resume(surface: Surface, refs: Sequence[str], every_task: bool) -> None:
     manager = surface.manager
     refuse_together({"--all": every_task, "references": bool(refs)})
     waiting = manager.interrupted()
-    chosen = [*map(manager.find, refs)] if refs else waiting if every_task else waiting[-1:]
+    certain = manager.certainly_dead(waiting)
+    chosen = [*map(manager.find, refs)] if refs else certain if every_task else certain[-1:]
     for task in chosen:
         if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
     for task in chosen:
         surface.launched(manager.launcher.rerun(task, once=True))
-    if not chosen:
+    left = [] if refs else [task for task in waiting if task not in certain]
+    if left:
+        click.echo(_may_run_on(left))
+    elif not chosen:
         click.echo("nothing to resume: no task of this notebook is interrupted")
+
+
+def _may_run_on(tasks: Sequence[TaskRecord]) -> str:
+    which = ", ".join(task.label for task in tasks)
+    them, numbers = "it" if len(tasks) == 1 else "them", " ".join(str(t.number) for t in tasks)
+    return (
+        f"left out, because nobody can tell from here whether it has really ended: {which}; "
+        f"%bg_resume {numbers} runs {them} again all the same"
+    )
 
 
 def _why_not(task: TaskRecord) -> str:

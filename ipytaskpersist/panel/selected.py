@@ -250,7 +250,7 @@ class Facts:
                 ("memory", "" if peak is None else f"peak {views.size(peak)}"),
                 ("CPU", "" if process.cpu_s is None else views.duration(process.cpu_s)),
             ]
-        used = processes.usage(process.pid, process.process_start)
+        used = processes.usage(process.pid_here, process.process_start)
         if used is None:
             return []
         memory_bytes, cpu_s = used

@@ -123,7 +123,7 @@ class ProcessRunner:
         supervisor: SupervisorRecord, own: Mapping[str, str | None]
     ) -> dict[str, str | None]:
         """How the environment of a task that is launched now differs from its supervisor's."""
-        given = _environments.get(_identity(supervisor), {})
+        given = _environments.get(ProcessIdentity.recorded(supervisor), {})
         now = {**os.environ, **own}
         changed = {name: value for name, value in now.items() if given.get(name) != value}
         # The interpreter of the supervisor may have set this one for itself (PEP 538).
@@ -143,15 +143,17 @@ class ProcessRunner:
         with self._one_at_a_time:
             if self._supervisor is None:
                 self._supervisor = self._find_supervisor()
-            if self._supervisor is None or not _identity(self._supervisor).is_alive:
+            known = self._supervisor
+            if known is None or not ProcessIdentity.recorded(known).may_be_alive:
                 return self._start_supervisor()
-            return self._supervisor
+            return known
 
     def _find_supervisor(self) -> SupervisorRecord | None:
         """One that this session has from before the extension was unloaded and loaded again."""
         session_id = self._session().id
         for supervisor in self._store.supervisors.unfinished():
-            if supervisor.session == session_id and _identity(supervisor).is_alive:
+            process = ProcessIdentity.recorded(supervisor)
+            if supervisor.session == session_id and process.may_be_alive:
                 return supervisor
         return None
 
@@ -198,9 +200,3 @@ class ProcessRunner:
             self._replaced += 1
             self._on_loss()
             self._store.database.close_own()
-
-
-def _identity(supervisor: SupervisorRecord) -> ProcessIdentity:
-    return ProcessIdentity(
-        supervisor.host, supervisor.boot_id, supervisor.pid, supervisor.process_start
-    )

@@ -305,10 +305,11 @@ class Supervised:
         assert self.ending is not None
         living, now = self._living(snapshot), time.monotonic()
         self._alone = 0 if living else self._alone + 1
-        if living and now >= self.ending.kill_at:
+        # The leader is there also where no process can be found, as in a foreign /proc.
+        if (living or self._status is None) and now >= self.ending.kill_at:
             self._signal_group(signal.SIGKILL)
             refused = processes.send_all(living, signal.SIGKILL)
-            if now > self.ending.kill_at + UNKILLABLE_S:
+            if living and now > self.ending.kill_at + UNKILLABLE_S:
                 self.stuck = ", ".join(refused or map(processes.outlasting, living))
                 self._press_at = now + STUCK_S
 

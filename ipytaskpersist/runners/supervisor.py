@@ -34,7 +34,7 @@ from ipytaskpersist.processes import Snapshot, kill_tasks
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
-from ipytaskpersist.runners import telling
+from ipytaskpersist.runners import revival, telling
 from ipytaskpersist.runners.detached import remove_empty
 from ipytaskpersist.runners.machine import MemoryEvents, OpenFiles
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
@@ -261,6 +261,7 @@ class Supervisor:
                 self._follow_store()
             if version != self._seen:
                 self._seen = version
+                self._take_back()
                 self._cancel()
                 self._claim()
         except StoreError as error:
@@ -269,6 +270,12 @@ class Supervisor:
         except Exception:
             self._seen = -1  # what was to be done has not been
             raise
+
+    def _take_back(self) -> None:
+        """Go on with tasks of which another process has said that they were interrupted."""
+        waiting = {process.task_key for process in self._waiting}
+        running = {task.record.task_key for task in self._tasks.values()}
+        revival.take_back(self._store, waiting | running)
 
     def _claim(self) -> None:
         """Start the tasks that wait: few at a time, because those that run are to be read too."""
@@ -427,7 +434,7 @@ class Supervisor:
                 usage = task.usage
                 cpu_s = usage.ru_utime + usage.ru_stime
                 store.processes.used(key, cpu_s, usage.ru_maxrss * RSS_UNIT_BYTES)
-            store.tasks.end(key, end.state, end.reason, end.exit_code, ended)
+            revival.end(store, key, end.state, end.reason, end.exit_code, ended)
 
         self._recorder.post(record)
         self._recorder.post(lambda store: telling.tell(store, key))
@@ -440,9 +447,7 @@ class Supervisor:
         session = self._store.sessions.get(self._session_id)
         if session is None or session.ended_at is not None:
             return False
-        return ProcessIdentity(
-            session.host, session.boot_id, session.pid, session.process_start
-        ).is_alive
+        return ProcessIdentity.recorded(session).may_be_alive
 
     def _has_retired(self) -> bool:
         """Leave when nothing is left to do. Returns whether that is so."""
@@ -457,7 +462,7 @@ class Supervisor:
             # What was recorded just now is written first: nobody is left to do it later.
             self._recorder.change(lambda _store: None)
             return self._store.supervisors.retire(self._record)
-        except (StoreError, OSError) as error:
+        except StoreError as error:
             _log(str(error))
             return False
 

@@ -20,6 +20,7 @@ from ipytaskpersist.payload import Payloads
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
+from ipytaskpersist.runners import revival
 from ipytaskpersist.threadsettings import Launched, ThreadSettings
 
 LET_REPLY_S = 0.003
@@ -117,7 +118,7 @@ class ThreadRunner:
         # The cell that launched it replies first: two threads at once would delay each other.
         sleep(LET_REPLY_S)
         key, started = task.record.key, time.time()
-        self._recorder.post(lambda store: store.tasks.start(key, started))
+        self._recorder.post(lambda store: revival.start(store, key, started))
         self.settings.begin(settings)
         active_task.set(task)
         outcome = self._outcome(task, work)
@@ -160,7 +161,7 @@ class ThreadRunner:
                 store.results.save(key, result)
             if outcome.state is TaskState.FAILED and task.post_mortem is not None:
                 store.tasks.save_post_mortem(key, task.post_mortem)
-            store.tasks.end(key, outcome.state, outcome.reason, outcome.exit_code, ended)
+            revival.end(store, key, outcome.state, outcome.reason, outcome.exit_code, ended)
 
         # Where the store cannot be written this waits, and the task stands as running: what is
         # not recorded has not happened.

@@ -28,12 +28,12 @@ from ipytaskpersist.store.portable import (
 
 READ_AT_ONCE = 16
 SESSION = """sessions.path, has_path, kernel_uuid, front_end, host, pid, process_start, boot_id,
-    started_at, heartbeat_at, ended_at, end_reason"""
+    started_at, heartbeat_at, ended_at, end_reason, pid_namespace"""
 TASK = """id, number, session_id, name, kind, runner, state, reason, exit_code, created_at,
     started_at, ended_at, cancel_requested_at, cleared_at, cell_id, execution_count, source,
     is_call, max_output_bytes, dropped_bytes"""
 PROCESS = """command, script, script_as, directory, pty, timeout_s, grace_s, options, pid,
-    process_start, cpu_s, peak_memory_bytes"""
+    process_start, cpu_s, peak_memory_bytes, pid_namespace"""
 
 
 def session(database: Database, session_id: str) -> PortableSession:

@@ -294,6 +294,7 @@ def _insert_session(connection: Any, session: PortableSession, notebook_key: int
         "heartbeat_at": session.heartbeat_at,
         "ended_at": session.ended_at,
         "end_reason": session.end_reason,
+        "pid_namespace": session.pid_namespace,
     }
     _insert_row(connection, "sessions", row)
 
@@ -380,6 +381,7 @@ def _insert_process(connection: Any, key: int, process: PortableProcess) -> None
         "process_start": process.process_start,
         "cpu_s": process.cpu_s,
         "peak_memory_bytes": process.peak_memory_bytes,
+        "pid_namespace": process.pid_namespace,
     }
     _insert_row(connection, "processes", row)
 

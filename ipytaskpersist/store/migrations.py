@@ -373,8 +373,61 @@ def m006_keys(db: Database) -> None:
 
 M006_KEYS = (("events", "key"), ("outputs", "sequence"))
 
-TRIGGERS = (*M001_TRIGGERS, *M004_TRIGGERS)
-"""All triggers of the schema, for who has to put them back."""
+
+@step
+def m007_namespaces(db: Database) -> None:
+    """In which PID namespace pids are, and how an owner takes back what another declared dead."""
+    for statement in (*M007_TABLES, *M007_DROPPED, *M007_TRIGGERS):
+        db.conn.execute(statement)
+
+
+M007_TABLES = (
+    "ALTER TABLE sessions ADD COLUMN pid_namespace INTEGER",
+    "ALTER TABLE supervisors ADD COLUMN pid_namespace INTEGER",
+    "ALTER TABLE processes ADD COLUMN pid_namespace INTEGER",
+    # Who took it for interrupted: its owner (NULL), or another process, by proof or presumption.
+    """
+    ALTER TABLE tasks ADD COLUMN declared_dead TEXT CHECK (declared_dead IS NULL
+        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted'))
+    """,
+    """
+    UPDATE tasks SET declared_dead = 'presumed'
+    WHERE state = 'interrupted' AND reason LIKE 'no sign of life%'
+    """,
+)
+
+M007_DROPPED = ("DROP TRIGGER tasks_legal_transition", "DROP TRIGGER tasks_history")
+
+M007_TRIGGERS = (
+    # Back to running only from a death that another process has declared: the owner, which does so,
+    # is the proof that it was none.
+    """
+    CREATE TRIGGER tasks_legal_transition BEFORE UPDATE OF state ON tasks WHEN NOT (
+        (OLD.state = 'pending'
+         AND NEW.state IN ('running', 'failed', 'cancelled', 'interrupted'))
+        OR (OLD.state = 'running'
+            AND NEW.state IN ('completed', 'failed', 'cancelled', 'interrupted'))
+        OR (OLD.state = 'interrupted' AND OLD.declared_dead IS NOT NULL
+            AND NEW.state = 'running' AND NEW.declared_dead IS NULL))
+    BEGIN
+        SELECT RAISE(ABORT, 'illegal transition of a task''s state');
+    END
+    """,
+    f"""
+    CREATE TRIGGER tasks_history AFTER UPDATE OF state ON tasks
+    BEGIN
+        INSERT INTO events (task_key, state, reason, at)
+        VALUES (
+            NEW.key, NEW.state,
+            iif(OLD.state = 'interrupted', 'its owner was alive all the same', NEW.reason),
+            iif(OLD.state = 'interrupted', {NOW},
+                coalesce(NEW.ended_at, NEW.started_at, {NOW})));
+    END
+    """,
+)
+
+TRIGGERS = (*M001_TRIGGERS, *M004_TRIGGERS, *M007_DROPPED, *M007_TRIGGERS)
+"""What makes all triggers of the schema, for who has to put them back."""
 
 
 def drop_triggers(connection: Any, schema: str = "main") -> None:

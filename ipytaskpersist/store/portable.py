@@ -47,6 +47,7 @@ class PortableSession:
     heartbeat_at: float
     ended_at: float | None
     end_reason: str | None
+    pid_namespace: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class PortableProcess:
     process_start: str | None
     cpu_s: float | None
     peak_memory_bytes: int | None
+    pid_namespace: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
 from ipytaskpersist.store.database import Database, storable
 
 PROCESS = """task_key, tasks.id, tasks.kind, command, script, script_as, directory, environment,
     pty, timeout_s, grace_s, options, supervisor_key, pid, process_start, cpu_s,
-    peak_memory_bytes, tasks.max_output_bytes"""
+    peak_memory_bytes, tasks.max_output_bytes, pid_namespace"""
 FROM = "FROM processes JOIN tasks ON tasks.key = task_key"
 SUPERVISOR = """key, session_id, host, boot_id, pid, process_start, started_at, heartbeat_at,
-    ended_at, end_reason"""
+    ended_at, end_reason, pid_namespace"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def _process(row: Any) -> ProcessRecord:
 
 def _supervisor(row: Any) -> SupervisorRecord:
     times: list[Any] = [from_timestamp(seconds) for seconds in row[6:9]]
-    fields: list[Any] = [*row[:6], *times, row[9]]
+    fields: list[Any] = [*row[:6], *times, *row[9:]]
     return SupervisorRecord(*fields)
 
 
@@ -102,6 +102,10 @@ class Processes:
             ).fetchall()
             # Here, because tasks that cannot be read must not be said to run.
             claimed = [self._database.record(_process, row) for row in rows]
+            # To claim a task is a sign of life: before, there may have been none for a long time.
+            connection.execute(
+                "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (at, supervisor_key)
+            )
             for key in keys:
                 connection.execute(
                     "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ?", (at, key)
@@ -123,10 +127,11 @@ class Processes:
         return row is not None
 
     def started(self, task_key: int, pid: int, process_start: str | None) -> None:
-        """Note which process a task is."""
+        """Note which process a task is. It is in the PID namespace of the one that asks."""
         self._database.execute(
-            "UPDATE processes SET pid = ?, process_start = ? WHERE task_key = ?",
-            (pid, process_start, task_key),
+            """UPDATE processes SET pid = ?, process_start = ?, pid_namespace = ?
+            WHERE task_key = ?""",
+            (pid, process_start, pid_namespace(), task_key),
         )
 
     def used(self, task_key: int, cpu_s: float, peak_memory_bytes: int) -> None:
@@ -145,22 +150,37 @@ class Processes:
         )
         return [self._database.record(_process, row) for row in rows]
 
+    def has_live(self, supervisor_key: int) -> bool:
+        """Whether a supervisor has a task that has not ended."""
+        row = self._database.row(
+            f"""SELECT 1 {FROM} WHERE supervisor_key = ? AND state IN ('pending', 'running')
+            LIMIT 1""",
+            (supervisor_key,),
+        )
+        return row is not None
+
     def interrupt(
-        self, supervisor_key: int, reason: str, at: float, *, except_tasks: Collection[str] = ()
+        self,
+        supervisor_key: int,
+        reason: str,
+        at: float,
+        *,
+        except_tasks: Collection[str] = (),
+        declared_dead: str | None = None,
     ) -> int:
         """Every live task of a supervisor to interrupted, but for those with these ids.
 
-        Returns how many.
+        `declared_dead` is `TaskRecord`'s. Returns how many.
         """
         cursor = self._database.execute(
-            """UPDATE tasks SET state = 'interrupted', reason = ?1,
+            """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?5,
                 ended_at = max(?2, coalesce(started_at, created_at), coalesce(
                     (SELECT at FROM outputs WHERE task_key = tasks.key
                      ORDER BY sequence DESC LIMIT 1), 0))
             WHERE key IN (SELECT task_key FROM processes WHERE supervisor_key = ?3)
             AND state IN ('pending', 'running')
             AND id NOT IN (SELECT value FROM json_each(?4))""",
-            (reason, at, supervisor_key, json.dumps([*except_tasks])),
+            (reason, at, supervisor_key, json.dumps([*except_tasks]), declared_dead),
         )
         return int(cursor.rowcount)
 
@@ -176,9 +196,13 @@ class Supervisors:
         now = time.time()
         cursor = self._database.execute(
             """INSERT INTO supervisors
-                (session_id, host, boot_id, pid, process_start, started_at, heartbeat_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?)""",
-            (session_id, process.host, process.boot_id, process.pid, process.start, now, now),
+                (session_id, host, boot_id, pid, process_start, started_at, heartbeat_at,
+                pid_namespace)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+            (
+                *(session_id, process.host, process.boot_id, process.pid, process.start),
+                *(now, now, process.namespace),
+            ),
         )
         found = self.get(int(cursor.lastrowid))
         assert found is not None, "the supervisor was recorded by the statement above"
@@ -193,8 +217,8 @@ class Supervisors:
         """What the store knows of this very process as the session's supervisor."""
         row = self._database.row(
             f"""SELECT {SUPERVISOR} FROM supervisors WHERE session_id = ? AND pid = ?
-            AND process_start = ? AND boot_id = ? AND ended_at IS NULL""",
-            (session_id, process.pid, process.start, process.boot_id),
+            AND process_start = ? AND boot_id = ? AND pid_namespace IS ? AND ended_at IS NULL""",
+            (session_id, process.pid, process.start, process.boot_id, process.namespace),
         )
         return None if row is None else self._database.record(_supervisor, row)
 

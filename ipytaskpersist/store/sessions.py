@@ -12,12 +12,12 @@ from ipytaskpersist.records import NotebookRecord, SessionRecord, from_timestamp
 from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = """id, notebook_key, path, front_end, host, pid, process_start, boot_id,
-    started_at, heartbeat_at, ended_at, end_reason"""
+    started_at, heartbeat_at, ended_at, end_reason, pid_namespace"""
 
 
 def _record(row: Any, counts: tuple[tuple[str, int], ...] = ()) -> SessionRecord:
     times: list[Any] = [from_timestamp(seconds) for seconds in row[8:11]]
-    fields: list[Any] = [*row[:8], *times, row[11], counts]
+    fields: list[Any] = [*row[:8], *times, *row[11:], counts]
     return SessionRecord(*fields)
 
 
@@ -62,8 +62,8 @@ class Sessions:
         process = identity.process
         connection.execute(
             """INSERT INTO sessions (id, notebook_key, path, has_path, kernel_uuid, front_end,
-                host, pid, process_start, boot_id, started_at, heartbeat_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                host, pid, process_start, boot_id, started_at, heartbeat_at, pid_namespace)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
             (
                 identity.id,
                 key,
@@ -77,6 +77,7 @@ class Sessions:
                 process.boot_id,
                 now,
                 now,
+                process.namespace,
             ),
         )
 
@@ -219,6 +220,11 @@ class Sessions:
         """The sessions of which nobody has said how they ended."""
         rows = self._database.rows(f"SELECT {COLUMNS} FROM sessions WHERE ended_at IS NULL")
         return [self._database.record(_record, row) for row in rows]
+
+    def latest_task(self, session_id: str) -> int:
+        """The row of the task that a session has launched last; 0 where it has none."""
+        query = "SELECT coalesce(max(key), 0) FROM tasks WHERE session_id = ?"
+        return int(self._database.row(query, (session_id,))[0])
 
     def heartbeat(self, session_id: str) -> None:
         """Note that the session is alive now."""

@@ -32,7 +32,7 @@ SAME_OUTPUT = ("kind", "at", "first_byte", "size_bytes")
 """What tells two pieces of a task's output from each other."""
 PROGRESSED = (
     *("state", "reason", "exit_code", "started_at", "ended_at", "output_bytes", "dropped_bytes"),
-    *("progress", "post_mortem"),
+    *("progress", "post_mortem", "declared_dead"),
 )
 """What the owner of a task changes of its row while it runs."""
 
@@ -217,9 +217,9 @@ def _carry_supervisors(old: Any, target: Any, session_id: str) -> dict[int, int]
     keys = {}
     query = "SELECT * FROM supervisors WHERE session_id = ? AND ended_at IS NULL"
     for row in _read(old, query, (session_id,)):
-        same = (row["pid"], row["process_start"], row["boot_id"])
+        same = (row["pid"], row["process_start"], row["boot_id"], row["pid_namespace"])
         known = """SELECT key FROM supervisors WHERE pid = ? AND process_start = ?
-            AND boot_id = ?"""
+            AND boot_id = ? AND pid_namespace IS ?"""
         if target.execute(known, same).fetchone() is None:
             is_taken = target.execute(
                 "SELECT 1 FROM supervisors WHERE key = ?", (row["key"],)
@@ -272,9 +272,13 @@ def _carry_belongings(old: Any, target: Any, key: int, supervisors: Mapping[int,
         _insert(target, "processes", row, "INSERT OR IGNORE")
         target.execute(
             """UPDATE processes SET supervisor_key = coalesce(supervisor_key, ?),
-                pid = coalesce(pid, ?), process_start = coalesce(process_start, ?)
+                pid = coalesce(pid, ?), process_start = coalesce(process_start, ?),
+                pid_namespace = coalesce(pid_namespace, ?)
             WHERE task_key = ?""",
-            (row["supervisor_key"], row["pid"], row["process_start"], key),
+            (
+                *(row["supervisor_key"], row["pid"], row["process_start"]),
+                *(row["pid_namespace"], key),
+            ),
         )
 
 

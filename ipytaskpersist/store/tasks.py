@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipytaskpersist.errors import AlreadyRunAgain
-from ipytaskpersist.records import EventRecord, Progress, TaskRecord, TaskState, from_timestamp
+from ipytaskpersist.records import (
+    SILENT,
+    EventRecord,
+    Progress,
+    TaskRecord,
+    TaskState,
+    from_timestamp,
+)
 from ipytaskpersist.store.database import Database, storable
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
@@ -17,13 +24,16 @@ COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, 
     tasks.source, tasks.cell_id, tasks.execution_count, tasks.created_at, tasks.started_at,
     tasks.ended_at, tasks.cancel_requested_at, tasks.cleared_at, tasks.rerun_of,
     tasks.is_call, tasks.output_bytes, tasks.max_output_bytes, tasks.dropped_bytes,
-    tasks.progress, tasks.notify, tasks.provenance,
+    tasks.progress, tasks.notify, tasks.provenance, tasks.declared_dead,
     (SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)"""
 ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
 RUN_AGAIN = "json_extract(tasks.provenance, '$.rerun_as')"
 """Not whether a later task names it: that one may have been archived or deleted."""
 MARK_RUN_AGAIN = """UPDATE tasks SET provenance = json_set(provenance, '$.rerun_as', ?)
     WHERE key = ?"""
+IS_NOT_SILENT = f"""UPDATE sessions SET ended_at = NULL, end_reason = NULL
+    WHERE id = ? AND end_reason LIKE '{SILENT}%'"""
+"""A session that launches a task is alive, though others may have seen no sign of that."""
 LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND last_line IS NOT NULL
     ORDER BY sequence DESC LIMIT 1)"""
 NAMED_AMONG = 10_000
@@ -151,7 +161,7 @@ class Tasks:
         fields[25] = Progress(**json.loads(fields[25])) if fields[25] else None
         fields[26] = _places(fields[26])
         fields[27] = json.loads(fields[27])
-        fields[28] = tuple(sorted(fields[28].split("\n"))) if fields[28] else ()
+        fields[29] = tuple(sorted(fields[29].split("\n"))) if fields[29] else ()
         return replace(TaskRecord(*fields), archive=self._archive)
 
     def insert(
@@ -195,6 +205,7 @@ class Tasks:
                 f"INSERT INTO tasks ({names}) VALUES ({marks})", [*row.values()]
             )
             connection.execute(MARK_RUN_AGAIN, (row["id"], new.rerun_of))
+            connection.execute(IS_NOT_SILENT, (new.session_id,))
             for tag in new.tags:
                 connection.execute(ADD_TAG, (cursor.lastrowid, storable(tag)))
             if complete is not None:
@@ -240,22 +251,72 @@ class Tasks:
         )
         return [key for (key,) in rows]
 
-    def interrupt_session(self, session_id: str, runner: str, reason: str, at: float) -> int:
-        """Every live task of the session on this runner to interrupted. Returns how many."""
+    def take_back(self, keys: Sequence[int], at: float) -> list[str]:
+        """Interrupted to running, for those of these tasks that another process has declared dead.
+
+        Only their owner calls this, which runs them. It is alive from then on, too. Returns their
+        ids.
+        """
+        marks = ", ".join("?" * len(keys))
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                f"""UPDATE tasks SET state = 'running', reason = NULL, ended_at = NULL,
+                    output_bytes = NULL, declared_dead = NULL, cleared_at = NULL,
+                    started_at = coalesce(started_at, ?)
+                WHERE key IN ({marks}) AND state = 'interrupted' AND declared_dead IS NOT NULL
+                RETURNING key, id, session_id, runner""",
+                (at, *keys),
+            ).fetchall()
+            for key, _id, session_id, runner in rows:
+                if runner == "thread":
+                    connection.execute(
+                        """UPDATE sessions SET heartbeat_at = ?, ended_at = NULL, end_reason = NULL
+                        WHERE id = ?""",
+                        (at, session_id),
+                    )
+                connection.execute(
+                    """UPDATE supervisors SET heartbeat_at = ?, ended_at = NULL, end_reason = NULL
+                    WHERE key = (SELECT supervisor_key FROM processes WHERE task_key = ?)""",
+                    (at, key),
+                )
+        return sorted(task_id for _key, task_id, *_rest in rows)
+
+    def declared_dead(self, keys: Collection[int]) -> list[int]:
+        """Those of these tasks that another process has declared dead."""
+        rows = self._database.rows(
+            """SELECT key FROM tasks WHERE key IN (SELECT value FROM json_each(?))
+            AND state = 'interrupted' AND declared_dead IS NOT NULL""",
+            (json.dumps([*keys]),),
+        )
+        return [key for (key,) in rows]
+
+    def interrupt_session(
+        self,
+        session_id: str,
+        runner: str,
+        reason: str,
+        at: float,
+        declared_dead: str | None = None,
+    ) -> int:
+        """Every live task of the session on this runner to interrupted. Returns how many.
+
+        `declared_dead` is `TaskRecord`'s.
+        """
         cursor = self._database.execute(
-            """UPDATE tasks SET state = 'interrupted', reason = ?1,
+            """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?5,
                 ended_at = max(?2, coalesce(started_at, created_at), coalesce(
                     (SELECT at FROM outputs WHERE task_key = tasks.key
                      ORDER BY sequence DESC LIMIT 1), 0))
             WHERE session_id = ?3 AND runner = ?4 AND state IN ('pending', 'running')""",
-            (reason, at, session_id, runner),
+            (reason, at, session_id, runner, declared_dead),
         )
         return int(cursor.rowcount)
 
     def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
         """Every task of the session that waits for a supervisor to interrupted: none will come."""
         cursor = self._database.execute(
-            """UPDATE tasks SET state = 'interrupted', reason = ?, ended_at = max(?, created_at)
+            """UPDATE tasks SET state = 'interrupted', reason = ?, ended_at = max(?, created_at),
+                declared_dead = 'proven'
             WHERE session_id = ? AND state = 'pending' AND runner = 'process'""",
             (reason, at, session_id),
         )
@@ -452,7 +513,8 @@ class Tasks:
     def interrupted(self, notebook_key: int) -> list[TaskRecord]:
         """The notebook's interrupted tasks that nobody has run again, oldest first.
 
-        Not those that were imported: what a file says is run only when somebody names it.
+        Also those that may run on, because their owner was only presumed dead. Not those that were
+        imported: what a file says is run only when somebody names it.
         """
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
