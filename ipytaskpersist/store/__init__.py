@@ -272,7 +272,8 @@ class TaskStore:
         else:
             # The journal mode stays with the file, and cannot be changed in a transaction.
             root = self.directory.root
-            self.database.execute(f"PRAGMA journal_mode = {journal_mode_for(root)}")
+            mode = journal_mode_for(root)
+            self.database.execute(f"PRAGMA journal_mode = {mode}")
             against = against_wal(root)
             if against:
                 self.notice = (
