@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -629,17 +629,25 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def throw_a_transaction_away(self, pick: int) -> None:
-        """A connection that ends inside a transaction has changed nothing."""
+        """A transaction that an exception breaks off has changed nothing."""
         store = TaskStore(self.store.directory).open()
-        store.database.connection.execute("BEGIN IMMEDIATE")
-        for task in self.tasks():
-            key = self.key(task.id)
-            store.tasks.start(key, now())
-            store.tasks.end(key, TaskState.FAILED, "never", 1, now())
-            store.tasks.request_cancel(key)
-            store.tasks.dropped(key, 5)
-        store.tasks.clear(self.world.notebook_key(next(iter(self.model.notebooks))))
+        with suppress(InterruptedError), store.database.transaction():
+            for task in self.tasks():
+                key = self.key(task.id)
+                store.tasks.start(key, now())
+                store.tasks.end(key, TaskState.FAILED, "never", 1, now())
+                store.tasks.request_cancel(key)
+                store.tasks.dropped(key, 5)
+            store.tasks.clear(self.world.notebook_key(next(iter(self.model.notebooks))))
+            raise InterruptedError
         store.close()
+
+    @rule()
+    def part_a_transaction_from_its_end(self) -> None:
+        """One that nothing will end is rolled back before the thread's next statement."""
+        connection = self.store.database.connection
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE tasks SET name = 'never'")
 
     @rule(pick=picks, statement=deaths)
     def kill_while_launching(self, pick: int, statement: int) -> None:
