@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,7 +230,5 @@ def read(name: str) -> Settings:
 def write(name: str, settings: Settings) -> None:
     """Change settings of a library that is imported, as far as its version knows them."""
     for setting, value in settings.items():
-        try:
+        with suppress(Exception):  # one that it does not know loses no other
             LIBRARIES[name].write(sys.modules[name], {setting: value})
-        except Exception:
-            continue
