@@ -92,7 +92,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             plain_exec(module)
-            # Not before: who only looks for the module, or fails to import it, may try again.
+            # Not before: a search for the module, or an import that fails, may be tried again.
             self.seen.add(name)
             if not self._patches.are_undone:
                 self._routes[name](module, self._patches)

@@ -85,7 +85,7 @@ def _texts_of_code(code: CodeType) -> Iterator[str]:
 def submodules(tree: ast.Module, namespace: Mapping[str, Any]) -> list[str]:
     """The submodules that a cell reaches through its modules: ``xml.dom`` in ``xml.dom.minidom``.
 
-    Whoever imports the module alone need not have them.
+    An import of the module alone need not bring them.
     """
     found = dict[str, None]()
     for node in ast.walk(tree):

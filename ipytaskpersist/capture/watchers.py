@@ -57,8 +57,8 @@ class Watcher:
     def next_descriptor(self) -> int:
         """What the thread reads next; it asks when it has passed on all that it read before.
 
-        It waits here for something to read, and not in the reading: so nothing ever leaves the
-        file descriptor of which it is not known that somebody has it.
+        The thread waits here for something to read, and not in the reading: so every byte is either
+        still in the file descriptor or counted as being passed on.
         """
         if self._stream._original_stdstream_copy != self._copy:
             os.close(self._stream._original_stdstream_copy)
