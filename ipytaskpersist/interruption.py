@@ -50,8 +50,8 @@ def let_through() -> None:
 
 def _holder() -> Holder:
     here, task = threading.get_ident(), active_task.get()
-    if task is not None and task.runs_in(here):
-        return task
+    if task is not None and task.cancellation.runs_in(here):
+        return task.cancellation
     return _INTERRUPTS if here == threading.main_thread().ident else _NOTHING
 
 

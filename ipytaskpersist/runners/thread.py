@@ -138,6 +138,8 @@ class ThreadRunner:
         self._release(worker, task)
         self._record_end(task, outcome, result, ended)
         on_end()
+        if task.cancelled:
+            task.children.terminate_left()
 
     def _release(self, worker: Worker, task: ActiveTask) -> None:
         """Give the thread to the next task.
@@ -179,7 +181,7 @@ class ThreadRunner:
             state = TaskState.CANCELLED if task.cancelled else TaskState.FAILED
             reason = "cancelled" if task.cancelled else f"{type(error).__name__}: {error}"
             outcome = Outcome(state, reason, None if task.cancelled else 1, error=error)
-        if task.leave():
+        if task.cancellation.leave():
             outcome = Outcome(TaskState.CANCELLED, "cancelled")
         return outcome
 
@@ -200,7 +202,7 @@ class ThreadRunner:
         """Cancel a task of this process. Returns whether it was running here."""
         task = self._active.get(key)
         if task is not None:
-            task.cancel()
+            task.cancellation.ask()
         return task is not None
 
     def owns(self, key: int) -> bool:
