@@ -52,7 +52,7 @@ class ActiveTask:
         """Name and message of an error that a magic showed instead of raising it."""
         self.post_mortem: dict[str, Any] | None = None
         """What the variables were where the last error happened, in the form of `postmortem`."""
-        self.cancellation = Cancellation(children.terminate)
+        self.cancellation = Cancellation(lambda whole: self.children.terminate(whole))
 
     def write(self, kind: OutputKind, text: str) -> int:
         """Print to one of the task's streams."""
