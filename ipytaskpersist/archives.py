@@ -148,7 +148,7 @@ class Archives:
         """The store's ended tasks that are older, but those with the tag `keep`."""
         return self._store.tasks.ended_before(time.time() - age_s, except_tag=keep)
 
-    def _moving(self) -> AbstractContextManager[None]:
+    def _moving(self) -> AbstractContextManager[object]:
         self._store.require_writable()
         return exclusive(
             self._store.directory.upkeep_lock,

@@ -84,6 +84,7 @@ class Importer:
         # Not a temporary table: pysqlite3 keeps those in memory, and an output may be larger.
         file = self._database.directory.root / f".import-{secrets.token_hex(4)}.part"
         new_private(file).close()
+        self._detach()  # what an import has left that a stop button has parted from its end
         try:
             self._database.execute("ATTACH ? AS gathered", (str(file),))
             self._is_gathering = True
@@ -99,9 +100,13 @@ class Importer:
     def close(self) -> None:
         """Let go of what was gathered."""
         if self._is_gathering:
-            self._database.execute("DETACH gathered")
+            self._detach()
             self._file.unlink(missing_ok=True)
             self._is_gathering = False
+
+    def _detach(self) -> None:
+        if any(row[1] == "gathered" for row in self._database.rows("PRAGMA database_list")):
+            self._database.execute("DETACH gathered")
 
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:
         """Gather outputs, in their order. Locks nothing."""

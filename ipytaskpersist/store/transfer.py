@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ipytaskpersist.interruption import HeldBack
 from ipytaskpersist.store.database import Database
 from ipytaskpersist.store.migrations import create_triggers, drop_triggers
 
@@ -35,12 +36,16 @@ PAUSE_S = 0.003
 
 @contextmanager
 def attached(connection: Any, origin: Path) -> Iterator[None]:
-    """Another store's file as the schema ``origin`` of a connection."""
-    connection.execute("ATTACH ? AS origin", (str(origin),))
-    try:
-        yield
-    finally:
-        connection.execute("DETACH origin")
+    """Another store's file as the schema ``origin`` of a connection.
+
+    Meanwhile nothing is raised from outside, as in a transaction.
+    """
+    with HeldBack():
+        connection.execute("ATTACH ? AS origin", (str(origin),))
+        try:
+            yield
+        finally:
+            connection.execute("DETACH origin")
 
 
 def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
