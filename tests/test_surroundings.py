@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from kernels import NotebookKernel, until
+from kernels import NotebookKernel, processes_of, until
+from programs import environment, run_command
 
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
@@ -19,6 +25,12 @@ def all_ended(store: TaskStore) -> list[TaskRecord]:
     """All tasks, once they have ended."""
     tasks = store.tasks.select(Selection())
     return tasks if tasks and all(task.state.is_final for task in tasks) else []
+
+
+def listed(kernel: NotebookKernel) -> list[dict[str, Any]]:
+    """The tasks as a kernel lists them."""
+    tasks: list[dict[str, Any]] = json.loads(kernel.run("%bg_list --json").text)["tasks"]
+    return tasks
 
 
 def said(store: TaskStore, task: TaskRecord) -> str:
@@ -57,3 +69,79 @@ def test_a_task_has_ended_though_its_kernel_was_started_deaf(
     assert python.state is TaskState.COMPLETED
     assert "returncode=4" in said(store, python)
     assert cancelled.state is TaskState.CANCELLED
+
+
+# /proc.
+
+MASKED = {
+    "no /proc": "mount -t tmpfs none /proc",
+    "no /proc/sys": "mount -t tmpfs none /proc/sys",
+}
+"""What a sandbox may do to /proc."""
+LATER_BOOT = """sed -E 's/^btime (.*)/echo btime $((\\1 + 30))/e' /proc/stat > {file}
+mount --bind {file} /proc/stat"""
+"""The system says that it was booted 30 s later, as after a step of its clock."""
+
+
+def masked(*commands: str) -> list[str]:
+    """What to put before a program that is to see another /proc."""
+    script = "\n".join(["set -e", *commands, 'exec "$@"'])
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+
+def why_not_masked() -> str:
+    """Why that cannot be done here; empty when it can."""
+    if shutil.which("unshare") is None:
+        return "there is no unshare(1)"
+    tried = subprocess.run(
+        [*masked(MASKED["no /proc/sys"]), "true"], capture_output=True, text=True, check=False
+    )
+    return tried.stderr.strip() if tried.returncode else ""
+
+
+CAN_MASK = pytest.mark.skipif(bool(why_not_masked()), reason=why_not_masked() or "it can")
+
+
+@CAN_MASK
+@pytest.mark.parametrize("which", MASKED)
+def test_everything_works_without_proc(
+    which: str, make_kernel: MakeKernel, store: TaskStore, state_dir: Path
+) -> None:
+    """Tasks run, are listed, cancelled and outlive their kernel; nothing is said to be dead."""
+    kernel = make_kernel(notebook="masked.ipynb", run_by=masked(MASKED[which]))
+    kernel.run("%%background\nimport time\nprint('thread')\nwhile True: time.sleep(0.01)")
+    kernel.run("%%background --process\nimport time\nprint('process')\n40 + 2")
+    kernel.run("%%background --shell\necho shell; exec sleep 60")
+    assert "process" in kernel.run("%bg_wait 2\n%bg_output 2\n%bg_result 2").text
+    until(lambda: "shell" in kernel.run("%bg_output 3").text)
+    doctor = json.loads(kernel.run("%bg_doctor --json").text)
+    assert not [each for each in doctor["findings"] if "could not be checked" in each["message"]]
+    assert [each["state"] for each in listed(kernel)] == ["running", "completed", "running"]
+    outside = run_command(state_dir, "list", "--all", "--json")
+    assert [each["state"] for each in json.loads(outside.stdout)["tasks"]][::2] == ["running"] * 2
+    kernel.run("%bg_cancel 1\n%bg_wait 1")
+    kernel.kill()
+    kernel.revive()
+    kernel.run("%load_ext ipytaskpersist")
+    kernel.run("%bg_cancel 3\n%bg_wait 3")
+    assert [each["state"] for each in listed(kernel)] == ["cancelled", "completed", "cancelled"]
+    kernel.kill()
+    until(lambda: not processes_of(state_dir), message="the end of the supervisors")
+
+
+@CAN_MASK
+def test_a_step_of_the_clock_is_no_reboot_where_the_boot_has_no_name(
+    make_kernel: MakeKernel, state_dir: Path, tmp_path: Path
+) -> None:
+    """A live task of another kernel is not interrupted by a command that sees a later boot."""
+    kernel = make_kernel(run_by=masked(MASKED["no /proc/sys"]))
+    kernel.run("%%background\nimport time\nwhile True: time.sleep(0.01)")
+    later = masked(MASKED["no /proc/sys"], LATER_BOOT.format(file=tmp_path / "stat"))
+    look = [*later, sys.executable, "-m", "ipytaskpersist", "list", "--all", "--json"]
+    found = subprocess.run(look, env=environment(state_dir), capture_output=True, check=True)
+    (task,) = json.loads(found.stdout)["tasks"]
+    assert (task["state"], task["reason"]) == ("running", None)
+    kernel.kill()
+    found = subprocess.run(look, env=environment(state_dir), capture_output=True, check=True)
+    (task,) = json.loads(found.stdout)["tasks"]
+    assert (task["state"], task["reason"]) == ("interrupted", "kernel died")
