@@ -145,3 +145,67 @@ def test_a_step_of_the_clock_is_no_reboot_where_the_boot_has_no_name(
     found = subprocess.run(look, env=environment(state_dir), capture_output=True, check=True)
     (task,) = json.loads(found.stdout)["tasks"]
     assert (task["state"], task["reason"]) == ("interrupted", "kernel died")
+
+
+# A home.
+
+NOBODY = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+"""What to put before a program that is to run as a user of whom the system knows nothing."""
+HOMELESS = [*NOBODY, "env", "-u", "HOME", "-u", "XDG_STATE_HOME", "-u", "XDG_CONFIG_HOME"]
+
+
+def homeless(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*HOMELESS, sys.executable, *arguments],
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+CAN_BE_NOBODY = pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*NOBODY, "true"], capture_output=True, check=False).returncode != 0,
+    reason="no user namespace can be made here",
+)
+
+
+@CAN_BE_NOBODY
+def test_who_has_no_home_is_told_in_a_line(tmp_path: Path) -> None:
+    """No store is begun where the next process would not find it."""
+    env = environment(tmp_path)
+    del env["IPYTASKPERSIST_DIR"]
+    load = "%load_ext ipytaskpersist"
+    program = (
+        "import ipytaskpersist as bg\ntry: bg.tasks()\nexcept bg.BackgroundError as e: print(e)"
+    )
+    ran = {
+        "verb": homeless("-m", "ipytaskpersist", "list", cwd=tmp_path, env=env),
+        "shell": homeless("-m", "IPython", "--colors=NoColor", "-c", load, cwd=tmp_path, env=env),
+        "program": homeless("-c", program, cwd=tmp_path, env=env),
+        "relative": homeless(
+            "-m",
+            "ipytaskpersist",
+            "list",
+            cwd=tmp_path,
+            env={**env, "IPYTASKPERSIST_DIR": "~/state"},
+        ),
+    }
+    for name, found in ran.items():
+        lines = (found.stdout + found.stderr).splitlines()
+        assert [line for line in lines if "this user has no home folder" in line][1:] == [], lines
+        assert "IPYTASKPERSIST_DIR" in lines[-1] or "begins with /" in lines[-1], (name, lines)
+        assert not any("Traceback" in line for line in lines)
+    assert not list(tmp_path.glob("*~*"))
+
+
+@CAN_BE_NOBODY
+def test_a_place_of_ones_own_needs_no_home(tmp_path: Path) -> None:
+    """With a state directory everything works, and says nothing of homes."""
+    env = environment(tmp_path / "state")
+    program = "import ipytaskpersist as bg\nprint(bg.background('echo ran', shell=True).wait(30))"
+    assert homeless("-c", program, cwd=tmp_path, env=env).stdout == "True\n"
+    for verb in (["show", "1"], ["config"], ["doctor"]):
+        found = homeless("-m", "ipytaskpersist", *verb, cwd=tmp_path, env=env)
+        assert (found.returncode, found.stderr) == (0, ""), verb
+    found = homeless("-m", "ipytaskpersist", "backup", "~/copy", cwd=tmp_path, env=env)
+    assert "type a path that begins with /" in found.stderr
+    assert not list(tmp_path.glob("*~*"))
