@@ -35,8 +35,8 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 
 @cache
 def host_name() -> str:
-    """This machine's name."""
-    return socket.gethostname()
+    """This machine's name, as it can be stored: escaped where it is not UTF-8."""
+    return socket.gethostname().encode("utf-8", "backslashreplace").decode()
 
 
 @cache
@@ -240,7 +240,7 @@ def _kernel_uuid(kernel: Any) -> str | None:
     if found:
         return found.group()
     key = getattr(kernel.session, "key", b"")
-    return hashlib.sha256(name.encode() + b"\0" + key).hexdigest()[:32] if key else None
+    return hashlib.sha256(os.fsencode(name) + b"\0" + key).hexdigest()[:32] if key else None
 
 
 def _connection_file_name(kernel: Any) -> str:

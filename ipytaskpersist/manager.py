@@ -185,9 +185,9 @@ class BackgroundTasks(TaskSettings):
         assert self.threads is not None
         assert self.processes is not None
 
-    def launched(self, task: TaskRecord) -> None:
-        """Find out what else is to be known of a task that was just launched."""
-        self.git.expect(task.key, task.provenance["directory"])
+    def launched(self, task: TaskRecord, directory: str) -> None:
+        """Find out what else is to be known of a task that was just launched in a directory."""
+        self.git.expect(task.key, directory)
         self.upkeep.soon()
 
     def _limits(self) -> Limits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from kernels import NotebookKernel, processes_of, until
-from programs import environment, run_command
+from programs import environment, run_command, run_python
 
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
@@ -209,3 +210,94 @@ def test_a_place_of_ones_own_needs_no_home(tmp_path: Path) -> None:
     found = homeless("-m", "ipytaskpersist", "backup", "~/copy", cwd=tmp_path, env=env)
     assert "type a path that begins with /" in found.stderr
     assert not list(tmp_path.glob("*~*"))
+
+
+# Names that are not UTF-8.
+
+STRANGE = os.fsdecode(b"caf\xe9")
+STRICT = {"PYTHONUTF8": "0", "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}
+"""A terminal of which no byte but UTF-8 is taken."""
+FORMATS = ("jsonl", "json", "ipynb", "html")
+NAME_HOST = """\
+import os, socket, sys
+socket.sethostname(b"h\\xf6st")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+VERBS = """\
+import json, sys
+from contextlib import suppress
+from click.exceptions import Exit
+from ipytaskpersist.commands import run
+from ipytaskpersist.manager import current
+from ipytaskpersist.surfaces import Surface
+surface = Surface(current())
+for words in json.loads(sys.argv[1]):
+    with suppress(Exit):
+        run(words, surface)
+"""
+
+
+def strictly(state_dir: Path, *lines: str, cwd: Path, notebook: str = "") -> str:
+    """What verbs print where all has to be UTF-8. ``STRANGE`` stands for a strange name."""
+    words = [[each.replace("STRANGE", STRANGE) for each in line.split()] for line in lines]
+    env = {**STRICT, "IPYTASKPERSIST_NOTEBOOK": notebook}
+    found = run_python(VERBS, state_dir, json.dumps(words), env=env, cwd=cwd)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@LINUX
+def test_a_folder_a_notebook_and_a_host_need_not_be_utf8(
+    make_kernel: MakeKernel, store: TaskStore, state_dir: Path, tmp_path: Path
+) -> None:
+    """Tasks run in that folder, also again, and everything can be shown and exported."""
+    folder = tmp_path / STRANGE
+    folder.mkdir()
+    for command in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "first")):
+        git = ("git", "-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    notebook = str(folder / f"{STRANGE}.ipynb")
+    run_by = ["unshare", "--uts", sys.executable, "-c", NAME_HOST] if not why_not_masked() else []
+    kernel = make_kernel(notebook=notebook, run_by=run_by)
+    kernel.run(f"import os\nos.chdir({str(folder)!r})")
+    kernel.run("%%background --shell\ntouch here\nexit 3")
+    kernel.run("%%background --process\nopen('there', 'w').close()\nraise ValueError(os.getcwd())")
+    kernel.run("%%background\nprint(os.getcwd())")
+    assert "failed" in kernel.run("%bg_wait 1 2 3", check=False).text
+    assert (folder / "here").exists()
+    assert (folder / "there").exists()
+    kernel.run("%bg_list\n%bg_show 1\n%bg_show 2\n%bg_output 2\n%bg_sessions\n%bg_rerun 1")
+    until(lambda: all("git" in task.provenance for task in store.tasks.select(Selection())))
+    kernel.restart()
+    kernel.run("%load_ext ipytaskpersist\n%bg_rerun 1\n%bg_wait", check=False)
+    assert [task["exit_code"] for task in listed(kernel)] == [3, 1, 0, 3, 3]
+    shown = strictly(
+        state_dir,
+        *("list --all", "list --json", "show 1 --json", "show 2", "sessions", "stats"),
+        *(f"export --all --format {form} --output all.{form}" for form in FORMATS),
+        *("delete --yes 1 2", "import all.json", "show 1 --json"),
+        cwd=folder,
+        notebook=notebook,
+    )
+    assert "imported 2 tasks" in shown
+    assert all((folder / f"all.{form}").read_bytes().decode() for form in FORMATS)
+    assert store.database.row("PRAGMA integrity_check")[0] == "ok"
+
+
+@LINUX
+def test_a_state_directory_need_not_be_utf8(tmp_path: Path) -> None:
+    """A store there can be used, saved and divided like any other."""
+    state_dir = tmp_path / STRANGE / "state"
+    run = "import ipytaskpersist as bg\nprint(bg.background('echo ran', shell=True).wait(30))"
+    assert run_python(run, state_dir, env=STRICT, cwd=tmp_path).stdout == "True\n"
+    shown = strictly(
+        state_dir,
+        *("output 1", "backup", "archive --older-than 0d", "unarchive 1"),
+        *("export --all --format json --output STRANGE.json", "delete --yes 1"),
+        *("import STRANGE.json", "doctor"),
+        cwd=tmp_path,
+    )
+    for said in ("ran", "backed up 1", "moved 1 task to", "moved 1 task back", "imported 1 task"):
+        assert said in shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import uuid
@@ -31,6 +32,7 @@ from ipytaskpersist.store.portable import (
     PortableSession,
     PortableTask,
 )
+from ipytaskpersist.store.processes import kept_path
 from ipytaskpersist.store.tasks import ADD_TAG
 
 GATHERED = f"""CREATE TABLE IF NOT EXISTS gathered.outputs
@@ -85,7 +87,7 @@ class Importer:
         file = self._database.directory.root / f".import-{secrets.token_hex(4)}.part"
         new_private(file).close()
         try:
-            self._database.execute("ATTACH ? AS gathered", (str(file),))
+            self._database.execute("ATTACH ? AS gathered", (os.fsencode(file),))
             self._is_gathering = True
             self._database.execute("PRAGMA gathered.journal_mode = OFF")
             self._database.execute("PRAGMA gathered.synchronous = OFF")
@@ -371,7 +373,7 @@ def _insert_process(connection: Any, key: int, process: PortableProcess) -> None
         "command": json.dumps(list(process.command)),
         "script": process.script,
         "script_as": process.script_as,
-        "directory": process.directory,
+        "directory": kept_path(process.directory),
         "environment": "{}",
         "pty": int(process.pty),
         "timeout_s": process.timeout_s,

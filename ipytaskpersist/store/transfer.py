@@ -9,6 +9,7 @@ one place, wherever a crash comes.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ PAUSE_S = 0.003
 @contextmanager
 def attached(connection: Any, origin: Path) -> Iterator[None]:
     """Another store's file as the schema ``origin`` of a connection."""
-    connection.execute("ATTACH ? AS origin", (str(origin),))
+    connection.execute("ATTACH ? AS origin", (os.fsencode(origin),))
     try:
         yield
     finally:
