@@ -42,7 +42,8 @@ class Task:
 
     @property
     def id(self) -> str:
-        """``<first 8 characters of the session id>-<number>``, unique in the store."""
+        """``<first characters of the session id>-<number>``, unique in the store: eight of them, or
+        as many as no other session's id has."""
         return self._record.id
 
     @property

@@ -150,7 +150,7 @@ class StateDirectory:
 
     def supervisor_log(self, session_id: str) -> Path:
         """What a session's supervisor has to say that has no place in the store."""
-        return self.root / "logs" / f"supervisor-{session_id[:8]}.log"
+        return self.root / "logs" / f"supervisor-{session_id}.log"
 
     def payload(self, task_id: str, digest: str) -> Path:
         """The pickle of one value of one task, named after its own content."""

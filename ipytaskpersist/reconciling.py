@@ -54,8 +54,8 @@ def _lose_safely(store: TaskStore, death: Death[SupervisorRecord]) -> Loss | Non
     except Exception as error:
         problems.record_once(
             store.directory,
-            f"what the supervisor of session {death.owner.session[:8]} has left could not be ended "
-            f"({type(error).__name__}: {error}); the next command tries again",
+            f"what the supervisor of session {store.sessions.short(death.owner.session)} has left "
+            f"could not be ended ({type(error).__name__}: {error}); the next command tries again",
         )
         return None
 

@@ -33,6 +33,7 @@ from ipytaskpersist.store.portable import (
     PortableTask,
 )
 from ipytaskpersist.store.processes import kept_path
+from ipytaskpersist.store.sessions import short_id
 from ipytaskpersist.store.tasks import ADD_TAG
 
 GATHERED = f"""CREATE TABLE IF NOT EXISTS gathered.outputs
@@ -206,7 +207,8 @@ class Importer:
 
     def _id(self, connection: Any, task: PortableTask, number: int) -> str:
         """The task's own id where it is one and free, else a new one of the same form."""
-        candidates = (each for each in _ids(task, number) if SAFE_ID.fullmatch(each))
+        short = short_id(self._database, task.session)
+        candidates = (each for each in _ids(task, short, number) if SAFE_ID.fullmatch(each))
         return next(each for each in candidates if not self._is_id_taken(connection, each))
 
     def _is_id_taken(self, connection: Any, task_id: str) -> bool:
@@ -239,9 +241,9 @@ def _uid(connection: Any, notebook_key: int) -> str:
     return str(connection.execute(query, (notebook_key,)).fetchone()[0])
 
 
-def _ids(task: PortableTask, number: int) -> Iterator[str]:
+def _ids(task: PortableTask, short_session: str, number: int) -> Iterator[str]:
     yield task.id
-    yield f"{task.session[:8]}-{number}"
+    yield f"{short_session}-{number}"
     for turn in range(2**32):
         digest = hashlib.sha256(f"{turn} {task.session}".encode("utf-8", "replace")).hexdigest()
         yield f"{digest[:8]}-{number}"
