@@ -107,6 +107,13 @@ class ActiveTask:
 
     # Cancelling.
 
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is the one that runs the task's cell."""
+        # In a process of its own nobody says so: there it is the main one.
+        own = self._thread_id or threading.main_thread().ident
+        return own == threading.get_ident()
+
     def begin(self) -> None:
         """Note that the calling thread runs the task's cell from now on, and may be cancelled.
 

@@ -593,8 +593,10 @@ def _supervisors(examined: Examined) -> Iterator[Finding]:
         yield _warning(
             f"that of session {store.sessions.short(death.owner.session)} is gone "
             f"({death.reason}) and left {_count(count, 'task')}",
-            "the next command, %bg_list, ends what is left of them and marks them as interrupted; "
-            "%bg_resume --all runs them again",
+            "the next command, %bg_list, ends what is left of it and marks its tasks as "
+            "interrupted; %bg_resume --all runs those again"
+            if count
+            else "the next command, %bg_list, notes that",
         )
     gone = {death.owner.key for death in dead}
     alive = [each for each in store.supervisors.unfinished() if each.key not in gone]

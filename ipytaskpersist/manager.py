@@ -9,11 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist import liveness, problems, reconciling, references
-from ipytaskpersist.active import FOREGROUND
+from ipytaskpersist import liveness, problems, reconciling, references, waits
+from ipytaskpersist.active import FOREGROUND, active_task
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.betweencells import call_between_cells
 from ipytaskpersist.errors import (
@@ -77,6 +77,7 @@ class BackgroundTasks(TaskSettings):
         self._unsaid: deque[reconciling.Loss] = deque()
         """What this session has lost, and nobody has been told."""
         self._reconciling = threading.Lock()
+        self._waits = waits.Waits()
         self._watch = liveness.Watch()
         """What this process has seen of sessions that it cannot look at."""
         self._session: SessionRecord | None = None
@@ -414,7 +415,7 @@ class BackgroundTasks(TaskSettings):
         if not self.reconcile_silently():
             return
         while self._unsaid:
-            self._say_lost(self._unsaid.popleft())
+            print(self._unsaid.popleft().in_words(), file=sys.stderr)
         if self._processes is not None:
             self._processes.serve_pending()
 
@@ -447,14 +448,6 @@ class BackgroundTasks(TaskSettings):
             if not self._has_ended and self.reconcile_silently():
                 self.processes.serve_pending()
 
-    @staticmethod
-    def _say_lost(loss: reconciling.Loss) -> None:
-        tasks = "1 task" if loss.interrupted == 1 else f"{loss.interrupted} tasks"
-        print(
-            f"the {loss.reason}: {tasks} interrupted; %bg_resume --all runs them again",
-            file=sys.stderr,
-        )
-
     # Waiting.
 
     def wait(
@@ -465,10 +458,20 @@ class BackgroundTasks(TaskSettings):
     ) -> list[TaskRecord]:
         """Wait until all have ended, at most so long, and return what they are then.
 
-        `on_change` is called at once, whenever the store has changed, and every second.
+        `on_change` is called at once, whenever the store has changed, and every second. Raises
+        `InvalidRequest` for a task that would wait for ever: for itself, or for one that waits for
+        it.
         """
-        with FOREGROUND.waiting():
+        with FOREGROUND.waiting(), self._not_in_a_circle(tasks, timeout_s):
             return self._wait(tasks, timeout_s, on_change)
+
+    def _not_in_a_circle(
+        self, tasks: Sequence[TaskRecord], timeout_s: float | None
+    ) -> AbstractContextManager[None]:
+        if timeout_s is not None or active_task.get() is None:
+            return nullcontext()
+        now = [self.refresh(task) for task in tasks]
+        return self._waits.endless([task for task in now if not self._is_over(task)])
 
     def _wait(
         self,
