@@ -7,12 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernels import NotebookKernel, processes_of, until
+from kernels import NotebookKernel, end_processes_of, processes_of, until
 from programs import environment, run_command, run_python
 
 from ipytaskpersist.records import TaskRecord, TaskState
@@ -301,3 +301,46 @@ def test_a_state_directory_need_not_be_utf8(tmp_path: Path) -> None:
     )
     for said in ("ran", "backed up 1", "moved 1 task to", "moved 1 task back", "imported 1 task"):
         assert said in shown
+
+
+# Memory.
+
+GROUPS_1 = Path("/sys/fs/cgroup/memory")
+LIMIT_BYTES = 600_000_000
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group (version 1) with little memory, below this process's own."""
+    own = next(
+        (line.split(":", 2)[2] for line in _own_groups() if ":memory:" in line), "none of version 1"
+    )
+    group = GROUPS_1 / own.lstrip("/") / f"ipytaskpersist-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
+    except OSError as error:
+        pytest.skip(f"no control group of version 1 can be made here ({error.strerror})")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text(), message="the end of all in the group")
+    group.rmdir()
+
+
+def _own_groups() -> list[str]:
+    try:
+        return Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def test_a_kill_for_want_of_memory_is_named_under_the_first_control_groups(
+    small_group: Path, make_kernel: MakeKernel, store: TaskStore, state_dir: Path
+) -> None:
+    """The reason says that memory ran out."""
+    join = ["sh", "-c", f'echo $$ > {small_group}/cgroup.procs; exec "$@"', "sh"]
+    kernel = make_kernel(run_by=join)
+    kernel.run(f"%%background --shell\nexec {sys.executable} -c 'print(len(b\"x\" * 10**9))'")
+    (task,) = until(lambda: all_ended(store), message="the end of the task")
+    assert task.reason == "killed by SIGKILL (out of memory)"
+    kernel.shutdown()
+    end_processes_of(state_dir)
