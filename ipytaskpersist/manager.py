@@ -188,6 +188,8 @@ class BackgroundTasks(TaskSettings):
 
     def launched(self, task: TaskRecord, directory: str) -> None:
         """Find out what else is to be known of a task that was just launched in a directory."""
+        if self._threads is not None:
+            self._threads.forget(task.key)  # where a store was lost, its keys are given again
         self.git.expect(task.key, directory)
         self.upkeep.soon()
 
@@ -501,7 +503,10 @@ class BackgroundTasks(TaskSettings):
 
     def _is_over(self, task: TaskRecord) -> bool:
         """Whether a task has ended. What others say of one of this process, it says otherwise."""
-        is_own = self._threads is not None and self._threads.owns(task.key)
+        runner = self._threads
+        is_own = (
+            runner is not None and runner.owns(task.key) and not runner.ended(task.key).is_set()
+        )
         return task.state.is_final and not (task.declared_dead and is_own and not task.archive)
 
     def _just_ended(self, task: TaskRecord) -> bool:
