@@ -53,9 +53,15 @@ def __getattr__(name: str) -> Any:
 
 def load_ipython_extension(shell: Any) -> None:
     """Called by ``%load_ext ipytaskpersist``."""
+    from IPython.core.error import UsageError
+
+    from ipytaskpersist.errors import BackgroundError
     from ipytaskpersist.extension import Extension
 
-    extension = Extension(shell)
+    try:
+        extension = Extension(shell)
+    except BackgroundError as error:
+        raise UsageError(str(error)) from None
     shell._ipytaskpersist = extension
     extension.load()
 

@@ -13,6 +13,7 @@ from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks, current
 from ipytaskpersist.safetext import legible_lines
 from ipytaskpersist.surfaces import Surface
+from ipytaskpersist.views import for_shell
 
 COMPLETE = "_JUPYTER_BG_COMPLETE"
 """Set by a shell's completion to what it wants to know."""
@@ -22,8 +23,8 @@ def complete(instruction: str) -> None:
     """Answer a shell that completes what is being typed, or print what makes it ask."""
     from click.shell_completion import shell_complete
 
-    surface = Surface(BackgroundTasks())
     try:
+        surface = Surface(BackgroundTasks())
         sys.exit(shell_complete(verbs, {"obj": surface}, "jupyter-bg", COMPLETE, instruction))
     except Exception:  # What is being typed may be wrong so far: the command will say it.
         sys.exit(1)
@@ -33,9 +34,8 @@ def main() -> None:
     """Run the command line, and exit with its status: 1 for an error, 2 for a wrong command."""
     if os.environ.get(COMPLETE):
         complete(os.environ[COMPLETE])
-    surface = Surface(current())
     try:
-        run(sys.argv[1:], surface)
+        run(sys.argv[1:], Surface(current()))
         sys.stdout.flush()
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
@@ -45,7 +45,7 @@ def main() -> None:
         click.echo(legible_lines(shown.getvalue().rstrip()), err=True)
         sys.exit(error.exit_code)
     except BackgroundError as error:
-        print(f"jupyter bg: {surface.in_words(str(error))}", file=sys.stderr)
+        print(f"jupyter bg: {for_shell(legible_lines(str(error)))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         # The reader, as in `jupyter bg output | head`, has seen enough. What is left in the

@@ -546,7 +546,7 @@ def _sessions(examined: Examined) -> Iterator[Finding]:
         count = _live_tasks(store, death.owner.id, "thread")
         if count:
             yield _warning(
-                f"session {death.owner.id[:8]} is gone ({death.reason}) and left "
+                f"session {store.sessions.short(death.owner.id)} is gone ({death.reason}) and left "
                 f"{_count(count, 'task')} "
                 "that the store has as running",
                 "the next command, %bg_list, marks them as interrupted",
@@ -555,7 +555,7 @@ def _sessions(examined: Examined) -> Iterator[Finding]:
         yield _ok(f"{_count(len(dead), 'session')} ended without saying so")
     uncertain = _out_of_sight(examined)
     for session in uncertain:
-        yield _ok(f"of session {session.id[:8]} {_not_certain(session)}")
+        yield _ok(f"of session {store.sessions.short(session.id)} {_not_certain(session)}")
     if not dead and not uncertain:
         yield _ok("every one that has not ended is alive")
 
@@ -591,10 +591,12 @@ def _supervisors(examined: Examined) -> Iterator[Finding]:
     for death in dead:
         count = len(store.processes.live_of(death.owner.key))
         yield _warning(
-            f"that of session {death.owner.session[:8]} is gone ({death.reason}) and left "
-            f"{_count(count, 'task')}",
-            "the next command, %bg_list, ends what is left of them and marks them as interrupted; "
-            "%bg_resume --all runs them again",
+            f"that of session {store.sessions.short(death.owner.session)} is gone "
+            f"({death.reason}) and left {_count(count, 'task')}",
+            "the next command, %bg_list, ends what is left of it and marks its tasks as "
+            "interrupted; %bg_resume --all runs those again"
+            if count
+            else "the next command, %bg_list, notes that",
         )
     gone = {death.owner.key for death in dead}
     alive = [each for each in store.supervisors.unfinished() if each.key not in gone]
@@ -602,18 +604,19 @@ def _supervisors(examined: Examined) -> Iterator[Finding]:
         yield _supervisor(examined, supervisor)
     for session_id in store.supervisors.orphaned_sessions():
         yield _warning(
-            f"tasks of session {session_id[:8]} wait, and it has none",
+            f"tasks of session {store.sessions.short(session_id)} wait, and it has none",
             "%bg_list in that notebook starts one, or marks them as interrupted",
         )
 
 
 def _supervisor(examined: Examined, supervisor: SupervisorRecord) -> Finding:
     count = len(examined.store.processes.live_of(supervisor.key))
+    session = examined.store.sessions.short(supervisor.session)
     if liveness.is_out_of_sight(examined.store, supervisor):
-        said = f"of that of session {supervisor.session[:8]}, with {_count(count, 'task')}, "
+        said = f"of that of session {session}, with {_count(count, 'task')}, "
         return _ok(said + _not_certain(supervisor))
     silent_s = (examined.now - supervisor.heartbeat_at).total_seconds()
-    who = f"that of session {supervisor.session[:8]} (process {supervisor.pid})"
+    who = f"that of session {session} (process {supervisor.pid})"
     if count and silent_s > STUCK_S:
         log = examined.directory.supervisor_log(supervisor.session)
         return _warning(

@@ -15,6 +15,7 @@ from ipytaskpersist.progress import progress_of
 from ipytaskpersist.records import EventRecord, OutputKind, Progress, TaskRecord, TaskState
 from ipytaskpersist.statuscard import CardReader, bundle
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.waits import refuse_own
 
 
 class Task:
@@ -42,7 +43,8 @@ class Task:
 
     @property
     def id(self) -> str:
-        """``<first 8 characters of the session id>-<number>``, unique in the store."""
+        """``<first characters of the session id>-<number>``, unique in the store: eight of them, or
+        as many as no other session's id has."""
         return self._record.id
 
     @property
@@ -205,6 +207,7 @@ class Task:
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
 
+        refuse_own([self._record])  # here, because the wait is another thread's
         return asyncio.to_thread(self.result).__await__()
 
     def __eq__(self, other: object) -> bool:

@@ -25,6 +25,7 @@ from ipytaskpersist.runners.process import ProcessRunner
 from ipytaskpersist.secretnames import in_use, is_secret
 from ipytaskpersist.shellcells import ShellCommand
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+from ipytaskpersist.store.database import storable
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -94,7 +95,7 @@ class Host(Protocol):
     def store_of(self, task: TaskRecord) -> TaskStore:
         """The store that has a task."""
 
-    def launched(self, task: TaskRecord) -> None:
+    def launched(self, task: TaskRecord, directory: str) -> None:
         """A task was launched, and is recorded."""
 
     def tell_end(self, key: int) -> None:
@@ -161,7 +162,7 @@ class Launcher:
             except BaseException:
                 threads.give_back(worker)
                 raise
-            self._host.launched(record)
+            self._host.launched(record, provenance.current_directory())
             threads.launch(record, work, lambda: self._host.tell_end(record.key), worker)
         return record
 
@@ -203,10 +204,11 @@ class Launcher:
     def _launch_process(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
     ) -> TaskRecord:
-        new = replace(new, provenance={**new.provenance, "directory": process.directory})
+        directory = storable(process.directory)
+        new = replace(new, provenance={**new.provenance, "directory": directory})
         with HeldBack():  # a task that is recorded has a supervisor
             record = self._host.processes.launch(new, process, inputs)
-            self._host.launched(record)
+            self._host.launched(record, process.directory)
         return record
 
     # Python in a process of its own.

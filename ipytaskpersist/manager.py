@@ -9,11 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist import liveness, problems, reconciling, references
-from ipytaskpersist.active import FOREGROUND
+from ipytaskpersist import liveness, problems, reconciling, references, waits
+from ipytaskpersist.active import FOREGROUND, active_task
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.betweencells import call_between_cells
 from ipytaskpersist.errors import (
@@ -77,6 +77,7 @@ class BackgroundTasks(TaskSettings):
         self._unsaid: deque[reconciling.Loss] = deque()
         """What this session has lost, and nobody has been told."""
         self._reconciling = threading.Lock()
+        self._waits = waits.Waits()
         self._watch = liveness.Watch()
         """What this process has seen of sessions that it cannot look at."""
         self._session: SessionRecord | None = None
@@ -185,9 +186,11 @@ class BackgroundTasks(TaskSettings):
         assert self.threads is not None
         assert self.processes is not None
 
-    def launched(self, task: TaskRecord) -> None:
-        """Find out what else is to be known of a task that was just launched."""
-        self.git.expect(task.key, task.provenance["directory"])
+    def launched(self, task: TaskRecord, directory: str) -> None:
+        """Find out what else is to be known of a task that was just launched in a directory."""
+        if self._threads is not None:
+            self._threads.forget(task.key)  # where a store was lost, its keys are given again
+        self.git.expect(task.key, directory)
         self.upkeep.soon()
 
     def _limits(self) -> Limits:
@@ -414,7 +417,7 @@ class BackgroundTasks(TaskSettings):
         if not self.reconcile_silently():
             return
         while self._unsaid:
-            self._say_lost(self._unsaid.popleft())
+            print(self._unsaid.popleft().in_words(), file=sys.stderr)
         if self._processes is not None:
             self._processes.serve_pending()
 
@@ -447,14 +450,6 @@ class BackgroundTasks(TaskSettings):
             if not self._has_ended and self.reconcile_silently():
                 self.processes.serve_pending()
 
-    @staticmethod
-    def _say_lost(loss: reconciling.Loss) -> None:
-        tasks = "1 task" if loss.interrupted == 1 else f"{loss.interrupted} tasks"
-        print(
-            f"the {loss.reason}: {tasks} interrupted; %bg_resume --all runs them again",
-            file=sys.stderr,
-        )
-
     # Waiting.
 
     def wait(
@@ -465,10 +460,20 @@ class BackgroundTasks(TaskSettings):
     ) -> list[TaskRecord]:
         """Wait until all have ended, at most so long, and return what they are then.
 
-        `on_change` is called at once, whenever the store has changed, and every second.
+        `on_change` is called at once, whenever the store has changed, and every second. Raises
+        `InvalidRequest` for a task that would wait for ever: for itself, or for one that waits for
+        it.
         """
-        with FOREGROUND.waiting():
+        with FOREGROUND.waiting(), self._not_in_a_circle(tasks, timeout_s):
             return self._wait(tasks, timeout_s, on_change)
+
+    def _not_in_a_circle(
+        self, tasks: Sequence[TaskRecord], timeout_s: float | None
+    ) -> AbstractContextManager[None]:
+        if timeout_s is not None or active_task.get() is None:
+            return nullcontext()
+        now = [self.refresh(task) for task in tasks]
+        return self._waits.endless([task for task in now if not self._is_over(task)])
 
     def _wait(
         self,
@@ -498,7 +503,10 @@ class BackgroundTasks(TaskSettings):
 
     def _is_over(self, task: TaskRecord) -> bool:
         """Whether a task has ended. What others say of one of this process, it says otherwise."""
-        is_own = self._threads is not None and self._threads.owns(task.key)
+        runner = self._threads
+        is_own = (
+            runner is not None and runner.owns(task.key) and not runner.ended(task.key).is_set()
+        )
         return task.state.is_final and not (task.declared_dead and is_own and not task.archive)
 
     def _just_ended(self, task: TaskRecord) -> bool:

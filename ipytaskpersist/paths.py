@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist.errors import InvalidRequest, StoreError
+
+NO_HOME = "this user has no home folder (neither HOME nor the list of users names one)"
 
 
 def default_directory() -> Path:
@@ -25,19 +27,35 @@ def typed_path(typed: str | os.PathLike[str]) -> Path:
     """The absolute path that a person has typed.
 
     ``~name`` is the home of a user or, as in a shell, a file of that name where there is no such
-    user.
+    user. Raises `InvalidRequest` for ``~`` where this user has no home.
     """
     path = Path(typed)
-    with suppress(RuntimeError, ValueError):  # nobody has this name, or a null character is in it
+    try:
         path = path.expanduser()
+    except (RuntimeError, ValueError):  # nobody has this name, or a null character is in it
+        if path.parts[0] == "~":
+            raise InvalidRequest(
+                f"{typed} is nowhere: {NO_HOME}; type a path that begins with /"
+            ) from None
     return path.absolute()
 
 
 def user_directory() -> Path:
-    """The user's state directory for this project, where nothing else is asked for."""
+    """The user's state directory for this project, where nothing else is asked for.
+
+    Raises `StoreError` where this user has no home. A folder from which the next process does not
+    find its way back would be no place for a store.
+    """
     import platformdirs
 
-    return Path(platformdirs.user_state_dir("ipytaskpersist", appauthor=False))
+    with suppress(RuntimeError):  # as newer versions of platformdirs say it
+        folder = Path(platformdirs.user_state_dir("ipytaskpersist", appauthor=False))
+        if folder.is_absolute():
+            return folder
+    raise StoreError(
+        f"there is no place for the store: {NO_HOME}; set HOME, or IPYTASKPERSIST_DIR to a folder "
+        "that you can write"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +150,7 @@ class StateDirectory:
 
     def supervisor_log(self, session_id: str) -> Path:
         """What a session's supervisor has to say that has no place in the store."""
-        return self.root / "logs" / f"supervisor-{session_id[:8]}.log"
+        return self.root / "logs" / f"supervisor-{session_id}.log"
 
     def payload(self, task_id: str, digest: str) -> Path:
         """The pickle of one value of one task, named after its own content."""

@@ -314,7 +314,7 @@ class Recorder:
             + (
                 f"{lost:,} characters of output were lost, and a line in it says where."
                 if lost
-                else "nothing was lost."
+                else "nothing printed meanwhile was lost."
             )
         )
 

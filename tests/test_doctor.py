@@ -516,7 +516,7 @@ def test_a_store_that_could_not_be_written_is_on_record(state_dir: Path, tmp_pat
     recorded = [problem.message for problem in problems.recorded(StateDirectory(state_dir))]
     assert len(recorded) == 2, ended
     assert "Background tasks go on" in recorded[0]
-    assert recorded[1] == "the store can be written again; nothing was lost."
+    assert recorded[1] == "the store can be written again; nothing printed meanwhile was lost."
     assert "! problems: 2 problems on record, the last just now: the store can be" in ended.stdout
     assert (state_dir / "problems.jsonl").stat().st_mode & 0o077 == 0
 

@@ -35,7 +35,7 @@ LAYERS = (
     {"manager"},
     {
         "launcher", "delivery", "reconciling", "archives", "provenance", "upkeep", "settings",
-        "tasksettings", "doctor", "searching",
+        "tasksettings", "doctor", "searching", "waits",
     },
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings"},

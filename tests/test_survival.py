@@ -359,11 +359,15 @@ def test_a_kernel_whose_supervisor_has_died_says_so_and_starts_another(
     psutil.Process(supervisor.pid).kill()
     until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="death of the supervisor")
     text = kernel.run("%bg_list").text
-    assert "the supervisor died: 1 task interrupted; %bg_resume --all runs them again" in text
+    assert "the supervisor died: 1 task interrupted; %bg_resume --all runs it again" in text
     assert counter.now().reason == "supervisor died"
     kernel.run("%%background --shell\necho after")
     assert "completed" in kernel.run("%bg_wait").text
     assert kernel.run("%bg_output").text == "after\n"
+    (supervisor,) = store.supervisors.unfinished()
+    psutil.Process(supervisor.pid).kill()
+    until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="death of the supervisor")
+    assert "the supervisor died; it had no running task\n" in kernel.run("%bg_list").text
     assert "has no result; %bg_output 2 shows" in kernel.run("%bg_result", check=False).text
 
 

@@ -85,13 +85,14 @@ def export(
         surface.raw(pieces)
         return
     size_bytes = write(typed_path(output), pieces, force=force)
+    place = legible(str(output))
     click.echo(
         f"exported {counted(export.count, 'task')} of {counted(export.notebooks, 'notebook')} to "
-        f"{output} ({size_bytes:,} bytes)"
+        f"{place} ({size_bytes:,} bytes)"
     )
     if form == "json" and size_bytes > DOCUMENT_BYTES:
         click.echo(
-            f"{output} is too large to be imported again; --format jsonl has no such limit",
+            f"{place} is too large to be imported again; --format jsonl has no such limit",
             err=True,
         )
 

@@ -26,6 +26,7 @@ from ipytaskpersist.harmless import harmless_output
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import NotebookSurface, Surface
 from ipytaskpersist.widgetmarks import is_about_widget
@@ -165,7 +166,7 @@ def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
             size = sum(file.write(piece) for piece in pieces)
     except OSError as error:
         raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
-    click.echo(f"task {task.label}: {size:,} bytes written to {path}")
+    click.echo(legible(f"task {task.label}: {size:,} bytes written to {path}"))
 
 
 def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:

@@ -52,6 +52,8 @@ UNTOLD_LOOK_S = 0.5
 """How long where it does, and has not."""
 KERNEL_S = 1.0
 """How often an idle supervisor looks whether its kernel is still there."""
+ENDS_S = 1.0
+"""How often it looks whose processes have ended, also when no signal has said that one has."""
 CLAIM_AT_ONCE = 50
 """How many tasks are started before what the others print is read."""
 PRESS_S = 0.05
@@ -82,7 +84,7 @@ class Supervisor:
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
         self._seen = -1
-        self._looked_at = self._press_at = self._kernel_seen_at = 0.0
+        self._looked_at = self._press_at = self._kernel_seen_at = self._ends_seen_at = 0.0
         self._told_at = 0.0
         """When the store was first written since the last look; infinite when it was not."""
         self._watch: LogWatch | None = None
@@ -167,6 +169,8 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         """SIGCHLD and SIGTERM end the waiting; what asks a terminal's programs to end does not."""
+        # A kernel may have been started with signals blocked, which its tasks would inherit too.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         read, write = os.pipe()
         os.set_blocking(read, False)
         os.set_blocking(write, False)
@@ -186,9 +190,10 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._take_output()
-        if self._child_has_ended:
-            self._notice_ends()
         now = time.monotonic()
+        if self._child_has_ended or now - self._ends_seen_at >= ENDS_S:
+            self._ends_seen_at = now
+            self._notice_ends()
         if now >= self._look_at:
             self._looked_at, self._told_at = now, math.inf
             self._look()

@@ -232,7 +232,10 @@ class TaskStore:
             self.database.close()
         with one_at_a_time(self.directory):
             mark = self.directory.damage_mark
-            if mark.exists() and not (self._may_be_whole() and repair.is_whole(self.database.path)):
+            if mark.exists() and (
+                repair.has_lost_log(self.directory)
+                or not (self._may_be_whole() and repair.is_whole(self.database.path))
+            ):
                 with closing(self._beside()) as fresh:
                     self.notice = repair.replace(self.directory, fresh, restoring.missing_from)
                 problems.record(self.directory, self.notice)

@@ -29,13 +29,17 @@ from ipytaskpersist.errors import (
 from ipytaskpersist.interruption import HeldBack, let_through
 from ipytaskpersist.paths import StateDirectory, new_private, open_private
 from ipytaskpersist.store.files import (
+    INDEX_HEAD_BYTES,
+    LOST_LOG,
     Beside,
     Identity,
     beside,
     identity_of,
+    is_log_cut,
     log_of,
     move_log,
     read_options,
+    shared_memory_of,
 )
 from ipytaskpersist.store.filesystems import NETWORK_MODE, journal_mode_for, shares_memory
 from ipytaskpersist.store.words import in_words
@@ -117,6 +121,8 @@ class Database:
         """Which file the connections have open."""
         self._beside: Beside | None = None
         """Which log and which shared memory they have open; None until that is sure."""
+        self._index = -1
+        """The open shared memory of a store that had an I/O error."""
         self._patience_ms: dict[int, int] = {}
         self._in_transaction: set[int] = set()
         """The threads that are within `transaction`."""
@@ -519,6 +525,8 @@ class Database:
             # Of SQLite's own message, in which there is something of the damage.
             raise self.damaged("a text is not UTF-8") from error
         except sqlite3.OperationalError as error:
+            if "disk I/O error" in str(error) and self._is_log_cut():
+                raise self.damaged("its log was cut", has_lost_log=True) from error
             if any(words in str(error) for words in DAMAGE):
                 raise self.damaged(str(error)) from error
             raise in_words(self.path, str(error)) from error
@@ -527,18 +535,32 @@ class Database:
                 raise
             raise self.damaged(str(error)) from error
 
-    def damaged(self, why: str) -> StoreDamaged:
+    def damaged(self, why: str, *, has_lost_log: bool = False) -> StoreDamaged:
         """Leave a mark for whoever uses the store next, and return the error that says so."""
         with suppress(OSError):
-            self.leave_mark()
+            self.leave_mark(has_lost_log=has_lost_log)
         return StoreDamaged(
             f"the store {self.path} is damaged ({why}); the next command, %bg_list, sets it "
             "aside and saves what can be read"
         )
 
-    def leave_mark(self) -> None:
-        """Have whoever opens the store next wait for its repair, or do it. Raises `OSError`."""
-        os.close(open_private(self.directory.damage_mark, os.O_WRONLY))
+    def _is_log_cut(self) -> bool:
+        """Whether the log is shorter than all who use it have agreed."""
+        try:
+            if self._index < 0:
+                # Never closed: that would drop the locks that this process has on the file.
+                self._index = os.open(shared_memory_of(self.path), os.O_RDONLY)
+            return is_log_cut(self.path, os.pread(self._index, INDEX_HEAD_BYTES, 0))
+        except OSError:
+            return False
+
+    def leave_mark(self, *, has_lost_log: bool = False) -> None:
+        """Have whoever opens the store next wait for its repair, or do it. Raises `OSError`.
+
+        `has_lost_log` says that the store's file alone may look whole, and is not.
+        """
+        with open(open_private(self.directory.damage_mark, os.O_WRONLY), "wb") as mark:
+            mark.write(LOST_LOG if has_lost_log else b"")
 
     def record(self, make: Callable[..., T], *given: Any) -> T:
         """What `make` makes of a row. Raises `StoreDamaged` for a row that nobody has written."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import uuid
@@ -31,6 +32,8 @@ from ipytaskpersist.store.portable import (
     PortableSession,
     PortableTask,
 )
+from ipytaskpersist.store.processes import kept_path
+from ipytaskpersist.store.sessions import short_id
 from ipytaskpersist.store.tasks import ADD_TAG
 
 GATHERED = f"""CREATE TABLE IF NOT EXISTS gathered.outputs
@@ -86,7 +89,7 @@ class Importer:
         new_private(file).close()
         self._detach()  # what an import has left that a stop button has parted from its end
         try:
-            self._database.execute("ATTACH ? AS gathered", (str(file),))
+            self._database.execute("ATTACH ? AS gathered", (os.fsencode(file),))
             self._is_gathering = True
             self._database.execute("PRAGMA gathered.journal_mode = OFF")
             self._database.execute("PRAGMA gathered.synchronous = OFF")
@@ -209,7 +212,8 @@ class Importer:
 
     def _id(self, connection: Any, task: PortableTask, number: int) -> str:
         """The task's own id where it is one and free, else a new one of the same form."""
-        candidates = (each for each in _ids(task, number) if SAFE_ID.fullmatch(each))
+        short = short_id(self._database, task.session)
+        candidates = (each for each in _ids(task, short, number) if SAFE_ID.fullmatch(each))
         return next(each for each in candidates if not self._is_id_taken(connection, each))
 
     def _is_id_taken(self, connection: Any, task_id: str) -> bool:
@@ -242,9 +246,9 @@ def _uid(connection: Any, notebook_key: int) -> str:
     return str(connection.execute(query, (notebook_key,)).fetchone()[0])
 
 
-def _ids(task: PortableTask, number: int) -> Iterator[str]:
+def _ids(task: PortableTask, short_session: str, number: int) -> Iterator[str]:
     yield task.id
-    yield f"{task.session[:8]}-{number}"
+    yield f"{short_session}-{number}"
     for turn in range(2**32):
         digest = hashlib.sha256(f"{turn} {task.session}".encode("utf-8", "replace")).hexdigest()
         yield f"{digest[:8]}-{number}"
@@ -376,7 +380,7 @@ def _insert_process(connection: Any, key: int, process: PortableProcess) -> None
         "command": json.dumps(list(process.command)),
         "script": process.script,
         "script_as": process.script_as,
-        "directory": process.directory,
+        "directory": kept_path(process.directory),
         "environment": "{}",
         "pty": int(process.pty),
         "timeout_s": process.timeout_s,

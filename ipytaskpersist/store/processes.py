@@ -40,7 +40,7 @@ class NewProcess:
             "command": json.dumps(list(self.command)),
             "script": storable(self.script),
             "script_as": self.script_as,
-            "directory": self.directory,
+            "directory": kept_path(self.directory),
             "environment": json.dumps(dict(self.environment)),
             "pty": int(self.pty),
             "timeout_s": self.options.timeout_s,
@@ -51,8 +51,20 @@ class NewProcess:
         connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
 
 
+def kept_path(path: str) -> str:
+    """A path as the store keeps it: one that is not UTF-8 as a string of JSON."""
+    is_plain = storable(path) == path and not path.startswith('"')
+    return path if is_plain else json.dumps(path)
+
+
+def path_kept(text: str) -> str:
+    """The path that the store has kept so."""
+    return str(json.loads(text)) if text.startswith('"') else text
+
+
 def _process(row: Any) -> ProcessRecord:
     fields = list(row)
+    fields[6] = path_kept(fields[6])
     for place in (3, 7):
         fields[place] = json.loads(fields[place])
     fields[8] = bool(fields[8])

@@ -18,6 +18,7 @@ from ipytaskpersist.records import (
     from_timestamp,
 )
 from ipytaskpersist.store.database import Database, storable
+from ipytaskpersist.store.sessions import short_id
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
     tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
@@ -182,7 +183,7 @@ class Tasks:
             ).fetchone()
             now = time.time()
             row = {
-                "id": f"{new.session_id[:8]}-{number}",
+                "id": f"{short_id(self._database, new.session_id)}-{number}",
                 "number": number,
                 "name": storable(new.name),
                 "notebook_key": new.notebook_key,

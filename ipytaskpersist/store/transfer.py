@@ -9,6 +9,7 @@ one place, wherever a crash comes.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def attached(connection: Any, origin: Path) -> Iterator[None]:
     Meanwhile nothing is raised from outside, as in a transaction.
     """
     with HeldBack():
-        connection.execute("ATTACH ? AS origin", (str(origin),))
+        connection.execute("ATTACH ? AS origin", (os.fsencode(origin),))
         try:
             yield
         finally:
