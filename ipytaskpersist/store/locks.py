@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from ipytaskpersist import disks
 from ipytaskpersist.errors import StoreBusy, StoreError
 from ipytaskpersist.paths import StateDirectory, open_private
+from ipytaskpersist.store.words import DOCTOR
 
 WAIT_S = 20.0
 LOCK_POLL_S = 0.01
@@ -41,10 +43,7 @@ def exclusive(path: Path, busy: str, wait_s: float = WAIT_S) -> Iterator[None]:
     except OSError as error:
         if path.exists():
             raise StoreError(f"cannot lock {path} ({error.strerror}); move it away") from error
-        raise StoreError(
-            f"the state directory {path.parent} cannot be written ({error.strerror}); "
-            "%bg_doctor says what to change"
-        ) from error
+        raise disks.refused(f"the lock {path}", error, path.parent, DOCTOR) from error
     try:
         if os.name == "posix":
             _lock(descriptor, wait_s, busy)
