@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ipytaskpersist.errors import StoreError, StoreFull
+from ipytaskpersist.errors import StoreError, StoreFull, StoreUnwritable
 
 if sys.platform != "win32":
     import resource
@@ -31,7 +31,8 @@ def has_words(error: OSError) -> bool:
 
 def refused(what: str, error: OSError, place: Path, otherwise: str = "") -> StoreError:
     """The error that says why a file cannot be written, and what to do."""
-    kind = StoreFull if error.errno in NO_ROOM else StoreError
+    room = StoreFull if error.errno in NO_ROOM else StoreUnwritable
+    kind = room if has_words(error) else StoreError
     return kind(f"cannot write {what}: {in_words(error, place, otherwise)}")
 
 

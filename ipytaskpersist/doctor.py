@@ -325,11 +325,6 @@ def _room(examined: Examined) -> Iterator[Finding]:
     limit = disks.file_size_limit()
     if limit is not None:
         yield _file_size(limit, _size_of(examined.directory))
-    if disks.has_no_inodes(root):
-        yield _broken(
-            "no inodes are left where the store is, so no file can be made there",
-            f"remove files there; 'df -i {root}' counts them",
-        )
     if free < LITTLE_ROOM_BYTES:
         make = _broken if free < NO_ROOM_BYTES else _warning
         yield make(

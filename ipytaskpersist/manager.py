@@ -21,6 +21,7 @@ from ipytaskpersist.errors import (
     ForkedProcess,
     InvalidRequest,
     StoreError,
+    StoreUnwritable,
     TaskNotDone,
     TaskNotFound,
 )
@@ -76,6 +77,8 @@ class BackgroundTasks(TaskSettings):
         """Called before this lets go of the store."""
         self._unsaid: deque[reconciling.Loss] = deque()
         """What this session has lost, and nobody has been told."""
+        self._said = ""
+        """What was said last of a disk that takes nothing more, and is not said again."""
         self._reconciling = threading.Lock()
         self._watch = liveness.Watch()
         """What this process has seen of sessions that it cannot look at."""
@@ -410,13 +413,25 @@ class BackgroundTasks(TaskSettings):
     # Reconciling.
 
     def reconcile(self) -> None:
-        """Say of every session whose process is gone that it ended, and of its tasks why."""
-        if not self.reconcile_silently():
+        """Say of every session whose process is gone that it ended, and of its tasks why.
+
+        Where the disk takes nothing more it is said later: commands that read go on.
+        """
+        try:
+            if not self.reconcile_silently():
+                return
+        except StoreUnwritable as error:
+            self._say_once(f"what has ended is not recorded yet: {error}")
             return
         while self._unsaid:
             self._say_lost(self._unsaid.popleft())
         if self._processes is not None:
             self._processes.serve_pending()
+
+    def _say_once(self, message: str) -> None:
+        if message != self._said:
+            self._said = message
+            print(legible(message), file=sys.stderr)
 
     def reconcile_silently(self) -> bool:
         """The same from a thread, which has no cell to print to: the next command says it.

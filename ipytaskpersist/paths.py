@@ -272,8 +272,8 @@ def why_not_closed(folder: Path) -> str:
         return ""
     return (
         f"the folder {folder} is open to other users and {why}, so it is neither closed to them "
-        f"nor used; set IPYTASKPERSIST_DIR to a folder of its own, such as {folder}/ipytaskpersist, or "
-        f"type 'chmod 700 {folder}' if nobody else uses it"
+        f"nor used; set IPYTASKPERSIST_DIR to a folder of its own, such as "
+        f"{folder}/ipytaskpersist, or type 'chmod 700 {folder}' if nobody else uses it"
     )
 
 

@@ -191,10 +191,11 @@ class TaskStore:
 
     @property
     def _not_writable(self) -> str:
-        return (
-            f"the store {self.database.path} can only be read: you may not write to it, or to its "
-            "directory; %bg_doctor says what to change"
-        )
+        refusal = disks.trial(self.database.path.parent)
+        why = "you may not write to it, or to its directory; %bg_doctor says what to change"
+        if refusal is not None and disks.has_words(refusal):
+            why = disks.in_words(refusal, self.database.path)
+        return f"the store {self.database.path} can only be read: {why}"
 
     @property
     def _newer(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import sys
 from collections.abc import Callable
@@ -84,7 +83,7 @@ def test_what_is_not_ours_is_not_closed(
             use()
         assert_refused(str(refused.value), folder, why)
     assert mode_of(folder) == mode
-    assert sorted(os.listdir(folder)) == sorted(names)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert doctor.worst(doctor.examine(StateDirectory(folder))) == doctor.BROKEN
 
 
@@ -99,9 +98,8 @@ def test_an_empty_folder_and_one_that_was_made_here_are_closed(tmp_path: Path, m
             TaskStore(directory.archive("2024-01")).open().close()
             problems.record(directory, "a note")
         folders = [state, *(path for path in state.iterdir() if path.is_dir())]
-        assert {path.name: mode_of(path) for path in folders} == {
-            name: 0o700 for name in ("state", "archive", "backups")
-        }
+        assert {path.name for path in folders} == {"state", "archive", "backups"}
+        assert {mode_of(path) for path in folders} == {0o700}
         (state / ".nfs000000012").touch()
         for folder in folders:
             folder.chmod(mode)
@@ -111,7 +109,7 @@ def test_a_private_folder_with_other_things_is_used_as_it_is(tmp_path: Path) -> 
     """Such as a home; a folder in it that is open and has other things is not closed."""
     home = shared(tmp_path / "home", 0o700, "notes.txt")
     backups = shared(home / "backups", 0o755, "photos.tar")
-    with closing(TaskStore(StateDirectory(home)).open()) as store:
-        with pytest.raises(StoreError, match=r"photos\.tar"):
-            store.back_up()
+    store = TaskStore(StateDirectory(home)).open()
+    with closing(store), pytest.raises(StoreError, match=r"photos\.tar"):
+        store.back_up()
     assert mode_of(backups) == 0o755
