@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import disks
+import psutil
 import pytest
 from histories import add_task, begin_session
 from kernels import NotebookKernel, processes_of, until
@@ -21,6 +22,7 @@ from ipytaskpersist import disks as words
 from ipytaskpersist import doctor
 from ipytaskpersist.errors import StoreFull
 from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import TaskState
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.words import PATH_BYTES
@@ -148,6 +150,42 @@ def fill(folder: Path) -> list[Path]:
 
 
 @needs_mounts
+def test_a_supervisor_on_a_full_disk_loses_nothing(
+    make_kernel: MakeKernel, state_dir: Path, tmp_path: Path
+) -> None:
+    """Its log is on that disk, too, and takes nothing of what it has to say."""
+    kernel = make_kernel(notebook=tmp_path / "a.ipynb", run_by=disks.small(state_dir, "size=4m"))
+    begun(kernel, "shell")
+    filler = disks.seen_by(kernel.pid, state_dir) / ".filler.part"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    go(kernel)
+    until(lambda: not tasks_of(state_dir), 30, "the end of what the task has started")
+    kernel.run("%bg_list")
+    filler.unlink()
+    kernel.run("%bg_wait shell --check --timeout 60")
+    assert_whole(kernel, "shell", 200)
+
+
+def tasks_of(state_dir: Path) -> list[psutil.Process]:
+    """The processes of tasks."""
+    found = []
+    for process in processes_of(state_dir):
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK):
+                found.append(process)
+    return found
+
+
+def assert_whole(kernel: NotebookKernel, how: str, step: int = 1) -> None:
+    """All that a task has printed is stored: its lines are numbered."""
+    lines = kernel.run(f"%bg_output {how} --stdout").text.splitlines()
+    numbers = [int(line.split()[0]) for line in lines[1:3001]]
+    assert numbers == [*range(0, 3000 * step, step)], how
+
+
+@needs_mounts
 def test_the_first_launch_on_a_disk_without_inodes(
     make_kernel: MakeKernel, state_dir: Path
 ) -> None:
@@ -179,10 +217,8 @@ def test_a_limit_on_the_size_of_files(
     for pid in {int(line.split("--pid ")[1].split()[0]) for line in problems.open()}:
         subprocess.run(["prlimit", "--pid", str(pid), "--fsize=unlimited"], check=True)
     kernel.run("%bg_wait thread shell --check --timeout 60")
-    for how, step in (("thread", 1), ("shell", 200)):
-        lines = kernel.run(f"%bg_output {how} --stdout").text.splitlines()
-        numbers = [int(line.split()[0]) for line in lines[1:3001]]
-        assert numbers == [*range(0, 3000 * step, step)], how
+    assert_whole(kernel, "thread")
+    assert_whole(kernel, "shell", 200)
 
 
 SMALL = ("a backup", "an export", "a saved output")
