@@ -166,8 +166,9 @@ class BackgroundTasks(TaskSettings):
 
     def warn(self, message: str) -> None:
         """Say that the store has a problem, and keep that for the doctor."""
-        print(legible(message), file=sys.stderr)
         problems.record(self.directory, message)
+        with suppress(OSError, ValueError):  # a file on the full disk, or closed
+            print(legible(message), file=sys.stderr)
 
     # Launching.
 
