@@ -185,7 +185,7 @@ OURS = re.compile(
     r"|\d{4}-\d\d[-.].*|\w{8,}-\d+(\.json)?|[0-9a-f]+\.pickle|(supervisor-.*|upkeep|notifier)\.log"
 )
 """The names of what is in the folders that we make."""
-SYSTEMS = (".nfs", ".fuse_hidden", ".DS_Store")
+SYSTEMS = (".nfs", ".fuse_hidden", ".DS_Store", "lost+found")
 """How names begin that a system puts into any folder."""
 
 

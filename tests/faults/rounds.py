@@ -85,7 +85,8 @@ class Round:
     # What to do.
 
     def _plan(self) -> tuple[list[Fault], Play]:
-        point = self.point or (self.dice.choice([*POINTS]) if self.dice.random() < 0.75 else "")
+        at_a_point = self.dice.random() < 0.75 or self.signal == NO_ROOM
+        point = self.point or (self.dice.choice([*POINTS]) if at_a_point else "")
         if not point:
             return [], Round.work_and_strike
         role = self.dice.choice(POINTS[point].roles)
