@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -315,13 +316,16 @@ def launching(state_dir: Path) -> Iterator[Launching]:
     program.kill()
 
 
+KILLS = int(os.environ.get("IPYTASKPERSIST_KILLS", "20"))
+
+
 @pytest.mark.timeout(600)
 def test_a_supervisor_killed_at_any_moment_leaves_a_prefix_and_nothing_running(
     launching: Launching, store: TaskStore, tmp_path: Path
 ) -> None:
-    """50 kills: an exact prefix, interrupted, and no process of the task is left."""
+    """So many kills: an exact prefix, interrupted, and no process of the task is left."""
     chance = random.Random(3)
-    for round_number in range(50):
+    for round_number in range(KILLS):
         witness = tmp_path / f"witness-{round_number}"
         pause = chance.choice(["", "sleep 0.001; ", "sleep 0.02; "])
         task_id = launching.launch(WITNESSED.format(witness=witness, pause=pause))
