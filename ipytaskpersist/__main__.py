@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from ipytaskpersist import disks
 from ipytaskpersist.commands import run, verbs
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks, current
@@ -46,6 +47,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BackgroundError as error:
         print(f"jupyter bg: {for_shell(legible_lines(str(error)))}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if not disks.has_words(error):
+            raise
+        print(f"jupyter bg: {surface.in_words(str(disks.refusal(error)))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         # The reader, as in `jupyter bg output | head`, has seen enough. What is left in the

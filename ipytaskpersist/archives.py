@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ipytaskpersist.errors import StoreError
+from ipytaskpersist.paths import remove
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection, TaskStore
@@ -118,7 +119,7 @@ class Archives:
             return self.open(month)
         except StoreError:
             for suffix in ("", "-wal", "-shm") if is_new else ():
-                Path(f"{place}{suffix}").unlink(missing_ok=True)
+                remove(Path(f"{place}{suffix}"))
             raise
 
     def unarchive(self, tasks: Sequence[TaskRecord]) -> None:

@@ -60,7 +60,11 @@ class StoreBusy(StoreError):
     """Another program held the store for longer than this one may wait."""
 
 
-class StoreFull(StoreError):
+class StoreUnwritable(StoreError):
+    """The disk takes nothing more: it has no room, can only be read, or reports errors."""
+
+
+class StoreFull(StoreUnwritable):
     """No room is left on the disk."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipytaskpersist import librarysettings, mentions, places, provenance, shellcells, variables
-from ipytaskpersist.errors import InvalidRequest, StoreFull
+from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.interruption import HeldBack
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
@@ -293,7 +293,7 @@ class Launcher:
         """Pickle what a task is given. Raises `InvalidRequest` for what cannot be pickled."""
         try:
             return self._host.payloads.prepare([setting, given], self._namespace())
-        except StoreFull:
+        except StoreError:
             raise
         except Exception as error:  # whatever a class raises when it is pickled
             kept = {k: v for k, v in setting.libraries.items() if self._is_picklable(v)}

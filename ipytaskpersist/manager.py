@@ -21,6 +21,7 @@ from ipytaskpersist.errors import (
     ForkedProcess,
     InvalidRequest,
     StoreError,
+    StoreUnwritable,
     TaskNotDone,
     TaskNotFound,
 )
@@ -76,6 +77,8 @@ class BackgroundTasks(TaskSettings):
         """Called before this lets go of the store."""
         self._unsaid: deque[reconciling.Loss] = deque()
         """What this session has lost, and nobody has been told."""
+        self._said = ""
+        """What was said last of a disk that takes nothing more, and is not said again."""
         self._reconciling = threading.Lock()
         self._waits = waits.Waits()
         self._watch = liveness.Watch()
@@ -164,8 +167,9 @@ class BackgroundTasks(TaskSettings):
 
     def warn(self, message: str) -> None:
         """Say that the store has a problem, and keep that for the doctor."""
-        print(legible(message), file=sys.stderr)
         problems.record(self.directory, message)
+        with suppress(OSError, ValueError):  # a file on the full disk, or closed
+            print(legible(message), file=sys.stderr)
 
     # Launching.
 
@@ -413,13 +417,25 @@ class BackgroundTasks(TaskSettings):
     # Reconciling.
 
     def reconcile(self) -> None:
-        """Say of every session whose process is gone that it ended, and of its tasks why."""
-        if not self.reconcile_silently():
+        """Say of every session whose process is gone that it ended, and of its tasks why.
+
+        Where the disk takes nothing more it is said later: commands that read go on.
+        """
+        try:
+            if not self.reconcile_silently():
+                return
+        except StoreUnwritable as error:
+            self._say_once(f"what has ended is not recorded yet: {error}")
             return
         while self._unsaid:
             print(self._unsaid.popleft().in_words(), file=sys.stderr)
         if self._processes is not None:
             self._processes.serve_pending()
+
+    def _say_once(self, message: str) -> None:
+        if message != self._said:
+            self._said = message
+            print(legible(message), file=sys.stderr)
 
     def reconcile_silently(self) -> bool:
         """The same from a thread, which has no cell to print to: the next command says it.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ipytaskpersist import disks
 from ipytaskpersist.errors import InvalidRequest, StoreError
 
 NO_HOME = "this user has no home folder (neither HOME nor the list of users names one)"
@@ -163,8 +165,8 @@ class StateDirectory:
             make_private(self.store.parent)
         except OSError as error:
             raise StoreError(
-                f"cannot make the state directory {self.root} ({error.strerror}); "
-                "set IPYTASKPERSIST_DIR to a folder that you can write"
+                f"cannot make the state directory {self.root}: "
+                f"{disks.in_words(error, self.root, OTHER_FOLDER)}"
             ) from error
         self.require_own()
 
@@ -190,8 +192,19 @@ class StateDirectory:
 
 # Files and folders that nobody else can read.
 
+OTHER_FOLDER = "set IPYTASKPERSIST_DIR to a folder that you can write"
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """Neither opens what a link leads to, nor waits for the other end of a pipe."""
+
+
+OURS = re.compile(
+    r"tasks.*|\..*\.part|\.?signing\.key.*|problems\.jsonl|upkeep\.lock"
+    r"|archive|backups|environments|logs|payloads"
+    r"|\d{4}-\d\d[-.].*|\w{8,}-\d+(\.json)?|[0-9a-f]+\.pickle|(supervisor-.*|upkeep|notifier)\.log"
+)
+"""The names of what is in the folders that we make."""
+SYSTEMS = (".nfs", ".fuse_hidden", ".DS_Store", "lost+found")
+"""How names begin that a system puts into any folder."""
 
 
 def is_own(path: Path | str) -> bool:
@@ -216,8 +229,9 @@ def is_folder(path: Path) -> bool:
 def make_private(folder: Path) -> Path:
     """Make a folder that only its owner can enter, whatever the umask, and return it.
 
-    So are those above it that are missing. One that is there is closed to others. Raises
-    `StoreError` for one of another user.
+    So are those above it that are missing. One that is there is closed to others when it is empty
+    or was made here. Raises `StoreError` for one of another user, for one that others use, and
+    where the disk takes no more; `OSError` otherwise.
     """
     try:
         _make(folder)
@@ -225,6 +239,10 @@ def make_private(folder: Path) -> Path:
         if not folder.is_dir():
             raise
         _close_to_others(folder)
+    except OSError as error:
+        if not disks.has_words(error):
+            raise
+        raise disks.refused(f"the folder {folder}", error, folder) from error
     return folder
 
 
@@ -246,8 +264,39 @@ def _close_to_others(folder: Path) -> None:
             f"the folder {folder} belongs to another user; "
             "set IPYTASKPERSIST_DIR to a folder of your own"
         )
-    if os.name == "posix" and stat.S_IMODE(folder.stat().st_mode) & 0o077:
+    if is_open(folder):
+        refusal = why_not_closed(folder)
+        if refusal:
+            raise StoreError(refusal)
         _chmod(folder)
+
+
+def is_open(folder: Path) -> bool:
+    """Whether others may enter or read a folder. Raises `OSError`."""
+    return os.name == "posix" and bool(stat.S_IMODE(folder.stat().st_mode) & 0o077)
+
+
+def why_not_closed(folder: Path) -> str:
+    """Why a folder of one's own that is open to others has to stay so; empty when it may be closed.
+
+    Others may use one that was not made here, as they use `/tmp`, a project's folder, or a home.
+    """
+    foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
+    if folder.stat().st_mode & stat.S_ISVTX:
+        why = "is meant for all users"
+    elif foreign:
+        why = f"holds what is not ipytaskpersist's ({foreign[0]!r})"
+    else:
+        return ""
+    return (
+        f"the folder {folder} is open to other users and {why}, so it is neither closed to them "
+        f"nor used; set IPYTASKPERSIST_DIR to a folder of its own, such as "
+        f"{folder}/ipytaskpersist, or type 'chmod 700 {folder}' if nobody else uses it"
+    )
+
+
+def _is_ours(name: str) -> bool:
+    return OURS.fullmatch(name) is not None or name.startswith(SYSTEMS)
 
 
 def _chmod(folder: Path) -> None:
@@ -299,6 +348,12 @@ def _of_own_file(descriptor: int, path: Path) -> os.stat_result:
     if hasattr(os, "getuid") and status.st_uid != os.getuid():
         raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
     return status
+
+
+def remove(file: Path) -> None:
+    """Remove an unfinished file. Where that cannot be done either, upkeep does it later."""
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def make_durable(file: Path) -> None:

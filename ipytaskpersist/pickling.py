@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ipytaskpersist.errors import StoreError
+
 Namespace = dict[str, Any] | None
 NAMESPACE_ID, SHELL_ID = "namespace", "shell"
 TOGETHER = b"\0values\n"
@@ -28,7 +30,7 @@ class Writer(Protocol):
     size: int
 
     def write(self, data: Any) -> int:
-        """Write."""
+        """Write. Raises `StoreError` where the disk takes no more."""
 
 
 def pickler(file: Writer, namespace: Namespace) -> Any:
@@ -110,7 +112,7 @@ class Unpicklable(Exception):
 def write_together(file: Writer, values: Mapping[str, Any], namespace: Namespace) -> dict[str, int]:
     """Write named values with one memo. Returns the size of each in bytes.
 
-    Raises `Unpicklable`, which leaves the file unusable, and `OSError`.
+    Raises `Unpicklable`, which leaves the file unusable, and `StoreError`.
     """
     file.write(TOGETHER)
     made, sizes = pickler(file, namespace), dict[str, int]()
@@ -118,7 +120,7 @@ def write_together(file: Writer, values: Mapping[str, Any], namespace: Namespace
         before = file.size
         try:
             made.dump(value)
-        except OSError:
+        except StoreError:
             raise
         except Exception as error:  # whatever a class raises when it is pickled
             raise Unpicklable(name, error) from error

@@ -148,7 +148,8 @@ class Recorder:
 
     def say(self, message: str) -> None:
         """Say what went wrong, and keep it for the doctor."""
-        self._warn(message)
+        with suppress(OSError, ValueError):  # where it is said may be full, or closed
+            self._warn(message)
 
     def post(self, change: Change) -> None:
         """Make a change of state after all that was printed, without waiting for it."""
@@ -240,7 +241,7 @@ class Recorder:
         try:
             return recording.take(now)
         except Exception as error:  # what one task prints must not end the writer for all
-            self._warn(f"a piece of output was lost ({type(error).__name__}: {error})")
+            self.say(f"a piece of output was lost ({type(error).__name__}: {error})")
             return []
 
     def _write(self, outputs: list[NewOutput]) -> None:
@@ -287,7 +288,7 @@ class Recorder:
                 if isinstance(error, StoreDamaged):
                     self._repair()
             except Exception as error:  # one bad record must not end the writer for all tasks
-                self._warn(f"a record could not be stored ({type(error).__name__}: {error})")
+                self.say(f"a record could not be stored ({type(error).__name__}: {error})")
                 return
         self._commits += 1
         if not self._healthy:
@@ -301,7 +302,7 @@ class Recorder:
     def _set_unhealthy(self, error: StoreError) -> None:
         if self._healthy:
             self._healthy = False
-            self._warn(
+            self.say(
                 f"{error}. Background tasks go on; their output is kept in memory (up to "
                 f"{KEEP_CHARACTERS // 2**20} MB) and stored when the store can be written again."
             )
@@ -309,7 +310,7 @@ class Recorder:
     def _set_healthy(self) -> None:
         self._healthy = True
         lost, self._lost_characters = self._lost_characters, 0
-        self._warn(
+        self.say(
             "the store can be written again; "
             + (
                 f"{lost:,} characters of output were lost, and a line in it says where."
@@ -366,4 +367,4 @@ class Recorder:
         except StoreError as error:
             self._set_unhealthy(error)
         except Exception as error:  # one task's trouble must not end the writer for all
-            self._warn(f"tasks could not be looked after ({type(error).__name__}: {error})")
+            self.say(f"tasks could not be looked after ({type(error).__name__}: {error})")

@@ -50,7 +50,7 @@ LAYERS = (
         "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
-        "widgetmarks", "ownership", "projectfile", "gitfolders",
+        "widgetmarks", "ownership", "disks", "projectfile", "gitfolders",
     },
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ipytaskpersist import completion, outputs, references, views
+from ipytaskpersist import completion, disks, outputs, references, views
 from ipytaskpersist.commands.definition import (
     as_json,
     one,
@@ -165,7 +165,7 @@ def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
         with typed_path(path).open("wb") as file:
             size = sum(file.write(piece) for piece in pieces)
     except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
+        raise disks.refused(str(path), error, typed_path(path)) from error
     click.echo(legible(f"task {task.label}: {size:,} bytes written to {path}"))
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ipytaskpersist import environments
+from ipytaskpersist import disks, environments
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.identity import ProcessIdentity
@@ -169,6 +169,8 @@ class ProcessRunner:
                 log,
             )
         except OSError as error:
+            if disks.has_words(error):
+                raise disks.refused(f"the supervisor's log {log}", error, log) from error
             raise StoreError(
                 f"the supervisor of process tasks could not be started ({error.strerror}); "
                 "run the cell with --thread, or free some of this machine's processes"

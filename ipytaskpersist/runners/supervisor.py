@@ -517,8 +517,9 @@ def _whole(changes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _log(message: str) -> None:
-    """To the supervisor's log: its standard error is a file."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=sys.stderr, flush=True)
+    """To the supervisor's log: its standard error is a file, on the disk that may be full."""
+    with suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import time
 
 from ipytaskpersist import problems
+from ipytaskpersist.errors import StoreError
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.runners.detached import python_command, start_detached
 from ipytaskpersist.store import TaskStore
@@ -69,5 +70,5 @@ def _start(store: TaskStore, tasks: list[TaskRecord]) -> None:
     _started[:] = [each for each in _started if each.poll() is None]
     try:
         _started.append(start_detached(command, os.environ, directory.notifier_log))
-    except OSError as error:
-        problems.record(directory, f"the end of tasks could not be told ({error.strerror})")
+    except (OSError, StoreError) as error:
+        problems.record(directory, f"the end of tasks could not be told ({error})")

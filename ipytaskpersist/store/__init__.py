@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist import problems
+from ipytaskpersist import disks, problems
 from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull
-from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private
+from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private, remove
 from ipytaskpersist.store.database import SQLITE_VERSION, Database
 from ipytaskpersist.store.filesystems import against_wal, journal_mode_for
 from ipytaskpersist.store.locks import one_at_a_time
@@ -191,10 +191,11 @@ class TaskStore:
 
     @property
     def _not_writable(self) -> str:
-        return (
-            f"the store {self.database.path} can only be read: you may not write to it, or to its "
-            "directory; %bg_doctor says what to change"
-        )
+        refusal = disks.trial(self.database.path.parent)
+        why = "you may not write to it, or to its directory; %bg_doctor says what to change"
+        if refusal is not None and disks.has_words(refusal):
+            why = disks.in_words(refusal, self.database.path)
+        return f"the store {self.database.path} can only be read: {why}"
 
     @property
     def _newer(self) -> str:
@@ -311,7 +312,7 @@ class TaskStore:
         try:
             new_private(partial).close()
         except OSError as error:
-            raise StoreError(f"cannot write {target} ({error.strerror})") from error
+            raise disks.refused(str(target), error, target.parent) from error
         try:
             self.database.copy(connection, partial)
             make_durable(partial)
@@ -319,9 +320,9 @@ class TaskStore:
         except StoreFull as error:
             raise StoreFull(f"no room is left for {target}; nothing was written there") from error
         except OSError as error:
-            raise StoreError(f"cannot write {target} ({error.strerror})") from error
+            raise disks.refused(str(target), error, target.parent) from error
         finally:
-            partial.unlink(missing_ok=True)
+            remove(partial)
 
     def _forget_old_backups(self) -> None:
         """Keep only the newest of the backups that nobody asked for."""

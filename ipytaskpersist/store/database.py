@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ipytaskpersist import disks
 from ipytaskpersist.errors import (
     ForkedProcess,
     StoreBusy,
@@ -42,7 +43,7 @@ from ipytaskpersist.store.files import (
     shared_memory_of,
 )
 from ipytaskpersist.store.filesystems import NETWORK_MODE, journal_mode_for, shares_memory
-from ipytaskpersist.store.words import in_words
+from ipytaskpersist.store.words import DOCTOR, in_words
 
 try:
     from pysqlite3 import dbapi2 as sqlite3
@@ -182,7 +183,7 @@ class Database:
         except FileExistsError:
             return
         except OSError as error:
-            raise StoreError(f"cannot make the store {self.path}: {error.strerror}") from error
+            raise disks.refused(f"the store {self.path}", error, self.path, DOCTOR) from error
 
     def _set_leftovers_aside(self) -> None:
         """A log whose store was renamed must not be taken for that of a new one."""
@@ -248,7 +249,7 @@ class Database:
             connection = self._connect()
             is_same = before is not None and identity_of(self.path) == before
         except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be used ({error.strerror})") from error
+            raise disks.refused(f"the store {self.path}", error, self.path, DOCTOR) from error
         if not is_same:
             connection.close()
             raise StoreBusy(f"the store {self.path} is just being replaced; try again")
@@ -521,6 +522,11 @@ class Database:
         """Turn SQLite's errors into ones that say which store, and what to do."""
         try:
             yield
+        except OSError as error:
+            if not disks.has_words(error):
+                raise
+            what = error.filename or f"beside the store {self.path}"
+            raise disks.refused(what, error, self.path.parent) from error
         except UnicodeDecodeError as error:
             # Of SQLite's own message, in which there is something of the damage.
             raise self.damaged("a text is not UTF-8") from error

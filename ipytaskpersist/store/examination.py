@@ -24,6 +24,10 @@ class Look(Database):
         super().__init__(directory)
         self.read_only = True
 
+    @property
+    def _own_patience_ms(self) -> int:
+        return PATIENCE_MS
+
     def _connect(self) -> Any:
         self.directory.require_own()
         with self.errors():

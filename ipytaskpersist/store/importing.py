@@ -14,12 +14,12 @@ import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist.paths import new_private
+from ipytaskpersist import disks
+from ipytaskpersist.paths import new_private, remove
 from ipytaskpersist.records import ResultRecord, TaskState
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import Database, storable
@@ -86,8 +86,9 @@ class Importer:
     def _begin_to_gather(self) -> None:
         # Not a temporary table: pysqlite3 keeps those in memory, and an output may be larger.
         file = self._database.directory.root / f".import-{secrets.token_hex(4)}.part"
-        new_private(file).close()
         self._detach()  # what an import has left that a stop button has parted from its end
+        with disks.writing(f"what is imported to {file.parent}", file):
+            new_private(file).close()
         try:
             self._database.execute("ATTACH ? AS gathered", (os.fsencode(file),))
             self._is_gathering = True
@@ -96,15 +97,14 @@ class Importer:
             self._database.execute(GATHERED)
         finally:
             # Its connection has it open, and nobody else is to find it. Windows refuses that.
-            with suppress(PermissionError):
-                file.unlink(missing_ok=True)
+            remove(file)
             self._file = file
 
     def close(self) -> None:
         """Let go of what was gathered."""
         if self._is_gathering:
             self._detach()
-            self._file.unlink(missing_ok=True)
+            remove(self._file)
             self._is_gathering = False
 
     def _detach(self) -> None:

@@ -7,8 +7,10 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ipytaskpersist import disks
 from ipytaskpersist.errors import StoreBusy, StoreError
 from ipytaskpersist.paths import StateDirectory, open_private
+from ipytaskpersist.store.words import DOCTOR
 
 WAIT_S = 20.0
 LOCK_POLL_S = 0.01
@@ -43,10 +45,7 @@ def exclusive(path: Path, busy: str, wait_s: float = WAIT_S) -> AbstractContextM
     except OSError as error:
         if path.exists():
             raise StoreError(f"cannot lock {path} ({error.strerror}); move it away") from error
-        raise StoreError(
-            f"the state directory {path.parent} cannot be written ({error.strerror}); "
-            "%bg_doctor says what to change"
-        ) from error
+        raise disks.refused(f"the lock {path}", error, path.parent, DOCTOR) from error
     try:
         if os.name == "posix":
             _lock(file.fileno(), wait_s, busy)

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.errors import StoreDamaged, StoreError
+from ipytaskpersist import disks
+from ipytaskpersist.errors import StoreDamaged
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.plaintext import as_shown, distinct_words
 from ipytaskpersist.records import LIVE_STATES, STREAM_KINDS, OutputKind, OutputRecord
@@ -174,9 +175,8 @@ class SearchIndex:
             with exclusive(self._directory.lock, busy):
                 yield
         except OSError as error:
-            raise StoreError(
-                f"cannot make the search index {self._database.path} ({error.strerror})"
-            ) from error
+            what = f"the search index {self._database.path}"
+            raise disks.refused(what, error, self._database.path) from error
 
     @property
     def is_damaged(self) -> bool:
