@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # The working directory, which ``python -m`` puts there: its files are no modules of ours.
+    del sys.path[0]
+
 import io
 import os
-import sys
 
 import click
 
