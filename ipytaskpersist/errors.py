@@ -60,6 +60,10 @@ class StoreBusy(StoreError):
     """Another program held the store for longer than this one may wait."""
 
 
+class StoreNewer(StoreError):
+    """A newer version has brought the store up to date, and this one may not write it."""
+
+
 class StoreFull(StoreError):
     """No room is left on the disk."""
 

@@ -170,7 +170,7 @@ def main() -> None:
     directory = StateDirectory(Path(root))
     store = TaskStore(directory)
     try:
-        if not store.exists or store.open().read_only:
+        if not store.exists or not store.open().is_own_version:
             return
         if store.upkeep.claim("upkeep", INTERVAL_S):
             run(store, Limits(**json.loads(limits)))

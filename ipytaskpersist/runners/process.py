@@ -158,6 +158,7 @@ class ProcessRunner:
 
     def _start_supervisor(self) -> SupervisorRecord:
         """Start a process that has nothing of this one's: neither session nor streams."""
+        self._store.require_writable()
         session = self._session()
         environment, log = dict(os.environ), self._directory.supervisor_log(session.id)
         command = python_command("runners.supervisor")

@@ -21,13 +21,7 @@ from ipytaskpersist.paths import StateDirectory, make_durable
 from ipytaskpersist.records import OutputKind, TaskState
 from ipytaskpersist.store.database import sqlite3
 from ipytaskpersist.store.files import identity_of, move_log, read_options
-from ipytaskpersist.store.migrations import (
-    FILL_UIDS,
-    STEPS,
-    create_triggers,
-    drop_triggers,
-    migrate,
-)
+from ipytaskpersist.store.migrations import FILL_UIDS, STEPS, migrate, without_triggers
 
 if TYPE_CHECKING:
     from ipytaskpersist.store import TaskStore
@@ -239,10 +233,8 @@ def _filling(fresh: TaskStore) -> Iterator[Any]:
     """A transaction in which rows may come in any order, and nothing happens because they come."""
     fresh.database.execute("PRAGMA foreign_keys = OFF")
     try:
-        with fresh.database.transaction() as target:
-            drop_triggers(target)
+        with fresh.database.transaction() as target, without_triggers(target):
             yield target
-            create_triggers(target)
     finally:
         fresh.database.execute("PRAGMA foreign_keys = ON")
 
