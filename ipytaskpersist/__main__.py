@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # The working directory, which ``python -m`` puts there: its files are no modules of ours.
+    del sys.path[0]
+
 import io
 import os
-import sys
 
 import click
 
@@ -48,16 +53,16 @@ def main() -> None:
     except BackgroundError as error:
         print(f"jupyter bg: {for_shell(legible_lines(str(error)))}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        if not disks.has_words(error):
-            raise
-        print(f"jupyter bg: {surface.in_words(str(disks.refusal(error)))}", file=sys.stderr)
-        sys.exit(1)
     except BrokenPipeError:
         # The reader, as in `jupyter bg output | head`, has seen enough. What is left in the
         # buffer goes nowhere, or the interpreter would complain about it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if not disks.has_words(error):
+            raise
+        print(f"jupyter bg: {for_shell(legible_lines(str(disks.refusal(error))))}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

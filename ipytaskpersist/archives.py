@@ -150,7 +150,7 @@ class Archives:
         return self._store.tasks.ended_before(time.time() - age_s, except_tag=keep)
 
     def _moving(self) -> AbstractContextManager[object]:
-        self._store.require_writable()
+        self._store.require_own_version()
         return exclusive(
             self._store.directory.upkeep_lock,
             "another process is moving tasks between the store and its archives; try again soon",

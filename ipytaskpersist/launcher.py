@@ -19,8 +19,8 @@ from ipytaskpersist.paths import typed_path
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
 from ipytaskpersist.references import check_tags
-from ipytaskpersist.runners.child import Given, Setting
 from ipytaskpersist.runners.detached import python_command
+from ipytaskpersist.runners.given import Given, Setting
 from ipytaskpersist.runners.process import ProcessRunner
 from ipytaskpersist.secretnames import in_use, is_secret
 from ipytaskpersist.shellcells import ShellCommand

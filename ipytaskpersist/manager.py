@@ -514,8 +514,14 @@ class BackgroundTasks(TaskSettings):
                 return current
             if time.monotonic() - reconciled_at > RECONCILE_S:
                 self.reconcile()
+                self._refuse_to_wait_in_vain()
                 reconciled_at = time.monotonic()
             self._pause(current)
+
+    def _refuse_to_wait_in_vain(self) -> None:
+        """What this process's tasks become is no longer in the store. Raises `StoreNewer`."""
+        if self._recorder is not None and self._recorder.is_aside:
+            self.store.require_writable()
 
     def _is_over(self, task: TaskRecord) -> bool:
         """Whether a task has ended. What others say of one of this process, it says otherwise."""
@@ -586,7 +592,7 @@ class BackgroundTasks(TaskSettings):
 
     def delete(self, tasks: Sequence[TaskRecord]) -> None:
         """Remove ended tasks for good, with everything that was stored of them."""
-        self.store.require_writable()
+        self.store.require_own_version()
         for task in tasks:
             if not task.state.is_final:
                 raise InvalidRequest(

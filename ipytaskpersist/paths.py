@@ -137,6 +137,11 @@ class StateDirectory:
         return self.root / "payloads"
 
     @property
+    def aside(self) -> Path:
+        """What processes have kept that may not write the store any more, a file for each."""
+        return self.root / "aside"
+
+    @property
     def environments(self) -> Path:
         """The environments of tasks that wait for their supervisor, a file for each."""
         return self.root / "environments"

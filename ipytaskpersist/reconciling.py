@@ -11,6 +11,7 @@ from ipytaskpersist.processes import Process, kill_tasks
 from ipytaskpersist.records import SILENT, ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners import telling
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.store.aside import take_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ def reconcile(store: TaskStore, own_session: str, watch: Watch | None = None) ->
     and nobody would see them. `watch` is what this process has seen of those that are elsewhere.
     """
     watch = watch or Watch()
+    take_in(store)
     dead = find_dead(store, except_session=own_session, watch=watch)
     for death in dead:
         session, at = death.owner, death.owner.heartbeat_at.timestamp()

@@ -20,7 +20,7 @@ from time import sleep
 from typing import Any
 
 from ipytaskpersist.active import start_outside
-from ipytaskpersist.errors import NoThread, StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.errors import NoThread, StoreBusy, StoreDamaged, StoreError, StoreNewer
 from ipytaskpersist.recording import (
     CHUNK_BYTES,
     PROGRESS_S,
@@ -28,7 +28,14 @@ from ipytaskpersist.recording import (
     Recording,
     size_of,
 )
-from ipytaskpersist.store import NewOutput, TaskStore
+from ipytaskpersist.store import (
+    NewOutput,
+    TaskStore,
+    repair,  # noqa: F401 - what a removed or damaged store needs is of this version, too
+    restoring,  # noqa: F401
+    succession,  # noqa: F401
+)
+from ipytaskpersist.store.aside import Aside
 
 GATHER_S = 0.010
 KEEP_CHARACTERS = 32 * 1024 * 1024
@@ -78,6 +85,8 @@ class Recorder:
         self.live_tasks = 0
         """How many tasks run. Their runner says; while it is zero the writer only waits."""
         self._store = store
+        self._aside: Aside | None = None
+        """Takes the store's place once a newer version has taken over that."""
         self._warn = warn
         self._heartbeat = heartbeat
         self._watch = watch
@@ -181,7 +190,7 @@ class Recorder:
             if self._stopping:
                 break
             if self.live_tasks:
-                if time.monotonic() - heartbeat_at > HEARTBEAT_S:
+                if not self.is_aside and time.monotonic() - heartbeat_at > HEARTBEAT_S:
                     heartbeat_at = time.monotonic()
                     self._quietly(self._heartbeat)
                     self._quietly(self._tell_dropped)
@@ -230,7 +239,7 @@ class Recorder:
             elif change is not None:
                 self._write(outputs)
                 outputs = []
-                self._persist(partial(change, self._store))
+                self._persist(change)
         self._write(outputs)
         self._moving.update(each for each, *_rest in batch if each and each.has_moved)
         for _recording, _change, committed in batch:
@@ -248,7 +257,7 @@ class Recorder:
         if outputs:
             rows = [output.as_row() for output in outputs]
             self._written_bytes += sum(len(row[-1]) for row in rows)
-            self._persist(lambda: self._store.outputs.append(rows))
+            self._persist(lambda store: store.outputs.append(rows))
 
     def _checkpoint(self) -> None:
         """Use a pause to shorten the log, in a thread, so that the next print need not wait."""
@@ -269,13 +278,15 @@ class Recorder:
             self._store.database.checkpoint()
         self.let_go_of_store()
 
-    def _persist(self, write: Callable[[], object]) -> None:
+    def _persist(self, write: Callable[[Any], object]) -> None:
         """Write, and try again for as long as the store cannot be written."""
         begun_at = time.monotonic()
         while True:
             try:
-                write()
+                write(self._target)
                 break
+            except StoreNewer as error:
+                self.go_aside(error)
             except StoreError as error:
                 if isinstance(error, StoreBusy) and time.monotonic() - begun_at < BUSY_S:
                     self._make_room()
@@ -293,6 +304,27 @@ class Recorder:
         self._commits += 1
         if not self._healthy:
             self._set_healthy()
+
+    @property
+    def _target(self) -> Any:
+        """What takes changes: the store, or what stands in its place."""
+        return self._aside or self._store
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether nothing more is written to the store."""
+        return self._aside is not None
+
+    def go_aside(self, error: StoreNewer) -> None:
+        """Keep in a file what changes from now on: a newer version has taken over the store."""
+        if self._aside is None:
+            aside = self._aside = Aside(self._store.directory, self._store.session_id)
+            self._warn(
+                f"{error}. Background tasks go on, and the newer version can cancel them; what "
+                f"they print and how they end is kept for it in aside/{aside.path.name}"
+            )
+            with suppress(StoreError):  # the first change tries again
+                aside.begin()
 
     def _repair(self) -> None:
         """What is printed now has no place in the damaged store, and need not wait for a person."""
@@ -352,11 +384,11 @@ class Recorder:
                     self._moving.discard(recording)
                     continue
             recording.is_watched = True
-            self._quietly(partial(recording.tell_progress, self._store))
+            self._quietly(partial(recording.tell_progress, self._target))
 
     def _tell_dropped(self) -> None:
         for recording in list(self.recordings):
-            recording.tell_dropped(self._store)
+            recording.tell_dropped(self._target)
 
     def _quietly(self, call: Callable[[], None]) -> None:
         """The writer must not die of a store that is busy for a moment: it will call again."""
@@ -364,6 +396,8 @@ class Recorder:
             call()
         except StoreBusy:
             pass
+        except StoreNewer as error:
+            self.go_aside(error)
         except StoreError as error:
             self._set_unhealthy(error)
         except Exception as error:  # one task's trouble must not end the writer for all

@@ -93,7 +93,7 @@ def _chosen(surface: Surface, refs: Sequence[str], older_than: str | None) -> li
     if refs:
         return manager.find_all(refs)
     manager.reconcile()
-    manager.store.open().require_writable()
+    manager.store.open().require_own_version()
     return manager.archives.older_than(parse_age(older_than or ""), manager.keep)
 
 
@@ -155,7 +155,7 @@ def restore(surface: Surface, file: Path, yes: bool) -> None:
     restoring.check(source)
     manager.reconcile()
     store = manager.store.open()
-    store.require_writable()
+    store.require_own_version()
     count = store.statistics.count()
     if count and not yes:
         surface.confirm(

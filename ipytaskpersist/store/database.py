@@ -26,6 +26,7 @@ from ipytaskpersist.errors import (
     StoreBusy,
     StoreDamaged,
     StoreError,
+    StoreNewer,
 )
 from ipytaskpersist.interruption import HeldBack, let_through
 from ipytaskpersist.paths import StateDirectory, new_private, open_private
@@ -117,6 +118,12 @@ class Database:
 
         Without it the connections that there are go on with the file that they have opened.
         """
+        self.version: int | None = None
+        """The schema's version, as far as this process knows; None while that does not matter."""
+        self.on_version: Callable[[int], None] = lambda _version: None
+        """Called within a transaction that finds another version. It may refuse to write that."""
+        self.newer_words: Callable[[], str] = str
+        """What to say, where a statement fails, of a store that a newer version wrote."""
         self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
         self._identity: Identity | None = None
         """Which file the connections have open."""
@@ -418,6 +425,11 @@ class Database:
         with self.errors():
             return self._run(self.connection, sql, parameters)
 
+    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """Run one statement that changes something, in a transaction of its own if in none."""
+        with self.transaction() as connection:
+            return self._run(connection, sql, parameters)
+
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """All rows of one query."""
         with self.errors():
@@ -446,13 +458,18 @@ class Database:
 
         A deferred one that reads before it writes fails at once when another writer came between,
         whatever the busy timeout says. Between its start and its end nothing is raised from
-        outside: an exception there would leave everybody else without the lock.
+        outside: an exception there would leave everybody else without the lock. One within another
+        is a part of it.
         """
         connection, here = self.connection, threading.get_ident()
+        if here in self._in_transaction:
+            yield connection
+            return
         with HeldBack(), self.errors():
             try:
                 self._in_transaction.add(here)
                 self._run(connection, begin)
+                self._check_version(connection)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -461,6 +478,13 @@ class Database:
                 raise
             finally:
                 self._in_transaction.discard(here)
+
+    def _check_version(self, connection: Any) -> None:
+        """See, with the lock, if another process has brought the schema up to date."""
+        if self.version is not None:
+            (now,) = connection.execute("PRAGMA user_version").fetchone()
+            if now != self.version:
+                self.on_version(now)
 
     def copy(self, connection: Any, target: Path) -> None:
         """Copy what a connection sees with SQLite's backup API, while others write."""
@@ -541,8 +565,14 @@ class Database:
                 raise
             raise self.damaged(str(error)) from error
 
-    def damaged(self, why: str, *, has_lost_log: bool = False) -> StoreDamaged:
-        """Leave a mark for whoever uses the store next, and return the error that says so."""
+    def damaged(self, why: str, *, has_lost_log: bool = False) -> StoreError:
+        """Leave a mark for whoever uses the store next, and return the error that says so.
+
+        What a newer version wrote, and this one cannot read, is no damage.
+        """
+        newer = self.newer_words()
+        if newer:
+            return StoreNewer(f"{newer} ({why})")
         with suppress(OSError):
             self.leave_mark(has_lost_log=has_lost_log)
         return StoreDamaged(

@@ -140,7 +140,7 @@ class Processes:
 
     def started(self, task_key: int, pid: int, process_start: str | None) -> None:
         """Note which process a task is. It is in the PID namespace of the one that asks."""
-        self._database.execute(
+        self._database.write(
             """UPDATE processes SET pid = ?, process_start = ?, pid_namespace = ?
             WHERE task_key = ?""",
             (pid, process_start, pid_namespace(), task_key),
@@ -148,7 +148,7 @@ class Processes:
 
     def used(self, task_key: int, cpu_s: float, peak_memory_bytes: int) -> None:
         """Note what a task's process has used."""
-        self._database.execute(
+        self._database.write(
             "UPDATE processes SET cpu_s = ?, peak_memory_bytes = ? WHERE task_key = ?",
             (cpu_s, peak_memory_bytes, task_key),
         )
@@ -184,7 +184,7 @@ class Processes:
 
         `declared_dead` is `TaskRecord`'s. Returns how many.
         """
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?5,
                 ended_at = max(?2, coalesce(started_at, created_at), coalesce(
                     (SELECT at FROM outputs WHERE task_key = tasks.key
@@ -206,7 +206,7 @@ class Supervisors:
     def begin(self, session_id: str, process: ProcessIdentity) -> SupervisorRecord:
         """Record that a process supervises the session's tasks from now on."""
         now = time.time()
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """INSERT INTO supervisors
                 (session_id, host, boot_id, pid, process_start, started_at, heartbeat_at,
                 pid_namespace)
@@ -250,13 +250,13 @@ class Supervisors:
 
     def heartbeat(self, key: int) -> None:
         """Note that the supervisor is alive now."""
-        self._database.execute(
+        self._database.write(
             "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (time.time(), key)
         )
 
     def end(self, key: int, reason: str, at: float | None = None) -> None:
         """Note how the supervisor ended, unless that is known already."""
-        self._database.execute(
+        self._database.write(
             """UPDATE supervisors SET ended_at = ?, end_reason = ?
             WHERE key = ? AND ended_at IS NULL""",
             (time.time() if at is None else at, reason, key),

@@ -30,13 +30,7 @@ from ipytaskpersist.store.files import (
     read_options,
     was_log_cut,
 )
-from ipytaskpersist.store.migrations import (
-    FILL_UIDS,
-    STEPS,
-    create_triggers,
-    drop_triggers,
-    migrate,
-)
+from ipytaskpersist.store.migrations import FILL_UIDS, STEPS, migrate, without_triggers
 
 if TYPE_CHECKING:
     from ipytaskpersist.store import TaskStore
@@ -282,10 +276,8 @@ def _filling(fresh: TaskStore) -> Iterator[Any]:
     """A transaction in which rows may come in any order, and nothing happens because they come."""
     fresh.database.execute("PRAGMA foreign_keys = OFF")
     try:
-        with fresh.database.transaction() as target:
-            drop_triggers(target)
+        with fresh.database.transaction() as target, without_triggers(target):
             yield target
-            create_triggers(target)
     finally:
         fresh.database.execute("PRAGMA foreign_keys = ON")
 

@@ -255,13 +255,13 @@ class Sessions:
 
     def heartbeat(self, session_id: str) -> None:
         """Note that the session is alive now."""
-        self._database.execute(
+        self._database.write(
             "UPDATE sessions SET heartbeat_at = ? WHERE id = ?", (time.time(), session_id)
         )
 
     def end(self, session_id: str, reason: str, at: float | None = None) -> None:
         """Note how the session ended, unless that is known already."""
-        self._database.execute(
+        self._database.write(
             """UPDATE sessions SET ended_at = ?, end_reason = ?
             WHERE id = ? AND ended_at IS NULL""",
             (time.time() if at is None else at, reason, session_id),
