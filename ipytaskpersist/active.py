@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.forked import ForkedRecording, take_streams
+from ipytaskpersist.mishaps import plain_text
 from ipytaskpersist.records import OutputKind, Progress, TaskRecord
 from ipytaskpersist.widgetmarks import Entered
 
@@ -75,6 +76,8 @@ class ActiveTask:
         """Print to one of the task's streams."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text)}")
+        if type(text) is not str:
+            text = plain_text(text)
         if self.children.have_streams:
             self.children.drain()
         self._record(kind, text)
@@ -103,7 +106,9 @@ class ActiveTask:
     def silent(self) -> ActiveTask:
         """The same task, but nothing that is printed or displayed to it is kept."""
         recording: Any = Silence()
-        return ActiveTask(self.record, recording, self.children.silent(recording), Context())
+        same = ActiveTask(self.record, recording, self.children.silent(recording), Context())
+        same.cancelled, same._cancelled_at = self.cancelled, self._cancelled_at
+        return same
 
     # Cancelling.
 
@@ -112,15 +117,22 @@ class ActiveTask:
 
         Raises `TaskCancelled` when it was cancelled before.
         """
-        self._thread_id = threading.get_ident()
         FOREGROUND.begin_task(self)
-        with self._lock:
-            self._cancellable = True
+        self.begin_code()
         if self.cancelled:
             raise TaskCancelled
 
+    def begin_code(self) -> None:
+        """Note that the calling thread runs code for the task, and may be cancelled until `leave`.
+
+        After its cell that is the code of its value's class, which may take for ever.
+        """
+        self._thread_id = threading.get_ident()
+        with self._lock:
+            self._cancellable = True
+
     def leave(self) -> bool:
-        """Note that the cell has ended: nothing is raised in it any more.
+        """Note that the code has ended: nothing is raised in it any more.
 
         Returns whether a cancellation came in the very moment.
         """

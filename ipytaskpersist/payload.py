@@ -20,6 +20,8 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from ipytaskpersist.errors import BackgroundError, ResultUnavailable, StoreFull
+from ipytaskpersist.interruption import is_from_outside
+from ipytaskpersist.mishaps import describe
 from ipytaskpersist.paths import StateDirectory, is_folder, make_private, new_private, open_own
 from ipytaskpersist.pickling import (
     Failed,
@@ -27,6 +29,7 @@ from ipytaskpersist.pickling import (
     Unpicklable,
     Unpickler,
     are_together,
+    dump,
     load,
     pickler,
     read_together,
@@ -36,6 +39,7 @@ from ipytaskpersist.records import ResultRecord, TaskRecord
 
 TEXT_CHARACTERS = 4000
 LINE_CHARACTERS = 200
+PROBLEM_CHARACTERS = 500
 KEY_BYTES = 32
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INPUTS = "<inputs>"
@@ -76,8 +80,10 @@ class Payloads:
         """
         try:
             return self.adopt(task_id, name, self.prepare([value], namespace), text)
-        except Exception as error:  # whatever a class raises when it is pickled
-            return _not_kept(name, text, error)
+        except BaseException as error:  # whatever a class raises when it is pickled
+            if is_from_outside(error):
+                raise
+            return not_kept(name, text, error)
 
     def save_together(
         self,
@@ -96,10 +102,10 @@ class Payloads:
                 prepared, sizes = self._write(lambda file: write_together(file, left, namespace))
             except Unpicklable as error:
                 # Once more without it: what is written of it is also what the others share.
-                kept[error.name] = _not_kept(error.name, texts[error.name], error.cause)
+                kept[error.name] = not_kept(error.name, texts[error.name], error.cause)
                 del left[error.name]
             except (OSError, BackgroundError) as error:
-                return [kept.get(name) or _not_kept(name, texts[name], error) for name in values]
+                return [kept.get(name) or not_kept(name, texts[name], error) for name in values]
             else:
                 kept |= self._adopt_together(task_id, prepared, sizes, texts)
                 break
@@ -129,12 +135,15 @@ class Payloads:
         Raises `StoreFull`, and whatever a class raises when it is pickled.
         """
 
-        def dump(file: _Hashing) -> None:
+        def fill(file: _Hashing) -> None:
             made = pickler(file, namespace)
             for value in values:
-                made.dump(value)
+                dump(made, file, "", value)
 
-        return self._write(dump)[0]
+        try:
+            return self._write(fill)[0]
+        except Unpicklable as error:
+            raise error.cause from None
 
     def _write(self, fill: Callable[[_Hashing], T]) -> tuple[Prepared, T]:
         """A new file that `fill` has written, and what that gave. Raises `StoreFull`."""
@@ -216,6 +225,8 @@ class Payloads:
         """
         value = self.load_all(task, [result], namespace)[result.name]
         if isinstance(value, ResultUnavailable):
+            if value.__cause__ is not None and is_from_outside(value.__cause__):
+                raise value.__cause__
             raise value
         return value
 
@@ -353,8 +364,9 @@ def _shortened(text: str) -> str:
     return text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + " …"
 
 
-def _not_kept(name: str, text: str, error: Exception) -> ResultRecord:
-    problem = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+def not_kept(name: str, text: str, error: BaseException) -> ResultRecord:
+    """What is known of a value that could not be kept: its text form, and why."""
+    problem = describe(error)[:PROBLEM_CHARACTERS]
     return ResultRecord(name, None, None, None, None, _shortened(text), problem)
 
 
@@ -379,8 +391,8 @@ class _Files:
         if isinstance(value, Failed):
             error = value.error
             raise ResultUnavailable(
-                f"{_where(self._task, result)} cannot be unpickled here ({type(error).__name__}: "
-                f"{error}); {_text_form(result)}"
+                f"{_where(self._task, result)} cannot be unpickled here ({describe(error)}); "
+                f"{_text_form(result)}"
             ) from error
         return value
 
@@ -399,11 +411,16 @@ class _Hashing:
         self._file = file
         self._hash = hashlib.sha256()
         self.size = 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
         self.size += memoryview(data).nbytes
-        return int(self._file.write(data))
+        try:
+            return int(self._file.write(data))
+        except OSError as error:
+            self.error = error
+            raise
 
     @property
     def digest(self) -> str:

@@ -10,13 +10,14 @@ import ast
 import linecache
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ipytaskpersist import forked, secretnames
 from ipytaskpersist.librarysettings import Left, OfProcess
@@ -129,7 +130,10 @@ class Child:
         given_settings = getattr(setting, "libraries", {})
         # In the cell's context: some libraries keep their settings there.
         self._settings = task.context.run(OfProcess, given_settings, patches)
-        given: Given = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
+        try:
+            given = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
+        except BaseException as error:  # whatever a class raises when it is unpickled
+            return self._refuse(shell, error)
         shell.user_ns.update(given.variables)
         show_figures_inline()
         before = dict(shell.user_ns)
@@ -145,8 +149,19 @@ class Child:
         self._keep(shell, task, outcome, names)
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)
-        state, code = outcome.state.value, outcome.exit_code
-        self._sender.outcome(state, outcome.reason, code)
+        return self._tell(outcome.state.value, outcome.reason, outcome.exit_code)
+
+    def _refuse(self, shell: Any, error: BaseException) -> int:
+        """End without having run the cell: what it was given cannot be had."""
+        from ipytaskpersist.mishaps import describe
+
+        shell.showtraceback((type(error), error, error.__traceback__))
+        reason = f"what it was given cannot be unpickled ({describe(error)})"
+        return self._tell("failed", reason, FAILED)
+
+    def _tell(self, state: str, reason: str | None, code: int | None) -> int:
+        """Send how the task has ended. Returns the exit status that goes with it."""
+        self._sender.outcome(state, reason, code)
         return FAILED if code is None else code
 
     def _task(self) -> ActiveTask:
@@ -172,11 +187,12 @@ class Child:
 
         # What a class prints while it is pickled is no output of the cell.
         active_task.set(task.silent())
-        if not outcome.has_no_value and outcome.value is not None:
-            self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
-        self._save_variables(shell, names)
-        if not self._record.is_call:
-            self._save_settings(shell, task)
+        with _staying():
+            if not outcome.has_no_value and outcome.value is not None:
+                self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
+            self._save_variables(shell, names)
+            if not self._record.is_call:
+                self._save_settings(shell, task)
         active_task.set(task)
 
     def _save(self, shell: Any, name: str, value: Any, text: str) -> None:
@@ -203,6 +219,23 @@ class Child:
             self._save(shell, SETTINGS, Left(changes, submodules).as_value, "")
 
 
+@contextmanager
+def _staying() -> Iterator[None]:
+    """A class that ends the process while a value is pickled loses that value alone."""
+    plain, owner, thread = os._exit, os.getpid(), get_ident()
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() == owner and get_ident() == thread:
+            raise SystemExit(f"os._exit({status}) was called")
+        plain(status)
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = plain
+
+
 def _load_given(inputs: Any, submodules: list[str]) -> Given:
     """What the cell works on, with which libraries are imported."""
     for name in submodules:
@@ -221,10 +254,12 @@ def _missing(name: str) -> ResultRecord:
 def _short_text(value: Any) -> str:
     import reprlib
 
+    from ipytaskpersist.mishaps import class_name, plain_text
+
     try:
-        return reprlib.repr(value)
-    except Exception as error:  # a repr may raise anything
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+        return plain_text(reprlib.repr(value))
+    except BaseException as error:  # a repr may raise anything
+        return f"<{class_name(value)} whose repr raised {class_name(error)}>"
 
 
 def assigned_names(
@@ -240,7 +275,9 @@ def assigned_names(
     changed = [
         name
         for name, value in now.items()
-        if before.get(name, missing) is not value and not name.startswith("_")
+        if before.get(name, missing) is not value
+        and type(name) is str  # `globals()` may have been given anything
+        and not name.startswith("_")
     ]
     named = variables.assigned(tree)
     if not is_whole:
