@@ -256,14 +256,14 @@ class CellRun:
         return RuntimeError("a cell inside a cell cannot await")
 
     def _run_in_loop(self) -> Outcome:
-        loop = self._task.loop = _loop_of_thread()
+        loop = self._task.cancellation.loop = _loop_of_thread()
         try:
             main = loop.create_task(self._with_its_tasks(), context=self._task.context)
             return self._outcome(loop.run_until_complete(main))
         except BaseException as error:
             return self._outcome(error)
         finally:
-            self._task.loop = None
+            self._task.cancellation.loop = None
             _end_tasks(loop)
             if self._task.cancelled:
                 # A cancellation may have hit the loop itself.
@@ -283,6 +283,7 @@ class CellRun:
         """Run the statements; return what was raised, once IPython has shown it."""
         show_warnings(self._cell.warnings)
         for step in self._cell.steps:
+            self._task.cancellation.look()
             result: Any = ExecutionResult(None)
             if await self._shell.run_code(step.code, result, async_=step.is_async):
                 error: BaseException | None = result.error_in_exec

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.identity import ProcessIdentity
@@ -35,7 +37,8 @@ class Children:
         self._read: dict[OutputKind, int] = {}
         self._write: dict[OutputKind, int] = {}
         self._lock = threading.Lock()
-        self._processes: list[ProcessIdentity] = []
+        self._processes: dict[int, tuple[ProcessIdentity, bool]] = {}
+        """Each process that was started, by its pid, and whether multiprocessing started it."""
         self._ended = False
         self.have_streams = False
 
@@ -113,21 +116,59 @@ class Children:
 
     # Ending them.
 
-    def add(self, pid: int) -> None:
+    def add(self, pid: int, *, is_of_multiprocessing: bool = False) -> None:
         """Remember a child, to end it when the task is cancelled."""
         with suppress(OSError):  # no descriptor is left: that must not hinder who starts it
             identity = ProcessIdentity.of(pid)
             if identity is not None:
-                self._processes.append(identity)
+                self._processes[pid] = identity, is_of_multiprocessing
 
-    def terminate(self) -> None:
-        """End the children: SIGTERM to each one's process group, SIGKILL after a grace."""
-        told = [each for each in self._processes if _signal_group(each, signal.SIGTERM)]
-        if told:
-            timer = threading.Timer(GRACE_S, _kill_groups, [told])
-            timer.daemon = True
-            if not start_outside(timer):
-                timer.run()
+    def terminate(self, whole: bool) -> None:
+        """End the children: SIGTERM to each one's process group, SIGKILL after a grace.
+
+        Unless `whole`, not those of multiprocessing, and no worker of a pool. One that is killed
+        while it holds the lock of its queue leaves that locked for ever, and its pool waits.
+        """
+        spared = {worker.pid for pool in self._pools() for worker in pool[1]}
+        ended = [
+            process
+            for pid, (process, is_of_multiprocessing) in self._processes.copy().items()
+            if pid not in spared and (whole or not is_of_multiprocessing)
+        ]
+        _kill_later([each for each in ended if _signal_group(each, signal.SIGTERM)])
+
+    def terminate_left(self) -> None:
+        """End those that the task has left behind. What it has as a pool ends its own workers."""
+        pools = self._pools()
+        if pools:
+            _kill_later([process for process, _ in self._processes.copy().values()])
+        for end_pool, _workers in pools:
+            end_pool()
+        self.terminate(whole=True)
+
+    def _pools(self) -> list[tuple[Callable[[], Any], list[Any]]]:
+        """What ends each open ``multiprocessing.Pool`` of the task, and the pool's workers."""
+        module = sys.modules.get("multiprocessing.pool")
+        if module is None or not self._processes:
+            return []
+        from multiprocessing import util
+
+        registered: Any = util._finalizer_registry  # type: ignore[attr-defined]
+        finalizers = list(registered.values())
+        found = [(each, each._args[3]) for each in finalizers if _ends_pool(each, module)]
+        return [each for each in found if any(one.pid in self._processes for one in each[1])]
+
+
+def _ends_pool(finalizer: Any, module: Any) -> bool:
+    return bool(finalizer._callback == module.Pool._terminate_pool)
+
+
+def _kill_later(processes: list[ProcessIdentity]) -> None:
+    if processes:
+        timer = threading.Timer(GRACE_S, _kill_groups, [processes])
+        timer.daemon = True
+        if not start_outside(timer):
+            timer.run()
 
 
 def _kill_groups(processes: list[ProcessIdentity]) -> None:

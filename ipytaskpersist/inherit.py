@@ -12,15 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.cancellation import Cancellation
 from ipytaskpersist.children import DESCRIPTORS, READER
+from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.interruption import HeldBack
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import OutputKind
 
@@ -38,6 +43,10 @@ def install(patches: Patches) -> None:
     global _installed
     install_for_threads(patches)
     patches.set(time, "sleep", _sleep(time.sleep))
+    patches.set(threading.Condition, "wait", _condition_wait(threading.Condition.wait))
+    patches.set(threading.Thread, "join", _join(threading.Thread.join, threading.Thread.is_alive))
+    patches.set(BaseProcess, "join", _join(BaseProcess.join, BaseProcess.is_alive))
+    patches.set(sys, "unraisablehook", _unraisablehook(sys.unraisablehook))
     if sys.platform != "win32":
         _install_for_processes(patches)
         _installed = True
@@ -87,12 +96,15 @@ def context_of(task: ActiveTask | None) -> Context:
 def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
     def start(self: Any) -> None:
         task = active_task.get()
-        if task is not None:
-            # Around the whole of the thread: what it raises is printed after `run` has ended.
-            self._bootstrap_inner = partial(context_of(task).run, self._bootstrap_inner)
-            if getattr(self, "_context", self) is None:
-                self._context = context_of(task)  # Python 3.14 would run it in an empty one
-        plain(self)
+        if task is None:
+            plain(self)
+            return
+        # Around the whole of the thread: what it raises is printed after `run` has ended.
+        self._bootstrap_inner = partial(context_of(task).run, self._bootstrap_inner)
+        if getattr(self, "_context", self) is None:
+            self._context = context_of(task)  # Python 3.14 would run it in an empty one
+        with HeldBack():
+            plain(self)
 
     return start
 
@@ -112,11 +124,73 @@ def _submit(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sleep(plain: Callable[[float], None]) -> Callable[[float], None]:
     def sleep(seconds: float, /) -> None:
-        task = active_task.get()
-        if task is None or not seconds > SHORT_SLEEP_S or not task.sleep(seconds):
+        cancellation = _own_cancellation()
+        if cancellation is None or not seconds > SHORT_SLEEP_S:
             plain(seconds)
+        else:
+            cancellation.sleep(seconds)
 
     return sleep
+
+
+def _own_cancellation() -> Cancellation | None:
+    """How the cell is cancelled in whose own thread the caller runs."""
+    task = active_task.get()
+    here = task is not None and task.cancellation.runs_in(threading.get_ident())
+    return task.cancellation if task is not None and here else None
+
+
+def _condition_wait(plain: Callable[..., bool]) -> Callable[..., bool]:
+    """Events, semaphores, queues and futures wait by this, too."""
+
+    def wait(self: Any, timeout: float | None = None) -> bool:
+        cancellation = _own_cancellation()
+        if cancellation is None or not self._is_owned():
+            return plain(self, timeout)
+        # As the plain one does. To call that in steps could miss a notification between two.
+        waiter = allocate_lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        saved = self._release_save()
+        has_come = False
+        try:
+            has_come = cancellation.in_steps(partial(waiter.acquire, True), timeout)
+        finally:
+            self._acquire_restore(saved)
+            if not has_come:
+                with suppress(ValueError):
+                    self._waiters.remove(waiter)
+        return has_come
+
+    return wait
+
+
+def _join(plain: Callable[..., None], is_alive: Callable[..., bool]) -> Callable[..., None]:
+    def join(self: Any, timeout: float | None = None) -> None:
+        def has_ended(seconds: float) -> bool:
+            plain(self, seconds)
+            return not is_alive(self)
+
+        cancellation = _own_cancellation()
+        if cancellation is None:
+            plain(self, timeout)
+        else:
+            cancellation.in_steps(has_ended, timeout)
+
+    return join
+
+
+def _unraisablehook(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A cancellation may be raised where it can only be ignored, as in ``__del__``."""
+
+    def unraisablehook(unraisable: Any, /) -> None:
+        cancellation = _own_cancellation()
+        if cancellation is not None and issubclass(unraisable.exc_type, TaskCancelled):
+            cancellation.was_ignored()
+        else:
+            plain(unraisable)
+
+    return unraisablehook
 
 
 def _get_handles(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,8 +218,9 @@ def _fork_exec(plain: Callable[..., int]) -> Callable[..., int]:
             return plain(*args)
         if not args[START_NEW_SESSION] and args[PROCESS_GROUP] == -1 and args[PREEXEC_FN] is None:
             args = (*args[:PROCESS_GROUP], 0, *args[PROCESS_GROUP + 1 :])
-        pid = plain(*args)
-        task.children.add(pid)
+        with HeldBack():
+            pid = plain(*args)
+            task.children.add(pid)
         return pid
 
     return fork_exec
@@ -170,10 +245,11 @@ def _fork(plain: Callable[[], Any], *, with_streams: bool) -> Callable[[], Any]:
         if with_streams:
             for kind in DESCRIPTORS:
                 task.children.stream(kind)
-        forked = plain()
-        pid = forked[0] if isinstance(forked, tuple) else forked
-        if pid:
-            task.children.add(pid)
+        with HeldBack():
+            forked = plain()
+            pid = forked[0] if isinstance(forked, tuple) else forked
+            if pid:
+                task.children.add(pid)
         return forked
 
     return fork
@@ -186,11 +262,12 @@ def _process_start(plain: Callable[..., None]) -> Callable[..., None]:
             return plain(self)
         # Pickled along by the start methods that do not fork.
         self._ipytaskpersist_streams = ChildStreams(*map(task.children.stream, DESCRIPTORS))
-        try:
-            plain(self)
-        finally:
-            del self._ipytaskpersist_streams
-        task.children.add(self.pid)
+        with HeldBack():
+            try:
+                plain(self)
+            finally:
+                del self._ipytaskpersist_streams
+            task.children.add(self.pid, is_of_multiprocessing=True)
         return None
 
     return start

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from ipytaskpersist.active import active_task
-from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.cancellation import CAUGHT
 
 
 class Holder(Protocol):
@@ -56,17 +56,15 @@ def is_from_outside(error: BaseException) -> bool:
     """
     task = active_task.get()
     if task is not None:
-        from asyncio import CancelledError  # a supervisor, which never comes here, is light
-
-        return task.cancelled and issubclass(type(error), TaskCancelled | CancelledError)
+        return task.cancelled and issubclass(type(error), CAUGHT)
     is_main = threading.get_ident() == threading.main_thread().ident
     return is_main and issubclass(type(error), KeyboardInterrupt)
 
 
 def _holder() -> Holder:
     here, task = threading.get_ident(), active_task.get()
-    if task is not None and task.runs_in(here):
-        return task
+    if task is not None and task.cancellation.runs_in(here):
+        return task.cancellation
     return _INTERRUPTS if here == threading.main_thread().ident else _NOTHING
 
 

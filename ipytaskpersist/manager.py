@@ -542,7 +542,7 @@ class BackgroundTasks(TaskSettings):
         wanted = set(self.store.tasks.cancel_requested(self.session().id))
         for task in runner.running():
             if task.record.key in wanted and not task.cancelled:
-                task.cancel()
+                task.cancellation.ask()
 
     def clear(self) -> tuple[int, int]:
         """Cancel this session's live tasks and take ended ones off the default list.

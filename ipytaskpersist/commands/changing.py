@@ -92,7 +92,8 @@ def _cancelled(task: TaskRecord, now: TaskRecord | None) -> str:
         return f"task {task.label}: was told to end; what is left after the grace will be killed"
     return (
         f"task {task.label}: cancellation requested; it runs on until the call that it is in "
-        "returns, because a thread cannot be stopped inside C code"
+        "returns, because a thread cannot be stopped inside C code, or until its code lets "
+        "TaskCancelled through"
     )
 
 

@@ -138,6 +138,8 @@ class ThreadRunner:
         self._release(worker, task)
         self._record_end(task, outcome, result, ended)
         on_end()
+        if task.cancelled:
+            task.children.terminate_left()
 
     def _release(self, worker: Worker, task: ActiveTask) -> None:
         """Give the thread to the next task.
@@ -180,7 +182,7 @@ class ThreadRunner:
                 outcome = Outcome(TaskState.CANCELLED, "cancelled", error=error)
             else:
                 outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
-        if task.leave():
+        if task.cancellation.leave():
             outcome = Outcome(TaskState.CANCELLED, "cancelled")
         return outcome
 
@@ -193,13 +195,13 @@ class ThreadRunner:
         silent = self._active[task.record.key] = task.silent()
         active_task.set(silent)
         try:
-            silent.begin_code()
+            silent.cancellation.enter()
             kept = self._save(task.record, outcome)
         except BaseException as error:
             kept = not_kept("", outcome.text or "", error)
             if is_from_outside(error):
                 outcome = Outcome(TaskState.CANCELLED, "cancelled")
-        silent.leave()
+        silent.cancellation.leave()
         silent.children.close()
         active_task.set(None)
         return outcome, kept
@@ -221,7 +223,7 @@ class ThreadRunner:
         """Cancel a task of this process. Returns whether it was running here."""
         task = self._active.get(key)
         if task is not None:
-            task.cancel()
+            task.cancellation.ask()
         return task is not None
 
     def owns(self, key: int) -> bool:

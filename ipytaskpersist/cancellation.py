@@ -1,0 +1,366 @@
+"""The cancellation of a task that runs in a thread of this process.
+
+`TaskCancelled` is raised in the thread of its cell, at a moment that breaks nothing for others,
+and once more where it was lost, until the cell has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import sys
+import threading
+import time
+from _thread import LockType, allocate_lock
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from types import FrameType
+from typing import Any
+
+from ipytaskpersist import safepoints
+from ipytaskpersist.errors import TaskCancelled
+
+AGAIN_S = 1.0
+"""After how long a task may be asked again: two requests in short order are one."""
+REPEAT_S = 5.0
+"""After how long a cell that has caught the exception, and goes on, gets it once more."""
+PERSIST_S = 15.0
+"""After how long it gets them at every look, and again in the very handler that catches it."""
+SHORT_PATIENCE_S, LONG_PATIENCE_S = 1.0, 10.0
+"""How long a cancellation waits for delicate code to end, and for the import of a module."""
+STEP_S = 0.1
+"""For how long a cell's thread waits, before it looks whether it was cancelled."""
+CAUGHT = (TaskCancelled, asyncio.CancelledError)
+
+
+class Cancellation:
+    """Whether, and how, one task's cell is told to end."""
+
+    def __init__(self, end_children: Callable[[bool], None]) -> None:
+        """`end_children(whole)` ends the processes that the cell has started.
+
+        Unless `whole`, it spares those of multiprocessing: what started them ends them better.
+        """
+        self.is_asked = False
+        """Whether anything has ever asked for it."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop in which the cell runs."""
+        self._end_children = end_children
+        self._lock = threading.Lock()
+        self._thread_id = 0
+        self._is_running = False
+        self._is_due = False
+        """Whether the exception has yet to be raised."""
+        self._is_scheduled = False
+        """Whether the event loop is to cancel its coroutines."""
+        self._asked_at = self._raised_at = 0.0
+        self._spares_children = False
+        self._held = 0
+        """How often the thread is held back from being cancelled."""
+        self._sleeping: LockType | None = None
+
+    # In the thread of the cell.
+
+    def begin(self) -> None:
+        """Note that the calling thread runs the cell from now on.
+
+        Raises `TaskCancelled` when that was asked for before.
+        """
+        self.enter()
+        if self.is_asked:
+            raise TaskCancelled
+
+    def enter(self) -> None:
+        """Note that the calling thread runs code which may be cancelled from now on."""
+        self._thread_id = threading.get_ident()
+        with self._lock:
+            self._is_running = True
+
+    def of_more_code(self, end_children: Callable[[bool], None]) -> Cancellation:
+        """The cancellation of what runs for the task after its cell: code of its value's class.
+
+        What was asked for before was the cell's to obey.
+        """
+        other = Cancellation(end_children)
+        other.is_asked, other._asked_at = self.is_asked, self._asked_at
+        return other
+
+    def leave(self) -> bool:
+        """Note that the cell has ended: nothing is raised in it any more.
+
+        Returns whether a cancellation came in the very moment.
+        """
+        late = False
+        while True:
+            try:
+                with self._lock:
+                    self._is_running = False
+                _be_hit()
+                safepoints.stop_tracing()
+                return late
+            except TaskCancelled:
+                late = True
+
+    def runs_in(self, thread_id: int) -> bool:
+        """Whether this is the thread of the cell."""
+        return thread_id == self._thread_id
+
+    def hold_back(self) -> None:
+        """Raise nothing in the calling thread, the cell's, until `let_go`.
+
+        Raises `TaskCancelled` for what was asked for before.
+        """
+        held = self._held
+        try:
+            with self._lock:
+                self._held = held + 1
+            _be_hit()
+        except TaskCancelled:
+            self._held = held
+            raise
+
+    def let_go(self) -> None:
+        """The opposite. Raises `TaskCancelled` for what was asked for meanwhile."""
+        with self._lock:
+            self._held -= 1
+        if not self._held:
+            self.let_through()
+
+    def let_through(self) -> None:
+        """Raise `TaskCancelled` if that is due, also where it is held back."""
+        with self._lock:
+            is_due = self._is_due and self._is_running
+            if is_due:
+                self._note_raised()
+        if is_due:
+            raise TaskCancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep so that a cancellation ends it."""
+        waiter = allocate_lock()
+        waiter.acquire()
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._sleeping = waiter
+            self.look()
+            waiter.acquire(True, left)
+            self._sleeping = None
+            self.look()
+
+    def in_steps(self, wait: Callable[[float], bool], timeout: float | None) -> bool:
+        """Wait so that a cancellation ends it: `wait(seconds)` says whether it has come.
+
+        Returns whether it has come before the timeout.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = STEP_S if until is None else max(0.0, until - time.monotonic())
+            has_come = wait(min(STEP_S, left))
+            self.look()
+            if has_come or (until is not None and left <= STEP_S):
+                return has_come
+
+    def look(self) -> None:
+        """Raise `TaskCancelled` if it is due, and the calling code may be broken off."""
+        if self._is_due and not self._held and self._may_break_off(sys._getframe(1)):
+            self.let_through()
+
+    def _may_break_off(self, innermost: FrameType, in_del: bool = False) -> bool:
+        in_imports = self._waited() > LONG_PATIENCE_S
+        return safepoints.may_break_off(innermost, in_del=in_del, in_imports=in_imports)
+
+    # In any other.
+
+    def ask(self) -> None:
+        """Have the cell end, and the child processes that it has started.
+
+        Two requests in short order are one: who asks, and who hears of it from the store. A second
+        exception would end what the cell does because of the first.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self.is_asked and now - self._asked_at < AGAIN_S:
+                return
+            self.is_asked = self._is_due = self._spares_children = True
+            self._asked_at = now
+        self.pursue()
+        self._end_children(False)
+        PURSUIT.add(self)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it was asked for a moment ago, and so is likely to be raised in a moment."""
+        return self._waited() < SHORT_PATIENCE_S
+
+    def was_ignored(self) -> None:
+        """Raise the exception once more: it came where it could only be ignored.
+
+        Called in the thread of the cell.
+        """
+        self._is_due = True
+        safepoints.before_next_line(sys._getframe(1), lambda _frame: self.look())
+
+    def pursue(self) -> bool:
+        """Raise what is due, if this is a moment for it. Returns False once the cell has left."""
+        with self._lock:
+            if not self._is_running:
+                return False
+            if not self._is_due and self._was_caught():
+                self._is_due = True
+            if self._is_due and not self._held:
+                self._wake()
+                self._raise()
+        if self._spares_children and self._waited() > SHORT_PATIENCE_S:
+            self._spares_children = False
+            self._end_children(True)
+        return True
+
+    def _raise(self) -> None:
+        loop, is_stuck = self.loop, self._waited() > SHORT_PATIENCE_S
+        if loop is not None and not is_stuck and asyncio.current_task(loop) is None:
+            self._cancel_coroutines(loop)
+        else:
+            self._raise_in_thread()
+
+    def _raise_in_thread(self) -> None:
+        """Raise `TaskCancelled` if the thread is at a safepoint, and still is afterwards."""
+        before = safepoints.place(self._thread_id)
+        if before is None or not self._is_safepoint(before[0]):
+            return
+        self._set_exception(TaskCancelled if self._waited() < PERSIST_S else self._persistent())
+        if safepoints.place(self._thread_id) == before:
+            self._note_raised()
+        else:
+            self._set_exception(None)
+
+    def _persistent(self) -> type[BaseException]:
+        """An exception that comes again where it has been caught.
+
+        It is made in the thread in which it is raised, and has the next line traced there.
+        """
+
+        def make(_class: Any) -> TaskCancelled:
+            safepoints.before_next_line(sys._getframe(1), again)
+            return TaskCancelled()
+
+        def again(_frame: FrameType) -> None:
+            raise TaskCancelled
+
+        return type("TaskCancelled", (TaskCancelled,), {"__new__": make})
+
+    def _is_safepoint(self, innermost: FrameType) -> bool:
+        in_delicate = self._waited() > SHORT_PATIENCE_S
+        is_safepoint = safepoints.is_safepoint(innermost, in_delicate=in_delicate)
+        return is_safepoint and self._may_break_off(innermost, in_del=in_delicate)
+
+    def _set_exception(self, kind: type[BaseException] | None) -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(self._thread_id), None if kind is None else ctypes.py_object(kind)
+        )
+
+    def _note_raised(self) -> None:
+        self._is_due = False
+        self._raised_at = time.monotonic()
+
+    def _was_caught(self) -> bool:
+        """Whether the cell has got the exception, deals with it no longer, and goes on.
+
+        Of coroutines that wait this is not known: they are cancelled once for each request.
+        """
+        if self.loop is not None and asyncio.current_task(self.loop) is None:
+            return False
+        since_raised = time.monotonic() - self._raised_at
+        if since_raised < (REPEAT_S if self._waited() < PERSIST_S else 0):
+            return False
+        return not safepoints.is_handling(self._thread_id, CAUGHT)
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._asked_at
+
+    def _wake(self) -> None:
+        sleeping = self._sleeping
+        if sleeping is not None:
+            with suppress(RuntimeError):  # it has been released in the very moment
+                sleeping.release()
+
+    def _cancel_coroutines(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel what awaits. To raise in the thread would break the event loop.
+
+        It stays due until the loop comes to it: what it runs meanwhile may compute for long.
+        """
+        if self._is_scheduled:
+            return
+
+        def cancel_all() -> None:
+            self._is_scheduled = False
+            if self._is_due:
+                self._note_raised()
+                for task in asyncio.all_tasks(loop):
+                    task.cancel()
+
+        try:
+            loop.call_soon_threadsafe(cancel_all)
+        except RuntimeError:
+            # The loop was closed in the meantime: there is nothing left that awaits.
+            self._raise_in_thread()
+        else:
+            self._is_scheduled = True
+
+    def after_fork(self) -> None:
+        """In a forked child: let go of what another thread of the parent may have held."""
+        self._lock = threading.Lock()
+
+
+def _be_hit() -> None:
+    """Have an exception that is set for the calling thread be raised here, at the latest."""
+    for _ in range(2):
+        pass  # as at the end of any loop's turn
+
+
+class Pursuit:
+    """The thread that looks after cancelled cells until they have left."""
+
+    LOOK_S, LATER_LOOK_S = 0.005, 0.05
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cancellations: set[Cancellation] = set()
+        self._is_running = False
+
+    def add(self, cancellation: Cancellation) -> None:
+        """Look after this one too."""
+        with self._lock:
+            self._cancellations.add(cancellation)
+            if self._is_running:
+                return
+            thread = threading.Thread(target=self._run, name="ipytaskpersist-cancel", daemon=True)
+            try:
+                Context().run(thread.start)
+            except RuntimeError:
+                return  # the limit on processes: what has been raised has been
+            self._is_running = True
+
+    def _run(self) -> None:
+        while self._look():
+            are_new = any(each.is_new for each in self._cancellations.copy())
+            time.sleep(self.LOOK_S if are_new else self.LATER_LOOK_S)
+
+    def _look(self) -> bool:
+        with self._lock:
+            pursued = list(self._cancellations)
+        left = {each for each in pursued if not each.pursue()}
+        with self._lock:
+            self._cancellations -= left
+            self._is_running = bool(self._cancellations)
+            return self._is_running
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, which has no copy of the thread."""
+        self.__init__()  # type: ignore[misc]
+
+
+PURSUIT = Pursuit()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=PURSUIT.after_fork)
