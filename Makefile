@@ -48,10 +48,11 @@ chaos:  ## kill and stop processes in N rounds, check what must hold; SEED=… R
 	@PYTHONPATH=tests $(RUN) -m faults --rounds $(N) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ROUND),--round $(ROUND)) $(ARGS)
 
-stress:  ## 100 kernels and 1,000 tasks at once, tasks that print 10 GB (needs 16 GB of memory, 20 GB of disk)
+stress:  ## 100 kernels, 1,000 tasks at once, 1,000 cancels, 10 GB of lines (needs 16 GB of memory, 20 GB of disk)
 	@$(PREPARE) test
 	@IPYTASKPERSIST_KERNELS=100 IPYTASKPERSIST_TASKS=1000 IPYTASKPERSIST_FLOOD_MB=10240 \
-		$(RUN) -m pytest -rP tests/test_many_kernels.py tests/test_many.py tests/test_floods.py $(ARGS)
+		IPYTASKPERSIST_CANCELS=1000 $(RUN) -m pytest -rP tests/test_many_kernels.py tests/test_many.py \
+		tests/test_floods.py tests/test_cancellations.py $(ARGS)
 
 soak:  ## a day of a busy session in ten minutes: what grows that should not?
 	@$(PREPARE) test

@@ -53,7 +53,7 @@ class ActiveTask:
         """Name and message of an error that a magic showed instead of raising it."""
         self.post_mortem: dict[str, Any] | None = None
         """What the variables were where the last error happened, in the form of `postmortem`."""
-        self.cancellation = Cancellation(children.terminate)
+        self.cancellation = Cancellation(self._end_children)
 
     def write(self, kind: OutputKind, text: str) -> int:
         """Print to one of the task's streams."""
@@ -90,7 +90,7 @@ class ActiveTask:
         """The same task, but nothing that is printed or displayed to it is kept."""
         recording: Any = Silence()
         same = ActiveTask(self.record, recording, self.children.silent(recording), Context())
-        same.cancellation = self.cancellation.of_more_code(same.children.terminate)
+        same.cancellation = self.cancellation.of_more_code(same._end_children)
         return same
 
     # Cancelling.
@@ -99,6 +99,9 @@ class ActiveTask:
     def cancelled(self) -> bool:
         """Whether anything has asked for its end."""
         return self.cancellation.is_asked
+
+    def _end_children(self, whole: bool) -> None:
+        self.children.terminate(whole)
 
     def begin(self) -> None:
         """Note that the calling thread runs the task's cell from now on, and may be cancelled.

@@ -339,8 +339,13 @@ class Pursuit:
             try:
                 Context().run(thread.start)
             except RuntimeError:
-                return  # the limit on processes: what has been raised has been
-            self._is_running = True
+                self._is_running = False  # the limit on processes, which counts threads
+            else:
+                self._is_running = True
+                return
+        while cancellation.pursue() and cancellation.is_new:
+            time.sleep(self.LOOK_S)
+        cancellation.pursue()
 
     def _run(self) -> None:
         while self._look():

@@ -125,10 +125,12 @@ def _submit(plain: Callable[..., Any]) -> Callable[..., Any]:
 def _sleep(plain: Callable[[float], None]) -> Callable[[float], None]:
     def sleep(seconds: float, /) -> None:
         cancellation = _own_cancellation()
-        if cancellation is None or not seconds > SHORT_SLEEP_S:
-            plain(seconds)
-        else:
+        if cancellation is not None and seconds > SHORT_SLEEP_S:
             cancellation.sleep(seconds)
+            return
+        plain(seconds)
+        if cancellation is not None:
+            cancellation.look()
 
     return sleep
 

@@ -94,7 +94,7 @@ def submodules(tree: ast.Module, namespace: Mapping[str, Any]) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             root, path = _chain(node)
-            module = namespace.get(root)
+            module: Any = namespace.get(root)
             if issubclass(type(module), ModuleType):
                 found.update(dict.fromkeys(_imported(module.__name__, path)))
     return list(found)

@@ -1,7 +1,7 @@
 """What code of others has raised, in words, without running any more of it.
 
 A class may define what its errors' texts, its name and its truth are, and any of these may raise
-in its turn. So types are asked, never `isinstance`, and only the methods of builtin types are called.
+in its turn. So types are asked, never `isinstance`, and only builtin types' methods are called.
 """
 
 from __future__ import annotations

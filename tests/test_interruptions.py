@@ -18,6 +18,7 @@ from pathlib import Path
 from IPython.core.interactiveshell import InteractiveShell
 import ipytaskpersist
 from ipytaskpersist.active import active_task
+from ipytaskpersist.errors import TaskCancelled
 
 ROOT = Path(ipytaskpersist.__file__).parent
 HIT = {str(ROOT / name) for name in (
@@ -65,6 +66,15 @@ for _line in sys.stdin:
     other.execute("ROLLBACK")
     print("could write", flush=True)
 """
+
+
+def raise_here():
+    """As a cancellation does that has lost its patience: it does not look where it hits."""
+    cancellation = active_task.get().cancellation
+    cancellation.is_asked = cancellation._is_due = True
+    if not cancellation._held:
+        cancellation._set_exception(TaskCancelled)
+        cancellation._note_raised()
 
 
 def check_store():
@@ -127,12 +137,12 @@ CANCEL = (
 step, start = map(int, sys.argv[1:3])
 at = start
 hits = []
-shell.user_ns.update(Injector=Injector, active_task=active_task, hits=hits)
+shell.user_ns.update(Injector=Injector, raise_here=raise_here, hits=hits)
 while True:
     shell.user_ns["at"] = at
     task = ipytaskpersist.background(
         "import ipytaskpersist\\n"
-        "injector = Injector(at, active_task.get().cancel)\\n"
+        "injector = Injector(at, raise_here)\\n"
         "try:\\n"
         "    with injector:\\n"
         "        ipytaskpersist.background('2 + 2')\\n"
