@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.cancellation import Cancellation
 from ipytaskpersist.forked import ForkedRecording, take_streams
+from ipytaskpersist.mishaps import plain_text
 from ipytaskpersist.records import OutputKind, Progress, TaskRecord
 from ipytaskpersist.widgetmarks import Entered
 
@@ -58,6 +59,8 @@ class ActiveTask:
         """Print to one of the task's streams."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text)}")
+        if type(text) is not str:
+            text = plain_text(text)
         if self.children.have_streams:
             self.children.drain()
         self._record(kind, text)
@@ -86,7 +89,9 @@ class ActiveTask:
     def silent(self) -> ActiveTask:
         """The same task, but nothing that is printed or displayed to it is kept."""
         recording: Any = Silence()
-        return ActiveTask(self.record, recording, self.children.silent(recording), Context())
+        same = ActiveTask(self.record, recording, self.children.silent(recording), Context())
+        same.cancellation = self.cancellation.of_more_code(same._end_children)
+        return same
 
     # Cancelling.
 

@@ -68,11 +68,24 @@ class Cancellation:
 
         Raises `TaskCancelled` when that was asked for before.
         """
+        self.enter()
+        if self.is_asked:
+            raise TaskCancelled
+
+    def enter(self) -> None:
+        """Note that the calling thread runs code which may be cancelled from now on."""
         self._thread_id = threading.get_ident()
         with self._lock:
             self._is_running = True
-        if self.is_asked:
-            raise TaskCancelled
+
+    def of_more_code(self, end_children: Callable[[bool], None]) -> Cancellation:
+        """The cancellation of what runs for the task after its cell: code of its value's class.
+
+        What was asked for before was the cell's to obey.
+        """
+        other = Cancellation(end_children)
+        other.is_asked, other._asked_at = self.is_asked, self._asked_at
+        return other
 
     def leave(self) -> bool:
         """Note that the cell has ended: nothing is raised in it any more.

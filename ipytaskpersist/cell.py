@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 
@@ -28,6 +28,7 @@ from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.capture import show_result
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.loops import new_loop
+from ipytaskpersist.mishaps import describe, one_line
 from ipytaskpersist.records import TaskState
 
 if TYPE_CHECKING:
@@ -295,8 +296,8 @@ class CellRun:
             self._task.cancellation.look()
             result: Any = ExecutionResult(None)
             if await self._shell.run_code(step.code, result, async_=step.is_async):
-                error: BaseException = result.error_in_exec or RuntimeError("the cell failed")
-                return error
+                error: BaseException | None = result.error_in_exec
+                return RuntimeError("the cell failed") if error is None else error
             if step.value_name is not None:
                 self._show(self._shell.user_ns.pop(step.value_name, None))
         return None
@@ -307,29 +308,27 @@ class CellRun:
             self.text = show_result(self._shell, self._task, value)
 
     def _outcome(self, error: BaseException | None) -> Outcome:
-        if self._task.cancelled and isinstance(error, TaskCancelled | asyncio.CancelledError):
-            return Outcome(TaskState.CANCELLED, "cancelled", error=error)
-        if isinstance(error, SystemExit):
-            return _exit_outcome(error)
         if error is not None:
-            return Outcome(TaskState.FAILED, describe(error), 1, error=error)
+            return outcome_of(self._task, error)
         return Outcome(TaskState.COMPLETED, None, 0, self.value, self.text)
 
 
-def describe(error: BaseException) -> str:
-    """An error in one line: its class and the first line of its message."""
-    return one_line(type(error).__name__, str(error))
-
-
-def one_line(name: str, message: str) -> str:
-    """The name of an error's class and the first line of its message."""
-    first = next(iter(message.splitlines()), "")
-    return f"{name}: {first}" if first else name
+def outcome_of(task: ActiveTask, error: BaseException) -> Outcome:
+    """How a task has ended whose code has raised this."""
+    # The type, because what an error says of its class may be anything.
+    kind = type(error)
+    if task.cancelled and issubclass(kind, TaskCancelled | asyncio.CancelledError):
+        return Outcome(TaskState.CANCELLED, "cancelled", error=error)
+    if issubclass(kind, SystemExit):
+        return _exit_outcome(cast(SystemExit, error))
+    return Outcome(TaskState.FAILED, describe(error), 1, error=error)
 
 
 def _exit_outcome(error: SystemExit) -> Outcome:
     """What the interpreter would make of it: no code is 0, a message is 1."""
-    code = int(error.code) if isinstance(error.code, int) else 0 if error.code is None else 1
+    given = error.code
+    is_number = issubclass(type(given), int)
+    code = int.__int__(given) if is_number else 0 if given is None else 1  # type: ignore[arg-type]
     if abs(code) >= 2**31:
         code = 255  # what the interpreter makes of a number that is too large
     if code == 0:
@@ -416,13 +415,11 @@ def run_function(shell: InteractiveShell, call: Callable[[], Any], task: ActiveT
             value = task.context.run(_run_to_end, value)
         outcome = Outcome(TaskState.COMPLETED, None, 0, value)
     except BaseException as error:
-        if task.cancelled and isinstance(error, TaskCancelled | asyncio.CancelledError):
-            return Outcome(TaskState.CANCELLED, "cancelled", error=error)
-        if isinstance(error, SystemExit):
-            outcome = _exit_outcome(error)
-        else:
+        outcome = outcome_of(task, error)
+        if outcome.state is TaskState.CANCELLED:
+            return outcome
+        if not issubclass(type(error), SystemExit):
             shell.showtraceback(tb_offset=0)
-            outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
     figures.flush(task)
     return outcome
 

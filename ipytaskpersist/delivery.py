@@ -10,6 +10,7 @@ from ipytaskpersist import librarysettings
 from ipytaskpersist.active import is_own_command
 from ipytaskpersist.errors import BackgroundError, InvalidRequest, ResultUnavailable
 from ipytaskpersist.librarysettings import Left
+from ipytaskpersist.mishaps import describe
 from ipytaskpersist.payload import SETTINGS, Payloads
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import TaskStore
@@ -159,13 +160,22 @@ class Delivery:
             return  # what was only presumed dead may go on
         self._expected.discard(key)
         if task is not None:
-            loaded = self._load(task)
+            loaded = self._loaded(task)
             if not loaded and task.state is not TaskState.COMPLETED:
                 loaded.problems = dict.fromkeys(
                     self._missing(task), task.reason or "it left nothing"
                 )
             if loaded:
                 self._unsaid.append((task, loaded))
+
+    def _loaded(self, task: TaskRecord) -> Loaded:
+        try:
+            return self._load(task)
+        except BackgroundError:
+            raise
+        except BaseException as error:  # in a hook of IPython it would end the kernel
+            why = f"{describe(error)}; %bg_load {task.number} loads them"
+            return Loaded(problems={"its variables": why})
 
     def _missing(self, task: TaskRecord) -> Sequence[str]:
         """What a task would have left, had its process not ended before it could.

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from ipytaskpersist.active import active_task
+from ipytaskpersist.cancellation import CAUGHT
 
 
 class Holder(Protocol):
@@ -46,6 +47,18 @@ class HeldBack:
 def let_through() -> None:
     """Raise what has been held back in the calling thread: this is a good moment for it."""
     _holder().let_through()
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Whether a stop button or a cancellation has raised it, and not the code that was called.
+
+    In the main thread nobody can tell a `KeyboardInterrupt` of that code from the stop button's.
+    """
+    task = active_task.get()
+    if task is not None:
+        return task.cancelled and issubclass(type(error), CAUGHT)
+    is_main = threading.get_ident() == threading.main_thread().ident
+    return is_main and issubclass(type(error), KeyboardInterrupt)
 
 
 def _holder() -> Holder:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ipytaskpersist import librarysettings, mentions, places, provenance, shellcells, variables
 from ipytaskpersist.errors import InvalidRequest, StoreError
-from ipytaskpersist.interruption import HeldBack
+from ipytaskpersist.interruption import HeldBack, is_from_outside
+from ipytaskpersist.mishaps import class_name, describe
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
@@ -266,7 +267,9 @@ class Launcher:
     def _is_picklable(self, value: Any) -> bool:
         try:
             self._host.payloads.prepare([value], self._namespace()).discard()
-        except Exception:  # whatever a class raises when it is pickled
+        except BaseException as error:  # whatever a class raises when it is pickled
+            if is_from_outside(error):
+                raise
             return False
         return True
 
@@ -295,7 +298,9 @@ class Launcher:
             return self._host.payloads.prepare([setting, given], self._namespace())
         except StoreError:
             raise
-        except Exception as error:  # whatever a class raises when it is pickled
+        except BaseException as error:  # whatever a class raises when it is pickled
+            if is_from_outside(error):
+                raise
             kept = {k: v for k, v in setting.libraries.items() if self._is_picklable(v)}
             if kept.keys() == setting.libraries.keys():
                 raise self._unpicklable(named, self._namespace(), error) from error
@@ -307,17 +312,19 @@ class Launcher:
         return self._prepare(replace(setting, libraries=kept), given, named)
 
     def _unpicklable(
-        self, named: dict[str, Any], namespace: dict[str, Any], error: Exception
+        self, named: dict[str, Any], namespace: dict[str, Any], error: BaseException
     ) -> InvalidRequest:
         """The error that names each variable that cannot be handed over, and why."""
         bad = {}
         for name, value in named.items():
             try:
                 self._host.payloads.prepare([value], namespace).discard()
-            except Exception as problem:  # whatever a class raises when it is pickled
-                bad[name] = f"{name} ({type(value).__name__}): {_first_line(problem)}"
+            except BaseException as problem:  # whatever a class raises when it is pickled
+                if is_from_outside(problem):
+                    raise
+                bad[name] = f"{name} ({class_name(value)}): {describe(problem)}"
         good = ",".join(name for name in named if name not in bad)
-        what = "; ".join(bad.values()) or _first_line(error)
+        what = "; ".join(bad.values()) or describe(error)
         return InvalidRequest(
             f"cannot be handed to another process: {what}. "
             f"--in {good or chr(39) * 2} leaves it out, --thread needs no handing over"
@@ -547,7 +554,3 @@ def directory_of(options: Options) -> str:
         shown = str(path) if str(path).isprintable() else ascii(str(path))
         raise InvalidRequest(f"the directory {shown} does not exist; give another with --cwd")
     return str(path)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -14,7 +14,9 @@ from importlib import import_module
 from typing import Any
 
 from ipytaskpersist.afterimport import after_import
+from ipytaskpersist.interruption import is_from_outside
 from ipytaskpersist.libraries import GONE, LIBRARIES, Settings, read, write
+from ipytaskpersist.mishaps import describe
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.secretnames import is_secret
 
@@ -69,7 +71,9 @@ def _same(one: Any, other: Any) -> bool:
         return True
     try:
         return bool(one == other)
-    except Exception:  # an array, for one, is not true or false
+    except BaseException as error:  # an array, for one, is not true or false
+        if is_from_outside(error):
+            raise
         return False
 
 
@@ -118,8 +122,10 @@ def bring_submodules(names: Iterable[str]) -> Brought:
 def _import(name: str, brought: Brought) -> bool:
     try:
         import_module(name)
-    except Exception as error:  # the notebook may lack what the process had
-        brought.problems[name] = f"{type(error).__name__}: {error}"
+    except BaseException as error:  # the notebook may lack what the process had
+        if is_from_outside(error):
+            raise
+        brought.problems[name] = describe(error)
         return False
     return True
 

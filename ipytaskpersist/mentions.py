@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from ipytaskpersist.mishaps import plain_text
+
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
 MARKED = re.compile(r"@([^\W\d]\w*)")
 """How pandas' ``query`` and ``eval`` mark a variable of Python."""
@@ -68,9 +70,10 @@ def in_values(values: Iterable[Any]) -> list[str]:
 
 
 def _texts_of_value(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, FunctionType):
+    # The type, because what a value says of its class may be anything.
+    if issubclass(type(value), str):
+        yield plain_text(value)
+    elif type(value) is FunctionType:
         yield from _texts_of_code(value.__code__)
 
 
@@ -91,8 +94,8 @@ def submodules(tree: ast.Module, namespace: Mapping[str, Any]) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             root, path = _chain(node)
-            module = namespace.get(root)
-            if isinstance(module, ModuleType):
+            module: Any = namespace.get(root)
+            if issubclass(type(module), ModuleType):
                 found.update(dict.fromkeys(_imported(module.__name__, path)))
     return list(found)
 

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 from ipytaskpersist import disks
 from ipytaskpersist.errors import BackgroundError, ResultUnavailable, StoreError
+from ipytaskpersist.interruption import is_from_outside
+from ipytaskpersist.mishaps import describe
 from ipytaskpersist.paths import (
     StateDirectory,
     is_folder,
@@ -35,6 +37,7 @@ from ipytaskpersist.pickling import (
     Unpicklable,
     Unpickler,
     are_together,
+    dump,
     load,
     pickler,
     read_together,
@@ -44,6 +47,7 @@ from ipytaskpersist.records import ResultRecord, TaskRecord
 
 TEXT_CHARACTERS = 4000
 LINE_CHARACTERS = 200
+PROBLEM_CHARACTERS = 500
 KEY_BYTES = 32
 INPUTS = "<inputs>"
 """The name of what a Python process task is given; no variable can have it."""
@@ -83,8 +87,10 @@ class Payloads:
         """
         try:
             return self.adopt(task_id, name, self.prepare([value], namespace), text)
-        except Exception as error:  # whatever a class raises when it is pickled
-            return _not_kept(name, text, error)
+        except BaseException as error:  # whatever a class raises when it is pickled
+            if is_from_outside(error):
+                raise
+            return not_kept(name, text, error)
 
     def save_together(
         self,
@@ -103,10 +109,10 @@ class Payloads:
                 prepared, sizes = self._write(lambda file: write_together(file, left, namespace))
             except Unpicklable as error:
                 # Once more without it: what is written of it is also what the others share.
-                kept[error.name] = _not_kept(error.name, texts[error.name], error.cause)
+                kept[error.name] = not_kept(error.name, texts[error.name], error.cause)
                 del left[error.name]
             except BackgroundError as error:
-                return [kept.get(name) or _not_kept(name, texts[name], error) for name in values]
+                return [kept.get(name) or not_kept(name, texts[name], error) for name in values]
             else:
                 kept |= self._adopt_together(task_id, prepared, sizes, texts)
                 break
@@ -136,12 +142,15 @@ class Payloads:
         Raises `StoreError`, and whatever a class raises when it is pickled.
         """
 
-        def dump(file: _Hashing) -> None:
+        def fill(file: _Hashing) -> None:
             made = pickler(file, namespace)
             for value in values:
-                made.dump(value)
+                dump(made, "", value)
 
-        return self._write(dump)[0]
+        try:
+            return self._write(fill)[0]
+        except Unpicklable as error:
+            raise error.cause from None
 
     def _write(self, fill: Callable[[_Hashing], T]) -> tuple[Prepared, T]:
         """A new file that `fill` has written, and what that gave. Raises `StoreError`."""
@@ -213,6 +222,8 @@ class Payloads:
         """
         value = self.load_all(task, [result], namespace)[result.name]
         if isinstance(value, ResultUnavailable):
+            if value.__cause__ is not None and is_from_outside(value.__cause__):
+                raise value.__cause__
             raise value
         return value
 
@@ -354,9 +365,11 @@ def _shortened(text: str) -> str:
     return text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + " …"
 
 
-def _not_kept(name: str, text: str, error: Exception) -> ResultRecord:
-    said = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-    problem = said.splitlines()[0][:500]
+def not_kept(name: str, text: str, error: BaseException) -> ResultRecord:
+    """What is known of a value that could not be kept: its text form, and why."""
+    is_disk = issubclass(type(error), StoreError)
+    said = str(error).partition("\n")[0] if is_disk else describe(error)
+    problem = said[:PROBLEM_CHARACTERS]
     return ResultRecord(name, None, None, None, None, _shortened(text), problem)
 
 
@@ -381,8 +394,8 @@ class _Files:
         if isinstance(value, Failed):
             error = value.error
             raise ResultUnavailable(
-                f"{_where(self._task, result)} cannot be unpickled here ({type(error).__name__}: "
-                f"{error}); {_text_form(result)}"
+                f"{_where(self._task, result)} cannot be unpickled here ({describe(error)}); "
+                f"{_text_form(result)}"
             ) from error
         return value
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ipytaskpersist.errors import StoreError
+from ipytaskpersist.interruption import is_from_outside
 
 Namespace = dict[str, Any] | None
 NAMESPACE_ID, SHELL_ID = "namespace", "shell"
@@ -97,13 +98,13 @@ def running_shell() -> Any:
 class Failed:
     """Stands in the place of a value that cannot be loaded."""
 
-    error: Exception
+    error: BaseException
 
 
 class Unpicklable(Exception):
-    """One of several values cannot be pickled."""
+    """A value cannot be pickled."""
 
-    def __init__(self, name: str, cause: Exception) -> None:
+    def __init__(self, name: str, cause: BaseException) -> None:
         super().__init__(name)
         self.name = name
         self.cause = cause
@@ -118,16 +119,21 @@ def write_together(file: Writer, values: Mapping[str, Any], namespace: Namespace
     made, sizes = pickler(file, namespace), dict[str, int]()
     for name, value in values.items():
         before = file.size
-        try:
-            made.dump(value)
-        except StoreError:
-            raise
-        except Exception as error:  # whatever a class raises when it is pickled
-            raise Unpicklable(name, error) from error
+        dump(made, name, value)
         sizes[name] = file.size - before
     index = json.dumps(sizes).encode()
     file.write(index + len(index).to_bytes(LENGTH_BYTES, "little"))
     return sizes
+
+
+def dump(made: Any, name: str, value: Any) -> None:
+    """Pickle a value. Raises `Unpicklable`, and the file's own `StoreError`."""
+    try:
+        made.dump(value)
+    except BaseException as error:  # whatever a class raises when it is pickled
+        if issubclass(type(error), StoreError) or is_from_outside(error):
+            raise
+        raise Unpicklable(name, error) from error
 
 
 def are_together(data: bytes) -> bool:
@@ -192,5 +198,8 @@ def load(loading: Unpickler | _Resumed) -> Any:
     """The next value; a `Failed` where its class raises something."""
     try:
         return loading.load()
-    except Exception as error:  # whatever a class raises when it is unpickled
+    except BaseException as error:  # whatever a class raises when it is unpickled
+        # A stop button ends the loading of this value, and loses no other.
+        if is_from_outside(error) and not issubclass(type(error), KeyboardInterrupt):
+            raise
         return Failed(error)

@@ -20,6 +20,8 @@ from itertools import islice
 from types import FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
+from ipytaskpersist.interruption import is_from_outside
+from ipytaskpersist.mishaps import class_name
 from ipytaskpersist.secretnames import is_secret
 
 FIRST_FRAMES, LAST_FRAMES = 4, 4
@@ -93,7 +95,7 @@ def _frame(
 def _variable(name: str, value: Any) -> dict[str, str]:
     return {
         "name": name[:NAME_CHARACTERS],
-        "type": type(value).__name__[:NAME_CHARACTERS],
+        "type": class_name(value)[:NAME_CHARACTERS],
         "text": HIDDEN if _is_secret(name, value) else summary(value),
     }
 
@@ -140,7 +142,7 @@ class _Summary(reprlib.Repr):
             return f"{kind.__name__} of {len(value):,} bytes, {bytes(value[:BYTES])!r}…"
         if kind in PLAIN_TYPES or kind in CONTAINERS:
             return super().repr1(value, level)
-        return f"<{kind.__name__}{_shape(value)}>"
+        return f"<{class_name(value)}{_shape(value)}>"
 
     def repr_tuple(self, value: tuple[Any, ...], level: int) -> str:
         # A header, or an entry of a dictionary.
@@ -192,9 +194,11 @@ def summary(value: Any) -> str:
         elif kind in PLAIN_TYPES or kind in CONTAINERS:
             text = _short.repr(value)
         else:
-            text = _shape(value).strip() or f"<{kind.__name__}>"
-    except Exception as error:  # an attribute may raise anything
-        text = f"(could not be looked at: {type(error).__name__})"
+            text = _shape(value).strip() or f"<{class_name(value)}>"
+    except BaseException as error:  # an attribute may raise anything
+        if is_from_outside(error):
+            raise
+        text = f"(could not be looked at: {class_name(error)})"
     line = " ".join(text.split())
     return line if len(line) <= TEXT_CHARACTERS else line[: TEXT_CHARACTERS - 1] + "…"
 

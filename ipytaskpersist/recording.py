@@ -95,7 +95,7 @@ class Recording:
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Record a piece of a stream."""
-        is_usual = kind is USUAL_KIND and text.__class__ is str
+        is_usual = kind is USUAL_KIND and type(text) is str
         self._append(text if is_usual else (kind, text))  # type: ignore[arg-type]
         recorder = self._recorder
         waiting = recorder.waiting = recorder.waiting + len(text)
@@ -230,7 +230,7 @@ def encode_content(content: dict[str, Any]) -> bytes:
 
 def size_of(item: Item) -> int:
     """How many characters an item holds."""
-    return len(item) if item.__class__ is str else len(item[1])
+    return len(item) if type(item) is str else len(item[1])
 
 
 def joined(items: list[Item]) -> Iterator[tuple[OutputKind, bytes]]:

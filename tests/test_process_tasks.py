@@ -113,7 +113,7 @@ def test_what_cannot_be_pickled_stops_the_launch_and_says_what_helps(notebook: N
     before = notebook.kernel.run("%bg_list --json").text
     cell = notebook.launch("print(number)\nwith lock:\n    pass")
     message = cell.stream("stderr")
-    assert "lock (lock): cannot pickle '_thread.lock' object" in message
+    assert "lock (lock): TypeError: cannot pickle '_thread.lock' object" in message
     assert "--in number leaves it out" in message
     assert (
         json.loads(notebook.kernel.run("%bg_list --json").text)["count"]

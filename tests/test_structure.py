@@ -44,8 +44,8 @@ LAYERS = (
      "recorder", "recording", "outputs", "progress"},
     {"store"},
     {
-        "active", "cancellation", "safepoints", "interruption", "forked", "contexts",
-        "threadsettings", "records", "identity",
+        "active", "cancellation", "safepoints", "interruption", "mishaps", "forked",
+        "contexts", "threadsettings", "records", "identity",
         "processes", "paths", "errors", "screen", "patches", "vocabulary", "durations", "problems",
         "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import getpass
 import sys
+import traceback
 from asyncio import CancelledError
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,8 @@ from IPython.core.error import StdinNotImplementedError
 from ipytaskpersist import postmortem
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.interruption import is_from_outside
+from ipytaskpersist.mishaps import class_name, message
 from ipytaskpersist.patches import Patches
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
         if task is None:
             plain(etype, evalue, stb)
         elif not is_cancellation(task, evalue):
-            task.show_error(etype.__name__, str(evalue), list(stb))
+            task.show_error(class_name(evalue), message(evalue), list(stb))
             task.post_mortem = _post_mortem(shell, evalue, task.record.execution_count)
 
     patches.set(shell, "_showtraceback", show)
@@ -72,7 +75,13 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
             if is_cancellation(task, error):
                 return  # not shown, and to render it takes long
             hide_own_frames(error)
-        plain_whole(*args, **options)
+        try:
+            plain_whole(*args, **options)
+        except BaseException as raised:
+            if task is None or error is None or is_from_outside(raised):
+                raise
+            # The error's own class has raised something, asked for its text.
+            shell._showtraceback(type(error), error, traceback.format_tb(error.__traceback__))
 
     patches.set(shell, "showtraceback", show_whole)
     plain_format: Any = shell.InteractiveTB.structured_traceback
@@ -89,15 +98,17 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
 
 def is_cancellation(task: ActiveTask, error: BaseException | None) -> bool:
     """Whether an error is there because the task was cancelled, and so is none of its own."""
-    return task.cancelled and isinstance(error, TaskCancelled | CancelledError)
+    return task.cancelled and issubclass(type(error), TaskCancelled | CancelledError)
 
 
 def _post_mortem(shell: Any, error: BaseException, own_cell: int | None) -> dict[str, Any] | None:
     cells = getattr(shell.compile, "_filename_map", {})
     try:
         return postmortem.of_error(error, cells, own_cell)
-    except Exception:  # it is about an error, and must not become the cell's error itself
-        return None
+    except BaseException as raised:
+        if is_from_outside(raised):
+            raise
+        return None  # it is about an error, and must not become the cell's error itself
 
 
 def hide_own_frames(error: BaseException | None) -> None:
@@ -106,7 +117,8 @@ def hide_own_frames(error: BaseException | None) -> None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         error.__traceback__ = _without_own(error.__traceback__)
-        error = error.__cause__ or error.__context__
+        cause = error.__cause__
+        error = error.__context__ if cause is None else cause
 
 
 def _without_own(traceback: TracebackType | None) -> TracebackType | None:

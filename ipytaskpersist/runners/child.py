@@ -15,11 +15,13 @@ import linecache
 import os
 import reprlib
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from threading import get_ident
+from typing import Any, NoReturn
 
 import cloudpickle  # noqa: F401 - what keeps values imports it at its first one
 from ipykernel.compiler import XCachingCompiler
@@ -39,6 +41,7 @@ from ipytaskpersist import (
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.cell import Outcome, compile_cell, run_cell, run_function
 from ipytaskpersist.librarysettings import Left, OfProcess
+from ipytaskpersist.mishaps import class_name, describe, plain_text
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import INPUTS, SETTINGS, Payloads
@@ -112,7 +115,10 @@ class Child:
         given_settings = getattr(setting, "libraries", {})
         # In the cell's context: some libraries keep their settings there.
         self._settings = task.context.run(OfProcess, given_settings, patches)
-        given: Given = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
+        try:
+            given = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
+        except BaseException as error:  # whatever a class raises when it is unpickled
+            return self._refuse(shell, error)
         shell.user_ns.update(given.variables)
         show_figures_inline()
         before = dict(shell.user_ns)
@@ -128,8 +134,17 @@ class Child:
         self._keep(shell, task, outcome, names)
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)
-        state, code = outcome.state.value, outcome.exit_code
-        self._sender.outcome(state, outcome.reason, code)
+        return self._tell(outcome.state.value, outcome.reason, outcome.exit_code)
+
+    def _refuse(self, shell: Any, error: BaseException) -> int:
+        """End without having run the cell: what it was given cannot be had."""
+        shell.showtraceback((type(error), error, error.__traceback__))
+        reason = f"what it was given cannot be unpickled ({describe(error)})"
+        return self._tell("failed", reason, FAILED)
+
+    def _tell(self, state: str, reason: str | None, code: int | None) -> int:
+        """Send how the task has ended. Returns the exit status that goes with it."""
+        self._sender.outcome(state, reason, code)
         return FAILED if code is None else code
 
     def _task(self) -> ActiveTask:
@@ -151,11 +166,12 @@ class Child:
     def _keep(self, shell: Any, task: ActiveTask, outcome: Outcome, names: list[str]) -> None:
         # What a class prints while it is pickled is no output of the cell.
         active_task.set(task.silent())
-        if not outcome.has_no_value and outcome.value is not None:
-            self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
-        self._save_variables(shell, names)
-        if not self._record.is_call:
-            self._save_settings(shell, task)
+        with _staying():
+            if not outcome.has_no_value and outcome.value is not None:
+                self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
+            self._save_variables(shell, names)
+            if not self._record.is_call:
+                self._save_settings(shell, task)
         active_task.set(task)
 
     def _save(self, shell: Any, name: str, value: Any, text: str) -> None:
@@ -179,6 +195,23 @@ class Child:
             self._save(shell, SETTINGS, Left(changes, submodules).as_value, "")
 
 
+@contextmanager
+def _staying() -> Iterator[None]:
+    """A class that ends the process while a value is pickled loses that value alone."""
+    plain, owner, thread = os._exit, os.getpid(), get_ident()
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() == owner and get_ident() == thread:
+            raise SystemExit(f"os._exit({status}) was called")
+        plain(status)
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = plain
+
+
 def _load_given(inputs: Any, submodules: list[str]) -> Given:
     """What the cell works on, with which libraries are imported."""
     for name in submodules:
@@ -194,9 +227,9 @@ def _missing(name: str) -> ResultRecord:
 
 def _short_text(value: Any) -> str:
     try:
-        return reprlib.repr(value)
-    except Exception as error:  # a repr may raise anything
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+        return plain_text(reprlib.repr(value))
+    except BaseException as error:  # a repr may raise anything
+        return f"<{class_name(value)} whose repr raised {class_name(error)}>"
 
 
 def assigned_names(
@@ -210,7 +243,9 @@ def assigned_names(
     changed = [
         name
         for name, value in now.items()
-        if before.get(name, missing) is not value and not name.startswith("_")
+        if before.get(name, missing) is not value
+        and type(name) is str  # `globals()` may have been given anything
+        and not name.startswith("_")
     ]
     named = variables.assigned(tree)
     if not is_whole:

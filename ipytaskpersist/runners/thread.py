@@ -23,7 +23,9 @@ from ipytaskpersist.cell import (
 from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
-from ipytaskpersist.payload import Payloads
+from ipytaskpersist.interruption import is_from_outside
+from ipytaskpersist.mishaps import class_name, describe, plain_text
+from ipytaskpersist.payload import Payloads, not_kept
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
@@ -49,6 +51,7 @@ class Worker:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # and with it what its task was given, for as long as there is no other
         close_loop_of_thread()
         self._on_end()
 
@@ -135,10 +138,7 @@ class ThreadRunner:
         ended = time.time()
         FOREGROUND.end_task(task)
         task.children.close()
-        # What a class prints while it is pickled, or shown once more, is no output of the cell.
-        active_task.set(task.silent())
-        result = self._keep(task.record, outcome)
-        active_task.set(None)
+        outcome, result = self._keep(task, outcome)
         self._contexts.keep(foreground, task.context)
         figures.leave(task)
         self.settings.keep(settings)
@@ -186,25 +186,46 @@ class ThreadRunner:
             task.begin()
             outcome = work(task)
         except BaseException as error:
-            state = TaskState.CANCELLED if task.cancelled else TaskState.FAILED
-            reason = "cancelled" if task.cancelled else f"{type(error).__name__}: {error}"
-            outcome = Outcome(state, reason, None if task.cancelled else 1, error=error)
+            if task.cancelled:
+                outcome = Outcome(TaskState.CANCELLED, "cancelled", error=error)
+            else:
+                outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
         if task.cancellation.leave():
             outcome = Outcome(TaskState.CANCELLED, "cancelled")
         return outcome
 
-    def _keep(self, record: TaskRecord, outcome: Outcome) -> ResultRecord | None:
+    def _keep(self, task: ActiveTask, outcome: Outcome) -> tuple[Outcome, ResultRecord | None]:
+        """Pickle the value. That is code of its class, which may raise anything or never end."""
         if outcome.value is NOTHING or outcome.value is None:
-            return None
+            active_task.set(None)
+            return outcome, None
+        # What a class prints while it is pickled, or shown once more, is no output of the cell.
+        silent = self._active[task.record.key] = task.silent()
+        active_task.set(silent)
+        try:
+            silent.cancellation.enter()
+            kept = self._save(task.record, outcome)
+        except BaseException as error:
+            kept = not_kept("", outcome.text or "", error)
+            if is_from_outside(error):
+                outcome = Outcome(TaskState.CANCELLED, "cancelled")
+        silent.cancellation.leave()
+        silent.children.close()
+        active_task.set(None)
+        return outcome, kept
+
+    def _save(self, record: TaskRecord, outcome: Outcome) -> ResultRecord:
         text = self._text_of(outcome.value) if outcome.text is None else outcome.text
-        text = text or f"<{type(outcome.value).__name__}>"
+        text = text or f"<{class_name(outcome.value)}>"
         return self._payloads.save(record.id, "", outcome.value, text)
 
     def _text_of(self, value: Any) -> str:
         try:
-            return self._text_form(value)
-        except Exception as error:  # a repr may raise anything
-            return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+            return plain_text(self._text_form(value))
+        except BaseException as error:  # a repr may raise anything
+            if is_from_outside(error):
+                raise
+            return f"<{class_name(value)} whose repr raised {class_name(error)}>"
 
     def cancel(self, key: int) -> bool:
         """Cancel a task of this process. Returns whether it was running here."""
