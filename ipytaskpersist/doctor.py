@@ -426,13 +426,18 @@ def _schema(examined: Examined, store: ExaminedStore) -> Finding:
     if found > expected:
         return _warning(
             f"a newer version of ipytaskpersist wrote it (schema {found}, this one knows "
-            f"{expected}), so it is only read",
+            f"{expected}), so {_kept_from(store)}",
             "pip install -U ipytaskpersist",
         )
     size = _size(_size_of(examined.directory))
     if found < expected:
         return _ok(f"{size}, schema {found}: the next use brings it to {expected}, after a backup")
     return _ok(f"{size}, schema {found}")
+
+
+def _kept_from(store: ExaminedStore) -> str:
+    is_written = store.look.may_be_written
+    return "this one moves and deletes no tasks" if is_written else "it is only read"
 
 
 def _size_of(directory: StateDirectory) -> int:
@@ -463,7 +468,8 @@ def _archive(directory: StateDirectory) -> Iterator[Finding]:
     try:
         if archive.look.schema_version > archive.expected_schema_version:
             yield _warning(
-                f"a newer version of ipytaskpersist wrote {directory.file}, so it is only read",
+                f"a newer version of ipytaskpersist wrote {directory.file}, so "
+                f"{_kept_from(archive)}",
                 "pip install -U ipytaskpersist",
             )
         damage = archive.look.damage()

@@ -14,7 +14,7 @@ from programs import Finished, run_python
 
 from ipytaskpersist import problems
 from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
 from ipytaskpersist.store.migrations import STEPS
 
@@ -68,7 +68,8 @@ class World:
         return self.tasks()[name].state
 
     def printed(self, name: str) -> str:
-        return self.newer("output", name).stdout
+        records = self.store.outputs.of(self.tasks()[name].key, kinds=[OutputKind.STDOUT])
+        return b"".join(record.data for record in records).decode()
 
     def supervisor(self) -> int:
         (supervisor,) = self.store.supervisors.unfinished()
@@ -166,7 +167,6 @@ def test_after_a_breaking_migration_nothing_is_written_and_nothing_is_lost(
     go.touch()
     until(lambda: not _is_there(supervisor), message="the end of the supervisor")
     assert world.state("command") is TaskState.RUNNING
-    tasks = world.shown()
     until(lambda: world.shown()["thread"]["state"] == "completed", message="the thread's end")
     tasks = world.shown()
     for name, (state, code) in ENDS.items():
