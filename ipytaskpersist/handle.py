@@ -125,7 +125,11 @@ class Task:
         return self._now().state.is_final
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, at most `timeout` seconds. Returns whether it has."""
+        """Wait until it has ended, at most `timeout` seconds. Returns whether it has.
+
+        Without a timeout a task cannot wait for itself, nor for one of its kernel's threads that
+        waits for it: that raises `InvalidRequest`. Tasks of several processes are not looked at.
+        """
         (self._record,) = self._manager.wait([self._record], timeout)
         return self._record.state.is_final
 
