@@ -24,7 +24,7 @@ from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
 from ipytaskpersist.interruption import is_from_outside
-from ipytaskpersist.mishaps import class_name, describe, plain_text
+from ipytaskpersist.mishaps import class_name, describe, let_go_of_variables, plain_text
 from ipytaskpersist.payload import Payloads, not_kept
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
@@ -139,6 +139,8 @@ class ThreadRunner:
         FOREGROUND.end_task(task)
         task.children.close()
         outcome, result = self._keep(task, outcome)
+        if outcome.error is not None:
+            let_go_of_variables(outcome.error)
         self._contexts.keep(foreground, task.context)
         figures.leave(task)
         self.settings.keep(settings)
