@@ -519,8 +519,8 @@ class BackgroundTasks(TaskSettings):
             self._pause(current)
 
     def _refuse_to_wait_in_vain(self) -> None:
-        """What this process's tasks become is no longer in the store. Raises `StoreNewer`."""
-        if self._recorder is not None and self._recorder.is_aside:
+        """What becomes of this version's tasks is no longer in the store. Raises `StoreNewer`."""
+        if self.store.is_taken_over:
             self.store.require_writable()
 
     def _is_over(self, task: TaskRecord) -> bool:

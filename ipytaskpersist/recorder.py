@@ -317,14 +317,16 @@ class Recorder:
 
     def go_aside(self, error: StoreNewer) -> None:
         """Keep in a file what changes from now on: a newer version has taken over the store."""
-        if self._aside is None:
+        with self._start_lock:
+            if self._aside is not None:
+                return
             aside = self._aside = Aside(self._store.directory, self._store.session_id)
-            self._warn(
-                f"{error}. Background tasks go on, and the newer version can cancel them; what "
-                f"they print and how they end is kept for it in aside/{aside.path.name}"
-            )
-            with suppress(StoreError):  # the first change tries again
-                aside.begin()
+        self._warn(
+            f"{error}. Background tasks go on, and the newer version can cancel them; what they "
+            f"print and how they end is kept for it in aside/{aside.path.name}"
+        )
+        with suppress(StoreError):  # the first change tries again
+            aside.begin()
 
     def _repair(self) -> None:
         """What is printed now has no place in the damaged store, and need not wait for a person."""

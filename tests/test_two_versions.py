@@ -162,6 +162,8 @@ def test_after_a_breaking_migration_nothing_is_written_and_nothing_is_lost(
         refused = world.kernel.run(f"%%background {flags} refused\ntrue", check=False)
         assert "newer version" in refused.text + str(refused.error)
     assert "refused" not in world.tasks()
+    waited = world.kernel.run("%bg_wait process", check=False)
+    assert "newer version" in waited.stream("stderr")
 
     # What runs ends; the store has none of it until the newer version looks.
     go.touch()

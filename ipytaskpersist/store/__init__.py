@@ -305,6 +305,11 @@ class TaskStore:
         return self.database.read_only or self._hindrance is not None
 
     @property
+    def is_taken_over(self) -> bool:
+        """Whether a newer version has migrated it since, and does not let this one write."""
+        return self._hindrance is not None and self.database.version is not None
+
+    @property
     def is_own_version(self) -> bool:
         """Whether it has the very schema of this version, and can be written."""
         return not self.read_only and self._schema_version() == len(STEPS)

@@ -14,9 +14,10 @@ import base64
 import errno
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -45,6 +46,7 @@ class Aside:
         self._session_id = session_id
         self._process = ProcessIdentity.own()
         self._file = -1
+        self._lock = threading.Lock()
         for table in {call.partition(".")[0] for call in CALLS}:
             setattr(self, table, _Calls(self, table))
 
@@ -55,14 +57,20 @@ class Aside:
         return self._directory.aside / name
 
     def begin(self) -> None:
-        """Make the file, which says whose it is: tasks that wait for that one wait in vain."""
-        try:
+        """Make the file, which says whose it is: tasks that wait for that one wait in vain.
+
+        Raises `StoreError` when there is no room for it.
+        """
+        with self._lock, self._in_words():
             if self._file < 0:
                 make_private(self.path.parent)
-                self._file = open_private(self.path, os.O_WRONLY | os.O_APPEND)
-                self._write({"session": self._session_id, "process": asdict(self._process)})
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path} ({error.strerror})") from error
+                file = open_private(self.path, os.O_WRONLY | os.O_APPEND)
+                try:
+                    _write(file, {"session": self._session_id, "process": asdict(self._process)})
+                except OSError:
+                    os.close(file)
+                    raise
+                self._file = file
 
     def keep(self, call: str, given: Sequence[Any], named: dict[str, Any]) -> bool | list[Any]:
         """Keep a call that would have changed the store. Of what would be asked nothing is known.
@@ -72,19 +80,25 @@ class Aside:
         if call not in CALLS:
             return []
         self.begin()
-        try:
-            self._write({"call": call, "given": list(given), "named": named})
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path} ({error.strerror})") from error
+        with self._in_words():
+            _write(self._file, {"call": call, "given": list(given), "named": named})
         return True
 
-    def _write(self, line: dict[str, Any]) -> None:
-        """Add a line, all of it or nothing."""
-        data = json.dumps(line, default=_encoded).encode() + b"\n"
-        size = os.fstat(self._file).st_size
-        if os.write(self._file, data) < len(data):
-            os.ftruncate(self._file, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path} ({error.strerror})") from error
+
+
+def _write(file: int, line: dict[str, Any]) -> None:
+    """Add a line, all of it or nothing."""
+    data = json.dumps(line, default=_encoded).encode() + b"\n"
+    size = os.fstat(file).st_size
+    if os.write(file, data) < len(data):
+        os.ftruncate(file, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class _Calls:
@@ -166,7 +180,7 @@ def _take_some(store: TaskStore, session: str, source: BinaryIO, name: str, begi
 
 
 def _do(store: TaskStore, session: str, line: dict[str, Any]) -> None:
-    do = CALLS.get(line["call"])
+    do = CALLS.get(line.get("call", ""))
     if do is not None:
         do(store, session, *line["given"], **line["named"])
 
