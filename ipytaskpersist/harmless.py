@@ -94,7 +94,7 @@ class _Harmless:
             self._end(tag)
         elif tag in END_OF_TEXT:
             return self._past(END_OF_TAG, self._past(END_OF_TEXT[tag], close.end()))
-        elif tag in SILENT and not close["empty"]:
+        elif tag in SILENT and close["empty"] is None:
             self._silent.append(tag)
         elif tag in KEPT and not self._silent and len(self._open) < DEPTH_AT_MOST:
             self._begin(tag, spans)

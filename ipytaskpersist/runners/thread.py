@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-from ipytaskpersist import figures, forked
+from ipytaskpersist import figures, forked, frames
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
 from ipytaskpersist.children import Children
@@ -130,6 +130,9 @@ class ThreadRunner:
         ended = time.time()
         FOREGROUND.end_task(task)
         task.children.close()
+        # What they held is summed up in the post-mortem. It may be most of the memory.
+        frames.let_go(outcome.error)
+        frames.let_go(task.error)
         outcome, result = self._keep(task, outcome)
         self._contexts.keep(foreground, task.context)
         figures.leave(task)
