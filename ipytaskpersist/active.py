@@ -51,6 +51,8 @@ class ActiveTask:
         """The ``ipywidgets.Output`` that its code is inside of."""
         self.shown_error: tuple[str, str] | None = None
         """Name and message of an error that a magic showed instead of raising it."""
+        self.error: BaseException | None = None
+        """The last error that was shown."""
         self.post_mortem: dict[str, Any] | None = None
         """What the variables were where the last error happened, in the form of `postmortem`."""
         self.cancellation = Cancellation(self._end_children)

@@ -15,6 +15,8 @@ SEQUENCE = re.compile(
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 NAMES = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
+ARGUMENTS_CHARACTERS = 128
+"""As much of one sequence is looked at. No honest one is longer."""
 LEVELS = (0, 95, 135, 175, 215, 255)
 
 
@@ -89,7 +91,7 @@ class Colours:
 
 def changed(style: Style, arguments: str) -> Style:
     """The style after the numbers of one sequence."""
-    words = arguments.replace(":", ";").split(";")
+    words = arguments[:ARGUMENTS_CHARACTERS].replace(":", ";").split(";")
     numbers = [int(word[:9]) if word else 0 for word in words]
     while numbers:
         number = numbers.pop(0)

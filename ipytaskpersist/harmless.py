@@ -39,11 +39,13 @@ CLOSE = re.compile(r"[ \t\n\r\f/]*+(?P<empty>(?<=/))?>")
 END_OF_TAG = re.compile(">")
 END_OF_COMMENT = re.compile("--!?>")
 END_OF_TEXT = {
-    tag: re.compile(rf"</{tag}(?=[ \t\n\r\f/>])[^>]*+>", re.IGNORECASE)
+    tag: re.compile(rf"</{tag}(?=[ \t\n\r\f/>])", re.IGNORECASE)
     for tag in ("script", "style", "title", "noscript", "iframe")
 }
 """Where what is no markup inside an element ends."""
-REFERENCE = re.compile(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[a-zA-Z][a-zA-Z0-9]{1,31};?)")
+REFERENCE = re.compile(
+    r"&(?:#[0-9]{1,7}+(?![0-9]);?|#[xX][0-9a-fA-F]{1,6}+(?![0-9a-fA-F]);?|[a-zA-Z][a-zA-Z0-9]{1,31};?)"
+)
 """A character by its number or name. No character has a longer one."""
 
 
@@ -91,8 +93,8 @@ class _Harmless:
         if markup["end"]:
             self._end(tag)
         elif tag in END_OF_TEXT:
-            return self._past(END_OF_TEXT[tag], close.end())
-        elif tag in SILENT and not close["empty"]:
+            return self._past(END_OF_TAG, self._past(END_OF_TEXT[tag], close.end()))
+        elif tag in SILENT and close["empty"] is None:
             self._silent.append(tag)
         elif tag in KEPT and not self._silent and len(self._open) < DEPTH_AT_MOST:
             self._begin(tag, spans)

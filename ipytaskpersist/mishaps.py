@@ -6,9 +6,6 @@ in its turn. So types are asked, never `isinstance`, and only builtin types' met
 
 from __future__ import annotations
 
-import traceback
-from contextlib import suppress
-from types import FrameType
 from typing import Any
 
 _name_of_class = type.__dict__["__name__"].__get__
@@ -32,34 +29,6 @@ def message(error: BaseException) -> str:
 def plain_text(text: str) -> str:
     """The characters of a text, whose class may have methods of its own."""
     return str.__str__(text)
-
-
-def let_go_of_variables(error: BaseException) -> None:
-    """Empty the frames in which an error, and each that led to it, was raised.
-
-    Its traceback stays as it is to read; what it would keep in memory are all variables of the
-    functions that have failed. A frame that still runs keeps its own.
-    """
-    ahead: list[BaseException | None] = [error]
-    seen = set[int]()
-    while ahead:
-        each = ahead.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        for frame, _line in traceback.walk_tb(each.__traceback__):
-            _empty(frame)
-        ahead += [each.__cause__, each.__context__]
-        if issubclass(type(each), BaseExceptionGroup):
-            ahead += each.exceptions  # type: ignore[attr-defined]
-
-
-def _empty(frame: FrameType) -> None:
-    with suppress(RuntimeError):  # it still runs
-        frame.clear()
-        # Up to Python 3.12 a frame whose variables were looked at keeps a dict of them, and takes
-        # from it what it has no longer when they are looked at again.
-        _ = frame.f_locals
 
 
 def describe(error: BaseException) -> str:

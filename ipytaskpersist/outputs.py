@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -26,20 +27,46 @@ TAIL_RECORDS = 64
 CHANGES = (OutputKind.UPDATE_DISPLAY_DATA, OutputKind.CLEAR_OUTPUT)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Placed:
-    """An output that a task has left, and where it stands."""
+    """An output that a task has put out, as it stands now."""
 
     output: Output
+    """Empty once it was cleared."""
     widget: str | None
     """The id of the ``ipywidgets.Output`` that it is inside of; None for none."""
+    more: list[str] = field(default_factory=list)
+    """Of a stream, the text that came after."""
+
+    def whole(self) -> Output:
+        """The output with all its text."""
+        if self.more:
+            self.output["text"] = "".join((self.output["text"], *self.more))
+        return self.output
+
+
+@dataclass(slots=True)
+class Updated:
+    """The displays of one id, and the last update of that id."""
+
+    displays: list[Placed] = field(default_factory=list)
+    count: int = 0
+    """How many of them were there when it came."""
+    content: Output = field(default_factory=dict)
 
 
 class Resolver:
-    """Turns the records of one task, as they happened, into the outputs that they left."""
+    """Turns the records of one task, as they happened, into the outputs that they left.
+
+    In time that grows with their number alone: they may be a stranger's.
+    """
 
     def __init__(self) -> None:
         self.placed: list[Placed] = []
+        self._inside: defaultdict[str | None, list[Placed]] = defaultdict(list)
+        """The same by the widget that they are inside of."""
+        self._updated: defaultdict[str, Updated] = defaultdict(Updated)
+        """By the id of the display."""
         self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
         self._widgets = Entered()
         self._clear_next: set[str | None] = set()
@@ -66,7 +93,12 @@ class Resolver:
         """The outputs at the end. A character of which only a part came shows as missing."""
         for output in _unfinished(self._decoders):
             self._place(output)
-        return [placed.output for placed in self.placed]
+        for updated in self._updated.values():
+            for placed in updated.displays[: updated.count]:
+                if placed.output:
+                    placed.output.update(updated.content)
+        self.placed = [placed for placed in self.placed if placed.output]
+        return [placed.whole() for placed in self.placed]
 
     def _place(self, output: Output) -> None:
         widget = self._widgets.innermost
@@ -75,9 +107,14 @@ class Resolver:
         last = self.placed[-1] if self.placed and self.placed[-1].widget == widget else None
         is_stream = output["output_type"] == "stream"
         if is_stream and last is not None and last.output.get("name") == output["name"]:
-            last.output["text"] += output["text"]
-        else:
-            self.placed.append(Placed(output, widget))
+            last.more.append(output["text"])
+            return
+        placed = Placed(output, widget)
+        self.placed.append(placed)
+        self._inside[widget].append(placed)
+        display_id = output.get("transient", {}).get("display_id")
+        if display_id is not None:
+            self._updated[str(display_id)].displays.append(placed)
 
     def _clear(self, widget: str | None, *, wait: bool) -> None:
         if widget is not None:
@@ -86,7 +123,10 @@ class Resolver:
             self._clear_next.add(widget)
             return
         self._clear_next.discard(widget)
-        self.placed = [placed for placed in self.placed if placed.widget != widget]
+        for placed in self._inside.pop(widget, ()):
+            placed.output = {}
+        while self.placed and not self.placed[-1].output:
+            self.placed.pop()
 
     def _move(self, widget: str, *, inside: bool) -> None:
         if inside:
@@ -99,13 +139,16 @@ class Resolver:
         """Enter a widget which was entered before the first of the records."""
         if widget not in self._widgets:
             self._widgets.enter_before_all(widget)
-            self.placed = [Placed(each.output, each.widget or widget) for each in self.placed]
+            outside = self._inside.pop(None, [])
+            for placed in outside:
+                placed.widget = widget
+            self._inside[widget] += outside
 
     def _update(self, content: Output) -> None:
         wanted = content["transient"].get("display_id")
-        for output in (placed.output for placed in self.placed):
-            if output.get("transient", {}).get("display_id") == wanted:
-                output.update(data=content["data"], metadata=content["metadata"])
+        updated = self._updated[str(wanted)]
+        updated.count = len(updated.displays)
+        updated.content = {"data": content["data"], "metadata": content["metadata"]}
 
 
 def _decoder() -> codecs.IncrementalDecoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from ipytaskpersist.screen import visible_lines
+from ipytaskpersist.screen import ROW_CHARACTERS, visible_lines
 
 ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # control sequences
@@ -42,7 +42,10 @@ def as_shown(text: str) -> str:
 
 def _line_as_shown(line: str) -> str:
     if "\r" in line or "\x08" in line:
-        return " ".join(filter(None, visible_lines(line)))
+        # No row of a screen is longer, and no word is to be lost.
+        starts = range(0, len(line), ROW_CHARACTERS)
+        pieces = (visible_lines(line[start : start + ROW_CHARACTERS]) for start in starts)
+        return " ".join(filter(None, (row for rows in pieces for row in rows)))
     return line
 
 

@@ -23,12 +23,16 @@ LINE_CHARACTERS = 240
 TAB = 8
 ROWS_BELOW = 4
 """How far below all that was written a cursor can be moved."""
+ROW_CHARACTERS = 64 * 1024
+"""How long a row can be. To change one takes time for the whole of it."""
 WIDTH = 1000
 """Columns to which a cursor can be moved: else a few bytes would make a line of megabytes."""
 
 
 class Screen:
-    """A terminal of unlimited width: rows of text and a cursor."""
+    """A terminal wider than any line of honest output: rows of text and a cursor."""
+
+    row_characters = ROW_CHARACTERS
 
     def __init__(self) -> None:
         self.rows = [""]
@@ -50,6 +54,7 @@ class Screen:
     def _write(self, run: str) -> None:
         self._reached = max(self._reached, self.row)
         row = self.rows[self.row].ljust(self.column)
+        run = run[: self.row_characters - self.column]
         end = self.column + len(run)
         self.rows[self.row] = row[: self.column] + run + row[end:]
         self.column = end
@@ -62,7 +67,7 @@ class Screen:
             self._reached = max(self._reached, self.row)
             self.column = 0
         elif character == "\t":
-            self.column += TAB - self.column % TAB
+            self.column = min(self.column + TAB - self.column % TAB, self.row_characters)
         elif character == "\b":
             self.column = max(0, self.column - 1)
 

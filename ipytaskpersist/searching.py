@@ -435,13 +435,16 @@ class _Reader:
     def _lines(self, document: int, term: Term) -> list[_Line]:
         found: dict[_Line, None] = {}
         for passage, folded in self._passages(document):
-            text, counted_to, number = passage.text, 0, passage.first_line + 1
+            text, counted_to, number, stop = passage.text, 0, passage.first_line + 1, -1
             for begin, _end in term.places(folded):
+                if begin < stop:
+                    continue  # in the line that was found last
                 number += text.count("\n", counted_to, begin)
                 counted_to = begin
                 start = text.rfind("\n", 0, begin) + 1
-                stop = text.find("\n", begin)
-                line = text[start : len(text) if stop < 0 else stop]
+                end = text.find("\n", begin)
+                stop = len(text) if end < 0 else end
+                line = text[start:stop]
                 found[passage.column, number, line] = None
                 if len(found) >= CANDIDATE_LINES:
                     return [*found]

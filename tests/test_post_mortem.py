@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from kernels import NotebookKernel, until
+from kernels import NotebookKernel
 from programs import run_command
 
 from ipytaskpersist.postmortem import HIDDEN, TEXT_CHARACTERS, of_error, summary
@@ -184,46 +184,3 @@ def test_a_deep_traceback_keeps_its_ends_and_says_what_is_left_out() -> None:
     assert len(found["frames"]) + found["left_out"] == 503
     assert found["frames"][-1]["variables"][0] == {"name": "depth", "type": "int", "text": "0"}
     assert len(json.dumps(found)) < 20_000
-
-
-FAILURES = {
-    "failed": "hold(lambda: 1 / 0)",
-    "with a cause": "try:\n    hold(lambda: 1 / 0)\nexcept ZeroDivisionError as error:\n"
-    "    raise ValueError('again') from error",
-    "handled": "try:\n    hold(lambda: 1 / 0)\nexcept ZeroDivisionError:\n    {}['none']",
-    "a group": "try:\n    hold(lambda: 1 / 0)\nexcept ZeroDivisionError as error:\n"
-    "    group = ExceptionGroup('several', [error])\ntry:\n    raise group\nfinally:\n"
-    "    del group",
-    "a generator": "def values():\n    yield hold(lambda: 1 / 0)\nnext(values())",
-    "a coroutine": "async def value():\n    hold(lambda: 1 / 0)\nawait value()",
-    "cancelled": "import threading\nhold(threading.Event().wait)",
-}
-
-
-def test_what_has_failed_or_was_cancelled_keeps_no_variables_in_memory(
-    kernel: NotebookKernel,
-) -> None:
-    """But its error, with the whole traceback, and what was noted of the variables."""
-    kernel.run(
-        "import gc, weakref, ipytaskpersist as bg\n"
-        "class Large:\n    pass\n"
-        "alive = []\n"
-        "def hold(work):\n"
-        "    large = Large()\n"
-        "    alive.append(weakref.ref(large))\n"
-        "    return work()\n"
-    )
-    for name, source in FAILURES.items():
-        kernel.run(f"task = bg.background({source!r})")
-        until(lambda: "1" in kernel.run("print(len(alive))").text, message=name)
-        if name == "cancelled":
-            kernel.run("task.cancel()")
-        state = "cancelled" if name == "cancelled" else "failed"
-        said = kernel.run("print(task.wait(30), task.state)").text.split()
-        assert said == ["True", state], name
-        left = kernel.run("gc.collect(); print([each() for each in alive]); alive.clear()").text
-        assert left.strip() == "[None]", name
-        if name == "failed":
-            shown = kernel.run("import traceback; traceback.print_exception(task.exception())")
-            assert "return work()" in shown.text
-            assert "Large" in kernel.run("%bg_show").text

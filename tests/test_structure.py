@@ -44,7 +44,7 @@ LAYERS = (
      "recorder", "recording", "outputs", "progress"},
     {"store"},
     {
-        "active", "cancellation", "safepoints", "interruption", "mishaps", "forked",
+        "active", "cancellation", "safepoints", "interruption", "mishaps", "frames", "forked",
         "contexts", "threadsettings", "records", "identity",
         "processes", "paths", "errors", "screen", "patches", "vocabulary", "durations", "problems",
         "plaintext",

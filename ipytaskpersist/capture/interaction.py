@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from ipytaskpersist import postmortem
+from ipytaskpersist import frames, postmortem
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.interruption import is_from_outside
@@ -64,7 +64,11 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
             plain(etype, evalue, stb)
         elif not is_cancellation(task, evalue):
             task.show_error(class_name(evalue), message(evalue), list(stb))
-            task.post_mortem = _post_mortem(shell, evalue, task.record.execution_count)
+            look_at(task, evalue)
+
+    def look_at(task: ActiveTask, error: BaseException) -> None:
+        task.error = error
+        task.post_mortem = _post_mortem(shell, error, task.record.execution_count)
 
     patches.set(shell, "_showtraceback", show)
     plain_whole = shell.showtraceback
@@ -82,6 +86,8 @@ def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
                 raise
             # The error's own class has raised something, asked for its text.
             shell._showtraceback(type(error), error, traceback.format_tb(error.__traceback__))
+        if task is not None and error is not None and task.error is not error:
+            look_at(task, error)  # IPython prints groups of errors itself
 
     patches.set(shell, "showtraceback", show_whole)
     plain_format: Any = shell.InteractiveTB.structured_traceback
@@ -113,12 +119,8 @@ def _post_mortem(shell: Any, error: BaseException, own_cell: int | None) -> dict
 
 def hide_own_frames(error: BaseException | None) -> None:
     """Take the frames of this package out of the traceback of an error and of its causes."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        error.__traceback__ = _without_own(error.__traceback__)
-        cause = error.__cause__
-        error = error.__context__ if cause is None else cause
+    for each in frames.related(error):
+        each.__traceback__ = _without_own(each.__traceback__)
 
 
 def _without_own(traceback: TracebackType | None) -> TracebackType | None:

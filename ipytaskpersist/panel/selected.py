@@ -150,6 +150,8 @@ def stream_lines(raw: str) -> list[str]:
 class ColouredScreen(Screen):
     """A terminal that also knows in which style each character was written."""
 
+    row_characters = LINE_CHARACTERS
+
     def __init__(self) -> None:
         super().__init__()
         self._style = PLAIN
@@ -160,11 +162,11 @@ class ColouredScreen(Screen):
         return [_styled(*row) for row in zip(self.rows, self._styles, strict=False)]
 
     def _write(self, run: str) -> None:
+        begin = self.column
         super()._write(run)
         styles = self._styles[self.row]
-        begin = self.column - len(run)
         styles.extend([PLAIN] * (begin - len(styles)))
-        styles[begin : self.column] = [self._style] * len(run)
+        styles[begin : self.column] = [self._style] * (self.column - begin)
 
     def _move_down(self, count: int) -> None:
         super()._move_down(count)

@@ -12,7 +12,7 @@ from typing import Any
 
 import cloudpickle  # noqa: F401 - what keeps values imports it at its first one
 
-from ipytaskpersist import figures, forked
+from ipytaskpersist import figures, forked, frames
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.cell import (
     NOTHING,
@@ -24,7 +24,7 @@ from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
 from ipytaskpersist.interruption import is_from_outside
-from ipytaskpersist.mishaps import class_name, describe, let_go_of_variables, plain_text
+from ipytaskpersist.mishaps import class_name, describe, plain_text
 from ipytaskpersist.payload import Payloads, not_kept
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
@@ -138,9 +138,10 @@ class ThreadRunner:
         ended = time.time()
         FOREGROUND.end_task(task)
         task.children.close()
+        # What they held is summed up in the post-mortem. It may be most of the memory.
+        frames.let_go(outcome.error)
+        frames.let_go(task.error)
         outcome, result = self._keep(task, outcome)
-        if outcome.error is not None:
-            let_go_of_variables(outcome.error)
         self._contexts.keep(foreground, task.context)
         figures.leave(task)
         self.settings.keep(settings)
