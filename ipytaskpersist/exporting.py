@@ -221,7 +221,7 @@ def heading(task: TaskRecord) -> tuple[str, str]:
     look = views.LOOKS[task.state]
     facts = [
         f"{look.glyph} {task.state.value}",
-        views.ending(task) if task.state.is_final else "",
+        views.ending(task),
         f"created {task.created_at:%Y-%m-%d %H:%M:%S} UTC",
         f"started {task.started_at:%Y-%m-%d %H:%M:%S} UTC" if task.started_at else "",
         f"ended {task.ended_at:%Y-%m-%d %H:%M:%S} UTC" if task.ended_at else "",

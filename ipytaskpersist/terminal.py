@@ -182,7 +182,7 @@ def _task_columns(listing: Listing) -> list[Column]:
     references = cells(lambda task: reference(task, listing.every_notebook))
     whole = _widest(references)
     names = cells(lambda task: shorten(task.name, LAST_LINE_AT_MOST))
-    endings = cells(lambda task: shorten(ending(task), 40) if task.state.is_final else "")
+    endings = cells(lambda task: shorten(ending(task), 40))
     last_lines = cells(lambda task: shorten(task.last_line or "", LAST_LINE_AT_MOST))
     columns = [
         Column("id" if listing.every_notebook else "#", references, ["dim"], least=whole),

@@ -56,9 +56,11 @@ def clock(at: datetime, now: datetime) -> str:
 
 
 def ending(task: TaskRecord) -> str:
-    """The exit code or the reason, whichever says more."""
+    """The exit code or the reason, whichever says more; of a live task, that it is to end."""
     if task.state is TaskState.COMPLETED:
         return "exit 0"
+    if not task.state.is_final and task.cancel_requested_at is not None:
+        return "cancellation requested"
     return task.reason or ""
 
 
@@ -167,7 +169,7 @@ def list_html(listing: Listing) -> str:
 def _row_html(task: TaskRecord, listing: Listing) -> str:
     look = LOOKS[task.state]
     last = escape(shorten(printable(task.last_line or ""), 90))
-    why = escape(shorten(printable(ending(task)), 60)) if task.state.is_final else ""
+    why = escape(shorten(printable(ending(task)), 60))
     cells = [
         f'<span style="opacity:.55">{escape(reference(task, listing.every_notebook))}</span>',
         f'<span style="font-weight:600">{escape(shorten(printable(task.name), 40))}</span>',

@@ -221,6 +221,7 @@ def test_a_call_that_never_returns_is_named(notebook: NotebookKernel) -> None:
     until_printed(notebook, "begun")
     said = notebook.run("%bg_cancel $task.id").text
     assert "runs on until the call that it is in returns" in said
+    assert "cancellation requested" in notebook.run("%bg_list").text
     notebook.run("lock.release()")
     done = notebook.run("print(task.wait(10), task.state, task.stdout.split())").text.strip()
     assert done == "True cancelled ['begun']"

@@ -44,7 +44,7 @@ def last_line(task: TaskRecord) -> str:
     if task.state is TaskState.FAILED:
         return task.reason or task.last_line or ""
     said = task.progress.text if task.progress and not task.state.is_final else ""
-    return task.last_line or said or (views.ending(task) if task.state.is_final else "")
+    return task.last_line or said or views.ending(task)
 
 
 def action(task: TaskRecord) -> str | None:
