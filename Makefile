@@ -51,8 +51,9 @@ chaos:  ## kill and stop processes in N rounds, check what must hold; SEED=… R
 stress:  ## 100 kernels, 1,000 tasks at once, 1,000 cancels, 10 GB of lines (needs 16 GB of memory, 20 GB of disk)
 	@$(PREPARE) test
 	@IPYTASKPERSIST_KERNELS=100 IPYTASKPERSIST_TASKS=1000 IPYTASKPERSIST_FLOOD_MB=10240 \
-		IPYTASKPERSIST_CANCELS=1000 $(RUN) -m pytest -rP tests/test_many_kernels.py tests/test_many.py \
-		tests/test_floods.py tests/test_cancellations.py $(ARGS)
+		IPYTASKPERSIST_KILLS=50 IPYTASKPERSIST_CANCELS=1000 $(RUN) -m pytest -rP \
+		tests/test_many_kernels.py tests/test_many.py tests/test_floods.py tests/test_cancellations.py \
+		tests/test_durability.py tests/test_survival.py tests/test_archives.py tests/test_backup.py $(ARGS)
 
 soak:  ## a day of a busy session in ten minutes: what grows that should not?
 	@$(PREPARE) test

@@ -6,9 +6,11 @@ are the same for programs; they are imported when they are first used, so that l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: with ``python -m`` the working directory is still on the path.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ipytaskpersist.api import background, current_task, submit, task, tasks
     from ipytaskpersist.errors import BackgroundError, TaskCancelled, TaskFailed, TaskNotFound
     from ipytaskpersist.handle import Task
@@ -53,9 +55,15 @@ def __getattr__(name: str) -> Any:
 
 def load_ipython_extension(shell: Any) -> None:
     """Called by ``%load_ext ipytaskpersist``."""
+    from IPython.core.error import UsageError
+
+    from ipytaskpersist.errors import BackgroundError
     from ipytaskpersist.extension import Extension
 
-    extension = Extension(shell)
+    try:
+        extension = Extension(shell)
+    except BackgroundError as error:
+        raise UsageError(str(error)) from None
     shell._ipytaskpersist = extension
     extension.load()
 

@@ -105,6 +105,15 @@ class ActiveTask:
     def _end_children(self, whole: bool) -> None:
         self.children.terminate(whole)
 
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is the one that runs the task's cell."""
+        here = threading.get_ident()
+        # In a process of its own the cell runs in the main thread, and is cancelled by signals.
+        return self.cancellation.runs_in(here) or (
+            not self.cancellation.has_begun and here == threading.main_thread().ident
+        )
+
     def begin(self) -> None:
         """Note that the calling thread runs the task's cell from now on, and may be cancelled.
 

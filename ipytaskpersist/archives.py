@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ipytaskpersist.errors import StoreError
+from ipytaskpersist.paths import remove
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection, TaskStore
@@ -37,6 +38,7 @@ class Archives:
             known.close()  # somebody has removed or replaced the file
         # Durable at once: what is taken out of the store must be here even when power is lost.
         archive = TaskStore(self._store.directory.archive(month), synchronous="full").open()
+        archive.database.is_on_demand = True
         if archive.notice:
             print(legible(archive.notice), file=sys.stderr)
         self._opened[month], self._identities[month] = archive, _identity(archive)
@@ -118,7 +120,7 @@ class Archives:
             return self.open(month)
         except StoreError:
             for suffix in ("", "-wal", "-shm") if is_new else ():
-                Path(f"{place}{suffix}").unlink(missing_ok=True)
+                remove(Path(f"{place}{suffix}"))
             raise
 
     def unarchive(self, tasks: Sequence[TaskRecord]) -> None:
@@ -148,8 +150,8 @@ class Archives:
         """The store's ended tasks that are older, but those with the tag `keep`."""
         return self._store.tasks.ended_before(time.time() - age_s, except_tag=keep)
 
-    def _moving(self) -> AbstractContextManager[None]:
-        self._store.require_writable()
+    def _moving(self) -> AbstractContextManager[object]:
+        self._store.require_own_version()
         return exclusive(
             self._store.directory.upkeep_lock,
             "another process is moving tasks between the store and its archives; try again soon",

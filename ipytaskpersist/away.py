@@ -110,7 +110,8 @@ class Return:
         parts = ", ".join(f"{counts[state]} {state}" for state in TaskState if state in counts)
         total = sum(counts.values())
         tasks = "1 task" if total == 1 else f"{total} tasks"
-        return f"session {self._session.id[:8]}: {tasks} from before, {parts}. %bg_list shows them"
+        session = self._manager.store.sessions.short(self._session.id)
+        return f"session {session}: {tasks} from before, {parts}. %bg_list shows them"
 
 
 def left_at(visits: Sequence[SessionRecord], now: datetime) -> datetime | None:

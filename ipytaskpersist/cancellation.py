@@ -103,6 +103,11 @@ class Cancellation:
             except TaskCancelled:
                 late = True
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the cell has a thread in which it can be cancelled."""
+        return self._thread_id != 0
+
     def runs_in(self, thread_id: int) -> bool:
         """Whether this is the thread of the cell."""
         return thread_id == self._thread_id

@@ -15,8 +15,9 @@ import itertools
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from types import CodeType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
 
 NOTHING: Any = object()
 END_TASKS_S = 1.0
+FOR_ERRORS = ("stack_data", "pygments.formatters.terminal256", "pygments.styles")
+"""What IPython imports when it shows an error for the first time."""
+
+
+def be_ready_for_errors() -> None:
+    """Import what shows an error, before a cell: when it fails, that may have been removed."""
+    for name in FOR_ERRORS:
+        with suppress(ImportError):  # another version of IPython may do without
+            import_module(name)
 
 
 class CellSyntaxError(Exception):

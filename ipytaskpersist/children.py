@@ -182,7 +182,7 @@ def _signal_group(process: ProcessIdentity, number: int) -> bool:
     A child that may not be signalled does not keep the others from it.
     """
     try:
-        if not process.is_alive:
+        if not _is_there(process):
             return False
         group = os.getpgid(process.pid)
         if group == process.pid:
@@ -194,6 +194,14 @@ def _signal_group(process: ProcessIdentity, number: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def _is_there(process: ProcessIdentity) -> bool:
+    """Whether a child has not ended. Raises `OSError` where that cannot be known."""
+    try:
+        return process.is_alive
+    except OSError:  # without /proc only this process's own children can be asked for
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 class Reader:

@@ -21,7 +21,6 @@ from ipytaskpersist.surfaces import Surface
 AT_MOST = 50
 ID_CHARACTERS = 2
 """Ids are offered when so much of one is typed: nobody begins with one by chance."""
-SESSION_CHARACTERS = 8
 
 Item = CompletionItem[str]
 Complete = Callable[[click.Context, click.Parameter, str], list[Item]]
@@ -80,9 +79,8 @@ def sessions(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     """The beginnings of the sessions' ids, the newest first."""
     if _is_ready(manager):
         for session_id, path in manager.store.sessions.beginning(typed, AT_MOST):
-            yield CompletionItem(
-                session_id[: max(SESSION_CHARACTERS, len(typed))], help=legible(path)
-            )
+            short = manager.store.sessions.short(session_id)
+            yield CompletionItem(max(short, typed, key=len), help=legible(path))
 
 
 def tasks_and_sessions(

@@ -109,7 +109,7 @@ def _session_text(manager: BackgroundTasks, session: SessionRecord) -> str:
 def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
     plain = manager.shell is not None
     rows = [
-        *_facts(task),
+        *_facts(task, manager.store.sessions.short(task.session)),
         *_process(manager, task),
         *_what_is_kept(manager, task),
         *_history(manager, task),
@@ -154,7 +154,7 @@ def _frame(frame: dict[str, Any]) -> Iterator[Table | Text]:
         yield variables([*rows, *more])
 
 
-def _facts(task: TaskRecord) -> list[tuple[str, str]]:
+def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
     now = views.utc_now()
     look = views.LOOKS[task.state]
     state = f"{look.glyph} {task.state.value}"
@@ -165,7 +165,7 @@ def _facts(task: TaskRecord) -> list[tuple[str, str]]:
         ("state", state),
         ("exit code", "" if task.exit_code is None else str(task.exit_code)),
         ("time", views.duration(task.elapsed_s(now))),
-        ("runs as", f"{views.place(task)} of session {task.session[:8]}"),
+        ("runs as", f"{views.place(task)} of session {session}"),
         ("notebook", task.notebook),
         ("cell", task.cell_id or ""),
         ("tags", ", ".join(task.tags)),

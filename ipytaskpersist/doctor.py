@@ -18,16 +18,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist import liveness, problems, processes
+from ipytaskpersist import disks, liveness, problems, processes
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.ownership import is_open_to_others
-from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.paths import OTHER_FOLDER, StateDirectory, is_open, is_own, why_not_closed
 from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskState
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import SQLITE_VERSION, Selection
 from ipytaskpersist.store.examination import ExaminedStore
 from ipytaskpersist.store.filesystems import against_wal, journal_mode_for, mount_of
 from ipytaskpersist.store.repair import SUFFIXES, backups
+from ipytaskpersist.store.words import is_too_long, too_long
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 LEVELS = (OK, WARNING, BROKEN)
@@ -36,6 +37,10 @@ GLYPHS = {OK: "✓", WARNING: "!", BROKEN: "✕"}
 
 LITTLE_ROOM_BYTES = 500_000_000
 NO_ROOM_BYTES = 20_000_000
+TIGHT_BYTES = 1_000_000
+"""From how little room below the limit on the size of a file on it is in the way."""
+LONGEST = "backups/.tasks-20240131-235959-2-before-migration-from-12.db.0123abcd.part"
+"""A file that SQLite opens in the state directory, and none has a longer name."""
 BIG_STORE_BYTES = 250_000_000
 """From what size on a store without a backup deserves a word."""
 STUCK_S = 60.0
@@ -79,6 +84,8 @@ class Examined:
     """The session that asks, which is alive."""
     setting_problems: Sequence[str]
     now: datetime
+    refusal: OSError | None
+    """What the system says when something is written there, or in the folder that is to hold it."""
 
 
 Check = Callable[[Examined], Iterator[Finding]]
@@ -101,7 +108,9 @@ def examine(
 ) -> list[Finding]:
     """Run every check. One that fails is a finding too; nothing is raised and nothing changed."""
     store = ExaminedStore(directory)
-    examined = Examined(directory, store, own_session, setting_problems, datetime.now(UTC))
+    refusal = disks.trial(disks.nearest_folder(directory.root))
+    now = datetime.now(UTC)
+    examined = Examined(directory, store, own_session, setting_problems, now, refusal)
     try:
         findings = [finding for check in CHECKS for finding in _run(check, examined)]
         if store.is_readable:
@@ -237,26 +246,65 @@ def _settings(examined: Examined) -> Iterator[Finding]:
 
 
 def _state_directory(examined: Examined) -> Iterator[Finding]:
-    root = examined.directory.root
-    try:
-        status = root.stat()
-    except FileNotFoundError:
-        yield _ok(f"{root} does not exist yet: the first task makes it")
-        return
-    if not stat.S_ISDIR(status.st_mode):
+    directory = examined.directory
+    root = directory.root
+    if is_too_long(directory.store):
+        yield _in_two(too_long(directory.store))
+    elif is_too_long(root / LONGEST):
+        yield replace(_in_two(too_long(root / LONGEST)), level=WARNING)
+    elif not os.path.lexists(root):
+        yield _missing(examined)
+    elif not root.is_dir():
         yield _broken(f"{root} is not a directory", "set IPYTASKPERSIST_DIR to one")
-    elif hasattr(os, "getuid") and status.st_uid != os.getuid():
+    elif not is_own(root):
         yield _broken(
             f"{root} belongs to another user", "set IPYTASKPERSIST_DIR to a folder of your own"
         )
-    elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-        yield _broken(f"{root} cannot be read and written", f"chmod 700 {root}")
     else:
-        yield _ok(str(root))
+        yield _usable(examined)
+
+
+def _missing(examined: Examined) -> Finding:
+    """Of a directory that is to be made, in the nearest folder above it that is there."""
+    root = examined.directory.root
+    above = disks.nearest_folder(root)
+    in_the_way = above / root.relative_to(above).parts[0]
+    if os.path.lexists(in_the_way):
+        return _broken(
+            f"{root} cannot be made: {in_the_way} is not a directory", "set IPYTASKPERSIST_DIR"
+        )
+    if examined.refusal is not None:
+        words = disks.in_words(examined.refusal, above, OTHER_FOLDER)
+        return _in_two(f"{root} cannot be made in {above}: {words}")
+    return _ok(f"{root} does not exist yet: the first task makes it")
+
+
+def _usable(examined: Examined) -> Finding:
+    """Of a directory that is there and one's own."""
+    root = examined.directory.root
+    refusal = examined.refusal
+    if _is_shared(root):
+        return _in_two(why_not_closed(root))
+    if refusal is None and os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        return _ok(str(root))
+    if refusal is None or not disks.has_words(refusal):
+        return _broken(f"{root} cannot be read and written", f"chmod 700 {root}")
+    return _in_two(f"nothing can be written in {root}: {disks.in_words(refusal, root)}")
+
+
+def _is_shared(root: Path) -> bool:
+    """Whether others use a folder, so that it can be no state directory."""
+    return is_open(root) and os.access(root, os.R_OK) and bool(why_not_closed(root))
+
+
+def _in_two(words: str) -> Finding:
+    """Something that does not work, of words that say after a semicolon what to do."""
+    message, _, advice = words.partition("; ")
+    return _broken(message, advice)
 
 
 def _file_system(examined: Examined) -> Iterator[Finding]:
-    root = _nearest_existing(examined.directory.root)
+    root = disks.nearest_folder(examined.directory.root)
     mount = mount_of(root)
     place = f"{mount.kind}, mounted on {mount.point}" if mount is not None else "unknown"
     against = against_wal(root)
@@ -272,8 +320,11 @@ def _file_system(examined: Examined) -> Iterator[Finding]:
 
 
 def _room(examined: Examined) -> Iterator[Finding]:
-    root = _nearest_existing(examined.directory.root)
+    root = disks.nearest_folder(examined.directory.root)
     free = shutil.disk_usage(root).free
+    limit = disks.file_size_limit()
+    if limit is not None:
+        yield _file_size(limit, _size_of(examined.directory))
     if free < LITTLE_ROOM_BYTES:
         make = _broken if free < NO_ROOM_BYTES else _warning
         yield make(
@@ -283,12 +334,19 @@ def _room(examined: Examined) -> Iterator[Finding]:
         )
 
 
-def _nearest_existing(folder: Path) -> Path:
-    return next(each for each in (folder, *folder.parents) if each.exists())
+def _file_size(limit: int, size: int) -> Finding:
+    """Of a limit on how large a file of this process may be."""
+    make = _broken if limit < size + TIGHT_BYTES else _warning
+    return make(
+        f"a file of this process may have no more than {_size(limit)} (ulimit -f), and the store "
+        f"has {_size(size)}",
+        "type 'ulimit -f unlimited' before you start Jupyter",
+    )
 
 
 def _permissions(examined: Examined) -> Iterator[Finding]:
-    if not hasattr(os, "getuid") or not examined.directory.root.is_dir():
+    root = examined.directory.root
+    if not hasattr(os, "getuid") or not root.is_dir() or _is_shared(root):
         return
     shared, foreign = [], []
     for path in _private_paths(examined.directory):
@@ -300,12 +358,12 @@ def _permissions(examined: Examined) -> Iterator[Finding]:
     if shared:
         yield _warning(
             f"others may enter or read {_names(shared)}",
-            f"chmod -R go= {examined.directory.root}",
+            f"chmod -R go= {root}",
         )
     if foreign:
         yield _warning(
             f"{_names(foreign)} belongs to another user, so it may not be writable",
-            f"chown -R {os.getuid()} {examined.directory.root}, as an administrator",
+            f"chown -R {os.getuid()} {root}, as an administrator",
         )
     if not shared and not foreign:
         yield _ok("only you can read what is stored")
@@ -357,7 +415,7 @@ def _store(examined: Examined) -> Iterator[Finding]:
         yield _ok("nothing is stored yet")
     elif not directory.store.is_file():
         yield _broken(f"{directory.store} is not a file", "move it away")
-    elif not os.access(directory.store, os.R_OK | os.W_OK):
+    elif not os.access(directory.store, os.R_OK | os.W_OK) and examined.refusal is None:
         yield _broken(f"{directory.store} cannot be written", f"chmod 600 {directory.store}")
     else:
         yield _schema(examined, store)
@@ -368,13 +426,18 @@ def _schema(examined: Examined, store: ExaminedStore) -> Finding:
     if found > expected:
         return _warning(
             f"a newer version of ipytaskpersist wrote it (schema {found}, this one knows "
-            f"{expected}), so it is only read",
+            f"{expected}), so {_kept_from(store)}",
             "pip install -U ipytaskpersist",
         )
     size = _size(_size_of(examined.directory))
     if found < expected:
         return _ok(f"{size}, schema {found}: the next use brings it to {expected}, after a backup")
     return _ok(f"{size}, schema {found}")
+
+
+def _kept_from(store: ExaminedStore) -> str:
+    is_written = store.look.may_be_written
+    return "this one moves and deletes no tasks" if is_written else "it is only read"
 
 
 def _size_of(directory: StateDirectory) -> int:
@@ -405,7 +468,8 @@ def _archive(directory: StateDirectory) -> Iterator[Finding]:
     try:
         if archive.look.schema_version > archive.expected_schema_version:
             yield _warning(
-                f"a newer version of ipytaskpersist wrote {directory.file}, so it is only read",
+                f"a newer version of ipytaskpersist wrote {directory.file}, so "
+                f"{_kept_from(archive)}",
                 "pip install -U ipytaskpersist",
             )
         damage = archive.look.damage()
@@ -546,7 +610,7 @@ def _sessions(examined: Examined) -> Iterator[Finding]:
         count = _live_tasks(store, death.owner.id, "thread")
         if count:
             yield _warning(
-                f"session {death.owner.id[:8]} is gone ({death.reason}) and left "
+                f"session {store.sessions.short(death.owner.id)} is gone ({death.reason}) and left "
                 f"{_count(count, 'task')} "
                 "that the store has as running",
                 "the next command, %bg_list, marks them as interrupted",
@@ -555,7 +619,7 @@ def _sessions(examined: Examined) -> Iterator[Finding]:
         yield _ok(f"{_count(len(dead), 'session')} ended without saying so")
     uncertain = _out_of_sight(examined)
     for session in uncertain:
-        yield _ok(f"of session {session.id[:8]} {_not_certain(session)}")
+        yield _ok(f"of session {store.sessions.short(session.id)} {_not_certain(session)}")
     if not dead and not uncertain:
         yield _ok("every one that has not ended is alive")
 
@@ -591,10 +655,12 @@ def _supervisors(examined: Examined) -> Iterator[Finding]:
     for death in dead:
         count = len(store.processes.live_of(death.owner.key))
         yield _warning(
-            f"that of session {death.owner.session[:8]} is gone ({death.reason}) and left "
-            f"{_count(count, 'task')}",
-            "the next command, %bg_list, ends what is left of them and marks them as interrupted; "
-            "%bg_resume --all runs them again",
+            f"that of session {store.sessions.short(death.owner.session)} is gone "
+            f"({death.reason}) and left {_count(count, 'task')}",
+            "the next command, %bg_list, ends what is left of it and marks its tasks as "
+            "interrupted; %bg_resume --all runs those again"
+            if count
+            else "the next command, %bg_list, notes that",
         )
     gone = {death.owner.key for death in dead}
     alive = [each for each in store.supervisors.unfinished() if each.key not in gone]
@@ -602,18 +668,19 @@ def _supervisors(examined: Examined) -> Iterator[Finding]:
         yield _supervisor(examined, supervisor)
     for session_id in store.supervisors.orphaned_sessions():
         yield _warning(
-            f"tasks of session {session_id[:8]} wait, and it has none",
+            f"tasks of session {store.sessions.short(session_id)} wait, and it has none",
             "%bg_list in that notebook starts one, or marks them as interrupted",
         )
 
 
 def _supervisor(examined: Examined, supervisor: SupervisorRecord) -> Finding:
     count = len(examined.store.processes.live_of(supervisor.key))
+    session = examined.store.sessions.short(supervisor.session)
     if liveness.is_out_of_sight(examined.store, supervisor):
-        said = f"of that of session {supervisor.session[:8]}, with {_count(count, 'task')}, "
+        said = f"of that of session {session}, with {_count(count, 'task')}, "
         return _ok(said + _not_certain(supervisor))
     silent_s = (examined.now - supervisor.heartbeat_at).total_seconds()
-    who = f"that of session {supervisor.session[:8]} (process {supervisor.pid})"
+    who = f"that of session {session} (process {supervisor.pid})"
     if count and silent_s > STUCK_S:
         log = examined.directory.supervisor_log(supervisor.session)
         return _warning(

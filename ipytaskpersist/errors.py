@@ -60,7 +60,15 @@ class StoreBusy(StoreError):
     """Another program held the store for longer than this one may wait."""
 
 
-class StoreFull(StoreError):
+class StoreNewer(StoreError):
+    """A newer version has brought the store up to date, and this one may not write it."""
+
+
+class StoreUnwritable(StoreError):
+    """The disk takes nothing more: it has no room, can only be read, or reports errors."""
+
+
+class StoreFull(StoreUnwritable):
     """No room is left on the disk."""
 
 

@@ -15,6 +15,7 @@ from ipytaskpersist.progress import progress_of
 from ipytaskpersist.records import EventRecord, OutputKind, Progress, TaskRecord, TaskState
 from ipytaskpersist.statuscard import CardReader, bundle
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.waits import refuse_own
 
 
 class Task:
@@ -42,7 +43,8 @@ class Task:
 
     @property
     def id(self) -> str:
-        """``<first 8 characters of the session id>-<number>``, unique in the store."""
+        """``<first characters of the session id>-<number>``, unique in the store: eight of them, or
+        as many as no other session's id has."""
         return self._record.id
 
     @property
@@ -123,7 +125,11 @@ class Task:
         return self._now().state.is_final
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, at most `timeout` seconds. Returns whether it has."""
+        """Wait until it has ended, at most `timeout` seconds. Returns whether it has.
+
+        Without a timeout a task cannot wait for itself, nor for one of its kernel's threads that
+        waits for it: that raises `InvalidRequest`. Tasks of several processes are not looked at.
+        """
         (self._record,) = self._manager.wait([self._record], timeout)
         return self._record.state.is_final
 
@@ -205,6 +211,7 @@ class Task:
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
 
+        refuse_own([self._record])  # here, because the wait is another thread's
         return asyncio.to_thread(self.result).__await__()
 
     def __eq__(self, other: object) -> bool:

@@ -11,6 +11,7 @@ with their host, often its name and a store, too; so the namespace belongs to a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -34,20 +35,39 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 
 @cache
 def host_name() -> str:
-    """This machine's name."""
-    return socket.gethostname()
+    """This machine's name, as it can be stored: escaped where it is not UTF-8."""
+    return socket.gethostname().encode("utf-8", "backslashreplace").decode()
 
 
 @cache
 def boot_id() -> str:
-    """What tells this boot of the machine from every other."""
+    """What tells this boot of the machine from every other; empty where the system does not say.
+
+    When the machine was booted is no substitute: that time moves with the clock.
+    """
+    if sys.platform == "darwin":
+        return _boot_session()
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        import psutil
+        return ""
 
-        # Elsewhere the boot's time stands for it, rounded because it moves with the clock.
-        return f"boot-{round(psutil.boot_time(), -1):.0f}"
+
+def _boot_session() -> str:
+    """What macOS calls this boot: ``sysctl kern.bootsessionuuid``."""
+    import ctypes
+
+    found = ctypes.create_string_buffer(64)
+    size = ctypes.c_size_t(len(found))
+    failed = ctypes.CDLL(None).sysctlbyname(
+        b"kern.bootsessionuuid", found, ctypes.byref(size), None, ctypes.c_size_t(0)
+    )
+    return "" if failed else found.value.decode("ascii")
+
+
+def _names_boot(recorded: str) -> bool:
+    """Whether what was recorded names a boot. Earlier versions recorded its time as ``boot-…``."""
+    return bool(recorded) and not recorded.startswith("boot-")
 
 
 @cache
@@ -106,19 +126,29 @@ class ProcessIdentity:
         return cls(row.host, row.boot_id, row.pid, row.process_start, row.pid_namespace)
 
     @property
+    def is_of_other_boot(self) -> bool:
+        """Whether it certainly belongs to another boot than this one."""
+        is_known = _names_boot(self.boot_id) and _names_boot(boot_id())
+        return is_known and self.boot_id != boot_id()
+
+    @property
     def is_local(self) -> bool:
         """Whether its pid is one that this process could look at, were it alive."""
-        if self.namespace is None:
-            return self.host == host_name()
-        # Whatever the host is called: two in one namespace of one boot are in the same.
-        return self.boot_id == boot_id() and self.namespace == pid_namespace()
+        if self.namespace is not None and _names_boot(self.boot_id) and _names_boot(boot_id()):
+            # Whatever the host is called: two in one namespace of one boot are in the same.
+            return self.boot_id == boot_id() and self.namespace == pid_namespace()
+        return self.host == host_name() and self.namespace in (None, pid_namespace())
 
     @property
     def is_alive(self) -> bool:
         """Whether the very process runs now. Only for a local one. Raises `OSError`, as above."""
-        if self.boot_id != boot_id() or self.namespace not in (None, pid_namespace()):
+        namespaces = {self.namespace, pid_namespace()} - {None}
+        if self.is_of_other_boot or len(namespaces) > 1:
             return False
-        return process_start(self.pid) == self.start
+        start = process_start(self.pid)
+        if start is not None and not self.start:
+            raise OSError(errno.ENODATA, "when the process started was not recorded")
+        return start == self.start
 
     @property
     def may_be_alive(self) -> bool:
@@ -210,7 +240,7 @@ def _kernel_uuid(kernel: Any) -> str | None:
     if found:
         return found.group()
     key = getattr(kernel.session, "key", b"")
-    return hashlib.sha256(name.encode() + b"\0" + key).hexdigest()[:32] if key else None
+    return hashlib.sha256(os.fsencode(name) + b"\0" + key).hexdigest()[:32] if key else None
 
 
 def _connection_file_name(kernel: Any) -> str:

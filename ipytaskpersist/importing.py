@@ -369,7 +369,7 @@ class _Taker:
         self._importer = None if missing else Importer(store.open(), archives)
         self._is_writing = not dry_run
         if self._is_writing:
-            store.require_writable()
+            store.require_own_version()
         self._payloads = payloads
         self._report = report
         self._complain = complain

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipytaskpersist import librarysettings, mentions, places, provenance, shellcells, variables
-from ipytaskpersist.errors import InvalidRequest, StoreFull
+from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.interruption import HeldBack, is_from_outside
 from ipytaskpersist.mishaps import class_name, describe
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
 from ipytaskpersist.records import Options, SessionRecord, TaskRecord
 from ipytaskpersist.references import check_tags
-from ipytaskpersist.runners.child import Given, Setting
 from ipytaskpersist.runners.detached import python_command
+from ipytaskpersist.runners.given import Given, Setting
 from ipytaskpersist.runners.process import ProcessRunner
 from ipytaskpersist.secretnames import in_use, is_secret
 from ipytaskpersist.shellcells import ShellCommand
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+from ipytaskpersist.store.database import storable
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -95,7 +96,7 @@ class Host(Protocol):
     def store_of(self, task: TaskRecord) -> TaskStore:
         """The store that has a task."""
 
-    def launched(self, task: TaskRecord) -> None:
+    def launched(self, task: TaskRecord, directory: str) -> None:
         """A task was launched, and is recorded."""
 
     def tell_end(self, key: int) -> None:
@@ -162,7 +163,7 @@ class Launcher:
             except BaseException:
                 threads.give_back(worker)
                 raise
-            self._host.launched(record)
+            self._host.launched(record, provenance.current_directory())
             threads.launch(record, work, lambda: self._host.tell_end(record.key), worker)
         return record
 
@@ -204,10 +205,11 @@ class Launcher:
     def _launch_process(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
     ) -> TaskRecord:
-        new = replace(new, provenance={**new.provenance, "directory": process.directory})
+        directory = storable(process.directory)
+        new = replace(new, provenance={**new.provenance, "directory": directory})
         with HeldBack():  # a task that is recorded has a supervisor
             record = self._host.processes.launch(new, process, inputs)
-            self._host.launched(record)
+            self._host.launched(record, process.directory)
         return record
 
     # Python in a process of its own.
@@ -294,7 +296,7 @@ class Launcher:
         """Pickle what a task is given. Raises `InvalidRequest` for what cannot be pickled."""
         try:
             return self._host.payloads.prepare([setting, given], self._namespace())
-        except StoreFull:
+        except StoreError:
             raise
         except BaseException as error:  # whatever a class raises when it is pickled
             if is_from_outside(error):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ipytaskpersist.identity import ProcessIdentity, boot_id, host_name
+from ipytaskpersist import processes
+from ipytaskpersist.identity import ProcessIdentity, host_name
 from ipytaskpersist.records import SILENT, SessionRecord, SupervisorRecord, TaskRecord
 from ipytaskpersist.store import TaskStore
 
@@ -133,7 +134,7 @@ def is_out_of_sight(store: TaskStore, owner: SessionRecord | SupervisorRecord) -
 
 def _is_of_earlier_boot(store: TaskStore, process: ProcessIdentity) -> bool:
     """Whether the machine was booted anew since. Another may have the same name, elsewhere."""
-    if process.host != host_name() or process.boot_id == boot_id():
+    if process.host != host_name() or not process.is_of_other_boot:
         return False
     return process.namespace is None or not store.database.is_shared_by_hosts
 
@@ -149,7 +150,10 @@ def _seen(
         return None
     if process not in alive:
         alive[process] = process.may_be_alive
-    return None if alive[process] else Death(owner, died, is_proven=True)
+    if alive[process]:
+        return None
+    is_rebooted = processes.is_from_before_boot(process.start)
+    return Death(owner, "machine rebooted" if is_rebooted else died, is_proven=True)
 
 
 def _presumed(owner: Owner, key: str | int, sign: object, watch: Watch) -> Death[Owner] | None:

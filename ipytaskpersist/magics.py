@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from ipytaskpersist import commandlines
+from ipytaskpersist import commandlines, disks
 from ipytaskpersist.active import FOREGROUND
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.manager import BackgroundTasks
@@ -162,3 +162,7 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(legible_lines(message)) from None
     except BackgroundError as error:
         raise UsageError(legible_lines(str(error))) from None
+    except OSError as error:
+        if not disks.has_words(error):
+            raise
+        raise UsageError(legible_lines(str(disks.refusal(error)))) from None

@@ -9,11 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist import liveness, problems, reconciling, references
-from ipytaskpersist.active import FOREGROUND
+from ipytaskpersist import liveness, problems, reconciling, references, waits
+from ipytaskpersist.active import FOREGROUND, active_task
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.betweencells import call_between_cells
 from ipytaskpersist.errors import (
@@ -21,6 +21,7 @@ from ipytaskpersist.errors import (
     ForkedProcess,
     InvalidRequest,
     StoreError,
+    StoreUnwritable,
     TaskNotDone,
     TaskNotFound,
 )
@@ -76,7 +77,10 @@ class BackgroundTasks(TaskSettings):
         """Called before this lets go of the store."""
         self._unsaid: deque[reconciling.Loss] = deque()
         """What this session has lost, and nobody has been told."""
+        self._said = ""
+        """What was said last of a disk that takes nothing more, and is not said again."""
         self._reconciling = threading.Lock()
+        self._waits = waits.Waits()
         self._watch = liveness.Watch()
         """What this process has seen of sessions that it cannot look at."""
         self._session: SessionRecord | None = None
@@ -163,8 +167,9 @@ class BackgroundTasks(TaskSettings):
 
     def warn(self, message: str) -> None:
         """Say that the store has a problem, and keep that for the doctor."""
-        print(legible(message), file=sys.stderr)
         problems.record(self.directory, message)
+        with suppress(OSError, ValueError):  # a file on the full disk, or closed
+            print(legible(message), file=sys.stderr)
 
     # Launching.
 
@@ -185,9 +190,11 @@ class BackgroundTasks(TaskSettings):
         assert self.threads is not None
         assert self.processes is not None
 
-    def launched(self, task: TaskRecord) -> None:
-        """Find out what else is to be known of a task that was just launched."""
-        self.git.expect(task.key, task.provenance["directory"])
+    def launched(self, task: TaskRecord, directory: str) -> None:
+        """Find out what else is to be known of a task that was just launched in a directory."""
+        if self._threads is not None:
+            self._threads.forget(task.key)  # where a store was lost, its keys are given again
+        self.git.expect(task.key, directory)
         self.upkeep.soon()
 
     def _limits(self) -> Limits:
@@ -410,13 +417,25 @@ class BackgroundTasks(TaskSettings):
     # Reconciling.
 
     def reconcile(self) -> None:
-        """Say of every session whose process is gone that it ended, and of its tasks why."""
-        if not self.reconcile_silently():
+        """Say of every session whose process is gone that it ended, and of its tasks why.
+
+        Where the disk takes nothing more it is said later: commands that read go on.
+        """
+        try:
+            if not self.reconcile_silently():
+                return
+        except StoreUnwritable as error:
+            self._say_once(f"what has ended is not recorded yet: {error}")
             return
         while self._unsaid:
-            self._say_lost(self._unsaid.popleft())
+            print(self._unsaid.popleft().in_words(), file=sys.stderr)
         if self._processes is not None:
             self._processes.serve_pending()
+
+    def _say_once(self, message: str) -> None:
+        if message != self._said:
+            self._said = message
+            print(legible(message), file=sys.stderr)
 
     def reconcile_silently(self) -> bool:
         """The same from a thread, which has no cell to print to: the next command says it.
@@ -447,14 +466,6 @@ class BackgroundTasks(TaskSettings):
             if not self._has_ended and self.reconcile_silently():
                 self.processes.serve_pending()
 
-    @staticmethod
-    def _say_lost(loss: reconciling.Loss) -> None:
-        tasks = "1 task" if loss.interrupted == 1 else f"{loss.interrupted} tasks"
-        print(
-            f"the {loss.reason}: {tasks} interrupted; %bg_resume --all runs them again",
-            file=sys.stderr,
-        )
-
     # Waiting.
 
     def wait(
@@ -465,10 +476,20 @@ class BackgroundTasks(TaskSettings):
     ) -> list[TaskRecord]:
         """Wait until all have ended, at most so long, and return what they are then.
 
-        `on_change` is called at once, whenever the store has changed, and every second.
+        `on_change` is called at once, whenever the store has changed, and every second. Raises
+        `InvalidRequest` for a task that would wait for ever: for itself, or for one that waits for
+        it.
         """
-        with FOREGROUND.waiting():
+        with FOREGROUND.waiting(), self._not_in_a_circle(tasks, timeout_s):
             return self._wait(tasks, timeout_s, on_change)
+
+    def _not_in_a_circle(
+        self, tasks: Sequence[TaskRecord], timeout_s: float | None
+    ) -> AbstractContextManager[None]:
+        if timeout_s is not None or active_task.get() is None:
+            return nullcontext()
+        now = [self.refresh(task) for task in tasks]
+        return self._waits.endless([task for task in now if not self._is_over(task)])
 
     def _wait(
         self,
@@ -493,12 +514,21 @@ class BackgroundTasks(TaskSettings):
                 return current
             if time.monotonic() - reconciled_at > RECONCILE_S:
                 self.reconcile()
+                self._refuse_to_wait_in_vain()
                 reconciled_at = time.monotonic()
             self._pause(current)
 
+    def _refuse_to_wait_in_vain(self) -> None:
+        """What this process's tasks become is no longer in the store. Raises `StoreNewer`."""
+        if self._recorder is not None and self._recorder.is_aside:
+            self.store.require_writable()
+
     def _is_over(self, task: TaskRecord) -> bool:
         """Whether a task has ended. What others say of one of this process, it says otherwise."""
-        is_own = self._threads is not None and self._threads.owns(task.key)
+        runner = self._threads
+        is_own = (
+            runner is not None and runner.owns(task.key) and not runner.ended(task.key).is_set()
+        )
         return task.state.is_final and not (task.declared_dead and is_own and not task.archive)
 
     def _just_ended(self, task: TaskRecord) -> bool:
@@ -562,7 +592,7 @@ class BackgroundTasks(TaskSettings):
 
     def delete(self, tasks: Sequence[TaskRecord]) -> None:
         """Remove ended tasks for good, with everything that was stored of them."""
-        self.store.require_writable()
+        self.store.require_own_version()
         for task in tasks:
             if not task.state.is_final:
                 raise InvalidRequest(

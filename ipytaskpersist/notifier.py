@@ -10,6 +10,7 @@ import time
 import traceback
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -192,12 +193,21 @@ def take(store: TaskStore, reference: str) -> list[tuple[Message, str]]:
     return [(message_about(store, task), place) for place in places]
 
 
+def be_ready() -> None:
+    """Import all that telling needs. What is then taken from the store no other process tells."""
+    with suppress(ImportError):  # it is said of each place
+        from apprise.manager_plugins import NotificationManager
+
+        NotificationManager().load_modules()  # type: ignore[no-untyped-call]
+
+
 def main() -> None:
     """Tell the end of tasks: the state directory, and ``key:id`` of each, are the arguments."""
     root, *references = sys.argv[1:]
     directory = StateDirectory(Path(root))
     store = TaskStore(directory)
     messages: list[tuple[Message, str]] = []
+    be_ready()
     try:
         for reference in references:
             messages += _take(store, reference)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist import disks
+from ipytaskpersist.errors import InvalidRequest, StoreError
+
+NO_HOME = "this user has no home folder (neither HOME nor the list of users names one)"
 
 
 def default_directory() -> Path:
@@ -25,19 +29,35 @@ def typed_path(typed: str | os.PathLike[str]) -> Path:
     """The absolute path that a person has typed.
 
     ``~name`` is the home of a user or, as in a shell, a file of that name where there is no such
-    user.
+    user. Raises `InvalidRequest` for ``~`` where this user has no home.
     """
     path = Path(typed)
-    with suppress(RuntimeError, ValueError):  # nobody has this name, or a null character is in it
+    try:
         path = path.expanduser()
+    except (RuntimeError, ValueError):  # nobody has this name, or a null character is in it
+        if path.parts[0] == "~":
+            raise InvalidRequest(
+                f"{typed} is nowhere: {NO_HOME}; type a path that begins with /"
+            ) from None
     return path.absolute()
 
 
 def user_directory() -> Path:
-    """The user's state directory for this project, where nothing else is asked for."""
+    """The user's state directory for this project, where nothing else is asked for.
+
+    Raises `StoreError` where this user has no home. A folder from which the next process does not
+    find its way back would be no place for a store.
+    """
     import platformdirs
 
-    return Path(platformdirs.user_state_dir("ipytaskpersist", appauthor=False))
+    with suppress(RuntimeError):  # as newer versions of platformdirs say it
+        folder = Path(platformdirs.user_state_dir("ipytaskpersist", appauthor=False))
+        if folder.is_absolute():
+            return folder
+    raise StoreError(
+        f"there is no place for the store: {NO_HOME}; set HOME, or IPYTASKPERSIST_DIR to a folder "
+        "that you can write"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +137,11 @@ class StateDirectory:
         return self.root / "payloads"
 
     @property
+    def aside(self) -> Path:
+        """What processes have kept that may not write the store any more, a file for each."""
+        return self.root / "aside"
+
+    @property
     def environments(self) -> Path:
         """The environments of tasks that wait for their supervisor, a file for each."""
         return self.root / "environments"
@@ -132,7 +157,7 @@ class StateDirectory:
 
     def supervisor_log(self, session_id: str) -> Path:
         """What a session's supervisor has to say that has no place in the store."""
-        return self.root / "logs" / f"supervisor-{session_id[:8]}.log"
+        return self.root / "logs" / f"supervisor-{session_id}.log"
 
     def payload(self, task_id: str, digest: str) -> Path:
         """The pickle of one value of one task, named after its own content."""
@@ -145,8 +170,8 @@ class StateDirectory:
             make_private(self.store.parent)
         except OSError as error:
             raise StoreError(
-                f"cannot make the state directory {self.root} ({error.strerror}); "
-                "set IPYTASKPERSIST_DIR to a folder that you can write"
+                f"cannot make the state directory {self.root}: "
+                f"{disks.in_words(error, self.root, OTHER_FOLDER)}"
             ) from error
         self.require_own()
 
@@ -172,8 +197,19 @@ class StateDirectory:
 
 # Files and folders that nobody else can read.
 
+OTHER_FOLDER = "set IPYTASKPERSIST_DIR to a folder that you can write"
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """Neither opens what a link leads to, nor waits for the other end of a pipe."""
+
+
+OURS = re.compile(
+    r"tasks.*|\..*\.part|\.?signing\.key.*|problems\.jsonl|upkeep\.lock"
+    r"|archive|backups|environments|logs|payloads"
+    r"|\d{4}-\d\d[-.].*|\w{8,}-\d+(\.json)?|[0-9a-f]+\.pickle|(supervisor-.*|upkeep|notifier)\.log"
+)
+"""The names of what is in the folders that we make."""
+SYSTEMS = (".nfs", ".fuse_hidden", ".DS_Store", "lost+found")
+"""How names begin that a system puts into any folder."""
 
 
 def is_own(path: Path | str) -> bool:
@@ -198,8 +234,9 @@ def is_folder(path: Path) -> bool:
 def make_private(folder: Path) -> Path:
     """Make a folder that only its owner can enter, whatever the umask, and return it.
 
-    So are those above it that are missing. One that is there is closed to others. Raises
-    `StoreError` for one of another user.
+    So are those above it that are missing. One that is there is closed to others when it is empty
+    or was made here. Raises `StoreError` for one of another user, for one that others use, and
+    where the disk takes no more; `OSError` otherwise.
     """
     try:
         _make(folder)
@@ -207,6 +244,10 @@ def make_private(folder: Path) -> Path:
         if not folder.is_dir():
             raise
         _close_to_others(folder)
+    except OSError as error:
+        if not disks.has_words(error):
+            raise
+        raise disks.refused(f"the folder {folder}", error, folder) from error
     return folder
 
 
@@ -228,8 +269,39 @@ def _close_to_others(folder: Path) -> None:
             f"the folder {folder} belongs to another user; "
             "set IPYTASKPERSIST_DIR to a folder of your own"
         )
-    if os.name == "posix" and stat.S_IMODE(folder.stat().st_mode) & 0o077:
+    if is_open(folder):
+        refusal = why_not_closed(folder)
+        if refusal:
+            raise StoreError(refusal)
         _chmod(folder)
+
+
+def is_open(folder: Path) -> bool:
+    """Whether others may enter or read a folder. Raises `OSError`."""
+    return os.name == "posix" and bool(stat.S_IMODE(folder.stat().st_mode) & 0o077)
+
+
+def why_not_closed(folder: Path) -> str:
+    """Why a folder of one's own that is open to others has to stay so; empty when it may be closed.
+
+    Others may use one that was not made here, as they use `/tmp`, a project's folder, or a home.
+    """
+    foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
+    if folder.stat().st_mode & stat.S_ISVTX:
+        why = "is meant for all users"
+    elif foreign:
+        why = f"holds what is not ipytaskpersist's ({foreign[0]!r})"
+    else:
+        return ""
+    return (
+        f"the folder {folder} is open to other users and {why}, so it is neither closed to them "
+        f"nor used; set IPYTASKPERSIST_DIR to a folder of its own, such as "
+        f"{folder}/ipytaskpersist, or type 'chmod 700 {folder}' if nobody else uses it"
+    )
+
+
+def _is_ours(name: str) -> bool:
+    return OURS.fullmatch(name) is not None or name.startswith(SYSTEMS)
 
 
 def _chmod(folder: Path) -> None:
@@ -281,6 +353,12 @@ def _of_own_file(descriptor: int, path: Path) -> os.stat_result:
     if hasattr(os, "getuid") and status.st_uid != os.getuid():
         raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
     return status
+
+
+def remove(file: Path) -> None:
+    """Remove an unfinished file. Where that cannot be done either, upkeep does it later."""
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def make_durable(file: Path) -> None:

@@ -7,7 +7,6 @@ changed file nor one that was moved from another task is ever unpickled.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import io
@@ -15,14 +14,23 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from ipytaskpersist.errors import BackgroundError, ResultUnavailable, StoreFull
+from ipytaskpersist import disks
+from ipytaskpersist.errors import BackgroundError, ResultUnavailable, StoreError
 from ipytaskpersist.interruption import is_from_outside
 from ipytaskpersist.mishaps import describe
-from ipytaskpersist.paths import StateDirectory, is_folder, make_private, new_private, open_own
+from ipytaskpersist.paths import (
+    StateDirectory,
+    is_folder,
+    make_private,
+    new_private,
+    open_own,
+    remove,
+)
 from ipytaskpersist.pickling import (
     Failed,
     Namespace,
@@ -41,7 +49,6 @@ TEXT_CHARACTERS = 4000
 LINE_CHARACTERS = 200
 PROBLEM_CHARACTERS = 500
 KEY_BYTES = 32
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INPUTS = "<inputs>"
 """The name of what a Python process task is given; no variable can have it."""
 SETTINGS = "<settings>"
@@ -61,7 +68,7 @@ class Prepared:
 
     def discard(self) -> None:
         """Remove it, if no task has taken it."""
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
 
 
 class Payloads:
@@ -104,7 +111,7 @@ class Payloads:
                 # Once more without it: what is written of it is also what the others share.
                 kept[error.name] = not_kept(error.name, texts[error.name], error.cause)
                 del left[error.name]
-            except (OSError, BackgroundError) as error:
+            except BackgroundError as error:
                 return [kept.get(name) or not_kept(name, texts[name], error) for name in values]
             else:
                 kept |= self._adopt_together(task_id, prepared, sizes, texts)
@@ -132,13 +139,13 @@ class Payloads:
     def prepare(self, values: Iterable[Any], namespace: Namespace = None) -> Prepared:
         """Pickle values, one after the other, into a file that belongs to no task yet.
 
-        Raises `StoreFull`, and whatever a class raises when it is pickled.
+        Raises `StoreError`, and whatever a class raises when it is pickled.
         """
 
         def fill(file: _Hashing) -> None:
             made = pickler(file, namespace)
             for value in values:
-                dump(made, file, "", value)
+                dump(made, "", value)
 
         try:
             return self._write(fill)[0]
@@ -146,21 +153,14 @@ class Payloads:
             raise error.cause from None
 
     def _write(self, fill: Callable[[_Hashing], T]) -> tuple[Prepared, T]:
-        """A new file that `fill` has written, and what that gave. Raises `StoreFull`."""
+        """A new file that `fill` has written, and what that gave. Raises `StoreError`."""
         self._directory.create()
-        folder = make_private(self._directory.payloads)
-        temporary = folder / f".{secrets.token_hex(8)}.part"
+        temporary = make_private(self._directory.payloads) / f".{secrets.token_hex(8)}.part"
         try:
-            with new_private(temporary) as file:
-                writer = _Hashing(file)
+            with _Hashing(temporary) as writer:
                 given = fill(writer)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                raise StoreFull(
-                    f"no room is left for the pickle of a value in {folder} ({error.strerror}); "
-                    "make room on its disk, or %bg_delete tasks"
-                ) from error
+        except BaseException:
+            remove(temporary)
             raise
         return Prepared(temporary, writer.size, writer.digest), given
 
@@ -181,10 +181,11 @@ class Payloads:
         """Give a prepared file its final name. Returns its path in the state directory."""
         try:
             path = self._directory.payload(task_id, prepared.digest)
-            make_private(path.parent)
-            prepared.path.replace(path)
+            with disks.writing(f"the pickle {path}", path):
+                make_private(path.parent)
+                prepared.path.replace(path)
         finally:
-            prepared.path.unlink(missing_ok=True)
+            prepared.discard()
         return str(path.relative_to(self._directory.root))
 
     def is_signed(self, task_id: str, name: str, digest: str, signature: str) -> bool:
@@ -206,11 +207,7 @@ class Payloads:
 
     def write(self, data: bytes) -> Prepared:
         """A file with this pickle, which belongs to no task yet."""
-        folder = make_private(self._directory.payloads)
-        temporary = folder / f".{secrets.token_hex(8)}.part"
-        with new_private(temporary) as file:
-            file.write(data)
-        return Prepared(temporary, len(data), hashlib.sha256(data).hexdigest())
+        return self._write(lambda file: file.write(data))[0]
 
     def once_more(self, prepared: Prepared) -> Prepared:
         """A prepared file under another name, to be given to another value."""
@@ -309,18 +306,8 @@ class Payloads:
         path = self._directory.key
         if not path.exists():
             self._directory.create()
-            temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            with new_private(temporary) as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                # Unlike a rename, a link never replaces a key that another process has made.
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            finally:
-                temporary.unlink()
+            with disks.writing(f"the key that signs your results ({path})", path):
+                _make_key(path)
         key = self._read_key(path)
         if len(key) != KEY_BYTES:
             raise ResultUnavailable(
@@ -347,6 +334,20 @@ class Payloads:
             ) from error
 
 
+def _make_key(path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with new_private(temporary) as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            # Unlike a rename, a link never replaces a key that another process has made.
+            os.link(temporary, path)
+    finally:
+        remove(temporary)
+
+
 def _where(task: TaskRecord, result: ResultRecord) -> str:
     if result.name == INPUTS:
         return f"what task {task.label} was given"
@@ -366,7 +367,9 @@ def _shortened(text: str) -> str:
 
 def not_kept(name: str, text: str, error: BaseException) -> ResultRecord:
     """What is known of a value that could not be kept: its text form, and why."""
-    problem = describe(error)[:PROBLEM_CHARACTERS]
+    is_disk = issubclass(type(error), StoreError)
+    said = str(error).partition("\n")[0] if is_disk else describe(error)
+    problem = said[:PROBLEM_CHARACTERS]
     return ResultRecord(name, None, None, None, None, _shortened(text), problem)
 
 
@@ -405,22 +408,32 @@ class _Files:
 
 
 class _Hashing:
-    """A file that is hashed while it is written."""
+    """A new file that is hashed while it is written. Raises `StoreError` where it cannot be."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._hash = hashlib.sha256()
         self.size = 0
-        self.error: OSError | None = None
+        with self._refusals():
+            self._file = new_private(path)
+
+    def __enter__(self) -> _Hashing:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        with self._refusals():
+            self._file.close()  # which writes what is left
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
         self.size += memoryview(data).nbytes
-        try:
+        with self._refusals():
             return int(self._file.write(data))
-        except OSError as error:
-            self.error = error
-            raise
+
+    def _refusals(self) -> AbstractContextManager[None]:
+        # Apart from what a class raises that is pickled meanwhile.
+        folder = self._path.parent
+        return disks.writing(f"the pickle of a value in {folder}", folder)
 
     @property
     def digest(self) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ipytaskpersist.errors import StoreError
 from ipytaskpersist.interruption import is_from_outside
 
 Namespace = dict[str, Any] | None
@@ -28,11 +29,9 @@ class Writer(Protocol):
     """A file that knows how much has been written to it."""
 
     size: int
-    error: OSError | None
-    """Why the last writing failed: an error of a class whose value is written is another one."""
 
     def write(self, data: Any) -> int:
-        """Write."""
+        """Write. Raises `StoreError` where the disk takes no more."""
 
 
 def pickler(file: Writer, namespace: Namespace) -> Any:
@@ -114,25 +113,25 @@ class Unpicklable(Exception):
 def write_together(file: Writer, values: Mapping[str, Any], namespace: Namespace) -> dict[str, int]:
     """Write named values with one memo. Returns the size of each in bytes.
 
-    Raises `Unpicklable`, which leaves the file unusable, and `OSError`.
+    Raises `Unpicklable`, which leaves the file unusable, and `StoreError`.
     """
     file.write(TOGETHER)
     made, sizes = pickler(file, namespace), dict[str, int]()
     for name, value in values.items():
         before = file.size
-        dump(made, file, name, value)
+        dump(made, name, value)
         sizes[name] = file.size - before
     index = json.dumps(sizes).encode()
     file.write(index + len(index).to_bytes(LENGTH_BYTES, "little"))
     return sizes
 
 
-def dump(made: Any, file: Writer, name: str, value: Any) -> None:
-    """Pickle a value. Raises `Unpicklable`, and the file's own `OSError`."""
+def dump(made: Any, name: str, value: Any) -> None:
+    """Pickle a value. Raises `Unpicklable`, and the file's own `StoreError`."""
     try:
         made.dump(value)
     except BaseException as error:  # whatever a class raises when it is pickled
-        if error is file.error or is_from_outside(error):
+        if issubclass(type(error), StoreError) or is_from_outside(error):
             raise
         raise Unpicklable(name, error) from error
 

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ipytaskpersist.paths import StateDirectory, new_private, open_own, open_private
+from ipytaskpersist.errors import StoreError
+from ipytaskpersist.paths import (
+    StateDirectory,
+    make_private,
+    new_private,
+    open_own,
+    open_private,
+)
 
 SHOWN = 100
 """How many of the newest are looked at."""
@@ -38,7 +45,9 @@ class Problem:
 
 def record(directory: StateDirectory, message: str) -> None:
     """Keep a problem. Where that fails too, nothing is said: the message itself has been."""
-    with suppress(OSError):
+    with suppress(OSError, StoreError):
+        if directory.root.is_dir():
+            make_private(directory.root)
         _append(directory.problems, message)
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from time import sleep
 from typing import TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -24,6 +25,8 @@ K = TypeVar("K", bound=Hashable)
 MARK = "IPYTASKPERSIST_TASK"
 """The environment variable that holds the id of the task to which a process belongs."""
 PROC = Path("/proc")
+HAS_PROC = sys.platform == "linux"
+"""Whether processes are found there, or nowhere where it is missing."""
 INIT = 1
 END_ROUNDS = 100
 HOPELESS_ROUNDS = 5
@@ -79,14 +82,42 @@ def find(pid: int) -> Process | None:
     Raises `OSError` where this process cannot look, for want of a descriptor, of memory or of a
     ``/proc`` of its own PID namespace: that says nothing about the other one.
     """
-    if not PROC.is_dir():
+    if not HAS_PROC:
         return _find_psutil(pid)
     if not _shows_own(os.getpid()):
-        raise OSError(errno.ENOTSUP, "/proc shows another PID namespace")
+        if not _exists(pid):
+            return None
+        raise OSError(errno.ENOTSUP, "there is no /proc, or that of another PID namespace")
     try:
         return parse_stat((PROC / str(pid) / "stat").read_bytes())
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+
+
+def _exists(pid: int) -> bool:
+    """Whether some process has this pid."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+def is_from_before_boot(start: str) -> bool:
+    """Whether a process that has ended, and started then, was one of an earlier boot.
+
+    False as well where that cannot be known. The time since the boot is one that no change of the
+    clock can move; elsewhere than on Linux the clock decides.
+    """
+    with suppress(ValueError):  # nobody has written that
+        if HAS_PROC:
+            return float(start) > time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
+        import psutil
+
+        return bool(float(start) < psutil.boot_time())
+    return False
 
 
 def is_stopped(pid: int) -> bool:
@@ -95,7 +126,7 @@ def is_stopped(pid: int) -> bool:
 
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
 
 
@@ -113,7 +144,7 @@ def _find_psutil(pid: int) -> Process | None:
 
 
 def _pids() -> list[int]:
-    if PROC.is_dir():
+    if HAS_PROC:
         if not _shows_own(os.getpid()):
             return []
         return [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
@@ -124,7 +155,7 @@ def _pids() -> list[int]:
 
 def _task_of(pid: int) -> str | None:
     """The task's id with which a process was started, where its environment can be read."""
-    if PROC.is_dir():
+    if HAS_PROC:
         try:
             environment = (PROC / str(pid) / "environ").read_bytes()
         except OSError:
@@ -265,7 +296,7 @@ def kill_tasks(tasks: Iterable[tuple[str, Process | None]]) -> dict[str, str]:
             alone[task_id] = 0 if task_id in survivors else alone[task_id] + 1
             if alone[task_id] == SURELY_ALONE:
                 del left[task_id]
-        sleep(ROUND_S)
+        time.sleep(ROUND_S)
     return survivors
 
 

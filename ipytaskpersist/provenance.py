@@ -22,6 +22,7 @@ from ipytaskpersist.errors import StoreError
 from ipytaskpersist.gitfolders import GitFolders
 from ipytaskpersist.identity import host_name
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.store.database import storable
 
 GATHER_S = 0.05
 """How long launches in the same directory are gathered before git is asked."""
@@ -58,14 +59,15 @@ KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EX
 def of_launch(directory: str | None = None) -> dict[str, Any]:
     """What is known of a task that is launched now, in this directory or the current one."""
     return {
-        "directory": _current_directory() if directory is None else directory,
+        "directory": storable(current_directory() if directory is None else directory),
         "python": platform.python_version(),
-        "executable": sys.executable,
+        "executable": storable(sys.executable),
         "host": host_name(),
     }
 
 
-def _current_directory() -> str:
+def current_directory() -> str:
+    """The working directory; empty when there is none."""
     try:
         return str(Path.cwd())
     except OSError:
@@ -123,9 +125,9 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     if folders is None or head is None:
         return None
     return {
-        "root": str(folders.root),
+        "root": storable(str(folders.root)),
         "commit": head.commit,
-        "branch": head.branch,
+        "branch": storable(head.branch),
         "is_dirty": None if folders.names_programs() else _is_dirty(folders.root),
     }
 

@@ -11,6 +11,7 @@ from ipytaskpersist.processes import Process, kill_tasks
 from ipytaskpersist.records import SILENT, ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners import telling
 from ipytaskpersist.store import TaskStore
+from ipytaskpersist.store.aside import take_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,17 @@ class Loss:
     interrupted: int
     """How many of its tasks were running."""
 
+    def in_words(self) -> str:
+        """What to say of it, and what to do."""
+        is_presumed = self.reason.startswith(SILENT)
+        said = f"the supervisor gives {self.reason}" if is_presumed else f"the {self.reason}"
+        if not self.interrupted:
+            return f"{said}; it had no running task"
+        is_one = self.interrupted == 1
+        tasks, them = ("1 task", "it") if is_one else (f"{self.interrupted} tasks", "them")
+        resume = "%bg_resume NUMBER" if is_presumed else "%bg_resume --all"
+        return f"{said}: {tasks} interrupted; {resume} runs {them} again"
+
 
 def reconcile(store: TaskStore, own_session: str, watch: Watch | None = None) -> list[Loss]:
     """Say of every session and supervisor that is gone that it ended, and of its tasks why.
@@ -30,6 +42,7 @@ def reconcile(store: TaskStore, own_session: str, watch: Watch | None = None) ->
     and nobody would see them. `watch` is what this process has seen of those that are elsewhere.
     """
     watch = watch or Watch()
+    take_in(store)
     dead = find_dead(store, except_session=own_session, watch=watch)
     for death in dead:
         session, at = death.owner, death.owner.heartbeat_at.timestamp()
@@ -54,8 +67,8 @@ def _lose_safely(store: TaskStore, death: Death[SupervisorRecord]) -> Loss | Non
     except Exception as error:
         problems.record_once(
             store.directory,
-            f"what the supervisor of session {death.owner.session[:8]} has left could not be ended "
-            f"({type(error).__name__}: {error}); the next command tries again",
+            f"what the supervisor of session {store.sessions.short(death.owner.session)} has left "
+            f"could not be ended ({type(error).__name__}: {error}); the next command tries again",
         )
         return None
 

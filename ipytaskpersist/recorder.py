@@ -20,7 +20,7 @@ from time import sleep
 from typing import Any
 
 from ipytaskpersist.active import start_outside
-from ipytaskpersist.errors import NoThread, StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.errors import NoThread, StoreBusy, StoreDamaged, StoreError, StoreNewer
 from ipytaskpersist.recording import (
     CHUNK_BYTES,
     PROGRESS_S,
@@ -28,7 +28,14 @@ from ipytaskpersist.recording import (
     Recording,
     size_of,
 )
-from ipytaskpersist.store import NewOutput, TaskStore
+from ipytaskpersist.store import (
+    NewOutput,
+    TaskStore,
+    repair,  # noqa: F401 - what a removed or damaged store needs is of this version, too
+    restoring,  # noqa: F401
+    succession,  # noqa: F401
+)
+from ipytaskpersist.store.aside import Aside
 
 GATHER_S = 0.010
 KEEP_CHARACTERS = 32 * 1024 * 1024
@@ -78,6 +85,8 @@ class Recorder:
         self.live_tasks = 0
         """How many tasks run. Their runner says; while it is zero the writer only waits."""
         self._store = store
+        self._aside: Aside | None = None
+        """Takes the store's place once a newer version has taken over that."""
         self._warn = warn
         self._heartbeat = heartbeat
         self._watch = watch
@@ -148,7 +157,8 @@ class Recorder:
 
     def say(self, message: str) -> None:
         """Say what went wrong, and keep it for the doctor."""
-        self._warn(message)
+        with suppress(OSError, ValueError):  # where it is said may be full, or closed
+            self._warn(message)
 
     def post(self, change: Change) -> None:
         """Make a change of state after all that was printed, without waiting for it."""
@@ -180,7 +190,7 @@ class Recorder:
             if self._stopping:
                 break
             if self.live_tasks:
-                if time.monotonic() - heartbeat_at > HEARTBEAT_S:
+                if not self.is_aside and time.monotonic() - heartbeat_at > HEARTBEAT_S:
                     heartbeat_at = time.monotonic()
                     self._quietly(self._heartbeat)
                     self._quietly(self._tell_dropped)
@@ -229,7 +239,7 @@ class Recorder:
             elif change is not None:
                 self._write(outputs)
                 outputs = []
-                self._persist(partial(change, self._store))
+                self._persist(change)
         self._write(outputs)
         self._moving.update(each for each, *_rest in batch if each and each.has_moved)
         for _recording, _change, committed in batch:
@@ -240,14 +250,14 @@ class Recorder:
         try:
             return recording.take(now)
         except Exception as error:  # what one task prints must not end the writer for all
-            self._warn(f"a piece of output was lost ({type(error).__name__}: {error})")
+            self.say(f"a piece of output was lost ({type(error).__name__}: {error})")
             return []
 
     def _write(self, outputs: list[NewOutput]) -> None:
         if outputs:
             rows = [output.as_row() for output in outputs]
             self._written_bytes += sum(len(row[-1]) for row in rows)
-            self._persist(lambda: self._store.outputs.append(rows))
+            self._persist(lambda store: store.outputs.append(rows))
 
     def _checkpoint(self) -> None:
         """Use a pause to shorten the log, in a thread, so that the next print need not wait."""
@@ -268,13 +278,15 @@ class Recorder:
             self._store.database.checkpoint()
         self.let_go_of_store()
 
-    def _persist(self, write: Callable[[], object]) -> None:
+    def _persist(self, write: Callable[[Any], object]) -> None:
         """Write, and try again for as long as the store cannot be written."""
         begun_at = time.monotonic()
         while True:
             try:
-                write()
+                write(self._target)
                 break
+            except StoreNewer as error:
+                self.go_aside(error)
             except StoreError as error:
                 if isinstance(error, StoreBusy) and time.monotonic() - begun_at < BUSY_S:
                     self._make_room()
@@ -287,11 +299,32 @@ class Recorder:
                 if isinstance(error, StoreDamaged):
                     self._repair()
             except Exception as error:  # one bad record must not end the writer for all tasks
-                self._warn(f"a record could not be stored ({type(error).__name__}: {error})")
+                self.say(f"a record could not be stored ({type(error).__name__}: {error})")
                 return
         self._commits += 1
         if not self._healthy:
             self._set_healthy()
+
+    @property
+    def _target(self) -> Any:
+        """What takes changes: the store, or what stands in its place."""
+        return self._aside or self._store
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether nothing more is written to the store."""
+        return self._aside is not None
+
+    def go_aside(self, error: StoreNewer) -> None:
+        """Keep in a file what changes from now on: a newer version has taken over the store."""
+        if self._aside is None:
+            aside = self._aside = Aside(self._store.directory, self._store.session_id)
+            self._warn(
+                f"{error}. Background tasks go on, and the newer version can cancel them; what "
+                f"they print and how they end is kept for it in aside/{aside.path.name}"
+            )
+            with suppress(StoreError):  # the first change tries again
+                aside.begin()
 
     def _repair(self) -> None:
         """What is printed now has no place in the damaged store, and need not wait for a person."""
@@ -301,7 +334,7 @@ class Recorder:
     def _set_unhealthy(self, error: StoreError) -> None:
         if self._healthy:
             self._healthy = False
-            self._warn(
+            self.say(
                 f"{error}. Background tasks go on; their output is kept in memory (up to "
                 f"{KEEP_CHARACTERS // 2**20} MB) and stored when the store can be written again."
             )
@@ -309,12 +342,12 @@ class Recorder:
     def _set_healthy(self) -> None:
         self._healthy = True
         lost, self._lost_characters = self._lost_characters, 0
-        self._warn(
+        self.say(
             "the store can be written again; "
             + (
                 f"{lost:,} characters of output were lost, and a line in it says where."
                 if lost
-                else "nothing was lost."
+                else "nothing printed meanwhile was lost."
             )
         )
 
@@ -351,11 +384,11 @@ class Recorder:
                     self._moving.discard(recording)
                     continue
             recording.is_watched = True
-            self._quietly(partial(recording.tell_progress, self._store))
+            self._quietly(partial(recording.tell_progress, self._target))
 
     def _tell_dropped(self) -> None:
         for recording in list(self.recordings):
-            recording.tell_dropped(self._store)
+            recording.tell_dropped(self._target)
 
     def _quietly(self, call: Callable[[], None]) -> None:
         """The writer must not die of a store that is busy for a moment: it will call again."""
@@ -363,7 +396,9 @@ class Recorder:
             call()
         except StoreBusy:
             pass
+        except StoreNewer as error:
+            self.go_aside(error)
         except StoreError as error:
             self._set_unhealthy(error)
         except Exception as error:  # one task's trouble must not end the writer for all
-            self._warn(f"tasks could not be looked after ({type(error).__name__}: {error})")
+            self.say(f"tasks could not be looked after ({type(error).__name__}: {error})")

@@ -139,7 +139,8 @@ class TaskRecord:
     key: int
     """The task's row in the store. Means nothing outside it."""
     id: str
-    """``<first 8 characters of the session id>-<number>``, unique in the store."""
+    """``<first characters of the session id>-<number>``, unique in the store: eight of them, or
+    as many as no other session's id has."""
     number: int
     """1, 2, 3 … in its notebook, never used again."""
     name: str

@@ -9,10 +9,9 @@ from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFou
 from ipytaskpersist.records import SessionRecord, TaskRecord
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store.sessions import SHORT_CHARACTERS
 
 SUGGESTIONS = 5
-SESSION_CHARACTERS = 8
-"""How much of a session's id is shown, and is enough to name it."""
 NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 FULL_ID = re.compile(r"-\d+$", re.ASCII)
 TAG = re.compile(r"(?!-)[^\s,]{1,64}")
@@ -52,28 +51,34 @@ def find_session(store: TaskStore, text: str) -> SessionRecord:
     if len(exact or found) == 1:
         return (exact or found)[0]
     if found:
-        ids = ", ".join(session.id[:12] for session in found[-SUGGESTIONS:])
-        raise AmbiguousReference(
-            f"'{text}' is the beginning of {len(found)} sessions' ids ({ids}); type more of it"
-        )
+        raise _several_sessions(store, text, found)
     recent = store.sessions.select(None, SUGGESTIONS) if store.exists else []
     if not recent:
         raise InvalidRequest(f"no session '{text}'; there is none yet")
-    known = ", ".join(session.id[:8] for session in recent)
+    known = ", ".join(store.sessions.short(session.id) for session in recent)
     raise InvalidRequest(f"no session '{text}'; the most recent are {known}")
 
 
-def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | None:
-    """The only session whose id begins so, where enough of one is given to mean a session.
+def _several_sessions(
+    store: TaskStore, text: str, found: Sequence[SessionRecord]
+) -> AmbiguousReference:
+    ids = ", ".join(store.sessions.short(session.id) for session in found[-SUGGESTIONS:])
+    return AmbiguousReference(
+        f"'{text}' is the beginning of {len(found)} sessions' ids ({ids}); type more of it"
+    )
 
-    A task's id, which begins like its session's, means the task.
+
+def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | None:
+    """The session whose id begins so, where enough of one is given to mean a session.
+
+    A task's id, which begins like its session's, means the task. Raises `AmbiguousReference`.
     """
-    if reference is None or len(reference) < SESSION_CHARACTERS or not store.exists:
+    if reference is None or len(reference) < SHORT_CHARACTERS or not store.exists:
         return None
     if store.open().tasks.by_id(reference) is not None:
         return None
     found = store.sessions.find(reference)
-    return found[0] if len(found) == 1 else None
+    return find_session(store, reference) if found else None
 
 
 def as_number(reference: str | int | None) -> int | None:

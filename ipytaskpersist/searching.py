@@ -17,6 +17,7 @@ from ipytaskpersist.paths import typed_path
 from ipytaskpersist.plaintext import fold, words
 from ipytaskpersist.records import TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store.database import storable
 from ipytaskpersist.store.search import COLUMNS, Passage, SearchIndex, documents_of, task_of
 
 QUOTED = re.compile(r'"([^"]*)(?:"|$)(\*?)|([^\s"]+)')
@@ -243,7 +244,7 @@ def _is_called(path: str, wanted: str) -> bool:
     name = _last_part(path)
     names = (path, name, name.rpartition(".")[0])
     typed = wanted.rstrip("/")
-    return typed in names or path == str(typed_path(typed))
+    return storable(typed) in names or path == storable(str(typed_path(typed)))
 
 
 _Ranked = tuple[float, int, int, int]

@@ -26,7 +26,7 @@ from traitlets import Bool, Enum, Float, Int, List, TraitError
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfigLoader
 
-from ipytaskpersist.errors import InvalidSetting
+from ipytaskpersist.errors import InvalidSetting, StoreError
 from ipytaskpersist.identity import notebook_folder
 from ipytaskpersist.ownership import NotBelieved, read_regular
 from ipytaskpersist.paths import user_directory
@@ -274,6 +274,14 @@ def _variable(name: str, default: str) -> Setting:
     )
 
 
+def _usual_directory() -> str:
+    """Where the state directory is when nothing is set; empty where there is no such place."""
+    try:
+        return str(user_directory())
+    except StoreError:
+        return ""
+
+
 class Configured(Configurable):
     """Reads its traits from every place where they may be set, and remembers which it was.
 
@@ -321,8 +329,10 @@ class Configured(Configurable):
         try:
             file = profile_file()
             self._take(self._find_my_config(read_profile(file)), _in_file(file))
-        except (InvalidSetting, RuntimeError) as error:  # RuntimeError: there is no home folder
+        except InvalidSetting as error:
             self.setting_problems.append(str(error))
+        except RuntimeError:
+            pass  # there is no home folder, and so no profile
 
     def _read_project(self) -> None:
         with suppress(FileNotFoundError):  # the working directory was deleted
@@ -392,7 +402,7 @@ class Configured(Configurable):
     def settings(self) -> list[Setting]:
         """Every setting as it is now, and at last the environment variables."""
         traits = [self._setting(name) for name in sorted(self.traits(config=True))]
-        return [*traits, _variable(DIRECTORY, str(user_directory())), _variable(NOTEBOOK, "")]
+        return [*traits, _variable(DIRECTORY, _usual_directory()), _variable(NOTEBOOK, "")]
 
     def _setting(self, name: str) -> Setting:
         trait, value = self.traits()[name], getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from ipytaskpersist import views
+from ipytaskpersist.errors import StoreUnwritable
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.statistics import Day, Overview, Sizes
 from ipytaskpersist.terminal import Column, Columns, details
 
@@ -50,9 +53,15 @@ def gather(manager: BackgroundTasks) -> Summary | None:
         ended_sessions=ended,
         sizes=found.sizes(),
         largest=tuple(task for task in tasks if task is not None),
-        write_latency_s=None if store.read_only else found.write_latency_s(),
+        write_latency_s=_write_latency_s(store),
         path=str(store.database.path),
     )
+
+
+def _write_latency_s(store: TaskStore) -> float | None:
+    with suppress(StoreUnwritable):
+        return None if store.read_only else store.statistics.write_latency_s()
+    return None
 
 
 def as_document(found: Summary | None) -> dict[str, Any]:

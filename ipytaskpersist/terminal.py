@@ -223,7 +223,7 @@ def session_table(listing: SessionListing) -> list[RenderableType]:
     sessions, now = listing.sessions, listing.now
     ends = [printable(session_end(session, now)) for session in sessions]
     columns = (
-        Column("session", [session.id[:8] for session in sessions], ["bold"], least=8),
+        Column("session", listing.short_ids, ["bold"], least=8),
         Column("notebook", [printable(notebook_name(session.path)) for session in sessions],
                turn=3, least=8, share=5),
         Column("host", [printable(session.host) for session in sessions],

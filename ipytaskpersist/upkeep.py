@@ -21,7 +21,7 @@ from pathlib import Path
 from ipytaskpersist import problems
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import BackgroundError, StoreBusy, StoreError
+from ipytaskpersist.errors import BackgroundError, StoreBusy
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.reconciling import forget_environments
@@ -78,7 +78,7 @@ class UpkeepTimer:
             start_outside(self._timer)
 
     def _run(self) -> None:
-        with suppress(StoreError, OSError):
+        with suppress(BackgroundError, OSError):
             start(self._store.directory, self._limits()).wait()
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     directory = StateDirectory(Path(root))
     store = TaskStore(directory)
     try:
-        if not store.exists or store.open().read_only:
+        if not store.exists or not store.open().is_own_version:
             return
         if store.upkeep.claim("upkeep", INTERVAL_S):
             run(store, Limits(**json.loads(limits)))

@@ -255,6 +255,8 @@ class SessionListing:
     """How many there would be without the limit."""
     every_notebook: bool
     now: datetime
+    short_ids: Sequence[str]
+    """As much of each one's id as is needed to name it."""
 
     @property
     def note(self) -> str:

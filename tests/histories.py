@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -140,6 +141,10 @@ print("done", flush=True)
 """
 
 
+KILLS = int(os.environ.get("IPYTASKPERSIST_KILLS", "10"))
+"""How often it is killed: at moments that divide its time evenly."""
+
+
 def kill_in_the_middle(
     before: str,
     work: str,
@@ -147,7 +152,7 @@ def kill_in_the_middle(
     check: Callable[[], None],
     *,
     prepare: Callable[[], None] = lambda: None,
-    times: int = 20,
+    times: int = KILLS,
 ) -> None:
     """Run a piece of Python again and again, each time killed a little later, and check.
 

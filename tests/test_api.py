@@ -465,3 +465,31 @@ def test_every_error_has_one_base_and_says_what_it_means() -> None:
         if kind is not errors.TaskCancelled:
             assert issubclass(kind, ipytaskpersist.BackgroundError)
     assert not issubclass(errors.TaskCancelled, Exception)
+
+
+def test_a_task_cannot_wait_for_its_own_end(shared: NotebookKernel) -> None:
+    """Nor for a task that waits for it: refused, because neither would ever end."""
+    check(
+        shared,
+        """
+        go = threading.Event()
+        tasks = [
+            bg.background("bg.current_task().result()", "result"),
+            bg.background("await bg.current_task()", "awaited"),
+            bg.background("%bg_wait verb", "verb"),
+            bg.background("go.wait(30)\\nbg.task('second').result()", "first"),
+            bg.background("go.wait(30)\\nbg.task('first').wait()", "second"),
+            bg.background("import ipytaskpersist as bg\\nbg.current_task().wait()", process=True),
+            bg.background("bg.current_task().wait(0.01)", "patient"),
+            bg.background(
+                "threading.Thread(target=bg.current_task().wait, daemon=True).start()", "thread"
+            ),
+        ]
+        go.set()
+        assert all(task.wait(30) for task in tasks), tasks
+        said = [task.reason or "" for task in tasks]
+        assert all("cannot wait for its own end" in said[place] for place in (0, 1, 2, 5)), said
+        assert sum("neither would end" in each for each in said[3:5]) >= 1, said
+        assert [task.state for task in tasks[6:]] == [TaskState.COMPLETED] * 2, said
+        """,
+    )

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,7 @@ def launch(kernel: NotebookKernel) -> Path:
 
 def tasks(store: TaskStore) -> dict[str, TaskRecord]:
     """All tasks, by their names."""
-    notebooks = store.sessions.notebooks()
-    keys = [key for each in notebooks for key in store.tasks.keys(Selection(each.key))]
-    return {task.name: task for task in store.tasks.of_keys(keys)}
+    return {task.name: task for task in every_task(store)}
 
 
 def states(store: TaskStore) -> dict[str, TaskState]:
@@ -121,6 +120,41 @@ def test_what_one_container_runs_no_other_takes_for_dead(
     assert set(map(tuple, histories(store).values())) == {("pending", "running")}
     gate.touch()
     assert_outcomes(owner, store)
+
+
+def test_what_survives_what_is_the_same_in_containers_that_share_a_store(
+    store: TaskStore, state_dir: Path
+) -> None:
+    """Two side by side go through it at once, one of them within another, and the host looks on."""
+    program = Path(__file__).with_name("survival_in_container.py")
+    nested = containers.command(hostname="outer") + containers.command()
+    with ExitStack() as ended:
+        scenarios = []
+        for name, prefix in (("first", containers.command()), ("second", nested)):
+            scenario = subprocess.Popen(
+                [*prefix, sys.executable, str(program), str(state_dir), name],
+                env=environment(state_dir), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            ended.callback(scenario.kill)
+            scenarios.append(scenario)
+        watch = Watch()
+        while any(each.poll() is None for each in scenarios):
+            reconcile(store, "", watch)
+            run_command(state_dir, "list", "--all")
+        for scenario in scenarios:
+            out, errors = scenario.communicate(timeout=60)
+            assert out == "all as promised\n", errors[-5000:]
+    assert not (state_dir / "problems.jsonl").exists()
+    declared = [task.name for task in every_task(store) if task.declared_dead is not None]
+    assert declared == [], "none was taken for dead by another"
+
+
+def every_task(store: TaskStore) -> list[TaskRecord]:
+    keys = [
+        key for each in store.sessions.notebooks() for key in store.tasks.keys(Selection(each.key))
+    ]
+    return store.tasks.of_keys(keys)
 
 
 def test_a_container_sees_by_their_pids_which_of_its_own_are_dead(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ipytaskpersist.store import Selection, TaskStore
 
 MakeKernel = Callable[..., NotebookKernel]
 
-KILLS = 50
+KILLS = int(os.environ.get("IPYTASKPERSIST_KILLS", "16"))
 SHORT_BY_S = 1.0
 """How much may be lost on a machine that does much else. `benchmarks` measures how much it is."""
 
@@ -46,7 +47,7 @@ def printed(store: TaskStore, key: int) -> str:
 def test_a_kernel_killed_at_any_moment_leaves_an_exact_prefix(
     make_kernel: MakeKernel, state_dir: Path, tmp_path: Path
 ) -> None:
-    """50 kills: an exact prefix, not much short, interrupted, and the reason is told."""
+    """So many kills: an exact prefix, not much short, interrupted, and the reason is told."""
     chance = random.Random(20)
     kernel = make_kernel(notebook=tmp_path / "killed.ipynb")
     store = TaskStore(StateDirectory(state_dir)).open()

@@ -91,7 +91,7 @@ def test_a_zombie_is_not_alive() -> None:
 
 def test_a_later_process_with_the_same_pid_is_another() -> None:
     assert not replace(OWN, start="1").is_alive
-    assert not replace(OWN, start="").is_alive
+    assert replace(OWN, start="").may_be_alive, "nothing tells it from another"
 
 
 def test_a_process_of_another_boot_is_not_alive() -> None:
@@ -389,3 +389,32 @@ def test_tasks_of_a_killed_kernel_are_interrupted_and_their_output_is_there(
     (task,) = json.loads(kernel.run("%bg_list --json").stream("stdout"))["tasks"]
     assert (task["state"], task["reason"]) == (TaskState.INTERRUPTED, "kernel died")
     assert kernel.run("%bg_output doomed").text == "begun\n"
+
+
+def test_sessions_that_begin_alike_are_told_apart_by_more_of_their_ids(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+) -> None:
+    """Their tasks have ids of their own, and what is shown of a session is enough to name it."""
+    first, second = "c0ffee00-1aaa", "c0ffee00-1bbb"
+    kernels = []
+    for session_id in (first, second):
+        kernel = make_kernel(notebook=tmp_path / f"{session_id}.ipynb", load=False)
+        kernel.run(f"get_ipython().kernel.session.session = {session_id!r}")
+        kernel.run("%load_ext ipytaskpersist")
+        kernels.append(kernel)
+        for flag in ("", "--process", "--shell"):
+            kernel.run(f"%%background {flag}\n{'echo 7' if 'shell' in flag else 'print(7)'}")
+        assert "7" in kernel.run("%bg_wait 1 2 3\n%bg_output 3").text
+    listed = json.loads(run_command(state_dir, "list", "--all", "--json").stdout)["tasks"]
+    beginnings = ("c0ffee00", "c0ffee00-1b")
+    assert {task["id"] for task in listed} == {
+        f"{each}-{n}" for each in beginnings for n in (1, 2, 3)
+    }
+    assert "thread of session c0ffee00-1b\n" in kernels[1].run("%bg_show 1").text
+    assert "c0ffee00-1a " in kernels[0].run("%bg_sessions --all").text
+    for verb in ("show", "list --session", "delete --yes --session"):
+        told = kernels[0].run(f"%bg_{verb} c0ffee00", check=False).text
+        assert "2 sessions' ids (c0ffee00-1a, c0ffee00-1b); type more of it" in told
+        kernels[0].run(f"%bg_{verb} c0ffee00-1b")
+    assert "no task 'c0ffee00-1b-1'" in kernels[0].run("%bg_show c0ffee00-1b-1", check=False).text
+    assert "1, c0ffee00-1\n" in kernels[0].run("%bg_show c0ffee00-1").text

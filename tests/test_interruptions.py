@@ -159,6 +159,87 @@ print(f"{len(hits)} tasks cancelled, {check_tasks()} tasks")
 )
 
 
+VERBS = (
+    INJECTOR.replace(
+        "HIT = {", "HIT = {*map(str, ROOT.glob('store/*.py')), str(ROOT / 'archives.py')} | {"
+    )
+    + """
+import ipytaskpersist as bg
+
+step, start, verb = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+
+
+def archive(task):
+    manager.archives.archive([task] if not task.archive else [])
+
+
+def unarchive(task):
+    if not manager.find(task.id).archive:
+        archive(task)
+    return lambda: manager.archives.unarchive([manager.find(task.id)])
+
+
+def delete(task):
+    manager.delete([task])
+
+
+PREPARED = {
+    "tag": lambda task: lambda: manager.store.tasks.tag(task.key, ["seen"]),
+    "cancel": lambda task: lambda: manager.cancel(manager.find(task.id)),
+    "archive": lambda task: lambda: archive(manager.find(task.id)),
+    "unarchive": unarchive,
+    "delete": lambda task: lambda: delete(task),
+}
+at, interrupted, count = start, 0, 0
+source = "print('whole')" + ("\\nimport time\\ntime.sleep(60)" if verb == "cancel" else "")
+while True:
+    task = ipytaskpersist.background(source)
+    if verb != "cancel":
+        assert task.wait(30)
+    run = PREPARED[verb](manager.find(task.id))
+    injector = Injector(at, lambda: signal.raise_signal(signal.SIGINT))
+    try:
+        with injector:
+            run()
+    except KeyboardInterrupt:
+        interrupted += 1
+    count += 1
+    check_store()
+    everywhere = Selection()
+    found = [*manager.select(everywhere), *manager.select_archived(everywhere)]
+    places = [(each.archive, each.state.value) for each in found if each.id == task.id]
+    assert len(places) == 1 or (verb == "delete" and not places), places
+    if places:
+        assert bg.task(task.id).stdout in (["whole\\n"] if verb != "cancel" else ["", "whole\\n"])
+        if verb == "cancel":
+            manager.cancel(manager.find(task.id))
+            assert task.wait(30) and task.state.value == "cancelled", task.state
+        else:
+            PREPARED[verb](manager.find(task.id))()  # it can be given again
+        if verb != "delete":
+            manager.delete([manager.find(task.id)])
+    if not injector.was_hit:
+        break
+    at += step
+print(f"{interrupted} of {count} interrupted")
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("verb", "step"),
+    [("tag", 9), ("cancel", 31), ("archive", 199), ("unarchive", 199), ("delete", 31)],
+)
+def test_a_verb_that_is_hit_at_any_bytecode_leaves_each_task_whole_and_in_one_place(
+    verb: str, step: int, tmp_path: Path
+) -> None:
+    """Each verb is hit at every so-manyth bytecode of the store, from the first to the last."""
+    ended = run_python(VERBS, tmp_path / "state", str(step), "0", verb)
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert " interrupted" in ended.stdout
+
+
 @pytest.mark.parametrize("start", range(3))
 @pytest.mark.parametrize("program", [STOP, CANCEL], ids=["stop button", "cancellation"])
 def test_a_launch_that_is_hit_at_any_bytecode_locks_nothing_and_leaves_no_task_behind(

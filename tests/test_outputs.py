@@ -505,7 +505,9 @@ def test_a_store_that_cannot_be_written_is_said_once_and_what_was_printed_is_kep
         desk.commit()
         expected = "".join(f"{number}\n" for number in range(100)).encode()
         assert desk.written(task.key) == expected
-        assert desk.warnings[1:] == ["the store can be written again; nothing was lost."]
+        assert desk.warnings[1:] == [
+            "the store can be written again; nothing printed meanwhile was lost."
+        ]
 
 
 def test_a_print_from_many_threads_is_recorded_once(desk: Desk) -> None:

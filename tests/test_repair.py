@@ -116,7 +116,7 @@ TaskStore(StateDirectory(default_directory())).open()
 """
 
 
-@pytest.mark.parametrize("place", ["newest_whole_backup", "salvage", "create_triggers"])
+@pytest.mark.parametrize("place", ["newest_whole_backup", "salvage", "without_triggers"])
 def test_a_repair_that_was_killed_is_begun_again_with_the_same_file(
     directory: StateDirectory, place: str
 ) -> None:

@@ -201,6 +201,6 @@ def test_a_card_shows_by_itself_that_its_tasks_supervisor_was_killed(
     psutil.Process(supervisor.pid).kill()
     kernel.take_until(lambda: "supervisor died" in cell.text, 30, "its end")
     assert "interrupted" in cell.text
-    said = "the supervisor died: 1 task interrupted; %bg_resume --all runs them again"
+    said = "the supervisor died: 1 task interrupted; %bg_resume --all runs it again"
     assert said in kernel.run("%bg_list").text
     assert said not in kernel.run("%bg_list").text

@@ -35,7 +35,7 @@ LAYERS = (
     {"manager"},
     {
         "launcher", "delivery", "reconciling", "archives", "provenance", "upkeep", "settings",
-        "tasksettings", "doctor", "searching",
+        "tasksettings", "doctor", "searching", "waits",
     },
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings"},
@@ -50,7 +50,7 @@ LAYERS = (
         "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
-        "widgetmarks", "ownership", "projectfile", "gitfolders",
+        "widgetmarks", "ownership", "disks", "projectfile", "gitfolders",
     },
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from programs import environment
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.reconciling import reconcile
-from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.records import ProcessRecord, TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
 MakeKernel = Callable[..., NotebookKernel]
@@ -31,13 +32,13 @@ MakeKernel = Callable[..., NotebookKernel]
 # Each counts until a file appears, and then ends by itself.
 COUNTERS = {
     "shell": """\
-%%background --shell counter
+%%background --shell {name}
 number=0
 while [ ! -e {stop} ]; do echo line $number; number=$((number + 1)); sleep 0.01; done
 echo done
 """,
     "process": """\
-%%background --process counter
+%%background --process {name}
 import os, time
 number = 0
 while not os.path.exists({stop!r}):
@@ -59,16 +60,28 @@ def notebook(tmp_path: Path) -> Path:
 class Counter:
     """A counting task, launched in a kernel and ended by a file."""
 
-    def __init__(self, kind: str, kernel: NotebookKernel, store: TaskStore, stop: Path) -> None:
+    def __init__(
+        self, kind: str, kernel: NotebookKernel, store: TaskStore, stop: Path, name: str = "counter"
+    ) -> None:
         self._store = store
         self._stop = stop
-        kernel.run(COUNTERS[kind].format(stop=str(stop)))
-        self.key = self.now().key
+        self.name = name
+        kernel.run(COUNTERS[kind].format(stop=str(stop), name=name))
+        (task,) = store.tasks.select(Selection(limit=1))
+        self.key = task.key
         until(lambda: self.lines() > 3, message="a few lines")
 
     def now(self) -> TaskRecord:
-        (task,) = self._store.tasks.select(Selection(limit=1))
+        task = self._store.tasks.get(self.key)
+        assert task is not None
         return task
+
+    @property
+    def process(self) -> ProcessRecord:
+        process = self._store.processes.get(self.key)
+        assert process is not None
+        assert process.pid is not None
+        return process
 
     def text(self) -> str:
         return b"".join(output.data for output in self._store.outputs.of(self.key)).decode()
@@ -139,89 +152,91 @@ SAME_KERNEL = [interrupt, reload_page]
 NEXT_KERNEL = [restart, kill, crash, shut_down]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def both(kernel: NotebookKernel, store: TaskStore, tmp_path: Path) -> list[Counter]:
+    """A counting shell command and a counting Python process, named after what they are."""
+    return [Counter(kind, kernel, store, tmp_path / f"stop-{kind}", kind) for kind in KINDS]
+
+
 @pytest.mark.parametrize("event", SAME_KERNEL + NEXT_KERNEL, ids=lambda event: event.__name__)
 def test_a_process_task_runs_on_and_the_kernel_after_it_has_it_all(
     event: Callable[..., NotebookKernel],
-    kind: str,
     make_kernel: MakeKernel,
     store: TaskStore,
     notebook: Path,
     tmp_path: Path,
 ) -> None:
     kernel = make_kernel(notebook=notebook)
-    counter = Counter(kind, kernel, store, tmp_path / "stop")
-    process = store.processes.get(counter.key)
+    counters = both(kernel, store, tmp_path)
+    pids = [counter.process.pid for counter in counters]
     kernel = event(kernel, make_kernel, notebook)
     if event in NEXT_KERNEL:
         greeting = kernel.run("%load_ext ipytaskpersist").text
-        assert "1 task from before, 1 running" in greeting
-    (task,) = listed(kernel)
-    assert (task["name"], task["state"], task["runner"]) == ("counter", "running", "process")
+        assert "2 tasks from before, 2 running" in greeting
+    for task in listed(kernel):
+        assert (task["state"], task["runner"]) == ("running", "process")
+    for counter in counters:
+        finish_followed(kernel, counter)
+    assert [counter.process.pid for counter in counters] == pids
+    for task in listed(kernel):
+        assert (task["state"], task["exit_code"]) == ("completed", 0)
+    kernel.run("%bg_load process")
+    number = kernel.run("print(number)").text.splitlines()[-1]
+    (python,) = [counter for counter in counters if counter.name == "process"]
+    assert f"line {int(number) - 1}\ndone" in python.text()
+
+
+def finish_followed(kernel: NotebookKernel, counter: Counter) -> None:
+    """Follow a counter from the middle to its end."""
     assert counter.goes_on()
-    follow = kernel.start("%bg_output counter --follow")
+    follow = kernel.start(f"%bg_output {counter.name} --follow")
     seen = counter.lines()
     kernel.take_until(lambda: f"line {seen + 5}\n" in follow.text, 30, "new lines to be followed")
     counter.finish()
     follow.wait()
     assert follow.text.splitlines()[:2] == ["line 0", "line 1"]
-    assert "completed" in kernel.run("%bg_wait counter").text
-    assert store.processes.get(counter.key).pid == process.pid  # type: ignore[union-attr]
+    assert "completed" in kernel.run(f"%bg_wait {counter.name}").text
     assert counter.is_whole()
-    (task,) = listed(kernel)
-    assert (task["state"], task["exit_code"]) == ("completed", 0)
-    if kind == "process":
-        kernel.run("%bg_load counter")
-        number = kernel.run("print(number)").text.splitlines()[-1]
-        assert f"line {int(number) - 1}\ndone" in counter.text()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_the_next_kernel_cancels_what_the_last_one_launched(
-    kind: str, make_kernel: MakeKernel, store: TaskStore, notebook: Path, tmp_path: Path
+    make_kernel: MakeKernel, store: TaskStore, notebook: Path, tmp_path: Path
 ) -> None:
     kernel = make_kernel(notebook=notebook)
-    counter = Counter(kind, kernel, store, tmp_path / "stop")
-    pid = store.processes.get(counter.key).pid  # type: ignore[union-attr]
+    counters = both(kernel, store, tmp_path)
+    pids = [counter.process.pid for counter in counters]
     kernel.restart()
     kernel.run("%load_ext ipytaskpersist")
-    assert "cancelled" in kernel.run("%bg_cancel counter").text
-    task = counter.now()
-    assert (task.state, task.reason, task.exit_code) == (TaskState.CANCELLED, "cancelled", -15)
-    assert pid is not None
-    assert not psutil.pid_exists(pid)
+    for counter, pid in zip(counters, pids, strict=True):
+        assert "cancelled" in kernel.run(f"%bg_cancel {counter.name}").text
+        task = counter.now()
+        assert (task.state, task.reason, task.exit_code) == (TaskState.CANCELLED, "cancelled", -15)
+        assert pid is not None
+        assert not psutil.pid_exists(pid)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_a_task_that_is_killed_has_failed_with_the_signal_and_all_its_output(
-    number: signal.Signals,
-    kind: str,
-    make_kernel: MakeKernel,
-    store: TaskStore,
-    tmp_path: Path,
+    make_kernel: MakeKernel, store: TaskStore, tmp_path: Path
 ) -> None:
     kernel = make_kernel()
-    counter = Counter(kind, kernel, store, tmp_path / "stop")
-    process = store.processes.get(counter.key)
-    assert process is not None
-    assert process.pid is not None
-    psutil.Process(process.pid).send_signal(number)
-    kernel.run("%bg_wait")
-    task = counter.now()
-    assert (task.state, task.exit_code) == (TaskState.FAILED, -number)
-    assert task.reason == f"killed by {number.name}"
-    text = counter.text()
-    lines = text.count("\n") + 1  # the signal may have come in the middle of one
-    assert "".join(f"line {place}\n" for place in range(lines)).startswith(text)
+    for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
+        counters = both(kernel, store, tmp_path)
+        for counter in counters:
+            psutil.Process(counter.process.pid).send_signal(number)
+        kernel.run("%bg_wait shell process")
+        for counter in counters:
+            task = counter.now()
+            assert (task.state, task.exit_code) == (TaskState.FAILED, -number)
+            assert task.reason == f"killed by {number.name}"
+            text = counter.text()
+            lines = text.count("\n") + 1  # the signal may have come in the middle of one
+            assert "".join(f"line {place}\n" for place in range(lines)).startswith(text)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_rebooted_machine_has_interrupted_its_tasks(
-    kind: str, make_kernel: MakeKernel, store: TaskStore, notebook: Path, tmp_path: Path
+    make_kernel: MakeKernel, store: TaskStore, notebook: Path, tmp_path: Path
 ) -> None:
     kernel = make_kernel(notebook=notebook)
-    counter = Counter(kind, kernel, store, tmp_path / "stop")
+    counters = both(kernel, store, tmp_path)
     kernel.shutdown()
     for supervisor in store.supervisors.unfinished():
         psutil.Process(supervisor.pid).kill()
@@ -229,9 +244,10 @@ def test_a_rebooted_machine_has_interrupted_its_tasks(
     store.database.execute("UPDATE supervisors SET boot_id = 'of an earlier boot'")
     following = make_kernel(notebook=notebook)
     assert following.alive
-    task = counter.now()
-    assert (task.state, task.reason) == (TaskState.INTERRUPTED, "machine rebooted")
-    assert task.exit_code is None
+    for counter in counters:
+        task = counter.now()
+        assert (task.state, task.reason) == (TaskState.INTERRUPTED, "machine rebooted")
+        assert task.exit_code is None
 
 
 def test_a_supervisor_leaves_when_its_kernel_is_gone_and_nothing_is_left_to_do(
@@ -315,13 +331,16 @@ def launching(state_dir: Path) -> Iterator[Launching]:
     program.kill()
 
 
+KILLS = int(os.environ.get("IPYTASKPERSIST_KILLS", "20"))
+
+
 @pytest.mark.timeout(600)
 def test_a_supervisor_killed_at_any_moment_leaves_a_prefix_and_nothing_running(
     launching: Launching, store: TaskStore, tmp_path: Path
 ) -> None:
-    """50 kills: an exact prefix, interrupted, and no process of the task is left."""
+    """So many kills: an exact prefix, interrupted, and no process of the task is left."""
     chance = random.Random(3)
-    for round_number in range(50):
+    for round_number in range(KILLS):
         witness = tmp_path / f"witness-{round_number}"
         pause = chance.choice(["", "sleep 0.001; ", "sleep 0.02; "])
         task_id = launching.launch(WITNESSED.format(witness=witness, pause=pause))
@@ -359,11 +378,15 @@ def test_a_kernel_whose_supervisor_has_died_says_so_and_starts_another(
     psutil.Process(supervisor.pid).kill()
     until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="death of the supervisor")
     text = kernel.run("%bg_list").text
-    assert "the supervisor died: 1 task interrupted; %bg_resume --all runs them again" in text
+    assert "the supervisor died: 1 task interrupted; %bg_resume --all runs it again" in text
     assert counter.now().reason == "supervisor died"
     kernel.run("%%background --shell\necho after")
     assert "completed" in kernel.run("%bg_wait").text
     assert kernel.run("%bg_output").text == "after\n"
+    (supervisor,) = store.supervisors.unfinished()
+    psutil.Process(supervisor.pid).kill()
+    until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="death of the supervisor")
+    assert "the supervisor died; it had no running task\n" in kernel.run("%bg_list").text
     assert "has no result; %bg_output 2 shows" in kernel.run("%bg_result", check=False).text
 
 
@@ -457,29 +480,50 @@ def jupyter_server(state_dir: Path, folder: Path) -> Iterator[Server]:
             server.stop()
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_stopped_server_takes_its_kernels_along_but_no_process_task(
-    how: str, state_dir: Path, store: TaskStore, tmp_path: Path
+def test_a_server_that_ends_takes_its_kernels_along_but_no_process_task(
+    state_dir: Path, store: TaskStore, tmp_path: Path
 ) -> None:
+    """Whether it is stopped or killed."""
+    for how in ("stopped", "killed"):
+        stop = tmp_path / how
+        with jupyter_server(state_dir, tmp_path) as server:
+            client = server.start_notebook("work.ipynb")
+            said = run_cell(client, "%load_ext ipytaskpersist")
+            if how == "killed":  # and the first one was stopped
+                assert_runs_on(client, said, "stopped", tmp_path / "stopped")
+            kernel_pid = int(run_cell(client, "import os; print(os.getpid())"))
+            run_cell(client, COUNTERS["shell"].format(stop=stop, name=how))
+            client.stop_channels()
+            end_server(server, how, kernel_pid)
+        (task,) = store.tasks.select(Selection(limit=1))
+        assert task.name == how
+        until(lambda key=task.key: state_of(store, key) is TaskState.RUNNING, 60, "its start")
     with jupyter_server(state_dir, tmp_path) as server:
         client = server.start_notebook("work.ipynb")
-        run_cell(client, "%load_ext ipytaskpersist")
-        kernel_pid = int(run_cell(client, "import os; print(os.getpid())"))
-        run_cell(client, COUNTERS["shell"].format(stop=tmp_path / "stop"))
+        said = run_cell(client, "%load_ext ipytaskpersist")
+        assert_runs_on(client, said, "killed", tmp_path / "killed")
         client.stop_channels()
-        if how == "stopped":
-            server.stop()
-        else:
-            server.process.kill()
-            server.process.wait(30)
-            psutil.Process(kernel_pid).kill()
-        until(lambda: not psutil.pid_exists(kernel_pid), message="the end of the kernel")
-    (task,) = store.tasks.select(Selection())
-    assert task.state is TaskState.RUNNING
-    with jupyter_server(state_dir, tmp_path) as server:
-        client = server.start_notebook("work.ipynb")
-        assert "1 task from before, 1 running" in run_cell(client, "%load_ext ipytaskpersist")
-        (tmp_path / "stop").touch()
-        assert "completed" in run_cell(client, "%bg_wait counter")
-        assert run_cell(client, "%bg_output counter").endswith("done\n")
-        client.stop_channels()
+
+
+def state_of(store: TaskStore, key: int) -> TaskState | None:
+    task = store.tasks.get(key)
+    return None if task is None else task.state
+
+
+def end_server(server: Server, how: str, kernel_pid: int) -> None:
+    """End a server with its kernel, which one that is killed cannot do itself."""
+    if how == "stopped":
+        server.stop()
+    else:
+        server.process.kill()
+        server.process.wait(30)
+        psutil.Process(kernel_pid).kill()
+    until(lambda: not psutil.pid_exists(kernel_pid), message="the end of the kernel")
+
+
+def assert_runs_on(client: BlockingKernelClient, said: str, name: str, stop: Path) -> None:
+    """The next kernel has the task that the last one launched, until it ends."""
+    assert "1 running" in said
+    stop.touch()
+    assert "completed" in run_cell(client, f"%bg_wait {name}")
+    assert run_cell(client, f"%bg_output {name}").endswith("done\n")

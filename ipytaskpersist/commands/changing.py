@@ -17,7 +17,7 @@ from ipytaskpersist.commands.definition import (
 from ipytaskpersist.errors import InvalidRequest, TaskFailed, TaskNotDone
 from ipytaskpersist.handle import failure
 from ipytaskpersist.records import TaskRecord, TaskState
-from ipytaskpersist.references import SESSION_CHARACTERS, find_session
+from ipytaskpersist.references import find_session
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import Surface, stopped_by_interrupt
 
@@ -156,7 +156,7 @@ def _delete_session(surface: Surface, reference: str, yes: bool) -> None:
     session = find_session(manager.store, reference)
     tasks = manager.tasks_of(session)
     live = [task.label for task in tasks if not task.state.is_final]
-    short = session.id[:SESSION_CHARACTERS]
+    short = manager.store.sessions.short(session.id)
     if live:
         raise InvalidRequest(
             f"session {short} has tasks that have not ended ({', '.join(live)}); cancel them first"

@@ -17,7 +17,7 @@ from ipytaskpersist.surfaces import Surface
 from ipytaskpersist.vocabulary import MODULE_OF, VERBS
 
 HELP = {"help_option_names": ["-h", "--help"]}
-STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 COUNTED_BACK = re.compile(r"-\d+")
 
 

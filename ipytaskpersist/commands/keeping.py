@@ -13,6 +13,7 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.references import check_tags
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.surfaces import Surface
 
 
@@ -74,7 +75,9 @@ def archive(surface: Surface, refs: Sequence[str], older_than: str | None) -> No
         click.echo("nothing to archive")
     for month, count in moved.items():
         click.echo(
-            f"moved {views.counted(count, 'task')} to {manager.directory.archive(month).store}"
+            legible(
+                f"moved {views.counted(count, 'task')} to {manager.directory.archive(month).store}"
+            )
         )
 
 
@@ -90,7 +93,7 @@ def _chosen(surface: Surface, refs: Sequence[str], older_than: str | None) -> li
     if refs:
         return manager.find_all(refs)
     manager.reconcile()
-    manager.store.open().require_writable()
+    manager.store.open().require_own_version()
     return manager.archives.older_than(parse_age(older_than or ""), manager.keep)
 
 
@@ -134,9 +137,10 @@ def backup(surface: Surface, file: Path | None) -> None:
         raise InvalidRequest(f"there is no folder {target.parent}; nothing was written")
     written = store.open().back_up(target)
     tasks = store.statistics.count()
-    click.echo(f"backed up {views.counted(tasks, 'task')} to {written}")
+    click.echo(legible(f"backed up {views.counted(tasks, 'task')} to {written}"))
     if surface.manager.directory.months():
-        click.echo(f"the archives in {surface.manager.directory.archives} are not part of it")
+        archives = legible(str(surface.manager.directory.archives))
+        click.echo(f"the archives in {archives} are not part of it")
 
 
 @verbs.command()
@@ -151,7 +155,7 @@ def restore(surface: Surface, file: Path, yes: bool) -> None:
     restoring.check(source)
     manager.reconcile()
     store = manager.store.open()
-    store.require_writable()
+    store.require_own_version()
     count = store.statistics.count()
     if count and not yes:
         surface.confirm(
@@ -160,5 +164,5 @@ def restore(surface: Surface, file: Path, yes: bool) -> None:
             f"add --yes to replace the {views.counted(count, 'task')} in the store",
         )
     done = restoring.restore(store, source)
-    click.echo(f"restored {views.counted(done.tasks, 'task')} from {source}")
-    click.echo(f"the store as it was is {done.set_aside}")
+    click.echo(legible(f"restored {views.counted(done.tasks, 'task')} from {source}"))
+    click.echo(legible(f"the store as it was is {done.set_aside}"))

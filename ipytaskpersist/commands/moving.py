@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ipytaskpersist import completion, references
+from ipytaskpersist import completion, disks, references
 from ipytaskpersist.commands.definition import (
     as_json,
     print_json,
@@ -21,7 +21,7 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.exporting import Export
 from ipytaskpersist.importing import DOCUMENT_BYTES, Invalid, Report, import_file
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import make_durable, new_private, typed_path
+from ipytaskpersist.paths import make_durable, new_private, remove, typed_path
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection
@@ -85,13 +85,14 @@ def export(
         surface.raw(pieces)
         return
     size_bytes = write(typed_path(output), pieces, force=force)
+    place = legible(str(output))
     click.echo(
         f"exported {counted(export.count, 'task')} of {counted(export.notebooks, 'notebook')} to "
-        f"{output} ({size_bytes:,} bytes)"
+        f"{place} ({size_bytes:,} bytes)"
     )
     if form == "json" and size_bytes > DOCUMENT_BYTES:
         click.echo(
-            f"{output} is too large to be imported again; --format jsonl has no such limit",
+            f"{place} is too large to be imported again; --format jsonl has no such limit",
             err=True,
         )
 
@@ -129,9 +130,9 @@ def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
     except FileExistsError:
         raise InvalidRequest(exists) from None
     except OSError as error:
-        raise InvalidRequest(f"cannot write {target}: {error.strerror}") from error
+        raise disks.refused(str(target), error, target) from error
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
     return size_bytes
 
 

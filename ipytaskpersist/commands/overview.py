@@ -32,7 +32,8 @@ def sessions(surface: Surface, every_notebook: bool, limit: int | None, as_json:
         print_json({"sessions": [*map(views.session_json, found)], "count": len(found)})
         return
     total = store.sessions.count(key) if len(found) == limit else len(found)
-    listing = views.SessionListing(found, total, every_notebook, views.utc_now())
+    short_ids = [store.sessions.short(session.id) for session in found]
+    listing = views.SessionListing(found, total, every_notebook, views.utc_now(), short_ids)
     click.echo(render(*session_table(listing), plain=surface.is_ipython))
 
 

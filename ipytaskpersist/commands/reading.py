@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ipytaskpersist import completion, outputs, references, views
+from ipytaskpersist import completion, disks, outputs, references, views
 from ipytaskpersist.commands.definition import (
     as_json,
     one,
@@ -26,6 +26,7 @@ from ipytaskpersist.harmless import harmless_output
 from ipytaskpersist.outputs import Output
 from ipytaskpersist.paths import typed_path
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import NotebookSurface, Surface
 from ipytaskpersist.widgetmarks import is_about_widget
@@ -164,8 +165,8 @@ def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
         with typed_path(path).open("wb") as file:
             size = sum(file.write(piece) for piece in pieces)
     except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
-    click.echo(f"task {task.label}: {size:,} bytes written to {path}")
+        raise disks.refused(str(path), error, typed_path(path)) from error
+    click.echo(legible(f"task {task.label}: {size:,} bytes written to {path}"))
 
 
 def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:

@@ -2,6 +2,10 @@
 
 It is started by the supervisor, to which it sends what the cell prints, displays and returns. What
 it is given and what it leaves are signed files.
+
+All that its end needs is imported before the cell begins: by the end, hours later perhaps, the
+environment may have been upgraded or removed. So it is before the notebook's ``sys.path`` holds, on
+which any file may have the name of a module that is needed here.
 """
 
 from __future__ import annotations
@@ -9,60 +13,48 @@ from __future__ import annotations
 import ast
 import linecache
 import os
+import reprlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from ipytaskpersist import forked, secretnames
+import cloudpickle  # noqa: F401 - what keeps values imports it at its first one
+from ipykernel.compiler import XCachingCompiler
+from ipykernel.zmqshell import ZMQInteractiveShell
+
+from ipytaskpersist import (
+    capture,
+    cell,
+    figures,
+    forked,
+    inherit,
+    mentions,
+    progress,
+    secretnames,
+    variables,
+)
+from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
+from ipytaskpersist.cell import Outcome, compile_cell, run_cell, run_function
 from ipytaskpersist.librarysettings import Left, OfProcess
+from ipytaskpersist.mishaps import class_name, describe, plain_text
+from ipytaskpersist.patches import Patches
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.payload import INPUTS, SETTINGS, Payloads
 from ipytaskpersist.processes import MARK
+from ipytaskpersist.records import OutputKind, ResultRecord
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
+from ipytaskpersist.runners.detached import show_inspection
+from ipytaskpersist.runners.given import Given, Setting
+from ipytaskpersist.store import TaskStore
 
-if TYPE_CHECKING:
-    from ipytaskpersist.active import ActiveTask
-    from ipytaskpersist.cell import Outcome
-    from ipytaskpersist.patches import Patches
-    from ipytaskpersist.payload import Payloads
-    from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskRecord
+__all__ = ["Given", "Setting", "main"]
 
 FAILED = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a cell finds in its notebook besides variables. Pickled before them."""
-
-    path: list[str]
-    """``sys.path``."""
-    config: Any
-    """The configuration of IPython."""
-    interactivity: str
-    """IPython's ``ast_node_interactivity``."""
-    compiler_flags: int
-    """The ``from __future__`` of earlier cells."""
-    cells: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """The number and text of earlier cells by their file names, for tracebacks through them."""
-    secret_names: list[str] = field(default_factory=list)
-    """The patterns of names that are those of secrets, too."""
-    libraries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What the notebook has set in libraries, by the names of `libraries`."""
-    submodules: list[str] = field(default_factory=list)
-    """What is imported, because the cell reaches it through modules of the notebook."""
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What a cell works on, pickled after its `Setting`."""
-
-    variables: dict[str, Any] = field(default_factory=dict)
-    call: Callable[[], Any] | None = None
-    """The function to call, when the task is one instead of a cell."""
 
 
 class OwnStreams:
@@ -87,8 +79,6 @@ class OwnStreams:
 
     def stream(self, kind: OutputKind) -> int:
         """The file descriptor of a stream."""
-        from ipytaskpersist.records import OutputKind
-
         return 1 if kind is OutputKind.STDOUT else 2
 
 
@@ -96,10 +86,6 @@ class Child:
     """One task in this process."""
 
     def __init__(self, root: Path, task_id: str, sender: Sender) -> None:
-        from ipytaskpersist.paths import StateDirectory
-        from ipytaskpersist.payload import INPUTS, Payloads
-        from ipytaskpersist.store import TaskStore
-
         directory = StateDirectory(root)
         store = TaskStore(directory).open()
         record = store.tasks.by_id(task_id)
@@ -108,25 +94,24 @@ class Child:
         assert process is not None
         assert inputs is not None
         store.close()
-        self._record: TaskRecord = record
-        self._process: ProcessRecord = process
-        self._inputs: ResultRecord = inputs
-        self._payloads: Payloads = Payloads(directory)
+        self._record = record
+        self._process = process
+        self._inputs = inputs
+        self._payloads = Payloads(directory)
         self._sender = sender
 
     def run(self) -> int:
         """Run the task, send how it ended, and return the exit status."""
-        from ipytaskpersist.cell import compile_cell, run_cell, run_function
-
         module = sys.modules["__main__"] = type(sys)("__main__")
         inputs = self._payloads.unpickler(self._record, self._inputs, module.__dict__)
         setting: Setting = inputs.load()
-        sys.path[:] = setting.path
         # What an earlier version has pickled, for a task that is run again, says nothing of them.
         secretnames.use(getattr(setting, "secret_names", ()))
         shell = make_shell(setting, module)
         task = self._task()
         patches = install(shell, task)
+        cell.be_ready_for_errors()
+        sys.path[:] = setting.path
         given_settings = getattr(setting, "libraries", {})
         # In the cell's context: some libraries keep their settings there.
         self._settings = task.context.run(OfProcess, given_settings, patches)
@@ -141,8 +126,8 @@ class Child:
             outcome = run_function(shell, given.call, task)
             names: list[str] = []
         else:
-            cell = compile_cell(shell, self._record.source, self._record.execution_count or 0)
-            outcome = run_cell(shell, cell, task)
+            compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
+            outcome = run_cell(shell, compiled, task)
             names = self._names(shell, before, outcome)
         if task.is_forked:
             forked.end(outcome.exit_code)
@@ -153,8 +138,6 @@ class Child:
 
     def _refuse(self, shell: Any, error: BaseException) -> int:
         """End without having run the cell: what it was given cannot be had."""
-        from ipytaskpersist.mishaps import describe
-
         shell.showtraceback((type(error), error, error.__traceback__))
         reason = f"what it was given cannot be unpickled ({describe(error)})"
         return self._tell("failed", reason, FAILED)
@@ -165,8 +148,6 @@ class Child:
         return FAILED if code is None else code
 
     def _task(self) -> ActiveTask:
-        from ipytaskpersist.active import ActiveTask
-
         sender: Any = self._sender
         streams: Any = OwnStreams()
         return ActiveTask(self._record, sender, streams, copy_context())
@@ -183,8 +164,6 @@ class Child:
         return tree
 
     def _keep(self, shell: Any, task: ActiveTask, outcome: Outcome, names: list[str]) -> None:
-        from ipytaskpersist.active import active_task
-
         # What a class prints while it is pickled is no output of the cell.
         active_task.set(task.silent())
         with _staying():
@@ -209,9 +188,6 @@ class Child:
 
     def _save_settings(self, shell: Any, task: ActiveTask) -> None:
         """What the cell has changed that is no variable: what libraries keep, and submodules."""
-        from ipytaskpersist import mentions
-        from ipytaskpersist.payload import SETTINGS
-
         changes = task.context.run(self._settings.changes)
         imported = [name for name in mentions.imports(self._tree(shell)) if name in sys.modules]
         submodules = [name for name in imported if "." in name]
@@ -246,16 +222,10 @@ def _load_given(inputs: Any, submodules: list[str]) -> Given:
 
 
 def _missing(name: str) -> ResultRecord:
-    from ipytaskpersist.records import ResultRecord
-
     return ResultRecord(name, None, None, None, None, "", "the cell has not assigned it")
 
 
 def _short_text(value: Any) -> str:
-    import reprlib
-
-    from ipytaskpersist.mishaps import class_name, plain_text
-
     try:
         return plain_text(reprlib.repr(value))
     except BaseException as error:  # a repr may raise anything
@@ -269,8 +239,6 @@ def assigned_names(
 
     Of a cell that did not run to its end, what its text alone says may not have happened.
     """
-    from ipytaskpersist import variables
-
     now, missing = shell.user_ns, object()
     changed = [
         name
@@ -290,19 +258,19 @@ def assigned_names(
     ]
 
 
+class ProcessShell(ZMQInteractiveShell):
+    """Knows no graphical event loop, and shares no history."""
+
+    def enable_gui(self, gui: Any = None) -> None:
+        """A process task has no event loop of a window system."""
+
+
+# Libraries ask for the class's name to know whether they can display.
+ProcessShell.__name__ = ProcessShell.__qualname__ = ZMQInteractiveShell.__name__
+
+
 def make_shell(setting: Setting, module: Any) -> Any:
     """An IPython shell as a kernel's, but without a front end."""
-    from ipykernel.compiler import XCachingCompiler
-    from ipykernel.zmqshell import ZMQInteractiveShell
-
-    class ProcessShell(ZMQInteractiveShell):
-        """Knows no graphical event loop, and shares no history."""
-
-        def enable_gui(self, gui: Any = None) -> None:
-            """A process task has no event loop of a window system."""
-
-    # Libraries ask for the class's name to know whether they can display.
-    ProcessShell.__name__ = ProcessShell.__qualname__ = ZMQInteractiveShell.__name__
     config = setting.config
     config.HistoryManager.enabled = False
     shell = ProcessShell.instance(
@@ -327,10 +295,6 @@ def show_figures_inline() -> None:
 
 def install(shell: Any, task: ActiveTask) -> Patches:
     """Make all that is printed and displayed in this process the task's."""
-    from ipytaskpersist import capture, cell, figures, inherit, progress
-    from ipytaskpersist.active import FOREGROUND, active_task
-    from ipytaskpersist.patches import Patches
-
     patches = Patches()
     capture.install(shell, patches)
     inherit.install_for_threads(patches)
@@ -344,6 +308,7 @@ def install(shell: Any, task: ActiveTask) -> Patches:
 
 def main() -> None:
     """Run the task of this process's environment; the state directory is the argument."""
+    show_inspection()
     channel = int(os.environ.pop(DESCRIPTOR))
     os.set_inheritable(channel, False)
     # Copies, because the cell may do with its own what it likes.

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
 
 class MemoryEvents:
     """How often the system has killed a process of this control group for want of memory."""
 
     def __init__(self) -> None:
-        self._files = [folder / "memory.events" for folder in _control_groups()]
+        self._files = list(_counters())
         self._known = self._count()
 
     def _count(self) -> int:
@@ -30,12 +32,21 @@ class MemoryEvents:
         return self._known > before
 
 
-def _control_groups() -> Iterator[Path]:
-    """The folder of this process's control group (cgroups(7), version 2)."""
+def _counters() -> Iterator[Path]:
+    """Where this process's control group counts that: cgroups(7), of both versions."""
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                yield Path("/sys/fs/cgroup") / line[3:].lstrip("/")
+        for line in Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines():
+            _number, controllers, group = line.split(":", 2)
+            if not controllers:
+                yield from _counter(CONTROL_GROUPS, group, "memory.events")
+            elif "memory" in controllers.split(","):
+                yield from _counter(CONTROL_GROUPS / "memory", group, "memory.oom_control")
+
+
+def _counter(root: Path, group: str, name: str) -> Iterator[Path]:
+    """The file of a group. In a container the root may be the group, which has its name outside."""
+    places = (root / group.lstrip("/") / name, root / name)
+    yield from [each for each in places if each.exists()][:1]
 
 
 class OpenFiles:

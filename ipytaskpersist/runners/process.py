@@ -10,15 +10,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ipytaskpersist import environments
+from ipytaskpersist import disks, environments
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import INPUTS, Payloads, Prepared
-from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskRecord
-from ipytaskpersist.runners.detached import NO_TASK, python_command, start_detached
+from ipytaskpersist.runners.detached import own_environment, python_command, start_detached
 from ipytaskpersist.secretnames import without_values
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
 
@@ -159,6 +158,7 @@ class ProcessRunner:
 
     def _start_supervisor(self) -> SupervisorRecord:
         """Start a process that has nothing of this one's: neither session nor streams."""
+        self._store.require_writable()
         session = self._session()
         environment, log = dict(os.environ), self._directory.supervisor_log(session.id)
         command = python_command("runners.supervisor")
@@ -169,6 +169,8 @@ class ProcessRunner:
                 log,
             )
         except OSError as error:
+            if disks.has_words(error):
+                raise disks.refused(f"the supervisor's log {log}", error, log) from error
             raise StoreError(
                 f"the supervisor of process tasks could not be started ({error.strerror}); "
                 "run the cell with --thread, or free some of this machine's processes"
@@ -182,7 +184,7 @@ class ProcessRunner:
                 "--thread meanwhile"
             )
         self._supervisor = self._store.supervisors.begin(session.id, identity)
-        _environments[identity] = {**environment, MARK: NO_TASK}
+        _environments[identity] = own_environment(environment)
         start_outside(
             threading.Thread(
                 target=self._see_end,

@@ -16,6 +16,8 @@ from ipytaskpersist.store import TaskStore
 
 def take_back(store: TaskStore, keys: Collection[int]) -> None:
     """Go on with those of a process's own running tasks that were declared dead, and say so."""
+    if store.read_only:
+        return
     buried = store.tasks.declared_dead(keys) if keys else []
     taken = store.tasks.take_back(buried, time.time()) if buried else []
     if taken:

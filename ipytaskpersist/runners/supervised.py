@@ -32,6 +32,7 @@ from ipytaskpersist.runners.channel import (
     as_progress,
     as_result,
 )
+from ipytaskpersist.runners.detached import hide_inspection
 
 READ_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
@@ -188,6 +189,7 @@ class Supervised:
             passed.append(script.fileno())
         environment = {**environment, processes.MARK: self.record.task_id}
         if channel is not None:
+            hide_inspection(environment)
             environment[DESCRIPTOR] = str(channel)
             passed.append(channel)
         # Only for this: what this process itself opens for the task stays with it.

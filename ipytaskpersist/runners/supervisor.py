@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ipytaskpersist import environments, problems
-from ipytaskpersist.errors import BackgroundError, StoreError
+from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.processes import Snapshot, kill_tasks
@@ -52,6 +52,8 @@ UNTOLD_LOOK_S = 0.5
 """How long where it does, and has not."""
 KERNEL_S = 1.0
 """How often an idle supervisor looks whether its kernel is still there."""
+ENDS_S = 1.0
+"""How often it looks whose processes have ended, also when no signal has said that one has."""
 CLAIM_AT_ONCE = 50
 """How many tasks are started before what the others print is read."""
 PRESS_S = 0.05
@@ -82,13 +84,15 @@ class Supervisor:
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
         self._seen = -1
-        self._looked_at = self._press_at = self._kernel_seen_at = 0.0
+        self._looked_at = self._press_at = self._kernel_seen_at = self._ends_seen_at = 0.0
         self._told_at = 0.0
         """When the store was first written since the last look; infinite when it was not."""
         self._watch: LogWatch | None = None
         self._stopping = False
         self._replacements = 0
         """How often the store had been replaced when it was last watched."""
+        self._trouble = ""
+        """What was last wrong with the store."""
         self._said: set[str] = set()
         """What was said once, and would be met again with each turn."""
         self._memory = MemoryEvents()
@@ -167,6 +171,8 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         """SIGCHLD and SIGTERM end the waiting; what asks a terminal's programs to end does not."""
+        # A kernel may have been started with signals blocked, which its tasks would inherit too.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         read, write = os.pipe()
         os.set_blocking(read, False)
         os.set_blocking(write, False)
@@ -186,9 +192,10 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._take_output()
-        if self._child_has_ended:
-            self._notice_ends()
         now = time.monotonic()
+        if self._child_has_ended or now - self._ends_seen_at >= ENDS_S:
+            self._ends_seen_at = now
+            self._notice_ends()
         if now >= self._look_at:
             self._looked_at, self._told_at = now, math.inf
             self._look()
@@ -261,15 +268,30 @@ class Supervisor:
                 self._follow_store()
             if version != self._seen:
                 self._seen = version
-                self._take_back()
-                self._cancel()
-                self._claim()
+                self._do_what_others_ask()
         except StoreError as error:
             self._seen = -1
-            _log(str(error))
+            self._say_trouble(error)
         except Exception:
             self._seen = -1  # what was to be done has not been
             raise
+
+    def _do_what_others_ask(self) -> None:
+        try:
+            self._store.require_writable()
+            self._take_back()
+            self._cancel()
+            self._claim()
+        except StoreNewer as error:
+            self._recorder.go_aside(error)
+            # That a column says so is what all versions have in common.
+            self._cancel_started(self._store.tasks.cancel_requested(self._session_id))
+
+    def _say_trouble(self, error: StoreError) -> None:
+        """Write to the log what is wrong with the store: once, and not with each look."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            _log(self._trouble)
 
     def _take_back(self) -> None:
         """Go on with tasks of which another process has said that they were interrupted."""
@@ -346,11 +368,15 @@ class Supervisor:
         return replace(process, environment={**process.environment, **values})
 
     def _cancel(self) -> None:
-        wanted = set(self._store.tasks.cancel_requested(self._session_id))
-        started = {task.record.task_key: task for task in self._tasks.values()}
-        for key in wanted - started.keys():
+        wanted = self._store.tasks.cancel_requested(self._session_id)
+        started = {task.record.task_key for task in self._tasks.values()}
+        for key in set(wanted) - started:
             self._cancel_waiting(key)
-        asked = [started[key] for key in wanted & started.keys() if not started[key].ending]
+        self._cancel_started(wanted)
+
+    def _cancel_started(self, wanted: Sequence[int]) -> None:
+        running = self._tasks.values()
+        asked = [task for task in running if task.record.task_key in wanted and not task.ending]
         snapshot = Snapshot() if asked else None
         for task in asked:
             assert snapshot is not None
@@ -456,14 +482,19 @@ class Supervisor:
             return False
         self._kernel_seen_at = now
         assert self._record is not None
+        if self._recorder.is_aside:
+            return not self._waiting  # it may claim nothing more
         try:
             if self._kernel_is_there():
                 return False
             # What was recorded just now is written first: nobody is left to do it later.
             self._recorder.change(lambda _store: None)
             return self._store.supervisors.retire(self._record)
+        except StoreNewer as error:
+            self._recorder.go_aside(error)
+            return True
         except StoreError as error:
-            _log(str(error))
+            self._say_trouble(error)
             return False
 
     def _end_all(self, reason: str) -> None:
@@ -512,8 +543,9 @@ def _whole(changes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _log(message: str) -> None:
-    """To the supervisor's log: its standard error is a file."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=sys.stderr, flush=True)
+    """To the supervisor's log: its standard error is a file, on the disk that may be full."""
+    with suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -522,7 +554,8 @@ def main() -> None:
     directory = StateDirectory(Path(root))
     store = TaskStore(directory, synchronous=synchronous)
     try:
-        Supervisor(store.open(), session_id).run()
+        store.open().require_writable()
+        Supervisor(store, session_id).run()
     except BackgroundError as error:
         _log(str(error))
         problems.record(directory, f"supervisor: {error}")

@@ -12,6 +12,8 @@ import subprocess
 import time
 
 from ipytaskpersist import problems
+from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.places import Wanted
 from ipytaskpersist.records import TaskRecord
 from ipytaskpersist.runners.detached import python_command, start_detached
 from ipytaskpersist.store import TaskStore
@@ -48,8 +50,6 @@ def tell_overdue(store: TaskStore) -> None:
 def _tell(store: TaskStore, ended: list[TaskRecord]) -> None:
     if not ended:
         return
-    from ipytaskpersist.places import Wanted
-
     due = []
     for task in ended:
         if Wanted.of(task.notify).is_due(task):
@@ -63,11 +63,11 @@ def _tell(store: TaskStore, ended: list[TaskRecord]) -> None:
 
 def _start(store: TaskStore, tasks: list[TaskRecord]) -> None:
     directory = store.directory
-    command = [*python_command("notifier"), str(directory.root)]
-    command += [f"{task.key}:{task.id}" for task in tasks]
+    references = [f"{task.key}:{task.id}" for task in tasks]
     _told_at.update((task.id, time.monotonic()) for task in tasks)
     _started[:] = [each for each in _started if each.poll() is None]
     try:
+        command = [*python_command("notifier"), str(directory.root), *references]
         _started.append(start_detached(command, os.environ, directory.notifier_log))
-    except OSError as error:
-        problems.record(directory, f"the end of tasks could not be told ({error.strerror})")
+    except (OSError, InvalidRequest, StoreError) as error:
+        problems.record(directory, f"the end of tasks could not be told ({error})")

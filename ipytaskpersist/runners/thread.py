@@ -10,9 +10,16 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
+import cloudpickle  # noqa: F401 - what keeps values imports it at its first one
+
 from ipytaskpersist import figures, forked, frames
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
-from ipytaskpersist.cell import NOTHING, Outcome, close_loop_of_thread
+from ipytaskpersist.cell import (
+    NOTHING,
+    Outcome,
+    be_ready_for_errors,
+    close_loop_of_thread,
+)
 from ipytaskpersist.children import Children
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
@@ -120,6 +127,7 @@ class ThreadRunner:
     ) -> None:
         # The cell that launched it replies first: two threads at once would delay each other.
         sleep(LET_REPLY_S)
+        be_ready_for_errors()
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: revival.start(store, key, started))
         self.settings.begin(settings)

@@ -11,18 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist import problems
-from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull
-from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private
+from ipytaskpersist import disks, problems
+from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull, StoreNewer
+from ipytaskpersist.paths import StateDirectory, make_durable, make_private, new_private, remove
 from ipytaskpersist.store.database import SQLITE_VERSION, Database
 from ipytaskpersist.store.filesystems import against_wal, journal_mode_for
 from ipytaskpersist.store.locks import one_at_a_time
-from ipytaskpersist.store.migrations import STEPS, migrate
+from ipytaskpersist.store.migrations import STEPS, may_write, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
 from ipytaskpersist.store.processes import NewProcess, Processes, Supervisors
 from ipytaskpersist.store.sessions import Sessions
@@ -79,14 +79,16 @@ class TaskStore:
         """Tells the person, and keeps for the doctor, what has happened to the store."""
         self._seen_at = time.time()
         """When the open file was last known to be the one that has its name."""
-        self._hindrance = ""
-        """Why it is open for reading only."""
+        self._hindrance: StoreError | None = None
+        """Why it is only read."""
         self._is_open = False
         self._asked_at = -math.inf
         """When SQLite was last asked whether a store that was found damaged is whole."""
         self._succession = threading.RLock()
         if database is None:
             self.database.on_replaced = self.keep_up
+            self.database.on_version = self._accept
+            self.database.newer_words = self._words_if_newer
 
     @property
     def exists(self) -> bool:
@@ -97,7 +99,9 @@ class TaskStore:
     @property
     def is_current(self) -> bool:
         """Whether it can be read as it is, without being repaired or brought up to date."""
-        return not self.directory.damage_mark.exists() and self._schema_version() == len(STEPS)
+        version = self._schema_version()
+        is_known = version >= len(STEPS) and self._may_write(version)
+        return is_known and not self.directory.damage_mark.exists()
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -116,8 +120,9 @@ class TaskStore:
     def open(self) -> TaskStore:
         """Make the store where there is none, bring its schema up to date, and return it.
 
-        Raises `StoreError` when it cannot be used. One that a newer version wrote opens for
-        reading only. One that was found damaged since it was opened is repaired.
+        Raises `StoreError` when it cannot be used. One that a newer version wrote is only read,
+        unless that version lets this one write. One that was found damaged since it was opened is
+        repaired.
         """
         if not self._is_open:
             try:
@@ -131,6 +136,7 @@ class TaskStore:
             if self.notice:
                 self.say(self.notice)
                 self.notice = ""
+        self._look_at_version()
         return self
 
     def keep_up(self) -> None:
@@ -180,7 +186,7 @@ class TaskStore:
 
     def _open_for_reading(self) -> None:
         """Nothing can be made ready where nothing can be written."""
-        self.database.read_only, self._hindrance = True, self._not_writable
+        self.database.read_only, self._hindrance = True, StoreError(self._not_writable)
         version = self._schema_version()
         if version < len(STEPS):
             raise StoreError(
@@ -191,18 +197,45 @@ class TaskStore:
 
     @property
     def _not_writable(self) -> str:
-        return (
-            f"the store {self.database.path} can only be read: you may not write to it, or to its "
-            "directory; %bg_doctor says what to change"
-        )
+        refusal = disks.trial(self.database.path.parent)
+        why = "you may not write to it, or to its directory; %bg_doctor says what to change"
+        if refusal is not None and disks.has_words(refusal):
+            why = disks.in_words(refusal, self.database.path)
+        return f"the store {self.database.path} can only be read: {why}"
 
     @property
     def _newer(self) -> str:
         return (
             f"the store {self.database.path} was written by a newer version of "
             "ipytaskpersist, so this one only reads it; upgrade with "
-            "'pip install -U ipytaskpersist'"
+            "'pip install -U ipytaskpersist', and restart the kernel"
         )
+
+    # Another process may bring the schema up to date at any time.
+
+    def _may_write(self, version: int) -> bool:
+        return may_write(version, int(self.database.row("PRAGMA application_id")[0]))
+
+    def _accept(self, version: int) -> None:
+        """Go on with the schema of another version. Raises `StoreNewer` where that is refused."""
+        if not self._may_write(version):
+            self._hindrance = StoreNewer(self._newer)
+            raise StoreNewer(self._newer)
+        self.database.version, self._hindrance = version, None
+
+    def _look_at_version(self) -> None:
+        """See if this version may still write: another process may have migrated the store."""
+        known = self.database.version
+        if known is not None and (version := self._schema_version()) != known:
+            with suppress(StoreNewer):
+                self._accept(version)
+
+    def _words_if_newer(self) -> str:
+        """Why a statement may have failed, where it is no damage."""
+        with suppress(Exception):  # asked without what would ask this again
+            (version,) = self.database.connection.execute("PRAGMA user_version").fetchone()
+            return self._newer if version > len(STEPS) else ""
+        return ""
 
     def _open_for_writing(self) -> None:
         self.directory.create()
@@ -217,22 +250,31 @@ class TaskStore:
 
     def _prepare(self) -> None:
         self.database.create_file()
+        self.database.version, self._hindrance = None, None
         version = self._schema_version()
-        if version > len(STEPS):
+        if not self._may_write(version):
             self.database.close()
-            self.database.read_only, self._hindrance = True, self._newer
-        elif version < len(STEPS):
+            self.database.read_only, self._hindrance = True, StoreNewer(self._newer)
+            return
+        if version < len(STEPS):
             self._migrate(version)
+        self.database.version = self._schema_version()
 
     def _repair(self) -> None:
         """Put another store in the place of a damaged one, with what can be read of it."""
         from ipytaskpersist.store import repair, restoring
 
+        newer = self._words_if_newer()
+        if newer:
+            raise StoreNewer(f"{newer}. It is damaged, which the newer version repairs")
         if not self._is_open:
             self.database.close()
         with one_at_a_time(self.directory):
             mark = self.directory.damage_mark
-            if mark.exists() and not (self._may_be_whole() and repair.is_whole(self.database.path)):
+            if mark.exists() and (
+                repair.has_lost_log(self.directory)
+                or not (self._may_be_whole() and repair.is_whole(self.database.path))
+            ):
                 with closing(self._beside()) as fresh:
                     self.notice = repair.replace(self.directory, fresh, restoring.missing_from)
                 problems.record(self.directory, self.notice)
@@ -260,7 +302,12 @@ class TaskStore:
     @property
     def read_only(self) -> bool:
         """Whether it is only read: a newer version wrote it, or it cannot be written here."""
-        return self.database.read_only
+        return self.database.read_only or self._hindrance is not None
+
+    @property
+    def is_own_version(self) -> bool:
+        """Whether it has the very schema of this version, and can be written."""
+        return not self.read_only and self._schema_version() == len(STEPS)
 
     def _schema_version(self) -> int:
         return int(self.database.row("PRAGMA user_version")[0])
@@ -308,7 +355,7 @@ class TaskStore:
         try:
             new_private(partial).close()
         except OSError as error:
-            raise StoreError(f"cannot write {target} ({error.strerror})") from error
+            raise disks.refused(str(target), error, target.parent) from error
         try:
             self.database.copy(connection, partial)
             make_durable(partial)
@@ -316,9 +363,9 @@ class TaskStore:
         except StoreFull as error:
             raise StoreFull(f"no room is left for {target}; nothing was written there") from error
         except OSError as error:
-            raise StoreError(f"cannot write {target} ({error.strerror})") from error
+            raise disks.refused(str(target), error, target.parent) from error
         finally:
-            partial.unlink(missing_ok=True)
+            remove(partial)
 
     def _forget_old_backups(self) -> None:
         """Keep only the newest of the backups that nobody asked for."""
@@ -331,9 +378,23 @@ class TaskStore:
         return [file for file in repair.backups(self.directory) if f"-{BEFORE}" in file.name]
 
     def require_writable(self) -> None:
-        """Raise `StoreError` when the store is open for reading only."""
-        if self.read_only:
-            raise StoreError(self._hindrance)
+        """Raise `StoreError` when the store is only read."""
+        self._look_at_version()
+        if self._hindrance is not None:
+            raise type(self._hindrance)(str(self._hindrance))
+
+    def require_own_version(self) -> None:
+        """Raise `StoreError` unless this version knows all that there is in the store.
+
+        Whole tasks are moved, copied and deleted only then: nothing of them must be left behind.
+        """
+        self.require_writable()
+        if not self.is_own_version:
+            raise StoreNewer(
+                f"the store {self.database.path} was brought up to date by a newer version of "
+                "ipytaskpersist: tasks of this one go on, but only the newer one moves and deletes "
+                "tasks; restart the kernel to use that"
+            )
 
     def close(self) -> None:
         """Close this process's connections."""

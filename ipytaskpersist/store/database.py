@@ -20,25 +20,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ipytaskpersist import disks
 from ipytaskpersist.errors import (
     ForkedProcess,
     StoreBusy,
     StoreDamaged,
     StoreError,
+    StoreNewer,
 )
 from ipytaskpersist.interruption import HeldBack, let_through
 from ipytaskpersist.paths import StateDirectory, new_private, open_private
 from ipytaskpersist.store.files import (
+    INDEX_HEAD_BYTES,
+    LOST_LOG,
     Beside,
     Identity,
     beside,
     identity_of,
+    is_log_cut,
     log_of,
     move_log,
     read_options,
+    shared_memory_of,
 )
 from ipytaskpersist.store.filesystems import NETWORK_MODE, journal_mode_for, shares_memory
-from ipytaskpersist.store.words import in_words
+from ipytaskpersist.store.words import DOCTOR, in_words
 
 try:
     from pysqlite3 import dbapi2 as sqlite3
@@ -69,6 +75,8 @@ IN_FLIGHT_S = 5.0
 """How long the transactions of other threads may take to end, when the file was replaced."""
 DAMAGE = ("UTF-8", "no such column", "has no column", "no such index", "malformed")
 """What SQLite says in an error of operation where the file is not as it was written."""
+FEW = 8
+"""How many files a thread has open at once of those that are opened on demand."""
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _has_inherited = False
 """Whether this process was forked from one that had connections."""
@@ -106,17 +114,28 @@ class Database:
         self.synchronous = synchronous
         """``normal`` or ``full``: whether a commit survives a loss of power."""
         self.read_only = False
+        self.is_on_demand = False
+        """Whether it may be closed while others are used: there can be one for each month, and a
+        file that is open takes up to three descriptors."""
         self.integrity_error: type[Exception] = sqlite3.IntegrityError
         self.on_replaced: Callable[[], None] | None = None
         """Called when the open file, or its log, has not its name any more, before it is used.
 
         Without it the connections that there are go on with the file that they have opened.
         """
+        self.version: int | None = None
+        """The schema's version, as far as this process knows; None while that does not matter."""
+        self.on_version: Callable[[int], None] = lambda _version: None
+        """Called within a transaction that finds another version. It may refuse to write that."""
+        self.newer_words: Callable[[], str] = str
+        """What to say, where a statement fails, of a store that a newer version wrote."""
         self._connections: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
         self._identity: Identity | None = None
         """Which file the connections have open."""
         self._beside: Beside | None = None
         """Which log and which shared memory they have open; None until that is sure."""
+        self._index = -1
+        """The open shared memory of a store that had an I/O error."""
         self._patience_ms: dict[int, int] = {}
         self._in_transaction: set[int] = set()
         """The threads that are within `transaction`."""
@@ -176,7 +195,7 @@ class Database:
         except FileExistsError:
             return
         except OSError as error:
-            raise StoreError(f"cannot make the store {self.path}: {error.strerror}") from error
+            raise disks.refused(f"the store {self.path}", error, self.path, DOCTOR) from error
 
     def _set_leftovers_aside(self) -> None:
         """A log whose store was renamed must not be taken for that of a new one."""
@@ -203,6 +222,8 @@ class Database:
         if self._beside is None:
             # At once: later it could be another one already.
             self._beside = self._find_beside()
+        if self.is_on_demand:
+            _on_demand.use(self)
         return known
 
     def _shall_look(self, known: Any) -> bool:
@@ -226,6 +247,11 @@ class Database:
     def _own_patience_ms(self) -> int:
         return self._patience_ms.get(threading.get_ident(), BUSY_TIMEOUT_MS)
 
+    @property
+    def is_in_own_transaction(self) -> bool:
+        """Whether the calling thread is within a transaction."""
+        return threading.get_ident() in self._in_transaction
+
     def _own(self) -> Any:
         """The calling thread's connection; None where it has none yet."""
         known = self._connections.get(threading.get_ident())
@@ -242,7 +268,7 @@ class Database:
             connection = self._connect()
             is_same = before is not None and identity_of(self.path) == before
         except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be used ({error.strerror})") from error
+            raise disks.refused(f"the store {self.path}", error, self.path, DOCTOR) from error
         if not is_same:
             connection.close()
             raise StoreBusy(f"the store {self.path} is just being replaced; try again")
@@ -411,6 +437,11 @@ class Database:
         with self.errors():
             return self._run(self.connection, sql, parameters)
 
+    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """Run one statement that changes something, in a transaction of its own if in none."""
+        with self.transaction() as connection:
+            return self._run(connection, sql, parameters)
+
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """All rows of one query."""
         with self.errors():
@@ -439,13 +470,18 @@ class Database:
 
         A deferred one that reads before it writes fails at once when another writer came between,
         whatever the busy timeout says. Between its start and its end nothing is raised from
-        outside: an exception there would leave everybody else without the lock.
+        outside: an exception there would leave everybody else without the lock. One within another
+        is a part of it.
         """
         connection, here = self.connection, threading.get_ident()
+        if here in self._in_transaction:
+            yield connection
+            return
         with HeldBack(), self.errors():
             try:
                 self._in_transaction.add(here)
                 self._run(connection, begin)
+                self._check_version(connection)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -454,6 +490,13 @@ class Database:
                 raise
             finally:
                 self._in_transaction.discard(here)
+
+    def _check_version(self, connection: Any) -> None:
+        """See, with the lock, if another process has brought the schema up to date."""
+        if self.version is not None:
+            (now,) = connection.execute("PRAGMA user_version").fetchone()
+            if now != self.version:
+                self.on_version(now)
 
     def copy(self, connection: Any, target: Path) -> None:
         """Copy what a connection sees with SQLite's backup API, while others write."""
@@ -515,10 +558,17 @@ class Database:
         """Turn SQLite's errors into ones that say which store, and what to do."""
         try:
             yield
+        except OSError as error:
+            if not disks.has_words(error):
+                raise
+            what = error.filename or f"beside the store {self.path}"
+            raise disks.refused(what, error, self.path.parent) from error
         except UnicodeDecodeError as error:
             # Of SQLite's own message, in which there is something of the damage.
             raise self.damaged("a text is not UTF-8") from error
         except sqlite3.OperationalError as error:
+            if "disk I/O error" in str(error) and self._is_log_cut():
+                raise self.damaged("its log was cut", has_lost_log=True) from error
             if any(words in str(error) for words in DAMAGE):
                 raise self.damaged(str(error)) from error
             raise in_words(self.path, str(error)) from error
@@ -527,18 +577,38 @@ class Database:
                 raise
             raise self.damaged(str(error)) from error
 
-    def damaged(self, why: str) -> StoreDamaged:
-        """Leave a mark for whoever uses the store next, and return the error that says so."""
+    def damaged(self, why: str, *, has_lost_log: bool = False) -> StoreError:
+        """Leave a mark for whoever uses the store next, and return the error that says so.
+
+        What a newer version wrote, and this one cannot read, is no damage.
+        """
+        newer = self.newer_words()
+        if newer:
+            return StoreNewer(f"{newer} ({why})")
         with suppress(OSError):
-            self.leave_mark()
+            self.leave_mark(has_lost_log=has_lost_log)
         return StoreDamaged(
             f"the store {self.path} is damaged ({why}); the next command, %bg_list, sets it "
             "aside and saves what can be read"
         )
 
-    def leave_mark(self) -> None:
-        """Have whoever opens the store next wait for its repair, or do it. Raises `OSError`."""
-        os.close(open_private(self.directory.damage_mark, os.O_WRONLY))
+    def _is_log_cut(self) -> bool:
+        """Whether the log is shorter than all who use it have agreed."""
+        try:
+            if self._index < 0:
+                # Never closed: that would drop the locks that this process has on the file.
+                self._index = os.open(shared_memory_of(self.path), os.O_RDONLY)
+            return is_log_cut(self.path, os.pread(self._index, INDEX_HEAD_BYTES, 0))
+        except OSError:
+            return False
+
+    def leave_mark(self, *, has_lost_log: bool = False) -> None:
+        """Have whoever opens the store next wait for its repair, or do it. Raises `OSError`.
+
+        `has_lost_log` says that the store's file alone may look whole, and is not.
+        """
+        with open(open_private(self.directory.damage_mark, os.O_WRONLY), "wb") as mark:
+            mark.write(LOST_LOG if has_lost_log else b"")
 
     def record(self, make: Callable[..., T], *given: Any) -> T:
         """What `make` makes of a row. Raises `StoreDamaged` for a row that nobody has written."""
@@ -565,6 +635,25 @@ if hasattr(os, "register_at_fork"):
 
 
 SQLITE_VERSION: str = sqlite3.sqlite_version
+
+
+class _OnDemand(threading.local):
+    """The files that the calling thread has open on demand, the one used last at the end."""
+
+    def __init__(self) -> None:
+        self._open: dict[Database, None] = {}
+
+    def use(self, database: Database) -> None:
+        """Note that a file is used, and close those that were not used for longest."""
+        self._open.pop(database, None)
+        self._open[database] = None
+        for other in list(self._open)[:-FEW]:
+            if not other.is_in_own_transaction:
+                del self._open[other]
+                other.close_own()
+
+
+_on_demand = _OnDemand()
 
 
 def _may_be_using_it(thread: threading.Thread | None) -> bool:

@@ -10,7 +10,7 @@ from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import Database, sqlite3
-from ipytaskpersist.store.migrations import STEPS
+from ipytaskpersist.store.migrations import STEPS, may_write
 from ipytaskpersist.store.words import in_words
 
 PATIENCE_MS = 1_000
@@ -23,6 +23,10 @@ class Look(Database):
     def __init__(self, directory: StateDirectory) -> None:
         super().__init__(directory)
         self.read_only = True
+
+    @property
+    def _own_patience_ms(self) -> int:
+        return PATIENCE_MS
 
     def _connect(self) -> Any:
         self.directory.require_own()
@@ -68,6 +72,11 @@ class Look(Database):
     def schema_version(self) -> int:
         """How many steps of the schema it has had; 0 for an empty file."""
         return int(self.row("PRAGMA user_version")[0])
+
+    @property
+    def may_be_written(self) -> bool:
+        """Whether the version that wrote it lets this one write, too."""
+        return may_write(self.schema_version, int(self.row("PRAGMA application_id")[0]))
 
     @property
     def journal_mode(self) -> str:

@@ -25,6 +25,7 @@ from ipytaskpersist.store.portable import (
     PortableSession,
     PortableTask,
 )
+from ipytaskpersist.store.processes import path_kept
 
 READ_AT_ONCE = 16
 SESSION = """sessions.path, has_path, kernel_uuid, front_end, host, pid, process_start, boot_id,
@@ -93,6 +94,7 @@ def _process(database: Database, key: int) -> PortableProcess | None:
         return None
     fields = list(row)
     fields[0], fields[4], fields[7] = json.loads(fields[0]), bool(fields[4]), json.loads(fields[7])
+    fields[3] = path_kept(fields[3])
     return PortableProcess(*fields)
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist.paths import new_private
+from ipytaskpersist import disks
+from ipytaskpersist.paths import new_private, remove
 from ipytaskpersist.records import ResultRecord, TaskState
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.database import Database, storable
@@ -31,6 +32,8 @@ from ipytaskpersist.store.portable import (
     PortableSession,
     PortableTask,
 )
+from ipytaskpersist.store.processes import kept_path
+from ipytaskpersist.store.sessions import short_id
 from ipytaskpersist.store.tasks import ADD_TAG
 
 GATHERED = f"""CREATE TABLE IF NOT EXISTS gathered.outputs
@@ -83,25 +86,30 @@ class Importer:
     def _begin_to_gather(self) -> None:
         # Not a temporary table: pysqlite3 keeps those in memory, and an output may be larger.
         file = self._database.directory.root / f".import-{secrets.token_hex(4)}.part"
-        new_private(file).close()
+        self._detach()  # what an import has left that a stop button has parted from its end
+        with disks.writing(f"what is imported to {file.parent}", file):
+            new_private(file).close()
         try:
-            self._database.execute("ATTACH ? AS gathered", (str(file),))
+            self._database.execute("ATTACH ? AS gathered", (os.fsencode(file),))
             self._is_gathering = True
             self._database.execute("PRAGMA gathered.journal_mode = OFF")
             self._database.execute("PRAGMA gathered.synchronous = OFF")
             self._database.execute(GATHERED)
         finally:
             # Its connection has it open, and nobody else is to find it. Windows refuses that.
-            with suppress(PermissionError):
-                file.unlink(missing_ok=True)
+            remove(file)
             self._file = file
 
     def close(self) -> None:
         """Let go of what was gathered."""
         if self._is_gathering:
-            self._database.execute("DETACH gathered")
-            self._file.unlink(missing_ok=True)
+            self._detach()
+            remove(self._file)
             self._is_gathering = False
+
+    def _detach(self) -> None:
+        if any(row[1] == "gathered" for row in self._database.rows("PRAGMA database_list")):
+            self._database.execute("DETACH gathered")
 
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:
         """Gather outputs, in their order. Locks nothing."""
@@ -204,7 +212,8 @@ class Importer:
 
     def _id(self, connection: Any, task: PortableTask, number: int) -> str:
         """The task's own id where it is one and free, else a new one of the same form."""
-        candidates = (each for each in _ids(task, number) if SAFE_ID.fullmatch(each))
+        short = short_id(self._database, task.session)
+        candidates = (each for each in _ids(task, short, number) if SAFE_ID.fullmatch(each))
         return next(each for each in candidates if not self._is_id_taken(connection, each))
 
     def _is_id_taken(self, connection: Any, task_id: str) -> bool:
@@ -237,9 +246,9 @@ def _uid(connection: Any, notebook_key: int) -> str:
     return str(connection.execute(query, (notebook_key,)).fetchone()[0])
 
 
-def _ids(task: PortableTask, number: int) -> Iterator[str]:
+def _ids(task: PortableTask, short_session: str, number: int) -> Iterator[str]:
     yield task.id
-    yield f"{task.session[:8]}-{number}"
+    yield f"{short_session}-{number}"
     for turn in range(2**32):
         digest = hashlib.sha256(f"{turn} {task.session}".encode("utf-8", "replace")).hexdigest()
         yield f"{digest[:8]}-{number}"
@@ -371,7 +380,7 @@ def _insert_process(connection: Any, key: int, process: PortableProcess) -> None
         "command": json.dumps(list(process.command)),
         "script": process.script,
         "script_as": process.script_as,
-        "directory": process.directory,
+        "directory": kept_path(process.directory),
         "environment": "{}",
         "pty": int(process.pty),
         "timeout_s": process.timeout_s,

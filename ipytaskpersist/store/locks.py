@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ipytaskpersist import disks
 from ipytaskpersist.errors import StoreBusy, StoreError
 from ipytaskpersist.paths import StateDirectory, open_private
+from ipytaskpersist.store.words import DOCTOR
 
 WAIT_S = 20.0
 LOCK_POLL_S = 0.01
@@ -33,27 +34,32 @@ def _lock(descriptor: int, wait_s: float, busy: str) -> None:
             return
 
 
-@contextmanager
-def exclusive(path: Path, busy: str, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Hold the lock that is this file. Raises `StoreBusy` with this message when others do."""
+def exclusive(path: Path, busy: str, wait_s: float = WAIT_S) -> AbstractContextManager[object]:
+    """Hold the lock that is this file. Raises `StoreBusy` with this message when others do.
+
+    The context is the open file itself. It is closed by C code, which no stop button and no
+    cancellation can part from the end of its block.
+    """
     try:
-        descriptor = open_private(path, os.O_RDWR)
+        file = open(path, "r+b", buffering=0, opener=_open_private)  # noqa: SIM115
     except OSError as error:
         if path.exists():
             raise StoreError(f"cannot lock {path} ({error.strerror}); move it away") from error
-        raise StoreError(
-            f"the state directory {path.parent} cannot be written ({error.strerror}); "
-            "%bg_doctor says what to change"
-        ) from error
+        raise disks.refused(f"the lock {path}", error, path.parent, DOCTOR) from error
     try:
         if os.name == "posix":
-            _lock(descriptor, wait_s, busy)
-        yield
-    finally:
-        os.close(descriptor)
+            _lock(file.fileno(), wait_s, busy)
+        return file
+    except BaseException:
+        file.close()
+        raise
 
 
-def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[None]:
+def _open_private(path: str, _flags: int) -> int:
+    return open_private(Path(path), os.O_RDWR)
+
+
+def one_at_a_time(directory: StateDirectory) -> AbstractContextManager[object]:
     """Keep other processes from making or repairing the same store meanwhile."""
     return exclusive(
         directory.lock,

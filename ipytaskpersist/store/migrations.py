@@ -1,7 +1,14 @@
-"""The store's schema, a function for each step. Steps are only ever added."""
+"""The store's schema, a function for each step. Steps are only ever added.
+
+Two versions of the package may use a store at once: a kernel goes on with the one that it has
+loaded, while the next one has been upgraded. Each step says whether the version before may write
+what the later one has brought up to date.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,10 +18,44 @@ STEPS: list[Any] = []
 """The steps in their order. ``PRAGMA user_version`` is how many of them a store has had."""
 
 
+ADDITIVE: set[Any] = set()
+"""The steps after which earlier versions may go on writing."""
+VERSION_BITS = 16
+
+
 def step(function: Any) -> Any:
-    """Register a step under its own name."""
+    """Register a step under its own name. Earlier versions write nothing more after it."""
     STEPS.append(function)
     return function
+
+
+def additive_step(function: Any) -> Any:
+    """Register a step after which earlier versions may go on writing.
+
+    It adds tables, indexes and triggers, and columns that may be left out. Rows of a task in a new
+    table go with the task (``ON DELETE CASCADE``), and all that there was means what it meant.
+    """
+    ADDITIVE.add(function)
+    return step(function)
+
+
+def writable_since() -> int:
+    """The earliest version that may write a store of this one."""
+    version = len(STEPS)
+    while version and STEPS[version - 1] in ADDITIVE:
+        version -= 1
+    return version
+
+
+def declaration() -> int:
+    """What ``PRAGMA application_id`` says in a store: of which version, and `writable_since`."""
+    return len(STEPS) << VERSION_BITS | writable_since()
+
+
+def may_write(version: int, declared: int) -> bool:
+    """Whether this version may write a store of another one, which has declared this of itself."""
+    since = declared & (1 << VERSION_BITS) - 1
+    return version <= len(STEPS) or (declared >> VERSION_BITS == version and since <= len(STEPS))
 
 
 @step
@@ -426,24 +467,20 @@ M007_TRIGGERS = (
     """,
 )
 
-TRIGGERS = (*M001_TRIGGERS, *M004_TRIGGERS, *M007_DROPPED, *M007_TRIGGERS)
-"""What makes all triggers of the schema, for who has to put them back."""
 
-
-def drop_triggers(connection: Any, schema: str = "main") -> None:
+@contextmanager
+def without_triggers(connection: Any) -> Iterator[None]:
     """Take the triggers away for as long as finished rows are copied in, in one transaction.
 
     A copied task does not begin again as pending, and its history is copied, not written anew.
     """
-    names = f"SELECT name FROM {schema}.sqlite_master WHERE type = 'trigger'"
-    for (name,) in connection.execute(names).fetchall():
-        connection.execute(f'DROP TRIGGER {schema}."{name}"')
-
-
-def create_triggers(connection: Any) -> None:
-    """Put the triggers of the main database back."""
-    for trigger in TRIGGERS:
-        connection.execute(trigger)
+    query = "SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger'"
+    triggers = connection.execute(query).fetchall()
+    for name, _sql in triggers:
+        connection.execute(f'DROP TRIGGER main."{name}"')
+    yield
+    for _name, sql in triggers:
+        connection.execute(sql)
 
 
 def migrate(connection: Any) -> None:
@@ -455,3 +492,5 @@ def migrate(connection: Any) -> None:
         migrations(name=function.__name__)(function)
     migrations.apply(Database(connection, execute_plugins=False, recursive_triggers=False))
     connection.execute(f"PRAGMA user_version = {len(STEPS)}")
+    declared = declaration()
+    connection.execute(f"PRAGMA application_id = {declared}")

@@ -26,6 +26,9 @@ COPIED = (
 """What `NewOutput.as_row` gives after the task's row."""
 INSERT = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_ALONE = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
+    SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM pragma_user_version
+    WHERE user_version = coalesce(?, user_version)"""
 LOST = "[{:,} bytes that were stored here are damaged]"
 READ_AT_ONCE = 64
 LAST_SEQUENCE = 2**62
@@ -104,12 +107,19 @@ class Outputs:
             self._insert([row for row in rows if row[0] in alive])
 
     def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        if len(rows) == 1:
-            # One statement commits by itself, and takes the interpreter's lock once less.
-            self._database.execute(INSERT, rows[0])
-        elif rows:
+        if len(rows) == 1 and self._insert_alone(rows[0]):
+            return
+        if rows:
             with self._database.transaction() as connection:
                 connection.executemany(INSERT, rows)
+
+    def _insert_alone(self, row: tuple[Any, ...]) -> bool:
+        """Add a row, unless another process has brought the schema up to date.
+
+        One statement commits by itself, and takes the interpreter's lock thrice less.
+        """
+        cursor = self._database.execute(INSERT_ALONE, (*row, self._database.version))
+        return bool(cursor.rowcount)
 
     def of(
         self,
@@ -204,7 +214,7 @@ class Results:
 
     def save(self, task_key: int, result: ResultRecord) -> None:
         """Keep what is known of a task's value. That of a deleted task is dropped."""
-        self._database.execute(
+        self._database.write(
             """INSERT OR REPLACE INTO results
                 (task_key, name, path, size_bytes, digest, signature, text, problem)
             SELECT key, ?2, ?3, ?4, ?5, ?6, ?7, ?8 FROM tasks WHERE key = ?1""",

@@ -40,7 +40,7 @@ class NewProcess:
             "command": json.dumps(list(self.command)),
             "script": storable(self.script),
             "script_as": self.script_as,
-            "directory": self.directory,
+            "directory": kept_path(self.directory),
             "environment": json.dumps(dict(self.environment)),
             "pty": int(self.pty),
             "timeout_s": self.options.timeout_s,
@@ -51,8 +51,20 @@ class NewProcess:
         connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
 
 
+def kept_path(path: str) -> str:
+    """A path as the store keeps it: one that is not UTF-8 as a string of JSON."""
+    is_plain = storable(path) == path and not path.startswith('"')
+    return path if is_plain else json.dumps(path)
+
+
+def path_kept(text: str) -> str:
+    """The path that the store has kept so."""
+    return str(json.loads(text)) if text.startswith('"') else text
+
+
 def _process(row: Any) -> ProcessRecord:
     fields = list(row)
+    fields[6] = path_kept(fields[6])
     for place in (3, 7):
         fields[place] = json.loads(fields[place])
     fields[8] = bool(fields[8])
@@ -128,7 +140,7 @@ class Processes:
 
     def started(self, task_key: int, pid: int, process_start: str | None) -> None:
         """Note which process a task is. It is in the PID namespace of the one that asks."""
-        self._database.execute(
+        self._database.write(
             """UPDATE processes SET pid = ?, process_start = ?, pid_namespace = ?
             WHERE task_key = ?""",
             (pid, process_start, pid_namespace(), task_key),
@@ -136,7 +148,7 @@ class Processes:
 
     def used(self, task_key: int, cpu_s: float, peak_memory_bytes: int) -> None:
         """Note what a task's process has used."""
-        self._database.execute(
+        self._database.write(
             "UPDATE processes SET cpu_s = ?, peak_memory_bytes = ? WHERE task_key = ?",
             (cpu_s, peak_memory_bytes, task_key),
         )
@@ -172,7 +184,7 @@ class Processes:
 
         `declared_dead` is `TaskRecord`'s. Returns how many.
         """
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?5,
                 ended_at = max(?2, coalesce(started_at, created_at), coalesce(
                     (SELECT at FROM outputs WHERE task_key = tasks.key
@@ -194,7 +206,7 @@ class Supervisors:
     def begin(self, session_id: str, process: ProcessIdentity) -> SupervisorRecord:
         """Record that a process supervises the session's tasks from now on."""
         now = time.time()
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """INSERT INTO supervisors
                 (session_id, host, boot_id, pid, process_start, started_at, heartbeat_at,
                 pid_namespace)
@@ -238,13 +250,13 @@ class Supervisors:
 
     def heartbeat(self, key: int) -> None:
         """Note that the supervisor is alive now."""
-        self._database.execute(
+        self._database.write(
             "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (time.time(), key)
         )
 
     def end(self, key: int, reason: str, at: float | None = None) -> None:
         """Note how the supervisor ended, unless that is known already."""
-        self._database.execute(
+        self._database.write(
             """UPDATE supervisors SET ended_at = ?, end_reason = ?
             WHERE key = ? AND ended_at IS NULL""",
             (time.time() if at is None else at, reason, key),

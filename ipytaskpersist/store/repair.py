@@ -8,26 +8,29 @@ the new store takes the damaged one's name, which is kept under another.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.paths import StateDirectory, make_durable
 from ipytaskpersist.records import OutputKind, TaskState
 from ipytaskpersist.store.database import sqlite3
-from ipytaskpersist.store.files import identity_of, move_log, read_options
-from ipytaskpersist.store.migrations import (
-    FILL_UIDS,
-    STEPS,
-    create_triggers,
-    drop_triggers,
-    migrate,
+from ipytaskpersist.store.files import (
+    LOST_LOG,
+    identity_of,
+    log_of,
+    move_log,
+    read_options,
+    was_log_cut,
 )
+from ipytaskpersist.store.migrations import FILL_UIDS, STEPS, migrate, without_triggers
 
 if TYPE_CHECKING:
     from ipytaskpersist.store import TaskStore
@@ -43,6 +46,10 @@ SUFFIXES = ("", "-wal", "-shm")
 LOWEST, HIGHEST = -1, 2**62
 LOOKS = 20_000
 """How often is looked for more of one table where some of it could not be read."""
+CUT_OFF = "not known: the store lost its log"
+INTERRUPT = """UPDATE tasks SET state = 'interrupted', reason = ?, declared_dead = 'presumed',
+    ended_at = max(created_at, coalesce(started_at, 0)) WHERE state IN ('pending', 'running')"""
+"""What became of a task may have been in the log. The owner of one that runs takes it back."""
 YEAR_2200_S = 7_258_118_400.0
 JSON: dict[str, dict[str, str | None]] = {
     "tasks": {"provenance": "{}", "progress": None, "notify": None, "post_mortem": None},
@@ -91,6 +98,14 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def has_lost_log(directory: StateDirectory) -> bool:
+    """Whether the log of a store that was found damaged was cut, or its mark says so."""
+    with suppress(OSError):
+        if directory.damage_mark.read_bytes().startswith(LOST_LOG):
+            return True
+    return was_log_cut(directory.store)
+
+
 def _has_its_schema(connection: Any) -> bool:
     """Whether there is all that a store of this version has. One of another is not known."""
     if connection.execute("PRAGMA user_version").fetchone()[0] != len(STEPS):
@@ -107,8 +122,24 @@ def _schema(connection: Any) -> set[tuple[str, str]]:
     return columns | {each for each in names if not each[1].startswith(("sqlite_", "_sqlite"))}
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, _cleanup: ExitStack | None = None) -> Any:
     return sqlite3.connect(f"{path.absolute().as_uri()}?{read_options(path)}", uri=True)
+
+
+def _opened_to_the_cut(path: Path, cleanup: ExitStack) -> Any:
+    """A copy of a file with what its log has up to a cut. The index still speaks of what is gone.
+
+    To read the file drops this process's locks on it, which nobody needs any more.
+    """
+    copy = Path(cleanup.enter_context(_folder_beside(path))) / "copy.db"
+    shutil.copyfile(path, copy)
+    with suppress(FileNotFoundError):
+        shutil.copyfile(log_of(path), log_of(copy))
+    return sqlite3.connect(copy)
+
+
+def _folder_beside(path: Path) -> TemporaryDirectory[str]:
+    return TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part")
 
 
 def _can_be_read(connection: Any, table: str) -> bool:
@@ -134,13 +165,13 @@ def replace(
     """
     source = _whole_name(directory)
     backup = newest_whole_backup(directory)
-    saved = Saved()
-    with suppress(StoreError, *UNREADABLE):
-        saved = salvage(source, fresh)
+    saved = Saved(has_lost_log=has_lost_log(directory))
+    with suppress(StoreError, OSError, *UNREADABLE):
+        salvage(source, fresh, saved)
     restored = 0
     if backup is not None and not saved.is_complete:
         # What a store does not have whose tasks could all be read was deleted, and stays so.
-        restored = fill_in(fresh, backup, "tasks" in saved.unread)
+        restored = fill_in(fresh, backup, "tasks" in saved.unread or saved.has_lost_log)
     fresh.close()
     make_durable(fresh.database.path)
     aside = _exchange(directory, source, fresh.database.path)
@@ -158,6 +189,8 @@ def _in_words(aside: Path, saved: Saved, backup: Path | None, restored: int) -> 
         said += f"; {rows} more from the backup {backup.name}"
     if saved.is_complete:
         return f"{said}. Nothing is missing"
+    if saved.has_lost_log:
+        said += ". Its log was cut while it was in use: what was in that alone is lost"
     return f"{said}. What could not be read is missing; %bg_list --all shows what is there"
 
 
@@ -207,19 +240,22 @@ class Saved:
     """How many of each table."""
     unread: set[str] = field(default_factory=lambda: {*TABLES})
     """The tables of which something could not be read."""
+    has_lost_log: bool = False
+    """Whether what is not there to be read any more was in its log."""
     refused: int = 0
     """How many rows made no sense, or belong to a task that is lost."""
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is missing."""
-        return not self.unread and not self.refused
+        return not (self.unread or self.refused or self.has_lost_log)
 
 
-def salvage(damaged: Path, fresh: TaskStore) -> Saved:
+def salvage(damaged: Path, fresh: TaskStore, saved: Saved) -> None:
     """Copy every row that can be read into an empty store, under the key that it had."""
-    saved = Saved()
-    with closing(_opened(damaged)) as source:
+    open_it = _opened_to_the_cut if saved.has_lost_log else _opened
+    with ExitStack() as cleanup:
+        source = cleanup.enter_context(closing(open_it(damaged, cleanup)))
         source.text_factory = lambda data: data.decode("utf-8", "replace")
         # Without it SQLite refuses a file that is shorter than its header says.
         source.execute("PRAGMA writable_schema = ON")
@@ -231,7 +267,8 @@ def salvage(damaged: Path, fresh: TaskStore) -> Saved:
             saved.refused += _drop_orphans(target)
             _keep_counters(source, target)
             target.execute(FILL_UIDS)
-    return saved
+        if saved.has_lost_log:
+            fresh.database.execute(INTERRUPT, (CUT_OFF,))
 
 
 @contextmanager
@@ -239,10 +276,8 @@ def _filling(fresh: TaskStore) -> Iterator[Any]:
     """A transaction in which rows may come in any order, and nothing happens because they come."""
     fresh.database.execute("PRAGMA foreign_keys = OFF")
     try:
-        with fresh.database.transaction() as target:
-            drop_triggers(target)
+        with fresh.database.transaction() as target, without_triggers(target):
             yield target
-            create_triggers(target)
     finally:
         fresh.database.execute("PRAGMA foreign_keys = ON")
 

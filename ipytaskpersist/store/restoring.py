@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import InvalidRequest, StoreError
-from ipytaskpersist.paths import new_private
+from ipytaskpersist.paths import new_private, remove
 from ipytaskpersist.records import RESTORED
 from ipytaskpersist.store.database import sqlite3
 from ipytaskpersist.store.files import read_options
@@ -23,6 +23,7 @@ from ipytaskpersist.store.migrations import STEPS, migrate
 from ipytaskpersist.store.outputs import COPIED
 from ipytaskpersist.store.repair import is_whole
 from ipytaskpersist.store.transfer import attached, copy_chosen, copy_sessions
+from ipytaskpersist.store.words import in_words
 
 if TYPE_CHECKING:
     from ipytaskpersist.store import TaskStore
@@ -155,7 +156,7 @@ def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
         yield copy
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
-            Path(f"{copy}{suffix}").unlink(missing_ok=True)
+            remove(Path(f"{copy}{suffix}"))
 
 
 def _copy_and_migrate(file: Path, copy: Path) -> None:
@@ -167,6 +168,8 @@ def _copy_and_migrate(file: Path, copy: Path) -> None:
         target.execute("BEGIN IMMEDIATE")
         migrate(target)
         target.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise in_words(copy, str(error)) from error
     finally:
         source.close()
         target.close()

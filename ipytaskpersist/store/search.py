@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.errors import StoreDamaged, StoreError
+from ipytaskpersist import disks
+from ipytaskpersist.errors import StoreDamaged
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.plaintext import as_shown, distinct_words
 from ipytaskpersist.records import LIVE_STATES, STREAM_KINDS, OutputKind, OutputRecord
@@ -124,6 +125,7 @@ class SearchIndex:
         file = directory.search_index.relative_to(directory.root)
         self._directory = StateDirectory(directory.root, str(file))
         self._database = Database(self._directory)
+        self._database.is_on_demand = True
         self._is_open = False
 
     def close(self) -> None:
@@ -174,9 +176,8 @@ class SearchIndex:
             with exclusive(self._directory.lock, busy):
                 yield
         except OSError as error:
-            raise StoreError(
-                f"cannot make the search index {self._database.path} ({error.strerror})"
-            ) from error
+            what = f"the search index {self._database.path}"
+            raise disks.refused(what, error, self._database.path) from error
 
     @property
     def is_damaged(self) -> bool:

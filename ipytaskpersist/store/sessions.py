@@ -15,6 +15,29 @@ COLUMNS = """id, notebook_key, path, front_end, host, pid, process_start, boot_i
     started_at, heartbeat_at, ended_at, end_reason, pid_namespace"""
 
 
+SHORT_CHARACTERS = 8
+"""How much of a session's id is shown, and is enough to name it where no other begins so."""
+
+
+def short_id(database: Database, session_id: str) -> str:
+    """The beginning of a session's id by which it is known: no other session's begins so."""
+    neighbours = database.row(
+        """SELECT (SELECT max(id) FROM sessions WHERE id < ?1),
+            (SELECT min(id) FROM sessions WHERE id > ?1)""",
+        (session_id,),
+    )
+    others = (each for each in neighbours if each is not None)
+    needed = max([SHORT_CHARACTERS, *(_characters_shared(session_id, each) + 1 for each in others)])
+    # Not with the dash at its end: a task's id has another there.
+    return session_id[: needed + session_id[:needed].endswith("-")]
+
+
+def _characters_shared(one: str, other: str) -> int:
+    """With how many same characters two texts begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def _record(row: Any, counts: tuple[tuple[str, int], ...] = ()) -> SessionRecord:
     times: list[Any] = [from_timestamp(seconds) for seconds in row[8:11]]
     fields: list[Any] = [*row[:8], *times, *row[11:], counts]
@@ -135,6 +158,10 @@ class Sessions:
         )
         return [(session_id, path) for session_id, path in rows]
 
+    def short(self, session_id: str) -> str:
+        """As much of a session's id as is shown: `short_id`."""
+        return short_id(self._database, session_id)
+
     def select(self, notebook_key: int | None, limit: int | None = None) -> list[SessionRecord]:
         """The sessions of one notebook, or of all, newest first, with what they did."""
         rows = self._database.rows(
@@ -228,13 +255,13 @@ class Sessions:
 
     def heartbeat(self, session_id: str) -> None:
         """Note that the session is alive now."""
-        self._database.execute(
+        self._database.write(
             "UPDATE sessions SET heartbeat_at = ? WHERE id = ?", (time.time(), session_id)
         )
 
     def end(self, session_id: str, reason: str, at: float | None = None) -> None:
         """Note how the session ended, unless that is known already."""
-        self._database.execute(
+        self._database.write(
             """UPDATE sessions SET ended_at = ?, end_reason = ?
             WHERE id = ? AND ended_at IS NULL""",
             (time.time() if at is None else at, reason, session_id),

@@ -119,7 +119,7 @@ class Statistics:
 
     def _probe(self) -> float:
         begun = time.perf_counter()
-        self._database.execute(
+        self._database.write(
             """INSERT INTO upkeep (name, at) VALUES ('write probe', ?)
             ON CONFLICT (name) DO UPDATE SET at = excluded.at""",
             (time.time(),),

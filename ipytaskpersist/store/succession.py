@@ -21,7 +21,7 @@ from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.store.database import Database, Retired, sqlite3
 from ipytaskpersist.store.files import Identity, identity_of, log_of, move_log
 from ipytaskpersist.store.locks import exclusive, one_at_a_time
-from ipytaskpersist.store.migrations import create_triggers, drop_triggers
+from ipytaskpersist.store.migrations import without_triggers
 from ipytaskpersist.store.repair import UNREADABLE, raise_counter
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ def _in_words(path: Path, carried: Carried, now: Path | None, rescued: Path | No
 
 
 def _carry(old: Any, new: Database, session_id: str, since: float, carried: Carried) -> None:
-    with new.errors(), new.transaction() as target:
-        drop_triggers(target)
+    with new.errors(), new.transaction() as target, without_triggers(target):
         _raise_counters(old, target)
         notebook = _carry_session(old, target, session_id)
         supervisors = _carry_supervisors(old, target, session_id)
@@ -166,7 +165,6 @@ def _carry(old: Any, new: Database, session_id: str, since: float, carried: Carr
                 _carry_belongings(old, target, row["key"], supervisors)
             else:
                 carried.left += 1
-        create_triggers(target)
 
 
 def _read(connection: Any, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -180,6 +178,9 @@ def _read(connection: Any, query: str, parameters: Sequence[Any] = ()) -> list[d
 
 
 def _insert(target: Any, table: str, row: Mapping[str, Any], verb: str = "INSERT") -> int:
+    # One of the two files may be of a newer version, which has other columns besides.
+    known = {name for _place, name, *_ in target.execute(f"PRAGMA table_info({table})")}
+    row = {name: value for name, value in row.items() if name in known}
     names, marks = ", ".join(row), ", ".join("?" * len(row))
     cursor = target.execute(f"{verb} INTO {table} ({names}) VALUES ({marks})", [*row.values()])
     return int(cursor.rowcount)

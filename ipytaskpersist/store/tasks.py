@@ -18,6 +18,7 @@ from ipytaskpersist.records import (
     from_timestamp,
 )
 from ipytaskpersist.store.database import Database, storable
+from ipytaskpersist.store.sessions import short_id
 
 COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
     tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
@@ -182,7 +183,7 @@ class Tasks:
             ).fetchone()
             now = time.time()
             row = {
-                "id": f"{new.session_id[:8]}-{number}",
+                "id": f"{short_id(self._database, new.session_id)}-{number}",
                 "number": number,
                 "name": storable(new.name),
                 "notebook_key": new.notebook_key,
@@ -219,7 +220,7 @@ class Tasks:
 
     def start(self, key: int, at: float) -> bool:
         """Pending to running. Returns whether the task was pending."""
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET state = 'running', started_at = ?
             WHERE key = ? AND state = 'pending'""",
             (at, key),
@@ -233,7 +234,7 @@ class Tasks:
 
         That it was cancelled is told nowhere: whoever has cancelled it knows.
         """
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
                 ended_at = max(?4, coalesce(started_at, created_at)),
                 notify = iif(?1 = 'cancelled', NULL, notify)
@@ -302,7 +303,7 @@ class Tasks:
 
         `declared_dead` is `TaskRecord`'s.
         """
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?5,
                 ended_at = max(?2, coalesce(started_at, created_at), coalesce(
                     (SELECT at FROM outputs WHERE task_key = tasks.key
@@ -314,7 +315,7 @@ class Tasks:
 
     def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
         """Every task of the session that waits for a supervisor to interrupted: none will come."""
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET state = 'interrupted', reason = ?, ended_at = max(?, created_at),
                 declared_dead = 'proven'
             WHERE session_id = ? AND state = 'pending' AND runner = 'process'""",
@@ -324,7 +325,7 @@ class Tasks:
 
     def cancel_pending(self, session_id: str) -> int:
         """Every task that waits for a supervisor, and is to be cancelled, to cancelled."""
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET state = 'cancelled', reason = 'cancelled',
                 ended_at = max(?, created_at), notify = NULL
             WHERE session_id = ? AND state = 'pending' AND runner = 'process'
@@ -335,7 +336,7 @@ class Tasks:
 
     def request_cancel(self, key: int) -> bool:
         """Ask the task's owner to cancel it. Returns whether the task was live."""
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, ?)
             WHERE key = ? AND state IN ('pending', 'running')""",
             (time.time(), key),
@@ -353,7 +354,7 @@ class Tasks:
 
     def clear(self, notebook_key: int) -> int:
         """Take the notebook's ended tasks off the default list. Returns how many."""
-        cursor = self._database.execute(
+        cursor = self._database.write(
             """UPDATE tasks SET cleared_at = ? WHERE notebook_key = ? AND cleared_at IS NULL
             AND state NOT IN ('pending', 'running')""",
             (time.time(), notebook_key),
@@ -371,20 +372,18 @@ class Tasks:
     def add_provenance(self, keys: Sequence[int], found: Mapping[str, Any]) -> None:
         """Add to what is known of where tasks come from."""
         marks = ", ".join("?" * len(keys))
-        self._database.execute(
+        self._database.write(
             f"""UPDATE tasks SET provenance = json_patch(provenance, ?) WHERE key IN ({marks})""",
             (json.dumps(dict(found)), *keys),
         )
 
     def dropped(self, key: int, size_bytes: int) -> None:
         """Note how many bytes of a task's output were beyond its limit."""
-        self._database.execute(
-            "UPDATE tasks SET dropped_bytes = ? WHERE key = ?", (size_bytes, key)
-        )
+        self._database.write("UPDATE tasks SET dropped_bytes = ? WHERE key = ?", (size_bytes, key))
 
     def progress(self, key: int, progress: Progress) -> None:
         """Note how far a task has come."""
-        self._database.execute(
+        self._database.write(
             "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_json()), key)
         )
 
@@ -426,7 +425,7 @@ class Tasks:
 
     def save_post_mortem(self, key: int, found: Mapping[str, Any]) -> None:
         """Keep what the variables were where a Python task failed."""
-        self._database.execute(
+        self._database.write(
             "UPDATE tasks SET post_mortem = ? WHERE key = ?", (json.dumps(dict(found)), key)
         )
 

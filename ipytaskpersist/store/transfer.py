@@ -9,6 +9,7 @@ one place, wherever a crash comes.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ipytaskpersist.interruption import HeldBack
 from ipytaskpersist.store.database import Database
-from ipytaskpersist.store.migrations import create_triggers, drop_triggers
+from ipytaskpersist.store.migrations import without_triggers
 
 T = TypeVar("T")
 BELONGING = ("events", "outputs", "results", "processes", "tags")
@@ -35,12 +37,16 @@ PAUSE_S = 0.003
 
 @contextmanager
 def attached(connection: Any, origin: Path) -> Iterator[None]:
-    """Another store's file as the schema ``origin`` of a connection."""
-    connection.execute("ATTACH ? AS origin", (str(origin),))
-    try:
-        yield
-    finally:
-        connection.execute("DETACH origin")
+    """Another store's file as the schema ``origin`` of a connection.
+
+    Meanwhile nothing is raised from outside, as in a transaction.
+    """
+    with HeldBack():
+        connection.execute("ATTACH ? AS origin", (os.fsencode(origin),))
+        try:
+            yield
+        finally:
+            connection.execute("DETACH origin")
 
 
 def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
@@ -75,13 +81,12 @@ def copy_chosen(connection: Any) -> None:
         """DELETE FROM main.tasks WHERE id IN
         (SELECT origin.tasks.id FROM origin.tasks JOIN temp.chosen USING (id))"""
     )
-    drop_triggers(connection)
-    copy_sessions(connection, f"SELECT session_id FROM {ORIGIN_TASKS}")
-    _copy_rows_of_tasks(connection)
-    for table in BELONGING:
-        _copy_belonging(connection, table)
-    connection.execute(LINK_RERUNS)
-    create_triggers(connection)
+    with without_triggers(connection):
+        copy_sessions(connection, f"SELECT session_id FROM {ORIGIN_TASKS}")
+        _copy_rows_of_tasks(connection)
+        for table in BELONGING:
+            _copy_belonging(connection, table)
+        connection.execute(LINK_RERUNS)
 
 
 ORIGIN_TASKS = """origin.tasks AS old JOIN temp.chosen ON chosen.id = old.id"""
@@ -188,7 +193,7 @@ def _remove_outputs(database: Database, keys: Sequence[int]) -> None:
     remove = f"""DELETE FROM outputs WHERE task_key IN ({marks})
         AND sequence IN (SELECT value FROM json_each(?))"""
     while rows := database.rows(query, (*keys, SLICE_ROWS)):
-        database.execute(remove, (*keys, json.dumps(_first(rows))))
+        database.write(remove, (*keys, json.dumps(_first(rows))))
         time.sleep(PAUSE_S)
 
 
@@ -210,4 +215,4 @@ def remove_leftovers(database: Database) -> None:
 def _forget(database: Database, keys: Sequence[int]) -> None:
     """Nothing is left of these tasks."""
     marks = ", ".join("?" * len(keys))
-    database.execute(f"DELETE FROM removed_tasks WHERE task_key IN ({marks})", keys)
+    database.write(f"DELETE FROM removed_tasks WHERE task_key IN ({marks})", keys)

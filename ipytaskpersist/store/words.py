@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ipytaskpersist import disks
 from ipytaskpersist.errors import StoreBusy, StoreError, StoreFull
+
+PATH_BYTES = 504
+"""How long the path of a file may be that SQLite opens: 512, with ``-journal`` behind it."""
 
 
 def in_words(store: Path, said: str) -> StoreError:
@@ -15,23 +19,49 @@ def in_words(store: Path, said: str) -> StoreError:
             f"the store {store} is locked by another program ({said}); %bg_doctor says by which, "
             "and try again when it is done"
         )
-    if "readonly" in said or "read-only" in said or "query_only" in said:
-        return StoreError(
-            f"the store {store} cannot be written ({said}); %bg_doctor says what to change"
-        )
     if "full" in said:
         return StoreFull(
             f"no room is left for the store {store} ({said}); make room on its disk, or "
             "%bg_delete tasks"
         )
     if "unable to open" in said:
-        return StoreError(_why_it_cannot_be_opened(store))
-    return StoreError(f"the store {store} cannot be used ({said}); %bg_doctor says what to change")
+        why = _why_it_cannot_be_opened(store)
+        if why:
+            return StoreError(why)
+    refusal = disks.why_not(store.parent) if _may_be_the_disk(said) else None
+    if refusal is not None:
+        return disks.refused(f"the store {store}", refusal, store.parent, DOCTOR)
+    if "readonly" in said:
+        return StoreError(f"the store {store} cannot be written ({said}); {DOCTOR}")
+    return StoreError(f"the store {store} cannot be used ({said}); {DOCTOR}")
+
+
+def _may_be_the_disk(said: str) -> bool:
+    return any(words in said for words in ("disk I/O", "readonly", "unable to open"))
+
+
+DOCTOR = "%bg_doctor says what to change"
 
 
 def _why_it_cannot_be_opened(store: Path) -> str:
+    """What can be seen of the reason; empty when nothing can."""
     if store.is_dir():
         return f"there is a directory in the place of the store {store}; move it away"
+    if is_too_long(store):
+        return too_long(store)
     if not os.path.lexists(store):
         return f"there is no store {store} any more; the next task makes a new one"
-    return f"the store {store} cannot be opened; %bg_doctor says what to change"
+    return ""
+
+
+def is_too_long(file: Path) -> bool:
+    """Whether SQLite cannot open a file because of the length of its path."""
+    return len(os.fsencode(file)) > PATH_BYTES
+
+
+def too_long(file: Path) -> str:
+    """The words for it."""
+    return (
+        f"the path {file} is {len(os.fsencode(file))} bytes long, and SQLite takes {PATH_BYTES}; "
+        "set IPYTASKPERSIST_DIR to a shorter one"
+    )

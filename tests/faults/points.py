@@ -1,4 +1,6 @@
-"""The named points at which a process can be killed or stopped: between a write and its commit, ….
+"""The named points at which something happens to a process: between a write and its commit, ….
+
+It is killed, stopped or interrupted, or from then on no file of it may grow, for a while.
 
 A point is a function of the package and a side of it. A process is armed by its environment: the
 functions are wrapped as their modules are imported, so the package itself knows nothing of this.
@@ -6,10 +8,13 @@ functions are wrapped as their modules are imported, so the package itself knows
 
 from __future__ import annotations
 
+import _thread
 import importlib.machinery
 import os
+import resource
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -88,6 +93,7 @@ POINTS = {
     "environment left": Point("environments", "put", "after", _OWNERS),
     "environment taken": Point("environments", "take", "after", _SUPERVISOR),
     # Values in files.
+    "value to write": Point("payload", "_Hashing.write", "before", (*_OWNERS, "child")),
     "payload written": Point("payload", "Payloads.prepare", "after", (*_OWNERS, "child")),
     "payload to rename": Point("payload", "Payloads._sign", "after", (*_OWNERS, "child")),
     "payload renamed": Point("payload", "Payloads.adopt", "after", (*_OWNERS, "child")),
@@ -101,6 +107,7 @@ POINTS = {
     "backup renamed": Point("store", "TaskStore.write_copy", "after", _COMMAND),
     "tasks to restore": Point("store.restoring", "_copy_of", "after", _COMMAND),
     "tasks restored": Point("store.restoring", "_replace", "after", _COMMAND),
+    "export written": Point("commands.moving", "make_durable", "before", _COMMAND),
     "archive copied": Point("archives", "copy_tasks", "after", _COMMAND),
     "archive moved": Point("archives", "remove_tasks", "after", _COMMAND),
     "copy chosen": Point("store.transfer", "copy_chosen", "after", _COMMAND),
@@ -110,18 +117,24 @@ POINTS = {
 }
 
 
+NO_ROOM = "NOROOM"
+"""No file of the process can be written, as on a full disk: a limit of size 0 is in effect."""
+NO_ROOM_S = 2.0
+
+
 SETTINGS = {"log to copy": ("recorder", "CHECKPOINT_BYTES", 1)}
 """What is set lower, so that a process comes to the point at all."""
 SETTINGS["log copied"] = SETTINGS["log to copy"]
 
 
 class Fault(NamedTuple):
-    """A signal that a process sends to itself when it comes to a point for the n-th time."""
+    """What a process does to itself when it comes to a point for the n-th time."""
 
     role: str
     point: str
     hit: int
     signal: str
+    """The signal that it sends, or `NO_ROOM`."""
 
     @property
     def text(self) -> str:
@@ -140,6 +153,7 @@ def role_of(command_line: str) -> str:
 
 def arm() -> None:
     """Wrap the points at which this process is to be hit, as their modules are imported."""
+    _let_files_grow()  # it may have been started by a process that was just hit
     role = role_of(" ".join(sys.orig_argv))
     faults = [Fault.parse(text) for text in os.environ[ARMED].split(",")]
     trap = _Trap(Path(os.environ[FOLDER]), [fault for fault in faults if fault.role == role])
@@ -168,7 +182,27 @@ class _Trap:
             descriptor = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             os.write(descriptor, str(os.getpid()).encode())
             os.close(descriptor)
-            os.kill(os.getpid(), signal.Signals[fault.signal])
+            if fault.signal == NO_ROOM:
+                _have_no_room()
+            else:
+                os.kill(os.getpid(), signal.Signals[fault.signal])
+
+
+def _have_no_room() -> None:
+    """Have every write to a file fail, as on a full disk, and lift that a while later."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    # Not a `Thread`: the package sees those started.
+    _thread.start_new_thread(_wait_for_room, ())
+
+
+def _wait_for_room() -> None:
+    time.sleep(NO_ROOM_S)
+    _let_files_grow()
+
+
+def _let_files_grow() -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 class _Finder:

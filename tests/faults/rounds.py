@@ -19,7 +19,7 @@ from pathlib import Path
 from kernels import until
 
 from faults.ledger import Job, Ledger
-from faults.points import POINTS, Fault
+from faults.points import NO_ROOM, POINTS, Fault
 from faults.world import Actor, Gone, Said, World, quietly
 from ipytaskpersist import reconciling
 from ipytaskpersist.paths import StateDirectory
@@ -29,6 +29,11 @@ from ipytaskpersist.store.database import sqlite3
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 SIGNALS = (*["SIGKILL"] * 16, *["SIGTERM"] * 3, "SIGSTOP")
+"""What happens to a process at random."""
+AT_POINTS = (*SIGNALS, *[NO_ROOM] * 4)
+"""What happens to it at a point."""
+INTERRUPTED = (*AT_POINTS, *["SIGINT"] * 4)
+"""The same for those that a person sees, who presses the stop button or Ctrl-C."""
 STRIKE_WITHIN_S = 1.5
 SETTLE_S = 90
 LEAVE_S = 60
@@ -62,6 +67,7 @@ class Round:
         faults, play = self._plan()
         with World(faults) as self.world:
             self.ledger = Ledger(self.world.state_dir)
+            self.ledger.may_lack_values = any(fault.signal == NO_ROOM for fault in faults)
             is_stopped = "SIGSTOP" in [self.signal, *(fault.signal for fault in faults)]
             # What was begun beside a restore is gone after it.
             if is_stopped and play is not Round.restore:
@@ -79,18 +85,20 @@ class Round:
     # What to do.
 
     def _plan(self) -> tuple[list[Fault], Play]:
-        point = self.point or (self.dice.choice([*POINTS]) if self.dice.random() < 0.75 else "")
+        at_a_point = self.dice.random() < 0.75 or self.signal == NO_ROOM
+        point = self.point or (self.dice.choice([*POINTS]) if at_a_point else "")
         if not point:
             return [], Round.work_and_strike
         role = self.dice.choice(POINTS[point].roles)
         often = point.startswith(("transaction", "statement", "output"))
         hit = self.dice.randint(1, 12) if often and role != "command" else 1
-        fault = Fault(role, point, hit, self._signal())
+        choices = AT_POINTS if role in ("supervisor", "child") else INTERRUPTED
+        fault = Fault(role, point, hit, self._signal(choices))
         self.tell(fault.text)
         return [fault], self._play_for(point, role)
 
-    def _signal(self) -> str:
-        return self.signal or self.dice.choice(SIGNALS)
+    def _signal(self, choices: Sequence[str] = SIGNALS) -> str:
+        return self.signal or self.dice.choice(choices)
 
     def _play_for(self, point: str, role: str) -> Play:
         """What makes a process of this role come to this point."""
@@ -286,7 +294,9 @@ class Round:
         """Export everything, delete some, and import it again, twice."""
         ids = self.ended_tasks()
         file = self.world.folder / "tasks.jsonl"
-        self.command("export", "--all", "--output", str(file), armed=self.dice.random() < 0.3)
+        is_hit = "export written" in [fault.point for fault in self.world.faults]
+        armed = is_hit or self.dice.random() < 0.3
+        self.command("export", "--all", "--output", str(file), armed=armed)
         if not file.exists():
             self.command("export", "--all", "--output", str(file), armed=False)
         doomed = self._some(ids)
@@ -439,6 +449,7 @@ PLAYS: dict[str, Play] = {
     "backup renamed": Round.restore,
     "tasks to restore": Round.restore,
     "tasks restored": Round.restore,
+    "export written": Round.move,
     "archive copied": Round.archive,
     "archive moved": Round.archive,
     "copy chosen": Round.archive,

@@ -35,16 +35,25 @@ WAKING_S = 0.05
 
 SESSION = """
 "faults-session"
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 for line in sys.stdin:
     said = io.StringIO()
+    is_done = False
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        ran = shell.run_cell(json.loads(line))
-    print(json.dumps([ran.success, said.getvalue()]), file=answers, flush=True)
+        try:
+            # As in a kernel a stop button is heard while a cell runs.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            is_done = shell.run_cell(json.loads(line)).success
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print(json.dumps([is_done, said.getvalue()]), file=answers, flush=True)
 """
 
 

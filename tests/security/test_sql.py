@@ -26,13 +26,13 @@ REVIEWED = {
     # Conditions that are chosen here, with a question mark for each value.
     "condition", "order",
     # The name of a table or schema, from a tuple in the code.
-    "table", "schema", "key",
+    "table", "key",
     # Queries that stand in the code.
     "needed", "ids", "query", "stream", "kinds", "task_key", "here", "there", "alive", "insert",
-    "statement", "trigger", "verb", "remove",
+    "statement", "verb", "remove",
     "conditions", "theirs", "place", "changes", "known",
     # Numbers that SQLite has given, where it takes no parameter.
-    "times", "version", "wait_ms",
+    "times", "version", "wait_ms", "declared",
     # Settings of SQLite that only the code, or an enumeration, gives.
     "synchronous", "durability", "mode",
     # What the methods of `Database` are given, by those who are looked at here.
@@ -50,10 +50,15 @@ def statements(tree: ast.Module) -> Iterator[ast.expr]:
     """What is given to SQLite: first arguments of its calls, and texts that look like SQL."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr in CALLS and node.args:
+            if node.args and (node.func.attr in CALLS or is_write(node.func)):
                 yield node.args[0]
         elif isinstance(node, ast.JoinedStr) and looks_like_sql(node):
             yield node
+
+
+def is_write(called: ast.Attribute) -> bool:
+    """Whether this is `Database.write`, and not that of a file."""
+    return called.attr == "write" and "database" in ast.unparse(called.value)
 
 
 def looks_like_sql(node: ast.JoinedStr) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -227,3 +228,46 @@ def test_a_store_that_is_moved_away_and_back_is_the_same_again(
     (state_dir / "away.db").rename(state_dir / "tasks.db")
     assert store.open().tasks.count(Selection(states=[TaskState.RUNNING])) == 0
     assert said == []
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5], ids=["all of it", "half of it"])
+def test_a_log_that_was_cut_is_said_to_be_lost(
+    kept: float, make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+) -> None:
+    """Nobody says that nothing is missing; what runs goes on, and no ended task says running."""
+    kernel = make_kernel(notebook=tmp_path / "a.ipynb")
+    for number in range(3):
+        kernel.run(f"%%background\nprint({number})")
+    kernel.run("%bg_wait 1 2 3")
+    log = state_dir / "tasks.db-wal"
+    os.truncate(log, int(log.stat().st_size * kept))
+    kernel.run("%%background\n4", check=False)
+    said = kernel.run("%bg_wait", check=False).text + problems_of(state_dir)
+    assert_said("log-cut", said)
+    assert "Nothing is missing" not in said
+    assert "nothing was lost" not in said
+    for flag in ("", "--process", "--shell"):
+        kernel.run(f"%%background {flag} again\n{'echo 5' if 'shell' in flag else 'print(5)'}")
+        assert "5" in kernel.run("%bg_wait again --timeout 60\n%bg_output again").text
+    states = {task["state"] for task in json.loads(kernel.run("%bg_list --json").text)["tasks"]}
+    assert states <= {"completed", "interrupted"}
+    kernel.shutdown()
+    assert is_whole(state_dir / "tasks.db")
+
+
+def test_a_busy_log_that_was_cut_is_missed(
+    make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
+) -> None:
+    """While tasks print, their kernel goes on in a store that works, and says what is lost."""
+    kernel, end = make_kernel(notebook=tmp_path / "a.ipynb"), tmp_path / "end"
+    begin(kernel, end, state_dir)
+    os.truncate(state_dir / "tasks.db-wal", 0)
+    until(lambda: "is lost" in problems_of(state_dir), 60, "a word about it")
+    end.touch()
+    kernel.run("enough = True")
+    assert "Nothing is missing" not in problems_of(state_dir)
+    kernel.run("%%background after\nprint('still here')")
+    kernel.run("%bg_wait after --timeout 60")
+    assert kernel.run("%bg_output after").text == "still here\n"
+    kernel.shutdown()
+    assert is_whole(state_dir / "tasks.db")

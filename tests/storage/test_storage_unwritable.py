@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from kernels import NotebookKernel, until
 from locks import ALONE, held
-from programs import run_command, run_python
+from programs import environment, run_command, run_python
 from promises import assert_said, is_said
 
 from ipytaskpersist.identity import session_identity
@@ -104,7 +105,7 @@ def assert_nothing_goes_out(kernel: NotebookKernel, state_dir: Path) -> None:
     kernel.run("import random; large = random.randbytes(3_000_000)")
     assert_said("full-inputs", kernel.run("%%background --process\nlarge", check=False).text)
     exported = run_command(state_dir, "export", "--all", "--output", str(state_dir / "all.jsonl"))
-    assert_said("full-export", exported.stderr)
+    assert_said("full-export", exported.stderr.replace("jupyter bg ", "%bg_"))
     assert_said("full-archive", kernel.run("%bg_archive before", check=False).text)
     assert kernel.run("%bg_list --archived").text.strip() == "no archived tasks"
     assert kernel.run("%bg_output before").text == "from before\n"
@@ -266,16 +267,6 @@ def test_tasks_of_a_kernel_and_of_a_supervisor_outlast_a_lock(
 
 # Only to be read.
 
-BECOME = """
-import os, sys
-uid = int(sys.argv[1])
-if uid:
-    os.setgid(uid); os.setuid(uid)
-sys.argv = ["ipytaskpersist", *sys.argv[2:]]
-from ipytaskpersist.__main__ import main
-main()
-"""
-
 
 @contextmanager
 def unwritable(folder: Path) -> Iterator[None]:
@@ -292,6 +283,30 @@ def unwritable(folder: Path) -> Iterator[None]:
         folder.chmod(0o700)
 
 
+def assert_refused(said: str) -> None:
+    """It says why: for root it is the disk that can only be read."""
+    if os.getuid() == 0:
+        assert_said("disk-read-only", said)
+    else:
+        assert_said("read-only", said)
+
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="there is no setpriv(1)")
+def test_a_store_that_its_owner_may_not_write_to_says_so(state_dir: Path) -> None:
+    """An administrator, too, where nothing is allowed that others are not."""
+    ended_task(StateDirectory(state_dir))
+    state_dir.chmod(0o500)
+    done = subprocess.run(
+        [*UNPRIVILEGED, sys.executable, "-m", "ipytaskpersist", "tag", "1", "x"],
+        env=environment(state_dir), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    state_dir.chmod(0o700)
+    assert_said("read-only", done.stderr.replace("jupyter bg ", "%bg_"))
+
+
 def test_a_store_that_can_only_be_read_is_read_by_every_command_that_reads(
     state_dir: Path,
 ) -> None:
@@ -306,9 +321,7 @@ def test_a_store_that_can_only_be_read_is_read_by_every_command_that_reads(
             read = run_command(state_dir, *words)
             assert read.returncode == 0, (words, read.stderr)
         for words in (["tag", task, "x"], ["delete", task, "--yes"], ["cancel", task]):
-            assert_said(
-                "read-only", run_command(state_dir, *words).stderr.replace("jupyter bg ", "%bg_")
-            )
+            assert_refused(run_command(state_dir, *words).stderr.replace("jupyter bg ", "%bg_"))
         assert sorted(state_dir.iterdir()) == before
 
 
@@ -319,11 +332,11 @@ def test_a_kernel_whose_store_can_only_be_read_says_so_and_runs_its_cells(
     ended_task(StateDirectory(state_dir))
     with unwritable(state_dir):
         kernel = make_kernel(load=False)
-        assert_said("read-only", kernel.run("%load_ext ipytaskpersist").text)
+        assert_refused(kernel.run("%load_ext ipytaskpersist").text)
         assert "kept" in kernel.run("%bg_list --all").text
         refused = kernel.run("%%background\n1", check=False)
         assert refused.error is not None
-        assert_said("read-only", refused.error[1])
+        assert_refused(refused.error[1])
         assert kernel.run("print(1 + 1)").text == "2\n"
         kernel.shutdown()
 

@@ -1,0 +1,234 @@
+"""What a process keeps in a file, because a newer version has taken over the store meanwhile.
+
+Its tasks run on, and what they print and how they end must not be lost. So the calls that would
+have changed the store are written to the file, one a line, and the newer version makes them when
+it next looks what has become of the tasks of others. To make one twice changes nothing, so that it
+may be broken off at any moment.
+
+The file outlives versions: its lines name only what `CALLS` has, and these stay.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ipytaskpersist import problems
+from ipytaskpersist.errors import StoreError
+from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.paths import StateDirectory, make_private, open_own, open_private
+from ipytaskpersist.records import Progress, ResultRecord, TaskState
+
+if TYPE_CHECKING:
+    from ipytaskpersist.store import TaskStore
+
+AT_ONCE_BYTES = 1024 * 1024
+"""How much of a file is taken in while others wait for the store."""
+NOT_BEGUN = "a newer version of ipytaskpersist took over the store before it began"
+BYTES, RESULT, PROGRESS = "$bytes", "$result", "$progress"
+"""Stand in JSON for what it does not have."""
+
+
+class Aside:
+    """Stands in the place of the store, for those who change it: keeps what they do in a file."""
+
+    def __init__(self, directory: StateDirectory, session_id: str) -> None:
+        self._directory = directory
+        self._session_id = session_id
+        self._process = ProcessIdentity.own()
+        self._file = -1
+        for table in {call.partition(".")[0] for call in CALLS}:
+            setattr(self, table, _Calls(self, table))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        name = f"{self._session_id[:8]}-{self._process.pid}-{self._process.start}.jsonl"
+        return self._directory.aside / name
+
+    def begin(self) -> None:
+        """Make the file, which says whose it is: tasks that wait for that one wait in vain."""
+        try:
+            if self._file < 0:
+                make_private(self.path.parent)
+                self._file = open_private(self.path, os.O_WRONLY | os.O_APPEND)
+                self._write({"session": self._session_id, "process": asdict(self._process)})
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path} ({error.strerror})") from error
+
+    def keep(self, call: str, given: Sequence[Any], named: dict[str, Any]) -> bool | list[Any]:
+        """Keep a call that would have changed the store. Of what would be asked nothing is known.
+
+        Raises `StoreError` when there is no room for it.
+        """
+        if call not in CALLS:
+            return []
+        self.begin()
+        try:
+            self._write({"call": call, "given": list(given), "named": named})
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path} ({error.strerror})") from error
+        return True
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Add a line, all of it or nothing."""
+        data = json.dumps(line, default=_encoded).encode() + b"\n"
+        size = os.fstat(self._file).st_size
+        if os.write(self._file, data) < len(data):
+            os.ftruncate(self._file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class _Calls:
+    """A table of the store, for those who change it."""
+
+    def __init__(self, aside: Aside, table: str) -> None:
+        self._aside = aside
+        self._table = table
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *given, **named: self._aside.keep(f"{self._table}.{name}", given, named)
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {BYTES: base64.b64encode(value).decode()}
+    if isinstance(value, ResultRecord):
+        return {RESULT: {name: getattr(value, name) for name in ResultRecord.__slots__}}
+    if isinstance(value, Progress):
+        return {PROGRESS: value.as_json()}
+    return list(value)  # a set
+
+
+def _decoded(found: dict[str, Any]) -> Any:
+    if found.keys() == {BYTES}:
+        return base64.b64decode(found[BYTES])
+    if found.keys() == {RESULT}:
+        return ResultRecord(**found[RESULT])
+    return Progress(**found[PROGRESS]) if found.keys() == {PROGRESS} else found
+
+
+# Taking in.
+
+
+def take_in(store: TaskStore) -> None:
+    """Do what processes of earlier versions have kept aside, and forget those that have ended."""
+    for file in _files(store.directory):
+        try:
+            _take_in(store, file)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            problems.record_once(
+                store.directory,
+                f"what {file} has of running tasks cannot be taken in "
+                f"({type(error).__name__}: {error})",
+            )
+
+
+def _files(directory: StateDirectory) -> list[Path]:
+    with suppress(OSError):
+        return sorted(directory.aside.glob("*.jsonl"))
+    return []
+
+
+def _take_in(store: TaskStore, file: Path) -> None:
+    with open_own(file) as source:
+        owner = json.loads(source.readline())
+        session, process = owner["session"], ProcessIdentity(**owner["process"])
+        is_alive = process.may_be_alive  # asked before what it has written last is read
+        store.tasks.interrupt_pending(session, NOT_BEGUN, time.time())
+        begin = source.tell()
+        while _take_some(store, session, source, file.name, begin):
+            pass
+    if not is_alive:
+        file.unlink(missing_ok=True)
+        store.upkeep.forget(file.name)
+
+
+def _take_some(store: TaskStore, session: str, source: BinaryIO, name: str, begin: int) -> bool:
+    """Do what the next lines say, once for all processes. Returns whether there were any."""
+    with store.database.transaction():
+        at = max(begin, store.upkeep.reached(name))
+        source.seek(at)
+        lines = [line for line in source.readlines(AT_ONCE_BYTES) if line.endswith(b"\n")]
+        for line in lines:
+            _do(store, session, json.loads(line, object_hook=_decoded))
+        if lines:
+            store.upkeep.reach(name, at + sum(map(len, lines)))
+    return bool(lines)
+
+
+def _do(store: TaskStore, session: str, line: dict[str, Any]) -> None:
+    do = CALLS.get(line["call"])
+    if do is not None:
+        do(store, session, *line["given"], **line["named"])
+
+
+# What is kept. These names, and what is given with them, stay as they are.
+
+
+def _of(owners: str, table: str, method: str) -> Callable[..., None]:
+    """The call of a method for a row whose owner is of the session: no other is touched."""
+
+    def do(store: TaskStore, session: str, key: int, *given: Any, **named: Any) -> None:
+        if _is_own(store, session, owners, key):
+            getattr(getattr(store, table), method)(key, *given, **named)
+
+    return do
+
+
+def _is_own(store: TaskStore, session: str, table: str, key: int) -> bool:
+    row = store.database.row(f"SELECT session_id FROM {table} WHERE key = ?", (key,))
+    return row is not None and row[0] == session
+
+
+def _append(store: TaskStore, session: str, rows: list[list[Any]]) -> None:
+    store.outputs.append([tuple(row) for row in rows if _is_own(store, session, "tasks", row[0])])
+
+
+def _start(store: TaskStore, session: str, key: int, at: float) -> None:
+    if _is_own(store, session, "tasks", key) and not store.tasks.start(key, at):
+        store.tasks.take_back([key], at)
+
+
+def _end(store: TaskStore, session: str, key: int, state: str, *rest: Any) -> None:
+    if not _is_own(store, session, "tasks", key):
+        return
+    if not store.tasks.end(key, TaskState(state), *rest):
+        # It was taken for dead by mistake, and its owner knows better.
+        store.tasks.take_back([key], time.time())
+        store.tasks.end(key, TaskState(state), *rest)
+
+
+def _interrupt(store: TaskStore, session: str, owner: str, *rest: Any) -> None:
+    if owner == session:
+        store.tasks.interrupt_session(owner, *rest)
+
+
+def _end_session(store: TaskStore, session: str, owner: str, *rest: Any) -> None:
+    if owner == session:
+        store.sessions.end(owner, *rest)
+
+
+CALLS: dict[str, Callable[..., None]] = {
+    "outputs.append": _append,
+    "results.save": _of("tasks", "results", "save"),
+    "tasks.start": _start,
+    "tasks.end": _end,
+    "tasks.progress": _of("tasks", "tasks", "progress"),
+    "tasks.dropped": _of("tasks", "tasks", "dropped"),
+    "tasks.save_post_mortem": _of("tasks", "tasks", "save_post_mortem"),
+    "tasks.interrupt_session": _interrupt,
+    "processes.started": _of("tasks", "processes", "started"),
+    "processes.used": _of("tasks", "processes", "used"),
+    "processes.interrupt": _of("supervisors", "processes", "interrupt"),
+    "supervisors.end": _of("supervisors", "supervisors", "end"),
+    "sessions.end": _end_session,
+}
