@@ -37,7 +37,9 @@ class Archives:
         if known is not None:
             known.close()  # somebody has removed or replaced the file
         # Durable at once: what is taken out of the store must be here even when power is lost.
-        archive = TaskStore(self._store.directory.archive(month), synchronous="full").open()
+        archive = TaskStore(self._store.directory.archive(month), synchronous="full")
+        archive.database.is_on_demand = True
+        archive.open()
         if archive.notice:
             print(legible(archive.notice), file=sys.stderr)
         self._opened[month], self._identities[month] = archive, _identity(archive)

@@ -363,3 +363,44 @@ def test_what_is_typed_wrong_is_one_line(
     assert ended.returncode == 1
     assert said in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+VERBS_WITH_FEW_DESCRIPTORS = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+from ipytaskpersist.__main__ import main
+for line in sys.argv[1:]:
+    sys.argv[1:] = line.split()
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, line
+"""
+
+
+def test_the_archives_of_many_years_need_few_descriptors(
+    store: TaskStore, archives: Archives, state_dir: Path, tmp_path: Path
+) -> None:
+    session = begin_session(store)
+    archives.archive(add_tasks(store, session, 2, age_days=70, name="old"))
+    (month,) = store.directory.months()
+    archives.close()
+    content = store.directory.archive(month).store.read_bytes()
+    for number in range(72):
+        other = store.directory.archive(f"{2010 + number // 12}-{number % 12 + 1:02}").store
+        other.write_bytes(content)
+        other.chmod(0o600)
+    lines = [
+        "search old --archived",
+        "list --all --archived",
+        "stats",
+        "sessions --all",
+        "show old",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-c", VERBS_WITH_FEW_DESCRIPTORS, *lines],
+        env=environment(state_dir, {"IPYTASKPERSIST_NOTEBOOK": NOTEBOOK}),
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("archived") >= 2

@@ -136,21 +136,28 @@ class ThreadRunner:
         if task.is_forked:
             forked.end(outcome.exit_code)
         ended = time.time()
-        FOREGROUND.end_task(task)
-        task.children.close()
+        self._calmly(lambda: FOREGROUND.end_task(task))
+        self._calmly(task.children.close)
         # What they held is summed up in the post-mortem. It may be most of the memory.
-        frames.let_go(outcome.error)
-        frames.let_go(task.error)
-        outcome, result = self._keep(task, outcome)
-        self._contexts.keep(foreground, task.context)
-        figures.leave(task)
-        self.settings.keep(settings)
-        self._outcomes[key] = outcome
+        self._calmly(lambda: frames.let_go(outcome.error))
+        self._calmly(lambda: frames.let_go(task.error))
+        ended_as, result = self._keep(task, outcome)
+        self._calmly(lambda: self._contexts.keep(foreground, task.context))
+        self._calmly(lambda: figures.leave(task))
+        self._calmly(lambda: self.settings.keep(settings))
+        self._outcomes[key] = ended_as
         self._release(worker, task)
-        self._record_end(task, outcome, result, ended)
+        self._record_end(task, ended_as, result, ended)
         on_end()
         if task.cancelled:
             task.children.terminate_left()
+
+    def _calmly(self, step: Callable[[], object]) -> None:
+        """Do what belongs to a task's end, which is recorded whatever this raises."""
+        try:
+            step()
+        except BaseException as error:
+            self._recorder.say(f"a task that ended has not left all that it had: {describe(error)}")
 
     def _release(self, worker: Worker, task: ActiveTask) -> None:
         """Give the thread to the next task.

@@ -75,6 +75,8 @@ IN_FLIGHT_S = 5.0
 """How long the transactions of other threads may take to end, when the file was replaced."""
 DAMAGE = ("UTF-8", "no such column", "has no column", "no such index", "malformed")
 """What SQLite says in an error of operation where the file is not as it was written."""
+FEW = 8
+"""How many files a thread has open at once of those that are opened on demand."""
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _has_inherited = False
 """Whether this process was forked from one that had connections."""
@@ -112,6 +114,9 @@ class Database:
         self.synchronous = synchronous
         """``normal`` or ``full``: whether a commit survives a loss of power."""
         self.read_only = False
+        self.is_on_demand = False
+        """Whether it may be closed while others are used: there can be one for each month, and a
+        file that is open takes up to three descriptors."""
         self.integrity_error: type[Exception] = sqlite3.IntegrityError
         self.on_replaced: Callable[[], None] | None = None
         """Called when the open file, or its log, has not its name any more, before it is used.
@@ -217,6 +222,8 @@ class Database:
         if self._beside is None:
             # At once: later it could be another one already.
             self._beside = self._find_beside()
+        if self.is_on_demand:
+            _on_demand.use(self)
         return known
 
     def _shall_look(self, known: Any) -> bool:
@@ -239,6 +246,11 @@ class Database:
     @property
     def _own_patience_ms(self) -> int:
         return self._patience_ms.get(threading.get_ident(), BUSY_TIMEOUT_MS)
+
+    @property
+    def is_in_own_transaction(self) -> bool:
+        """Whether the calling thread is within a transaction."""
+        return threading.get_ident() in self._in_transaction
 
     def _own(self) -> Any:
         """The calling thread's connection; None where it has none yet."""
@@ -623,6 +635,25 @@ if hasattr(os, "register_at_fork"):
 
 
 SQLITE_VERSION: str = sqlite3.sqlite_version
+
+
+class _OnDemand(threading.local):
+    """The files that the calling thread has open on demand, the one used last at the end."""
+
+    def __init__(self) -> None:
+        self._open: dict[Database, None] = {}
+
+    def use(self, database: Database) -> None:
+        """Note that a file is used, and close those that were not used for longest."""
+        self._open.pop(database, None)
+        self._open[database] = None
+        for other in list(self._open)[:-FEW]:
+            if not other.is_in_own_transaction:
+                del self._open[other]
+                other.close_own()
+
+
+_on_demand = _OnDemand()
 
 
 def _may_be_using_it(thread: threading.Thread | None) -> bool:

@@ -125,6 +125,7 @@ class SearchIndex:
         file = directory.search_index.relative_to(directory.root)
         self._directory = StateDirectory(directory.root, str(file))
         self._database = Database(self._directory)
+        self._database.is_on_demand = True
         self._is_open = False
 
     def close(self) -> None:
