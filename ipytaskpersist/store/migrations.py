@@ -492,4 +492,5 @@ def migrate(connection: Any) -> None:
         migrations(name=function.__name__)(function)
     migrations.apply(Database(connection, execute_plugins=False, recursive_triggers=False))
     connection.execute(f"PRAGMA user_version = {len(STEPS)}")
-    connection.execute(f"PRAGMA application_id = {declaration()}")
+    declared = declaration()
+    connection.execute(f"PRAGMA application_id = {declared}")

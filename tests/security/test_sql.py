@@ -16,7 +16,7 @@ from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
 PACKAGE = Path(store.__file__).parent
-CALLS = {"execute", "executemany", "executescript", "rows", "row"}
+CALLS = {"execute", "executemany", "executescript", "rows", "row", "write"}
 
 REVIEWED = {
     # The names of columns, from the table itself or from the keys of a dict in the code.
@@ -26,13 +26,13 @@ REVIEWED = {
     # Conditions that are chosen here, with a question mark for each value.
     "condition", "order",
     # The name of a table or schema, from a tuple in the code.
-    "table", "schema", "key",
+    "table", "key",
     # Queries that stand in the code.
     "needed", "ids", "query", "stream", "kinds", "task_key", "here", "there", "alive", "insert",
-    "statement", "trigger", "verb", "remove",
+    "statement", "verb", "remove",
     "conditions", "theirs", "place", "changes", "known",
     # Numbers that SQLite has given, where it takes no parameter.
-    "times", "version", "wait_ms",
+    "times", "version", "declared", "wait_ms",
     # Settings of SQLite that only the code, or an enumeration, gives.
     "synchronous", "durability", "mode",
     # What the methods of `Database` are given, by those who are looked at here.
@@ -50,7 +50,7 @@ def statements(tree: ast.Module) -> Iterator[ast.expr]:
     """What is given to SQLite: first arguments of its calls, and texts that look like SQL."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr in CALLS and node.args:
+            if node.func.attr in CALLS and node.args and ast.unparse(node.func.value) != "os":
                 yield node.args[0]
         elif isinstance(node, ast.JoinedStr) and looks_like_sql(node):
             yield node
