@@ -36,6 +36,8 @@ VARIABLES = {
     "process that has it belongs to the task, and ends when the task is cancelled.",
     "IPYTASKPERSIST_CHANNEL": "Set by a supervisor for the interpreter of a Python task, which "
     "removes it before the cell runs. Not meant for anybody else.",
+    "IPYTASKPERSIST_INSPECT": "The value of `PYTHONINSPECT`, set by a supervisor for the "
+    "interpreter of a Python task, which gives it its own name back before the cell runs.",
 }
 """Every environment variable of this project, and what it means."""
 

@@ -16,7 +16,7 @@ from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.store import Selection, TaskStore
 
 PACKAGE = Path(store.__file__).parent
-CALLS = {"execute", "executemany", "executescript", "rows", "row"}
+CALLS = {"execute", "executemany", "executescript", "rows", "row", "write"}
 
 REVIEWED = {
     # The names of columns, from the table itself or from the keys of a dict in the code.
@@ -32,7 +32,7 @@ REVIEWED = {
     "statement", "verb", "remove",
     "conditions", "theirs", "place", "changes", "known",
     # Numbers that SQLite has given, where it takes no parameter.
-    "times", "version", "wait_ms", "declared",
+    "times", "version", "declared", "wait_ms",
     # Settings of SQLite that only the code, or an enumeration, gives.
     "synchronous", "durability", "mode",
     # What the methods of `Database` are given, by those who are looked at here.
@@ -50,15 +50,10 @@ def statements(tree: ast.Module) -> Iterator[ast.expr]:
     """What is given to SQLite: first arguments of its calls, and texts that look like SQL."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.args and (node.func.attr in CALLS or is_write(node.func)):
+            if node.func.attr in CALLS and node.args and ast.unparse(node.func.value) != "os":
                 yield node.args[0]
         elif isinstance(node, ast.JoinedStr) and looks_like_sql(node):
             yield node
-
-
-def is_write(called: ast.Attribute) -> bool:
-    """Whether this is `Database.write`, and not that of a file."""
-    return called.attr == "write" and "database" in ast.unparse(called.value)
 
 
 def looks_like_sql(node: ast.JoinedStr) -> bool:
