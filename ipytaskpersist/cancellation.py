@@ -6,7 +6,6 @@ and once more where it was lost, until the cell has left.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import sys
@@ -17,10 +16,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import safepoints
 from ipytaskpersist.errors import TaskCancelled
+
+if TYPE_CHECKING:
+    import asyncio
 
 AGAIN_S = 1.0
 """After how long a task may be asked again: two requests in short order are one."""
@@ -32,7 +34,6 @@ SHORT_PATIENCE_S, LONG_PATIENCE_S = 1.0, 10.0
 """How long a cancellation waits for delicate code to end, and for the import of a module."""
 STEP_S = 0.1
 """For how long a cell's thread waits, before it looks whether it was cancelled."""
-CAUGHT = (TaskCancelled, asyncio.CancelledError)
 
 
 class Cancellation:
@@ -224,7 +225,7 @@ class Cancellation:
 
     def _raise(self) -> None:
         loop, is_stuck = self.loop, self._waited() > SHORT_PATIENCE_S
-        if loop is not None and not is_stuck and asyncio.current_task(loop) is None:
+        if loop is not None and not is_stuck and not _is_computing(loop):
             self._cancel_coroutines(loop)
         else:
             self._raise_in_thread()
@@ -274,12 +275,12 @@ class Cancellation:
 
         Of coroutines that wait this is not known: they are cancelled once for each request.
         """
-        if self.loop is not None and asyncio.current_task(self.loop) is None:
+        if self.loop is not None and not _is_computing(self.loop):
             return False
         since_raised = time.monotonic() - self._raised_at
         if since_raised < (REPEAT_S if self._waited() < PERSIST_S else 0):
             return False
-        return not safepoints.is_handling(self._thread_id, CAUGHT)
+        return not safepoints.is_handling(self._thread_id, raised())
 
     def _waited(self) -> float:
         return time.monotonic() - self._asked_at
@@ -297,6 +298,7 @@ class Cancellation:
         """
         if self._is_scheduled:
             return
+        import asyncio
 
         def cancel_all() -> None:
             self._is_scheduled = False
@@ -316,6 +318,19 @@ class Cancellation:
     def after_fork(self) -> None:
         """In a forked child: let go of what another thread of the parent may have held."""
         self._lock = threading.Lock()
+
+
+def raised() -> tuple[type[BaseException], ...]:
+    """What a cancellation raises: something else where a coroutine awaits."""
+    asyncio = sys.modules.get("asyncio")
+    return (TaskCancelled,) if asyncio is None else (TaskCancelled, asyncio.CancelledError)
+
+
+def _is_computing(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether an event loop runs a coroutine just now, and does not wait."""
+    import asyncio
+
+    return asyncio.current_task(loop) is not None
 
 
 def _be_hit() -> None:

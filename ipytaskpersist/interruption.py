@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from ipytaskpersist.active import active_task
-from ipytaskpersist.cancellation import CAUGHT
+from ipytaskpersist.cancellation import raised
 
 
 class Holder(Protocol):
@@ -56,7 +56,7 @@ def is_from_outside(error: BaseException) -> bool:
     """
     task = active_task.get()
     if task is not None:
-        return task.cancelled and issubclass(type(error), CAUGHT)
+        return task.cancelled and issubclass(type(error), raised())
     is_main = threading.get_ident() == threading.main_thread().ident
     return is_main and issubclass(type(error), KeyboardInterrupt)
 

@@ -37,6 +37,7 @@ from ipytaskpersist.pickling import (
     Unpicklable,
     Unpickler,
     are_together,
+    be_ready,
     dump,
     load,
     pickler,
@@ -135,6 +136,10 @@ class Payloads:
             )
             for name, size in sizes.items()
         }
+
+    def be_ready(self) -> None:
+        """Import what the first value needs: at the end of a task the package may be gone."""
+        be_ready()
 
     def prepare(self, values: Iterable[Any], namespace: Namespace = None) -> Prepared:
         """Pickle values, one after the other, into a file that belongs to no task yet.

@@ -34,6 +34,11 @@ class Writer(Protocol):
         """Write. Raises `StoreError` where the disk takes no more."""
 
 
+def be_ready() -> None:
+    """Import what the first value needs that is pickled: at a task's end it might be gone."""
+    import cloudpickle  # noqa: F401
+
+
 def pickler(file: Writer, namespace: Namespace) -> Any:
     """What pickles values one after the other. What they share is there once.
 

@@ -1161,7 +1161,7 @@ def test_a_state_directory_that_cannot_be_made_is_one_line(
     launched = notebook.type("%%background\n1")
     assert launched.failed
     assert launched.stderr == (
-        f"UsageError: cannot make the state directory {broken} (Not a directory); "
+        f"UsageError: cannot make the state directory {broken}: Not a directory; "
         "set IPYTASKPERSIST_DIR to a folder that you can write\n"
     )
     listed = notebook.type("%bg_list --json")

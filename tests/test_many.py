@@ -184,7 +184,7 @@ def own_threads():
         if process.info["uids"] and process.info["uids"].real == os.getuid()
     )
 
-gate = Path(os.environ["IPYTASKPERSIST_DIR"]) / "gate"
+gate = Path(os.environ["IPYTASKPERSIST_DIR"]).with_name("gate")
 os.mkfifo(gate)
 _soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
 resource.setrlimit(resource.RLIMIT_NPROC, (own_threads() + 12, hard))

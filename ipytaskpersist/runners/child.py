@@ -23,7 +23,6 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any, NoReturn
 
-import cloudpickle  # noqa: F401 - what keeps values imports it at its first one
 from ipykernel.compiler import XCachingCompiler
 from ipykernel.zmqshell import ZMQInteractiveShell
 
@@ -111,6 +110,7 @@ class Child:
         task = self._task()
         patches = install(shell, task)
         cell.be_ready_for_errors()
+        self._payloads.be_ready()
         sys.path[:] = setting.path
         given_settings = getattr(setting, "libraries", {})
         # In the cell's context: some libraries keep their settings there.

@@ -10,8 +10,6 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-import cloudpickle  # noqa: F401 - what keeps values imports it at its first one
-
 from ipytaskpersist import figures, forked, frames
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.cell import (
@@ -128,6 +126,7 @@ class ThreadRunner:
         # The cell that launched it replies first: two threads at once would delay each other.
         sleep(LET_REPLY_S)
         be_ready_for_errors()
+        self._payloads.be_ready()
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: revival.start(store, key, started))
         self.settings.begin(settings)

@@ -108,7 +108,9 @@ class Importer:
             self._is_gathering = False
 
     def _detach(self) -> None:
-        if any(row[1] == "gathered" for row in self._database.rows("PRAGMA database_list")):
+        # Not the list itself, in which there are names of files that may not be UTF-8.
+        attached = "SELECT 1 FROM pragma_database_list WHERE name = 'gathered'"
+        if self._database.row(attached):
             self._database.execute("DETACH gathered")
 
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:

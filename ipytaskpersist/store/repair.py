@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist.errors import StoreError, StoreUnwritable
 from ipytaskpersist.paths import StateDirectory, make_durable
 from ipytaskpersist.records import OutputKind, TaskState
 from ipytaskpersist.store.database import sqlite3
@@ -166,8 +166,12 @@ def replace(
     source = _whole_name(directory)
     backup = newest_whole_backup(directory)
     saved = Saved(has_lost_log=has_lost_log(directory))
-    with suppress(StoreError, OSError, *UNREADABLE):
+    try:
         salvage(source, fresh, saved)
+    except StoreUnwritable:
+        raise  # what could be read has no room: the damaged one stays, and is tried again
+    except (StoreError, OSError, *UNREADABLE):
+        pass
     restored = 0
     if backup is not None and not saved.is_complete:
         # What a store does not have whose tasks could all be read was deleted, and stays so.
