@@ -109,8 +109,7 @@ class Importer:
 
     def _detach(self) -> None:
         # Not the list itself, in which there are names of files that may not be UTF-8.
-        attached = "SELECT 1 FROM pragma_database_list WHERE name = 'gathered'"
-        if self._database.row(attached):
+        if self._database.row("SELECT 1 FROM pragma_database_list WHERE name = 'gathered'"):
             self._database.execute("DETACH gathered")
 
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:

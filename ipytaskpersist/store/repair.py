@@ -177,6 +177,12 @@ def replace(
         # What a store does not have whose tasks could all be read was deleted, and stays so.
         restored = fill_in(fresh, backup, "tasks" in saved.unread or saved.has_lost_log)
     fresh.close()
+    if Path(f"{fresh.database.path}-wal").exists():
+        # SQLite could not copy the log into the file, whose rows are in the log alone then.
+        raise StoreUnwritable(
+            f"what was saved of the damaged store cannot be written to {fresh.database.path}; the "
+            "next command tries again, %bg_doctor says what to change"
+        )
     make_durable(fresh.database.path)
     aside = _exchange(directory, source, fresh.database.path)
     return _in_words(aside, saved, backup, restored)
