@@ -133,3 +133,50 @@ def test_a_repair_that_was_killed_is_begun_again_with_the_same_file(
     assert not directory.damage_mark.exists()
     assert_works(store)
     store.close()
+
+
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from ipytaskpersist.errors import StoreUnwritable
+from ipytaskpersist.paths import StateDirectory
+from ipytaskpersist.store import Selection, TaskStore, repair
+
+moment, root = sys.argv[1], Path(sys.argv[2])
+_soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+salvage = repair.salvage
+
+def limited(*arguments):
+    if moment == "before":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    salvage(*arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+
+repair.salvage = limited
+for attempt in range(2):
+    try:
+        TaskStore(StateDirectory(root)).open()
+    except StoreUnwritable as error:
+        print("refused", error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+print(*(each.name for each in root.iterdir() if ".part" in each.name or "damaged-" in each.name))
+repair.salvage = salvage
+store = TaskStore(StateDirectory(root)).open()
+print(store.tasks.count(Selection()), store.notice)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no limit on the size of files")
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_repair_without_room_leaves_the_damaged_store_and_no_other_file(
+    directory: StateDirectory, moment: str
+) -> None:
+    """Whether what is saved cannot be written, or its log not be copied into the file."""
+    damage(directory, lambda data: data[:36] + (1000).to_bytes(4, "big") + data[40:])
+    directory.damage_mark.touch()
+    ended = run_python(NO_ROOM, directory.root, moment, str(directory.root))
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    *refused, left, repaired = ended.stdout.splitlines()
+    assert [line.split()[0] for line in refused] == ["refused", "refused"]
+    assert left == ""
+    assert repaired.startswith(f"{TASKS} the store was damaged")

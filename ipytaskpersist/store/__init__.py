@@ -275,8 +275,13 @@ class TaskStore:
                 repair.has_lost_log(self.directory)
                 or not (self._may_be_whole() and repair.is_whole(self.database.path))
             ):
-                with closing(self._beside()) as fresh:
-                    self.notice = repair.replace(self.directory, fresh, restoring.missing_from)
+                fresh = self._beside()
+                try:
+                    with closing(fresh):
+                        self.notice = repair.replace(self.directory, fresh, restoring.missing_from)
+                finally:
+                    for suffix in ("", "-wal", "-shm"):  # where it has not come into its place
+                        remove(Path(f"{fresh.database.path}{suffix}"))
                 problems.record(self.directory, self.notice)
             # Otherwise another process has just repaired it, or nothing is wrong after all.
             # Until here the mark keeps others from beginning a store of their own.

@@ -161,7 +161,8 @@ def replace(
 
     Returns what is to be said. `fresh` is an empty store in a file beside it, which is used up;
     `fill_in` adds what a backup has and it does not. A crash at any moment leaves either
-    store complete under the name, and the mark of the damage.
+    store complete under the name, and the mark of the damage. Raises `StoreUnwritable` where the
+    disk takes no more: the damaged store is in its place then.
     """
     source = _whole_name(directory)
     backup = newest_whole_backup(directory)
