@@ -52,7 +52,7 @@ def let_through() -> None:
 def is_from_outside(error: BaseException) -> bool:
     """Whether a stop button or a cancellation has raised it, and not the code that was called.
 
-    In the main thread nobody can tell a `KeyboardInterrupt` of that code from the stop button's.
+    In the main thread a `KeyboardInterrupt` of that code looks like the stop button's.
     """
     task = active_task.get()
     if task is not None:

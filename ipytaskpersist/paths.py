@@ -34,7 +34,7 @@ def typed_path(typed: str | os.PathLike[str]) -> Path:
     path = Path(typed)
     try:
         path = path.expanduser()
-    except (RuntimeError, ValueError):  # nobody has this name, or a null character is in it
+    except (RuntimeError, ValueError):  # no user has this name, or a null character is in it
         if path.parts[0] == "~":
             raise InvalidRequest(
                 f"{typed} is nowhere: {NO_HOME}; type a path that begins with /"
@@ -296,7 +296,7 @@ def why_not_closed(folder: Path) -> str:
     return (
         f"the folder {folder} is open to other users and {why}, so it is neither closed to them "
         f"nor used; set IPYTASKPERSIST_DIR to a folder of its own, such as "
-        f"{folder}/ipytaskpersist, or type 'chmod 700 {folder}' if nobody else uses it"
+        f"{folder}/ipytaskpersist, or type 'chmod 700 {folder}' if no other user needs it"
     )
 
 

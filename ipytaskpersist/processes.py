@@ -111,7 +111,7 @@ def is_from_before_boot(start: str) -> bool:
     False as well where that cannot be known. The time since the boot is one that no change of the
     clock can move; elsewhere than on Linux the clock decides.
     """
-    with suppress(ValueError):  # nobody has written that
+    with suppress(ValueError):  # the system does not write that
         if HAS_PROC:
             return float(start) > time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
         import psutil

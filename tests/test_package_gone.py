@@ -28,7 +28,7 @@ kept = [twice(21)]
 
 
 class Package:
-    """A copy of the package that nobody else uses, and that can be taken away."""
+    """A private copy of the package, which can be taken away."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What a process finds around itself, and nobody has promised: signals, /proc, a home, names."""
+"""What a process finds around itself, and cannot rely on: signals, /proc, a home, names."""
 
 from __future__ import annotations
 

@@ -578,7 +578,7 @@ class Database:
             raise self.damaged(str(error)) from error
 
     def damaged(self, why: str, *, has_lost_log: bool = False) -> StoreError:
-        """Leave a mark for whoever uses the store next, and return the error that says so.
+        """Leave a mark for the next user of the store, and return the error that says so.
 
         What a newer version wrote, and this one cannot read, is no damage.
         """
@@ -603,7 +603,7 @@ class Database:
             return False
 
     def leave_mark(self, *, has_lost_log: bool = False) -> None:
-        """Have whoever opens the store next wait for its repair, or do it. Raises `OSError`.
+        """Have the next process that opens the store repair it, or wait for that. Raises `OSError`.
 
         `has_lost_log` says that the store's file alone may look whole, and is not.
         """

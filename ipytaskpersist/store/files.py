@@ -35,7 +35,7 @@ def log_of(path: Path) -> Path:
 
 
 def was_log_cut(path: Path) -> bool:
-    """Whether a file's log has been cut while somebody was using it, who has gone on writing.
+    """Whether a file's log was cut while a process used it, which has gone on writing.
 
     What was written afterwards is where it would have been, and before it there are zeros. One that
     has ended with the cut cannot be told from a log that was made shorter with good reason.

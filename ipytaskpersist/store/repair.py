@@ -129,7 +129,7 @@ def _opened(path: Path, _cleanup: ExitStack | None = None) -> Any:
 def _opened_to_the_cut(path: Path, cleanup: ExitStack) -> Any:
     """A copy of a file with what its log has up to a cut. The index still speaks of what is gone.
 
-    To read the file drops this process's locks on it, which nobody needs any more.
+    To read the file drops this process's locks on it, which it needs no longer.
     """
     copy = Path(cleanup.enter_context(_folder_beside(path))) / "copy.db"
     shutil.copyfile(path, copy)

@@ -28,7 +28,7 @@ class Upkeep:
         return bool(cursor.rowcount)
 
     def reached(self, name: str) -> int:
-        """How far somebody has come with a file of this name; 0 where nobody has begun."""
+        """How much of a file of this name has been taken in; 0 where that has not begun."""
         row = self._database.row("SELECT at FROM upkeep WHERE name = ?", (f"{IN} {name}",))
         return 0 if row is None else int(row[0])
 
