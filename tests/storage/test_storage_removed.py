@@ -234,7 +234,7 @@ def test_a_store_that_is_moved_away_and_back_is_the_same_again(
 def test_a_log_that_was_cut_is_said_to_be_lost(
     kept: float, make_kernel: Callable[..., NotebookKernel], state_dir: Path, tmp_path: Path
 ) -> None:
-    """No message says that nothing is missing; what runs goes on, and no ended task says running."""
+    """No message says that nothing is missing; what runs goes on, and ended tasks have ended."""
     kernel = make_kernel(notebook=tmp_path / "a.ipynb")
     for number in range(3):
         kernel.run(f"%%background\nprint({number})")
