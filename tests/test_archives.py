@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from histories import (
     everything,
     kill_in_the_middle,
 )
-from kernels import NotebookKernel
+from kernels import NotebookKernel, until
+from locks import WRITING, held
 from programs import environment, run_command
 
 from ipytaskpersist import references
 from ipytaskpersist.archives import Archives
 from ipytaskpersist.errors import AlreadyRunAgain, TaskNotFound
 from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.store import Selection, TaskStore, database
 
 NOTEBOOK = "/home/ada/a.ipynb"
 
@@ -50,6 +52,23 @@ def test_archived_tasks_are_whole_and_come_back_whole(
     archives.unarchive(archived)
     assert everything(state_dir) == before
     assert store.statistics.count() == 8
+
+
+def test_unarchiving_waits_for_as_long_as_another_program_writes(
+    store: TaskStore, archives: Archives, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = add_tasks(store, begin_session(store), 3, age_days=40)
+    archives.archive(tasks)
+    before = everything(state_dir)
+    waits: list[None] = []
+    monkeypatch.setattr(database, "let_through", lambda: waits.append(None))
+    with ThreadPoolExecutor(1) as pool:
+        with held(state_dir, WRITING):
+            done = pool.submit(lambda: archives.unarchive(archives.select(Selection())))
+            until(lambda: len(waits) > 1 or done.done(), message="SQLite's own patience has ended")
+        done.result(timeout=30)
+    assert everything(state_dir) == before
+    assert store.statistics.count() == 3
 
 
 def test_the_beginning_of_an_id_must_not_mean_an_archived_task_as_well(

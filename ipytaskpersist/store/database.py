@@ -464,14 +464,34 @@ class Database:
                     raise
             let_through()
 
+    def _begin(self, connection: Any, begin: str, lock: str) -> None:
+        """Begin a transaction. While others write it waits, as one statement does.
+
+        Where `lock` is given, the transaction begins with it. It is begun anew as a whole then:
+        what it had read before it waited would be out of date, and nothing could be written.
+        """
+        until = time.monotonic() + self._own_patience_ms / 1000
+        while True:
+            try:
+                connection.execute(begin)
+                if lock:
+                    connection.execute(lock)
+                return
+            except sqlite3.OperationalError as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if "locked" not in str(error) or time.monotonic() >= until:
+                    raise
+            let_through()
+
     @contextmanager
-    def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[Any]:
+    def transaction(self, begin: str = "BEGIN IMMEDIATE", lock: str = "") -> Iterator[Any]:
         """A transaction, which holds the write lock from its start.
 
         A deferred one that reads before it writes fails at once when another writer came between,
-        whatever the busy timeout says. Between its start and its end nothing is raised from
-        outside: an exception there would leave everybody else without the lock. One within another
-        is a part of it.
+        whatever the busy timeout says. So its first statement is `lock`, which writes to what it
+        is to lock. Between its start and its end nothing is raised from outside: an exception
+        there would leave all other programs without the lock. One within another is a part of it.
         """
         connection, here = self.connection, threading.get_ident()
         if here in self._in_transaction:
@@ -480,7 +500,7 @@ class Database:
         with HeldBack(), self.errors():
             try:
                 self._in_transaction.add(here)
-                self._run(connection, begin)
+                self._begin(connection, begin, lock)
                 self._check_version(connection)
                 yield connection
                 connection.execute("COMMIT")

@@ -31,6 +31,8 @@ STEP_TASKS = 50
 SLICE_ROWS = 64
 SLICE_BYTES = 2 << 20
 """How much output is removed, and overwritten, at once, so that whoever prints need not wait."""
+LOCK = "DELETE FROM main.tasks WHERE FALSE"
+"""Locks a store's own file, and changes nothing."""
 PAUSE_S = 0.003
 """How long others may write between two steps."""
 
@@ -61,9 +63,8 @@ def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
         # The removal from the other file must not reach the disk before this.
         connection.execute("PRAGMA main.synchronous = FULL")
         try:
-            # Not IMMEDIATE, which would lock the origin as well; and since the first statement
-            # writes, nobody else can have come between reading and writing.
-            with target.transaction("BEGIN"):
+            # Not IMMEDIATE, which would lock the origin as well.
+            with target.transaction("BEGIN", LOCK):
                 copy_chosen(connection)
         finally:
             connection.execute(f"PRAGMA main.synchronous = {durability}")

@@ -29,7 +29,7 @@ REVIEWED = {
     "table", "key",
     # Queries that stand in the code.
     "needed", "ids", "query", "stream", "kinds", "task_key", "here", "there", "alive", "insert",
-    "statement", "verb", "remove",
+    "statement", "verb", "remove", "begin", "lock",
     "conditions", "theirs", "place", "changes", "known",
     # Numbers that SQLite has given, where it takes no parameter.
     "times", "version", "declared", "wait_ms",
