@@ -36,7 +36,7 @@ test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@$(PREPARE) test
 	@sh .ci/ipykernels
 	@sh .ci/chromium
-	@IPYTASKPERSIST_REQUIRE_BROWSER=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
+	@IPYTASKPERSIST_REQUIRE_BROWSER=1 IPYTASKPERSIST_EVERY_PAIR=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
 
 properties:  ## try each property of tests/properties with EXAMPLES examples
 	@$(PREPARE) test

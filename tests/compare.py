@@ -2,7 +2,8 @@
 
     python tests/compare.py NOTEBOOK …
 
-does it by hand and prints the differences. Tags of a cell say what is special about it:
+does it by hand and prints the differences. Several notebooks run one after the other in the same
+two kernels: what one of them leaves behind, it leaves in both. Tags of a cell say what is special:
 `foreground`, it runs in the foreground both times; `raises-exception`, it may fail;
 `known-difference`, the background is known to give something else, for the reason that its comment
 gives, and it is an error when it does not.
@@ -93,6 +94,7 @@ _OutStream._schedule_flush = _send_the_other
 class CodeCell:
     """A code cell of a notebook; `number` counts all cells from 1."""
 
+    notebook: str
     number: int
     source: str
     tags: frozenset[str] = frozenset()
@@ -110,21 +112,23 @@ class CellRun:
 RunCell = Callable[[NotebookKernel, CodeCell], CellRun]
 
 
-def compare(path: Path, folder: Path) -> list[str]:
+def compare(paths: Sequence[Path], folder: Path) -> list[str]:
     """Every difference between the foreground and the background, a readable text each.
 
     Both run in `folder`, emptied in between, so that every path that a cell can print is the same.
     """
-    background = run_notebook(path, folder, run_in_background, setup="%load_ext ipytaskpersist")
-    foreground = run_notebook(path, folder, run_in_foreground)
+    background = run_notebooks(paths, folder, run_in_background, setup="%load_ext ipytaskpersist")
+    foreground = run_notebooks(paths, folder, run_in_foreground)
     if problems := list(differences([foreground], background)):
-        in_order = run_notebook(path, folder, run_in_foreground, setup=_KEEP_ORDER)
+        in_order = run_notebooks(paths, folder, run_in_foreground, setup=_KEEP_ORDER)
         problems = list(differences([foreground, in_order], background))
     return problems
 
 
-def run_notebook(path: Path, folder: Path, run_cell: RunCell, setup: str = "") -> list[CellRun]:
-    """Run the code cells of a notebook one after the other in a new kernel."""
+def run_notebooks(
+    paths: Sequence[Path], folder: Path, run_cell: RunCell, setup: str = ""
+) -> list[CellRun]:
+    """Run the code cells of notebooks one after the other in a new kernel."""
     shutil.rmtree(folder, ignore_errors=True)
     state_dir = folder / "state"
     try:
@@ -132,6 +136,7 @@ def run_notebook(path: Path, folder: Path, run_cell: RunCell, setup: str = "") -
             kernel.run(setup)
             return [
                 (run_in_foreground if "foreground" in cell.tags else run_cell)(kernel, cell)
+                for path in paths
                 for cell in code_cells(path)
             ]
     finally:
@@ -139,9 +144,12 @@ def run_notebook(path: Path, folder: Path, run_cell: RunCell, setup: str = "") -
 
 
 def code_cells(path: Path) -> Iterator[CodeCell]:
+    """The code cells of a notebook. The first finds no names of notebooks that ran before."""
+    yield CodeCell(path.stem, 0, "%reset -f", frozenset({"foreground"}))
     for number, cell in enumerate(nbformat.read(path, as_version=4).cells, start=1):
         if cell.cell_type == "code":
-            yield CodeCell(number, cell.source, frozenset(cell.metadata.get("tags", [])))
+            tags = frozenset(cell.metadata.get("tags", []))
+            yield CodeCell(path.stem, number, cell.source, tags)
 
 
 def run_in_foreground(kernel: NotebookKernel, cell: CodeCell) -> CellRun:
@@ -186,7 +194,7 @@ def differences(
     """What agrees with none of the reference runs, and what no notebook may hold."""
     for position, run in enumerate(actual):
         expected = [described(reference[position].readings["the cell"]) for reference in references]
-        heading = f"cell {run.cell.number}\n{_indented(run.cell.source)}\n"
+        heading = f"{run.cell.notebook}, cell {run.cell.number}\n{_indented(run.cell.source)}\n"
         found = list(_differences(expected, run))
         if "known-difference" in run.cell.tags:
             found = [] if found else ["tagged as a known difference, but all is the same"]
@@ -293,13 +301,10 @@ def _indented(source: str) -> str:
 
 
 def main(paths: Sequence[str]) -> int:
-    found = 0
-    for path in paths:
-        with tempfile.TemporaryDirectory(prefix="compare-", ignore_cleanup_errors=True) as folder:
-            problems = compare(Path(path), Path(folder).resolve() / "kernel")
-        found += len(problems)
-        print(f"{path}: {len(problems)} differences", *problems, sep="\n\n")
-    return 1 if found else 0
+    with tempfile.TemporaryDirectory(prefix="compare-", ignore_cleanup_errors=True) as folder:
+        problems = compare([Path(path) for path in paths], Path(folder).resolve() / "kernel")
+    print(f"{len(problems)} differences", *problems, sep="\n\n")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

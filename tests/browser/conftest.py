@@ -34,6 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(WAIT_FOR_A_PLACE_S + 180))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test in each application, and by a line of ipykernel if it is for any of them."""
+    if "ipykernel" in metafunc.fixturenames:
+        metafunc.parametrize(("application", "ipykernel"), needs.pairs())
+    elif "application" in metafunc.fixturenames:
+        metafunc.parametrize("application", needs.APPLICATIONS)
+
+
 # For the tests of this folder, not for the whole run: a browser driven from here leaves a running
 # event loop in the thread, in which no other test could have one of its own.
 @pytest.fixture(scope="package")
@@ -59,18 +67,6 @@ def server(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A Jupyter server that serves JupyterLab and Notebook 7."""
     with JupyterServer(tmp_path_factory.mktemp("jupyter")) as server:
         yield server
-
-
-@pytest.fixture(params=["lab", "notebook"])
-def application(request: pytest.FixtureRequest) -> str:
-    """JupyterLab, then Notebook 7."""
-    return str(request.param)
-
-
-@pytest.fixture(params=needs.IPYKERNELS)
-def ipykernel(request: pytest.FixtureRequest) -> str:
-    """Each line of ipykernel."""
-    return str(request.param)
 
 
 @pytest.fixture
@@ -134,5 +130,5 @@ def make_notebook(
 def notebook(
     make_notebook: Callable[..., NotebookPage], application: str, ipykernel: str
 ) -> NotebookPage:
-    """A notebook on the page, with the extension loaded: in each application, by each ipykernel."""
+    """A notebook on the page, with the extension loaded."""
     return make_notebook(application, ipykernel).load_extension()

@@ -7,6 +7,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("jupyterlab", "notebook", "playwright")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-IPYKERNELS = ("6.29", "7.4")
+APPLICATIONS = ("lab", "notebook")
+IPYKERNELS = ("7.4", "6.29")
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Each application and each line of ipykernel once; every pair of them if that is asked for."""
+    if os.environ.get("IPYTASKPERSIST_EVERY_PAIR"):
+        return list(product(APPLICATIONS, IPYKERNELS))
+    return list(zip(APPLICATIONS, IPYKERNELS, strict=True))
 
 
 def chromium() -> str:

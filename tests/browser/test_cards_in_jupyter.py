@@ -7,13 +7,6 @@ from collections.abc import Callable
 
 from browser.page import NotebookPage
 
-SHELL = "%%background --shell count\nfor i in 1 2 3 4 5; do echo step $i; sleep 0.3; done"
-THREAD = """%%background think
-import time
-for step in range(5):
-    print("thought", step)
-    time.sleep(0.3)
-"""
 SHELL_UNTIL_TOLD = """%%background --shell --timeout 150 patient
 echo began
 until [ -e go ]; do sleep 0.05; done
@@ -36,14 +29,15 @@ for task in reversed(ipytaskpersist.tasks()):
 
 
 def test_a_card_goes_from_running_to_completed_by_itself(notebook: NotebookPage) -> None:
-    shell, thread = notebook.run_cell(SHELL), notebook.run_cell(THREAD)
-    for cell, name in ((shell, "count"), (thread, "think")):
+    shell, thread = notebook.run_cell(SHELL_UNTIL_TOLD), notebook.run_cell(THREAD_UNTIL_TOLD)
+    for cell, name in ((shell, "patient"), (thread, "hopeful")):
         cell.wait_output("running")
         assert name in cell.text
-    for cell, last_line in ((shell, "step 5"), (thread, "thought 4")):
+    notebook.run_cell(TELL)
+    for cell in (shell, thread):
         cell.wait_output("completed")
         assert "running" not in cell.text
-        assert last_line in cell.text
+        assert "ended" in cell.text
 
 
 def test_a_task_runs_on_when_the_page_is_reloaded_and_its_old_card_says_of_when_it_is(
