@@ -78,16 +78,18 @@ _REDRAWN = re.compile(r"(?:\r[^\r\n]*\[…[^\r\n]*)+(?=\r[^\r\n]*\[…)")
 
 # ipykernel buffers stdout and stderr apart, so that a plain run shows them in an order of its own.
 # With this, a stream is sent before the other one is written to: the order is that of the cell.
-_KEEP_ORDER = """
-import sys as _sys
-from ipykernel.iostream import OutStream as _OutStream
-def _send_the_other(stream, _schedule=_OutStream._schedule_flush):
-    other = _sys.stderr if stream is _sys.stdout else _sys.stdout
+# Its names are nowhere in the notebook, from which they would be removed.
+_KEEP_ORDER = """exec('''
+import sys
+from ipykernel.iostream import OutStream
+schedule = OutStream._schedule_flush
+def send_the_other(stream):
+    other = sys.stderr if stream is sys.stdout else sys.stdout
     if getattr(other, "_buffers", None):
         other.flush()
-    _schedule(stream)
-_OutStream._schedule_flush = _send_the_other
-"""
+    schedule(stream)
+OutStream._schedule_flush = send_the_other
+''', {})"""
 
 
 @dataclass(frozen=True)
