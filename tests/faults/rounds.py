@@ -271,16 +271,19 @@ class Round:
 
     def _can_write(self) -> None:
         """Whether another process gets the lock of the store: the actors are still there."""
-        with closing(TaskStore(StateDirectory(self.world.state_dir)).open()) as store:
-            with store.database.transaction():
-                pass
+        store = TaskStore(StateDirectory(self.world.state_dir)).open()
+        with closing(store), store.database.transaction():
+            self.tell("the store can be written")
 
     def _are_untouched(self, launcher: Job, others: Sequence[Job]) -> None:
         states = {seen.name: seen.state for seen in self.ledger.read().values()}
         self.tell(f"{launcher.name} is {states[launcher.name].value}")
         assert states[launcher.name] in (TaskState.CANCELLED, TaskState.COMPLETED), states
-        touched = {job.name: states[job.name].value for job in others
-                   if states.get(job.name, TaskState.COMPLETED) is not TaskState.COMPLETED}  # fmt: skip
+        touched = {
+            job.name: states[job.name].value
+            for job in others
+            if states.get(job.name, TaskState.COMPLETED) is not TaskState.COMPLETED
+        }
         assert not touched, f"the cancellation of {launcher.name} has ended {touched}"
 
     def _wait_for_the_ended(self, actor: Actor) -> None:
