@@ -25,6 +25,7 @@ from ipytaskpersist.paths import OTHER_FOLDER, StateDirectory, is_open, is_own, 
 from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskState
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import SQLITE_VERSION, Selection
+from ipytaskpersist.store.aside import kept_elsewhere
 from ipytaskpersist.store.examination import ExaminedStore
 from ipytaskpersist.store.filesystems import against_wal, journal_mode_for, mount_of
 from ipytaskpersist.store.repair import SUFFIXES, backups
@@ -624,6 +625,15 @@ def _sessions(examined: Examined) -> Iterator[Finding]:
         yield _ok("every one that has not ended is alive")
 
 
+def _kept_aside(examined: Examined) -> Iterator[Finding]:
+    for file, process in kept_elsewhere(examined.store):
+        yield _ok(
+            f"{file} is what process {process.pid} of {process.host} keeps since a newer version "
+            "took over the store: the next command takes in what is new, and one that runs there "
+            "removes it when the process has ended; delete it when that host or container is gone"
+        )
+
+
 def _out_of_sight(examined: Examined) -> list[SessionRecord]:
     """The sessions with running tasks of which one look cannot say whether they are alive."""
     store = examined.store
@@ -703,7 +713,9 @@ CHECKS: list[Check] = [
 ]
 """What can be looked at whatever the store is like."""
 
-CONTENT_CHECKS: list[Check] = [_content, _journal, _lock, _sessions, _supervisors]
+CONTENT_CHECKS: list[Check] = [
+    *(_content, _journal, _lock, _sessions, _supervisors, _kept_aside),
+]
 """What needs a store that this version can read."""
 
 

@@ -139,6 +139,25 @@ class ProcessIdentity:
             return self.boot_id == boot_id() and self.namespace == pid_namespace()
         return self.host == host_name() and self.namespace in (None, pid_namespace())
 
+    def is_of_earlier_boot(self, *, shared: bool) -> bool:
+        """Whether this machine was booted anew since.
+
+        `shared` says that other hosts use the store too: one of them may have the same name.
+        """
+        if self.host != host_name() or not self.is_of_other_boot:
+            return False
+        return self.namespace is None or not shared
+
+    def is_out_of_sight(self, *, shared: bool) -> bool:
+        """Whether this process cannot tell by its pid whether it is alive."""
+        return not self.is_of_earlier_boot(shared=shared) and not (self.is_local and self.start)
+
+    def has_ended(self, *, shared: bool) -> bool:
+        """Whether it has certainly ended. One that is out of sight never has."""
+        if self.is_out_of_sight(shared=shared):
+            return False
+        return self.is_of_earlier_boot(shared=shared) or not self.may_be_alive
+
     @property
     def is_alive(self) -> bool:
         """Whether the very process runs now. Only for a local one. Raises `OSError`, as above."""

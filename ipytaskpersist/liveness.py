@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ipytaskpersist import processes
-from ipytaskpersist.identity import ProcessIdentity, host_name
+from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.records import SILENT, SessionRecord, SupervisorRecord, TaskRecord
 from ipytaskpersist.store import TaskStore
 
@@ -126,17 +126,8 @@ def find_dead_supervisors(
 
 def is_out_of_sight(store: TaskStore, owner: SessionRecord | SupervisorRecord) -> bool:
     """Whether this process cannot tell by its pid whether the owner is alive."""
-    process = ProcessIdentity.recorded(owner)
-    if _is_of_earlier_boot(store, process):
-        return False
-    return not process.is_local or not process.start
-
-
-def _is_of_earlier_boot(store: TaskStore, process: ProcessIdentity) -> bool:
-    """Whether the machine was booted anew since. Another may have the same name, elsewhere."""
-    if process.host != host_name() or not process.is_of_other_boot:
-        return False
-    return process.namespace is None or not store.database.is_shared_by_hosts
+    shared = store.database.is_shared_by_hosts
+    return ProcessIdentity.recorded(owner).is_out_of_sight(shared=shared)
 
 
 def _seen(
@@ -144,7 +135,7 @@ def _seen(
 ) -> Death[Owner] | None:
     """Its death, where this process can see it: it is certain."""
     process = ProcessIdentity.recorded(owner)
-    if _is_of_earlier_boot(store, process):
+    if process.is_of_earlier_boot(shared=store.database.is_shared_by_hosts):
         return Death(owner, "machine rebooted", is_proven=True)
     if is_out_of_sight(store, owner):
         return None

@@ -17,6 +17,8 @@ reader that does not know them passes over them.
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict, deque
+from itertools import count
 from typing import Any
 
 from ipytaskpersist.records import OutputKind
@@ -45,29 +47,38 @@ def is_about_widget(kind: OutputKind, data: bytes) -> bool:
 
 
 class Entered:
-    """The widgets that a task is inside of."""
+    """The widgets that a task is inside of. A step takes the same time however many they are."""
 
     def __init__(self) -> None:
-        self._widgets: list[str] = []
+        self._entries: OrderedDict[int, str] = OrderedDict()
+        """The widget of each entry that has not been left, in order."""
+        self._of: defaultdict[str, deque[int]] = defaultdict(deque)
+        """The entries of each widget that one is inside of."""
+        self._numbers = count()
 
     def __contains__(self, widget: str) -> bool:
-        return widget in self._widgets
+        return widget in self._of
 
     @property
     def innermost(self) -> str | None:
         """The widget entered last; None outside of all."""
-        widgets = self._widgets
-        return widgets[-1] if widgets else None
+        return next(reversed(self._entries.values()), None)
 
     def enter(self, widget: str) -> None:
         """Enter a widget."""
-        self._widgets.append(widget)
+        number = next(self._numbers)
+        self._entries[number] = widget
+        self._of[widget].append(number)
 
     def enter_before_all(self, widget: str) -> None:
         """Enter a widget before those that are entered already."""
-        self._widgets.insert(0, widget)
+        number = next(self._numbers)
+        self._entries[number] = widget
+        self._entries.move_to_end(number, last=False)
+        self._of[widget].appendleft(number)
 
     def leave(self, widget: str) -> None:
         """Leave a widget, which need not be the one entered last."""
-        place = len(self._widgets) - 1 - self._widgets[::-1].index(widget)
-        del self._widgets[place]
+        del self._entries[self._of[widget].pop()]
+        if not self._of[widget]:
+            del self._of[widget]

@@ -169,6 +169,26 @@ def test_what_somebody_who_was_killed_should_have_told_is_told_later(
     assert {name for name, task in tasks_of(store).items() if task.notify} == {"just ended"}
 
 
+def test_what_a_removed_package_could_not_tell_the_next_command_tells(
+    store: TaskStore, inbox: Inbox, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that was to tell cannot import it, and so takes nothing from the store."""
+    removed = tmp_path / "ipytaskpersist"
+    removed.mkdir()
+    (removed / "__init__.py").write_text("raise ImportError('this version was removed')\n")
+    task = add_task(store, begin_session(store), name="old", age_days=1, notify=[inbox.address])
+    with monkeypatch.context() as changed:
+        changed.setenv("PYTHONPATH", str(tmp_path))
+        telling.tell(store)
+    until(lambda: telling._started[-1].poll() is not None, message="the end of the notifier")
+    assert "this version was removed" in store.directory.notifier_log.read_text()
+    (kept,) = store.tasks.to_tell(task.key)
+    assert kept.notify
+    assert run_command(state_dir, "list", "--all").returncode == 0
+    assert inbox.first()["title"].startswith("✓ completed: old")
+    assert not tasks_of(store)["old"].notify
+
+
 @pytest.mark.parametrize(("after_s", "is_told"), [(0.5, True), (5.0, False)])
 def test_with_a_threshold_only_long_tasks_are_told(
     store: TaskStore, inbox: Inbox, after_s: float, is_told: bool

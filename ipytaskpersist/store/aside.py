@@ -3,7 +3,8 @@
 Its tasks run on, and what they print and how they end must not be lost. So the calls that would
 have changed the store are written to the file, one a line, and the newer version makes them when
 it next looks what has become of the tasks of others. To make one twice changes nothing, so that it
-may be broken off at any moment.
+may be broken off at any moment. The file is removed when its process has certainly ended, so by a
+process that can see it: on the same host, in the same container.
 
 The file outlives versions: its lines name only what `CALLS` has, and these stay.
 """
@@ -146,6 +147,25 @@ def take_in(store: TaskStore) -> None:
             )
 
 
+def kept_elsewhere(store: TaskStore) -> list[tuple[Path, ProcessIdentity]]:
+    """The files of processes of which only their own host, or container, can say if they ended."""
+    shared = store.database.is_shared_by_hosts
+    found = [(file, process) for file in _files(store.directory) if (process := _writer(file))]
+    return [each for each in found if each[1].is_out_of_sight(shared=shared)]
+
+
+def _writer(file: Path) -> ProcessIdentity | None:
+    with suppress(OSError, ValueError, TypeError, KeyError), open_own(file) as source:
+        return _owner(source)[1]
+    return None
+
+
+def _owner(source: BinaryIO) -> tuple[str, ProcessIdentity]:
+    """Whose a file is: the session and the process."""
+    owner = json.loads(source.readline())
+    return owner["session"], ProcessIdentity(**owner["process"])
+
+
 def _files(directory: StateDirectory) -> list[Path]:
     with suppress(OSError):
         return sorted(directory.aside.glob("*.jsonl"))
@@ -154,14 +174,14 @@ def _files(directory: StateDirectory) -> list[Path]:
 
 def _take_in(store: TaskStore, file: Path) -> None:
     with open_own(file) as source:
-        owner = json.loads(source.readline())
-        session, process = owner["session"], ProcessIdentity(**owner["process"])
-        is_alive = process.may_be_alive  # asked before what it has written last is read
+        session, process = _owner(source)
+        # Asked before what it has written last is read.
+        has_ended = process.has_ended(shared=store.database.is_shared_by_hosts)
         store.tasks.interrupt_pending(session, NOT_BEGUN, time.time())
         begin = source.tell()
         while _take_some(store, session, source, file.name, begin):
             pass
-    if not is_alive:
+    if has_ended:
         file.unlink(missing_ok=True)
         store.upkeep.forget(file.name)
 

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,16 +94,16 @@ class Retired:
     """Whether only its log was removed."""
 
 
-def _leave_wal(connection: Any, *, shares_memory: bool) -> None:
+def _leave_wal(run: Callable[[str], Any], *, shares_memory: bool) -> None:
     """Use the rollback journal, which has to be said for each connection; only WAL stays."""
     if shares_memory:
-        connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
+        run(f"PRAGMA journal_mode = {NETWORK_MODE}")
         return
     # A store that was made elsewhere may have a log, which can be read here by one that has the
     # store alone.
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    connection.execute(f"PRAGMA journal_mode = {NETWORK_MODE}")
-    connection.execute("PRAGMA locking_mode = NORMAL")
+    run("PRAGMA locking_mode = EXCLUSIVE")
+    run(f"PRAGMA journal_mode = {NETWORK_MODE}")
+    run("PRAGMA locking_mode = NORMAL")
 
 
 class Database:
@@ -293,21 +293,23 @@ class Database:
                 check_same_thread=False,
                 cached_statements=256,
             )
+            # The last one to leave a store has it alone, for as long as it copies its log.
+            run = partial(self._run, connection)
             wait_ms = min(WAIT_MS, self._own_patience_ms)
-            connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
+            run(f"PRAGMA busy_timeout = {wait_ms}")
             if self.is_shared_by_hosts and not self.read_only:
                 # Before anything reads the store, which may need its log.
-                _leave_wal(connection, shares_memory=self._shares_memory)
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-            connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+                _leave_wal(run, shares_memory=self._shares_memory)
+            run("PRAGMA foreign_keys = ON")
+            run(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            run(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+            run(f"PRAGMA synchronous = {self.synchronous}")
             # What is deleted is overwritten: otherwise it stays in the file, and in every backup.
-            connection.execute("PRAGMA secure_delete = ON")
+            run("PRAGMA secure_delete = ON")
             if self.read_only:
-                connection.execute("PRAGMA query_only = ON")
+                run("PRAGMA query_only = ON")
             # Who has read something has opened the log, and nobody else removes it from then on.
-            connection.execute("PRAGMA user_version").fetchone()
+            run("PRAGMA user_version").fetchone()
         return connection
 
     def _close_for_ended_threads(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults.points import POINTS
+from faults.points import CANCEL, POINTS
 from faults.rounds import INTERRUPTED, Round
 
 AT_ONCE = 4
@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--round", type=int, metavar="K", help="only this round of the seed")
     parser.add_argument("--point", default="", help="hit only this point", choices=["", *POINTS])
     parser.add_argument(
-        "--signal", default="", help="send only this", choices=["", *dict.fromkeys(INTERRUPTED)]
-    )
+        "--signal", default="", help="send only this",
+        choices=["", *dict.fromkeys(INTERRUPTED), CANCEL],
+    )  # fmt: skip
     parser.add_argument("--at-once", type=int, default=AT_ONCE, metavar="N")
     arguments = parser.parse_args()
     seed = arguments.seed or f"{random.SystemRandom().getrandbits(32):08x}"

@@ -36,6 +36,8 @@ class Job:
     pause_s: float
     is_endless: bool = False
     """Whether it goes on without a word when it has printed them."""
+    launches: tuple[Job, ...] = ()
+    """The jobs that it launches from within, of which it prints a line each."""
 
     @property
     def cell(self) -> str:
@@ -47,13 +49,32 @@ class Job:
 
     @property
     def _python(self) -> str:
+        if self.launches:
+            return self._launching
         pause = f"    time.sleep({self.pause_s})\n" if self.pause_s else ""
         end = "while True:\n    time.sleep(0.1)\n" if self.is_endless else ""
+        line = f"line_of_{self.name}"  # tasks in threads share the notebook's variables
         return (
-            f"import time\nfor line in range({self.lines}):\n"
-            f"    print(f'{self.name} line {{line}}')\n{pause}{end}"
-            f"{{'name': '{self.name}', 'lines': {self.lines}}}"
+            f"import time\nfor {line} in range({self.lines}):\n"
+            f"    print(f'{self.name} line {{{line}}}')\n{pause}{end}{self.value!r}"
         )
+
+    @property
+    def _launching(self) -> str:
+        given = [job.as_arguments for job in self.launches]
+        return (
+            f"import ipytaskpersist\ndef {self.name}():\n"
+            f"    for line, (source, how) in enumerate({given!r}):\n"
+            f"        ipytaskpersist.background(source, **how)\n"
+            f"        print(f'{self.name} line {{line}}')\n{self.name}()\n{self.value!r}"
+        )
+
+    @property
+    def as_arguments(self) -> tuple[str, dict[str, Any]]:
+        """What `ipytaskpersist.background` is given to launch it."""
+        source = self._shell if self.how == "shell" else self._python
+        how = {} if self.how == "thread" else {self.how: True, "env": {"JOB": self.name}}
+        return source, {"name": self.name, **how}
 
     @property
     def _shell(self) -> str:
@@ -164,6 +185,16 @@ class Ledger:
         )
         if task.state is TaskState.COMPLETED:
             assert task.stdout == job.whole(), f"{task_id} completed with {len(task.stdout)} bytes"
+
+    def launches_are_there(self) -> None:
+        """Whether every launch that a task has acknowledged, which has ended, is a task."""
+        now = self.read()
+        names = {task.name for task in now.values()}
+        for task in now.values():
+            job = self.jobs.get(task.name)
+            acknowledged = job.launches[: task.stdout.count(b"\n")] if job is not None else ()
+            lost = [launched.name for launched in acknowledged if launched.name not in names]
+            assert not lost, f"{task.name} has launched {lost}, which are not there"
 
     def results_are_there(self) -> None:
         """Whether every task that completed gives its value."""

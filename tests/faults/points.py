@@ -1,6 +1,7 @@
 """The named points at which something happens to a process: between a write and its commit, ….
 
-It is killed, stopped or interrupted, or from then on no file of it may grow, for a while.
+It is killed, stopped or interrupted, or from then on no file of it may grow, for a while; or the
+task that has come there is cancelled.
 
 A point is a function of the package and a side of it. A process is armed by its environment: the
 functions are wrapped as their modules are imported, so the package itself knows nothing of this.
@@ -72,7 +73,10 @@ POINTS = {
     # The life of a task.
     "session begun": Point("store.sessions", "Sessions.begin", "after", _OWNERS),
     "session to end": Point("store.sessions", "Sessions.end", "before", (*_OWNERS, "command")),
+    "thread reserved": Point("runners.thread", "ThreadRunner.reserve", "after", _OWNERS),
     "task recorded": Point("store.tasks", "Tasks.insert", "after", _OWNERS),
+    "task handed over": Point("runners.thread", "ThreadRunner.launch", "before", _OWNERS),
+    "task launched": Point("launcher", "Launcher.launch", "after", _OWNERS),
     "task begun": Point("store.tasks", "Tasks.start", "after", _OWNERS),
     "task to end": Point("store.tasks", "Tasks.end", "before", _WRITERS[:3]),
     "task ended": Point("store.tasks", "Tasks.end", "after", _WRITERS[:3]),
@@ -117,6 +121,20 @@ POINTS = {
 }
 
 
+LAUNCHING = (
+    "transaction begun", "transaction written", "transaction committed", "thread reserved",
+    "task recorded", "task handed over", "task launched", "supervisor started",
+    "supervisor recorded", "environment left", "value to write", "payload written",
+    "payload to rename", "payload renamed", "key to link", "key linked",
+)  # fmt: skip
+"""The points to which a task comes that launches others."""
+
+CANCEL = "CANCEL"
+"""The task of the name `LAUNCHER…` is cancelled whose own thread has come to the point."""
+LAUNCHER = "launcher"
+ASKED_S = 0.1
+"""How long it stays there, so that the exception is raised there if it can be."""
+
 NO_ROOM = "NOROOM"
 """No file of the process can be written, as on a full disk: a limit of size 0 is in effect."""
 NO_ROOM_S = 2.0
@@ -134,7 +152,7 @@ class Fault(NamedTuple):
     point: str
     hit: int
     signal: str
-    """The signal that it sends, or `NO_ROOM`."""
+    """The signal that it sends, `NO_ROOM` or `CANCEL`."""
 
     @property
     def text(self) -> str:
@@ -167,13 +185,14 @@ class _Trap:
     def __init__(self, folder: Path, faults: list[Fault]) -> None:
         self.faults = faults
         self._folder = folder
-        self._hits: Counter[str] = Counter()
+        self._hits: Counter[Fault] = Counter()
 
     def come_to(self, point: str) -> None:
-        self._hits[point] += 1
         for fault in self.faults:
-            if fault.point == point and fault.hit == self._hits[point]:
-                self._spring(fault)
+            if fault.point == point and (fault.signal != CANCEL or _launching_task() is not None):
+                self._hits[fault] += 1
+                if fault.hit == self._hits[fault]:
+                    self._spring(fault)
 
     def _spring(self, fault: Fault) -> None:
         """Send the signal, unless another process of this role was here before."""
@@ -184,8 +203,25 @@ class _Trap:
             os.close(descriptor)
             if fault.signal == NO_ROOM:
                 _have_no_room()
+            elif fault.signal == CANCEL:
+                _cancel(_launching_task())
             else:
                 os.kill(os.getpid(), signal.Signals[fault.signal])
+
+
+def _launching_task() -> Any:
+    """The task to be cancelled, if the calling thread is its own."""
+    active = sys.modules.get("ipytaskpersist.active")
+    task = None if active is None else active.active_task.get()
+    is_one = task is not None and task.record.name.startswith(LAUNCHER) and task.is_own_thread
+    return task if is_one else None
+
+
+def _cancel(task: Any) -> None:
+    _thread.start_new_thread(task.cancellation.ask, ())
+    until = time.monotonic() + ASKED_S
+    while time.monotonic() < until:
+        time.sleep(0.001)
 
 
 def _have_no_room() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from kernels import until
 
 from faults.ledger import Job, Ledger
-from faults.points import NO_ROOM, POINTS, Fault
+from faults.points import CANCEL, LAUNCHER, LAUNCHING, NO_ROOM, POINTS, Fault
 from faults.world import Actor, Gone, Said, World, quietly
 from ipytaskpersist import reconciling
 from ipytaskpersist.paths import StateDirectory
@@ -34,6 +34,8 @@ AT_POINTS = (*SIGNALS, *[NO_ROOM] * 4)
 """What happens to it at a point."""
 INTERRUPTED = (*AT_POINTS, *["SIGINT"] * 4)
 """The same for those that a person sees, who presses the stop button or Ctrl-C."""
+CANCELLED_OFTEN = 0.15
+"""In what part of the rounds a task that launches others is cancelled."""
 STRIKE_WITHIN_S = 1.5
 SETTLE_S = 90
 LEAVE_S = 60
@@ -85,6 +87,8 @@ class Round:
     # What to do.
 
     def _plan(self) -> tuple[list[Fault], Play]:
+        if self.signal == CANCEL or not (self.signal or self.dice.random() > CANCELLED_OFTEN):
+            return self._plan_of_cancel(), Round.cancel_a_launcher
         at_a_point = self.dice.random() < 0.75 or self.signal == NO_ROOM
         point = self.point or (self.dice.choice([*POINTS]) if at_a_point else "")
         if not point:
@@ -96,6 +100,17 @@ class Round:
         fault = Fault(role, point, hit, self._signal(choices))
         self.tell(fault.text)
         return [fault], self._play_for(point, role)
+
+    def _plan_of_cancel(self) -> list[Fault]:
+        """At a point of a launch, or at any moment."""
+        if not self.point and self.dice.random() < 0.25:
+            return []
+        point = self.point or self.dice.choice(LAUNCHING)
+        most = 1 if point.startswith(("supervisor", "key")) else 3
+        role = "kernel" if self.dice.random() < 0.25 else "session"
+        fault = Fault(role, point, self.dice.randint(1, most), CANCEL)
+        self.tell(fault.text)
+        return [fault]
 
     def _signal(self, choices: Sequence[str] = SIGNALS) -> str:
         return self.signal or self.dice.choice(choices)
@@ -214,6 +229,62 @@ class Round:
             actor.run("%bg_cancel --all --yes")
         else:
             self.command("cancel", "--all", "--yes")
+
+    def cancel_a_launcher(self) -> None:
+        """Cancel a task that launches others. It alone ends by that."""
+        actor = self.world.kernel() if self._wants_a_kernel() else self.world.session()
+        # The launcher is the one that needs the first supervisor, or the first signature.
+        needs_a_key = any(fault.point.startswith("key") for fault in self.world.faults)
+        untouched = [self.job("shell" if needs_a_key else "thread") for _turn in range(2)]
+        for job in untouched:
+            self.launch(actor, job)
+        launcher = self.launcher()
+        self.launch(actor, launcher)
+        if not self.world.faults:
+            self._cancel_at_any_moment(actor, launcher)
+        self._wait_for_all()
+        self._can_write()
+        self.ledger.launches_are_there()
+        self._are_untouched(launcher, [*untouched, *launcher.launches])
+        later = self.job("thread")
+        self.launch(actor, later)
+        self._wait_for_all()
+        self._are_untouched(launcher, [later])
+
+    def launcher(self) -> Job:
+        """A job that launches others, in the thread of its own."""
+        hows = [*["process", "thread"] * 2, "thread", "shell", self.dice.choice(HOWS)]
+        self.dice.shuffle(hows)
+        launches = tuple(self.job(how) for how in ("process", *hows))
+        name = f"{LAUNCHER}{len(self.ledger.jobs)}"
+        job = Job(name, "thread", len(launches), 0, launches=launches)
+        self.ledger.jobs[name] = job
+        return job
+
+    def _cancel_at_any_moment(self, actor: Actor, launcher: Job) -> None:
+        time.sleep(self.dice.uniform(0, 0.5))
+        if self.dice.random() < 0.5:
+            actor.run(f"%bg_cancel {launcher.name} --yes")
+        else:
+            self.command("cancel", launcher.name, "--yes")
+        self.world.sprung.append(f"{actor.role}/at random/{CANCEL}")
+
+    def _can_write(self) -> None:
+        """Whether another process gets the lock of the store: the actors are still there."""
+        store = TaskStore(StateDirectory(self.world.state_dir)).open()
+        with closing(store), store.database.transaction():
+            self.tell("the store can be written")
+
+    def _are_untouched(self, launcher: Job, others: Sequence[Job]) -> None:
+        states = {seen.name: seen.state for seen in self.ledger.read().values()}
+        self.tell(f"{launcher.name} is {states[launcher.name].value}")
+        assert states[launcher.name] in (TaskState.CANCELLED, TaskState.COMPLETED), states
+        touched = {
+            job.name: states[job.name].value
+            for job in others
+            if states.get(job.name, TaskState.COMPLETED) is not TaskState.COMPLETED
+        }
+        assert not touched, f"the cancellation of {launcher.name} has ended {touched}"
 
     def _wait_for_the_ended(self, actor: Actor) -> None:
         """Run one again that has ended."""
@@ -369,6 +440,7 @@ class Round:
         until(self._is_all_cancelled, SETTLE_S, "a cancellation of what is left")
         self._wait_for_all()
         self.ledger.look()
+        self.ledger.launches_are_there()
         until(lambda: not self._of_no_live_task(), LEAVE_S, "the end of all processes of tasks")
         if self.dice.random() < 0.2:
             self._life_goes_on()

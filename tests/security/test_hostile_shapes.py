@@ -20,6 +20,7 @@ from ipytaskpersist.panel import selected
 from ipytaskpersist.records import OutputKind, OutputRecord
 from ipytaskpersist.searching import _Reader, parse
 from ipytaskpersist.store.search import Passage
+from ipytaskpersist.widgetmarks import moving
 
 SHORT, LONG = 10_000, 50_000
 """Characters. What takes time for the square of them takes 25 times as long for the second."""
@@ -87,13 +88,19 @@ def records(contents: list[tuple[OutputKind, object]]) -> list[OutputRecord]:
 
 
 def test_many_records_take_time_for_their_number_alone() -> None:
-    """Displays that are all updated, widgets that are all cleared, prints of a byte each."""
+    """Displays that are all updated, widgets that are all cleared, or entered and never left."""
     one = {"data": {"text/plain": "x"}, "metadata": {}, "transient": {"display_id": "one"}}
     shown, update = (OutputKind.DISPLAY_DATA, one), (OutputKind.UPDATE_DISPLAY_DATA, one)
     printed, clear = (OutputKind.STDOUT, b"x" * 100), OutputKind.CLEAR_OUTPUT
     many = range(4_000)
     cleared = [(clear, {"widget": f"w{number}", "wait": False}) for number in many]
+    entered = [
+        (OutputKind.UPDATE_DISPLAY_DATA, moving(f"w{number % 40_000}", inside=number < 40_000))
+        for number in range(80_000)
+    ]
     for shape in (
+        entered,
+        entered[40_000:],
         [shown for _ in many] + [update for _ in many],
         [each for _ in many for each in (shown, update)],
         [shown for _ in many] + [each for one in cleared for each in (printed, one)],

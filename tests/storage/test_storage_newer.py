@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from kernels import until
 from programs import run_together
 from promises import assert_said
 
+from ipytaskpersist import doctor
 from ipytaskpersist.errors import StoreNewer
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.recorder import Recorder
@@ -187,6 +189,34 @@ def test_what_was_kept_is_taken_in_once_for_its_own_tasks_and_as_far_as_it_is_wh
     assert (ended.state, ended.exit_code) == (TaskState.COMPLETED, 0)
     assert aside.path.exists()
     assert store.outputs.count(task.key, [OUT]) == 50
+
+
+def test_the_file_of_another_host_or_container_is_removed_there_alone(store: TaskStore) -> None:
+    """Its process cannot be seen from here, and may go on with the file."""
+    session = begin_session(store)
+    task, aside = running(store, session), Aside(store.directory, session.id)
+    aside.begin()
+    first = json.loads(aside.path.read_text())
+    own = first["process"]
+    elsewhere = [
+        {"host": "elsewhere", "boot_id": "0f7a5a1e-1c1d-4d8e-9d5f-000000000000"},
+        {"host": "elsewhere"} if own["namespace"] is None else {"namespace": own["namespace"] + 1},
+    ]
+    for number, other in enumerate(elsewhere):
+        aside.path.write_text(json.dumps({**first, "process": {**own, **other}}) + "\n")
+        take_in(store)
+        row = NewOutput(task.key, OUT, 1.0, b"later\n", first_byte=10 * number).as_row()
+        vars(aside)["outputs"].append([row])
+        take_in(store)
+        assert store.outputs.count(task.key, [OUT]) == number + 1
+        (named,) = [each.message for each in doctor.examine(store.directory)
+                    if str(aside.path) in each.message]  # fmt: skip
+        assert f"process {own['pid']} of {other.get('host', own['host'])}" in named
+        store.upkeep.forget(aside.path.name)
+    gone = {**own, "start": "1"}
+    aside.path.write_text(json.dumps({**first, "process": gone}) + "\n")
+    take_in(store)
+    assert not aside.path.exists()
 
 
 def test_the_file_of_a_process_that_has_ended_is_removed(store: TaskStore, state_dir: Path) -> None:

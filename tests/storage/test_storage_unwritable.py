@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ipytaskpersist.identity import session_identity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.records import TaskState
 from ipytaskpersist.store import NewTask, Selection, TaskStore
+from ipytaskpersist.store.database import WAIT_MS
 from ipytaskpersist.store.migrations import STEPS
 from ipytaskpersist.store.repair import is_whole
 
@@ -263,6 +265,23 @@ def test_tasks_of_a_kernel_and_of_a_supervisor_outlast_a_lock(
     said = problems_of(state_dir)
     assert_said("locked", said)
     assert_said("back", said)
+
+
+def test_opening_waits_for_a_program_that_has_the_store_to_itself(state_dir: Path) -> None:
+    """As the last one that leaves it has, while it copies the log into it."""
+    directory = StateDirectory(state_dir)
+    task_id = ended_task(directory)
+
+    def ids() -> list[str]:
+        with closing(TaskStore(directory).open()) as store:
+            return [task.id for task in store.tasks.select(Selection())]
+
+    with ThreadPoolExecutor(1) as pool:
+        with held(state_dir, "PRAGMA locking_mode = EXCLUSIVE", ALONE):
+            read = pool.submit(ids)
+            with pytest.raises(TimeoutError):
+                read.result(4 * WAIT_MS / 1000)
+        assert read.result(LOCKED_S) == [task_id]
 
 
 # Only to be read.
