@@ -91,6 +91,22 @@ class TaskFigures(Figures):
     def clear(self) -> None:
         self.mine.clear()
 
+    def copy(self) -> Figures:
+        return self.mine.copy()
+
+    __copy__ = copy
+
+    def __eq__(self, other: object) -> bool:
+        return self.mine == (other.mine if isinstance(other, TaskFigures) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self.mine)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.mine.__reduce_ex__(protocol)
+
 
 def route(module: ModuleType, patches: Patches) -> None:
     """Give each task its own figures, until the patches are undone."""

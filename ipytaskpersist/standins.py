@@ -42,7 +42,8 @@ def exchange(function: FunctionType, value: Any, make: Make, owner: type | None)
     owner: the class to whose objects the replacement is restricted; None for all.
     """
     plain_code, plain = function.__code__, _copy(function, function.__globals__)
-    code = _calling(plain_code, _replacement(value, plain, make, owner))
+    # Where a function is pickled by value, as cloudpickle may, it is the plain one.
+    code = _calling(plain_code, stand_in(plain, _replacement(value, plain, make, owner)))
     function.__code__ = code
     _ENTRANCES.add(code)
 
@@ -100,7 +101,7 @@ _ENTRANCES: set[CodeType] = set()
 """The code that functions have while they are replaced."""
 
 
-def _calling(plain: CodeType, replacement: Callable[..., Any]) -> CodeType:
+def _calling(plain: CodeType, replacement: StandIn) -> CodeType:
     """Code with the parameters, the name and the place of `plain` that calls the replacement."""
     parameters, arguments = _parameters(plain)
     call = f"_replacement({arguments})"
@@ -200,6 +201,12 @@ class StandIn:
 
     def __hash__(self) -> int:
         return hash(self._plain)
+
+    def __copy__(self) -> StandIn:
+        return self
+
+    def __deepcopy__(self, _memo: Any) -> StandIn:
+        return self
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         return _by_name(self, self._plain)
