@@ -160,7 +160,8 @@ def test_what_is_replaced_stays_what_it_was(make_kernel: MakeKernel) -> None:
     kernel.run("earlier, PLAIN = values(), {of: [*map(of, values())] for of in (look, pickles)}")
     plain, names = told(kernel, "PLAIN[pickles]"), told(kernel, "names()")
     assert {
-        "time.sleep", "os.fork", "os.system", "Thread.start", "BaseProcess.join", "Popen._get_handles",
+        "time.sleep", "os.fork", "os.system", "Thread.start", "BaseProcess.join",
+        "Popen._get_handles",
         "_RedirectStream.__enter__", "tqdm_notebook.display", "Output.__exit__", HIDDEN,
         "ZMQInteractiveShell.run_cell", "ZMQDisplayPublisher.publish", "IPythonKernel.do_shutdown",
     } <= {*names}  # fmt: skip
