@@ -91,6 +91,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         plain_exec = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
+            del loader.exec_module  # so that the module's loader can be pickled again
             plain_exec(module)
             # Not before: a search for the module, or an import that fails, may be tried again.
             self.seen.add(name)

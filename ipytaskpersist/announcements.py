@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -39,13 +39,14 @@ class Announcements:
         """Announce before each prompt of this shell, simple or not, from now on."""
         with suppress(BackgroundError):
             self._begin()
-        plain = shell.prompt_for_code
+        patches.replace(shell, "prompt_for_code", self._announcing)
 
+    def _announcing(self, plain: Callable[[], Any]) -> Callable[[], Any]:
         def prompt_for_code() -> Any:
             self.announce()
             return plain()
 
-        patches.set(shell, "prompt_for_code", prompt_for_code)
+        return prompt_for_code
 
     def announce(self) -> None:
         """Print what has ended since the last time, unless a command has shown it."""

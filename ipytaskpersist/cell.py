@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import CodeType
 from typing import TYPE_CHECKING, Any, cast
@@ -376,16 +377,21 @@ def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
     """Make ``get_ipython().run_cell`` inside a task run its cell as a part of that task."""
-    plain: Any = shell.run_cell
+    patches.replace(shell, "run_cell", partial(_run_part, shell))
 
-    def run(raw_cell: str, *args: Any, **options: Any) -> ExecutionResult:
+
+def _run_part(
+    shell: InteractiveShell, plain: Callable[..., ExecutionResult]
+) -> Callable[..., ExecutionResult]:
+    def run_cell(
+        raw_cell: str, store_history: bool = False, silent: bool = False, *args: Any, **options: Any
+    ) -> ExecutionResult:
         task = active_task.get()
         if task is None:
-            result: ExecutionResult = plain(raw_cell, *args, **options)
-            return result
-        return _run_nested(shell, raw_cell, task, silent=bool(options.get("silent")))
+            return plain(raw_cell, store_history, silent, *args, **options)
+        return _run_nested(shell, raw_cell, task, silent=silent)
 
-    patches.set(shell, "run_cell", run)
+    return run_cell
 
 
 def _run_nested(

@@ -36,7 +36,7 @@ class Extension:
             # A terminal's streams can only be routed from between two cells.
             self.manager.install_capture()
         else:
-            self._patches.set(kernel, "do_shutdown", self._shutdown(kernel.do_shutdown))
+            self._patches.replace(kernel, "do_shutdown", self._shutdown)
         try:
             self._greet()
         except StoreError as error:

@@ -24,6 +24,7 @@ from ipytaskpersist.afterimport import after_import
 from ipytaskpersist.betweencells import call_between_cells
 from ipytaskpersist.capture import publish_for_task
 from ipytaskpersist.patches import Patches
+from ipytaskpersist.standins import StandIn, is_stand_in
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -90,36 +91,32 @@ def _closes_at_end() -> bool:
 # The inline backend.
 
 
-class TaskShow:
+class TaskShow(StandIn):
     """The inline backend's ``show``, whose attributes say what is still to be shown."""
 
-    def __init__(self, plain: Callable[..., Any]) -> None:
-        self.__dict__.update(vars(plain), plain=plain)
-        self.__doc__ = plain.__doc__
+    __slots__ = ()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.plain(*args, **kwargs)
-
-    def __getattribute__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:
         task = active_task.get()
         if name == "_to_draw" and task is not None:
             return task.figures.setdefault(name, [])
         if name == "_draw_called" and task is not None:
             return task.figures.get(name, False)
-        return super().__getattribute__(name)
+        return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         task = active_task.get()
-        if task is None:
+        if name in StandIn.__slots__:
             super().__setattr__(name, value)
+        elif task is None:
+            setattr(self._plain, name, value)
         else:
             task.figures[name] = value
 
 
 def _route_inline(module: ModuleType, patches: Patches) -> None:
-    plain = module.show
-    if not isinstance(plain, TaskShow):
-        patches.set(module, "show", TaskShow(plain))
+    if not is_stand_in(module.show):
+        patches.stand_in(module, "show", lambda plain: plain, TaskShow)
 
 
 # Backends with windows.
@@ -130,15 +127,17 @@ def _route_pyplot(module: Any, patches: Patches) -> None:
 
     Not by `new_figure_manager` and `show`: what those warn of would point at a line here.
     """
-    plain = module._get_backend_mod
+    patches.replace(module, "_get_backend_mod", _get_backend_mod)
 
+
+def _get_backend_mod(plain: Callable[[], Any]) -> Callable[[], Any]:
     def _get_backend_mod() -> Any:
         backend = plain()
         if active_task.get() is None or not _opens_windows(backend):
             return backend
         return _images_for_windows()
 
-    patches.set(module, "_get_backend_mod", _get_backend_mod)
+    return _get_backend_mod
 
 
 def _opens_windows(backend: Any) -> bool:

@@ -42,11 +42,11 @@ def install(patches: Patches) -> None:
     """Hand tasks on from now on."""
     global _installed
     install_for_threads(patches)
-    patches.set(time, "sleep", _sleep(time.sleep))
-    patches.set(threading.Condition, "wait", _condition_wait(threading.Condition.wait))
-    patches.set(threading.Thread, "join", _join(threading.Thread.join, threading.Thread.is_alive))
-    patches.set(BaseProcess, "join", _join(BaseProcess.join, BaseProcess.is_alive))
-    patches.set(sys, "unraisablehook", _unraisablehook(sys.unraisablehook))
+    patches.replace(time, "sleep", _sleep)
+    patches.replace(threading.Condition, "wait", _condition_wait)
+    patches.replace(threading.Thread, "join", _join)
+    patches.replace(BaseProcess, "join", _join)
+    patches.replace(sys, "unraisablehook", _unraisablehook)
     if sys.platform != "win32":
         _install_for_processes(patches)
         _installed = True
@@ -56,25 +56,24 @@ def install(patches: Patches) -> None:
 
 def install_for_threads(patches: Patches) -> None:
     """Hand tasks on to threads and pools of threads."""
-    patches.set(threading.Thread, "start", _thread_start(threading.Thread.start))
-    patches.set(ThreadPoolExecutor, "submit", _submit(ThreadPoolExecutor.submit))
+    patches.replace(threading.Thread, "start", _thread_start)
+    patches.replace(ThreadPoolExecutor, "submit", _submit)
 
 
 def _install_for_processes(patches: Patches) -> None:
     for descriptor in DESCRIPTORS.values():
         status = os.fstat(descriptor)
         _kernel_streams[descriptor] = (status.st_dev, status.st_ino)
-    popen: Any = subprocess.Popen
-    patches.set(popen, "_get_handles", _get_handles(popen._get_handles))
+    patches.replace(subprocess.Popen, "_get_handles", _get_handles)
     if hasattr(subprocess, "_USE_POSIX_SPAWN"):
         # A spawned shell command could be given no process group, and nobody would learn its pid.
         patches.set(subprocess, "_USE_POSIX_SPAWN", False)
     if hasattr(subprocess, "_fork_exec"):
-        patches.set(subprocess, "_fork_exec", _fork_exec(subprocess._fork_exec))
-    patches.set(os, "system", _system(os.system))
-    patches.set(os, "fork", _fork(os.fork, with_streams=True))
-    patches.set(os, "forkpty", _fork(os.forkpty, with_streams=False))
-    patches.set(BaseProcess, "start", _process_start(BaseProcess.start))
+        patches.replace(subprocess, "_fork_exec", _fork_exec)
+    patches.replace(os, "system", _system)
+    patches.replace(os, "fork", partial(_fork, with_streams=True))
+    patches.replace(os, "forkpty", partial(_fork, with_streams=False))
+    patches.replace(BaseProcess, "start", _process_start)
 
 
 def _stop_adopting() -> None:
@@ -167,11 +166,11 @@ def _condition_wait(plain: Callable[..., bool]) -> Callable[..., bool]:
     return wait
 
 
-def _join(plain: Callable[..., None], is_alive: Callable[..., bool]) -> Callable[..., None]:
+def _join(plain: Callable[..., None]) -> Callable[..., None]:
     def join(self: Any, timeout: float | None = None) -> None:
         def has_ended(seconds: float) -> bool:
             plain(self, seconds)
-            return not is_alive(self)
+            return not self.is_alive()
 
         cancellation = _own_cancellation()
         if cancellation is None:

@@ -12,12 +12,14 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.patches import Patches
+from ipytaskpersist.standins import calling_frame
 
 MODULE = "matplotlib._pylab_helpers"
 Figures = OrderedDict[int, Any]
@@ -89,6 +91,22 @@ class TaskFigures(Figures):
     def clear(self) -> None:
         self.mine.clear()
 
+    def copy(self) -> Any:
+        return self.mine.copy()
+
+    __copy__ = copy
+
+    def __eq__(self, other: object) -> bool:
+        return self.mine == (other.mine if isinstance(other, TaskFigures) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self.mine)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.mine.__reduce_ex__(protocol)
+
 
 def route(module: ModuleType, patches: Patches) -> None:
     """Give each task its own figures, until the patches are undone."""
@@ -97,18 +115,18 @@ def route(module: ModuleType, patches: Patches) -> None:
         figures = TaskFigures(managers.figs)
         managers.figs = figures
         patches.on_undo(lambda: setattr(managers, "figs", figures.foreground))
-        every = _every_manager(managers.get_all_fig_managers, figures)
-        patches.set(managers, "get_all_fig_managers", staticmethod(every))
+        patches.replace(managers, "get_all_fig_managers", partial(_every_manager, figures))
         patches.on_undo(_left.clear)
 
 
-def _every_manager(plain: Callable[[], list[Any]], routed: TaskFigures) -> Callable[[], list[Any]]:
+def _every_manager(routed: TaskFigures, plain: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
     """List the open figures; at the end of a cell, only those that no other code is drawing."""
 
     def get_all_fig_managers() -> list[Any]:
         # By its caller, because a frame around `draw_all` would stand in the tracebacks of figures
         # that cannot be drawn.
-        if sys._getframe(1).f_code.co_name != "draw_all":
+        caller = calling_frame()
+        if caller is None or caller.f_code.co_name != "draw_all":
             return plain()
         elsewhere = _open_elsewhere(routed)
         return [manager for manager in plain() if manager not in elsewhere]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ipytaskpersist.active import ActiveTask, active_task
@@ -71,16 +71,17 @@ _bar_of: weakref.WeakKeyDictionary[ActiveTask, weakref.ref[Any]] = weakref.WeakK
 
 
 def _route_tqdm(module: Any, patches: Patches) -> None:
-    bars = module.tqdm_notebook
-    plain = bars.display
+    patches.replace(module.tqdm_notebook, "display", _display)
 
+
+def _display(plain: Callable[..., Any]) -> Callable[..., Any]:
     def display(self: Any, *args: Any, **options: Any) -> Any:
         task = active_task.get()
         if task is not None:
             _note(task, self)
         return plain(self, *args, **options)
 
-    patches.set(bars, "display", display)
+    return display
 
 
 def _note(task: ActiveTask, bar: Any) -> None:

@@ -20,7 +20,7 @@ MakeKernel = Callable[..., NotebookKernel]
 
 # Describes all that others own and the extension might change: `look()` gives a text for every
 # callable and every class that hangs on them. A method is made anew whenever it is asked for, so it
-# stands for its function and its object.
+# stands for its function and its object. A function's code may be exchanged.
 LOOK = r"""
 import asyncio, builtins, concurrent.futures, contextlib, getpass, json, logging
 import multiprocessing.process, os, select, signal, subprocess, sys, threading, time, warnings
@@ -53,13 +53,22 @@ def _look_owners():
 def _look_name(value):
     function = getattr(value, "__func__", value)
     owner = id(getattr(value, "__self__", None)) if hasattr(value, "__func__") else ""
-    return f"{type(value).__name__} {getattr(function, '__qualname__', '?')} {id(function)} {owner}"
+    code = id(getattr(function, "__code__", None))
+    name = getattr(function, "__qualname__", "?")
+    return f"{type(value).__name__} {name} {id(function)} {code} {owner}"
+
+def _look_attributes(owner):
+    kind = owner if isinstance(owner, type) else type(owner)
+    attributes = {}
+    for each in reversed(kind.__mro__):
+        attributes |= vars(each)
+    return attributes | vars(owner)
 
 def look():
     shell, seen = get_ipython(), {}
     for place, owner in _look_owners().items():
         seen[place] = f"{type(owner).__qualname__} {id(type(owner))}"
-        for name, value in list(vars(owner).items()):
+        for name, value in _look_attributes(owner).items():
             if callable(value) and not name.startswith(("_i", "_o", "last_")):
                 seen[f"{place}.{name}"] = _look_name(value)
     if "Gcf" in seen:

@@ -33,12 +33,12 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
 
 def _route_displays(shell: InteractiveShell, patches: Patches) -> None:
     publisher: Any = shell.display_pub
-    patches.set(publisher, "publish", _publish(publisher.publish))
-    patches.set(publisher, "clear_output", _clear_output(publisher.clear_output))
+    patches.replace(publisher, "publish", _publish)
+    patches.replace(publisher, "clear_output", _clear_output)
     # The foreground's %%capture puts one of these in the publisher's place.
     capturing: Any = CapturingDisplayPublisher
-    patches.set(capturing, "publish", _publish_of_class(capturing.publish))
-    patches.set(capturing, "clear_output", _clear_output_of_class(capturing.clear_output))
+    patches.replace(capturing, "publish", _publish_of_class)
+    patches.replace(capturing, "clear_output", _clear_output_of_class)
     patches.on_undo(_displayed_by.clear)
 
 
@@ -141,7 +141,7 @@ def _route_results(shell: InteractiveShell, patches: Patches) -> None:
         # What a kernel has in `sys.displayhook` while no cell runs.
         classes.append(sys.modules["ipykernel.displayhook"].ZMQDisplayHook)
     for hook_class in classes:
-        patches.set(hook_class, "__call__", _display_hook(shell, hook_class.__call__))
+        patches.replace(hook_class, "__call__", partial(_display_hook, shell))
     # What is there only while a cell runs, `get_ipython` without an import, is there for tasks.
     shell.builtin_trap.__enter__()
     patches.on_undo(partial(shell.builtin_trap.__exit__, None, None, None))

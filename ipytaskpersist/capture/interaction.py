@@ -21,6 +21,7 @@ from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.interruption import is_from_outside
 from ipytaskpersist.mishaps import class_name, message
 from ipytaskpersist.patches import Patches
+from ipytaskpersist.standins import is_stand_in, plain_of
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -41,65 +42,70 @@ def _keep_warnings_apart(shell: Any, patches: Patches) -> None:
     IPython forgets at each cell's beginning which warnings were shown, for all code of the
     notebook; while a task runs it must not.
     """
-    plain = getattr(shell, "_clear_warning_registry", None)
-    if plain is None:
-        return
+    if hasattr(shell, "_clear_warning_registry"):
+        patches.replace(shell, "_clear_warning_registry", _clear_alone)
 
-    def clear() -> None:
+
+def _clear_alone(plain: Callable[[], None]) -> Callable[[], None]:
+    def _clear_warning_registry() -> None:
         if not FOREGROUND.tasks:
             plain()
 
-    shell.events.unregister("pre_execute", plain)
-    shell.events.register("pre_execute", clear)
-    patches.on_undo(partial(shell.events.register, "pre_execute", plain))
-    patches.on_undo(partial(shell.events.unregister, "pre_execute", clear))
+    return _clear_warning_registry
 
 
 def _route_errors(shell: InteractiveShell, patches: Patches) -> None:
-    plain = shell._showtraceback
+    patches.replace(shell, "_showtraceback", partial(_show, shell))
+    patches.replace(shell, "showtraceback", partial(_show_whole, shell))
+    patches.replace(shell.InteractiveTB, "structured_traceback", _format_again)
 
-    def show(etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+
+def _show(shell: InteractiveShell, plain: Callable[..., None]) -> Callable[..., None]:
+    def _showtraceback(etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         task = active_task.get()
         if task is None:
             plain(etype, evalue, stb)
         elif not is_cancellation(task, evalue):
             task.show_error(class_name(evalue), message(evalue), list(stb))
-            look_at(task, evalue)
+            _look_at(shell, task, evalue)
 
-    def look_at(task: ActiveTask, error: BaseException) -> None:
-        task.error = error
-        task.post_mortem = _post_mortem(shell, error, task.record.execution_count)
+    return _showtraceback
 
-    patches.set(shell, "_showtraceback", show)
-    plain_whole = shell.showtraceback
 
-    def show_whole(*args: Any, **options: Any) -> None:
+def _look_at(shell: InteractiveShell, task: ActiveTask, error: BaseException) -> None:
+    task.error = error
+    task.post_mortem = _post_mortem(shell, error, task.record.execution_count)
+
+
+def _show_whole(shell: InteractiveShell, plain: Callable[..., None]) -> Callable[..., None]:
+    def showtraceback(*args: Any, **options: Any) -> None:
         task, error = active_task.get(), sys.exc_info()[1]
         if task is not None:
             if is_cancellation(task, error):
                 return  # not shown, and to render it takes long
             hide_own_frames(error)
         try:
-            plain_whole(*args, **options)
+            plain(*args, **options)
         except BaseException as raised:
             if task is None or error is None or is_from_outside(raised):
                 raise
             # The error's own class has raised something, asked for its text.
             shell._showtraceback(type(error), error, traceback.format_tb(error.__traceback__))
         if task is not None and error is not None and task.error is not error:
-            look_at(task, error)  # IPython prints groups of errors itself
+            _look_at(shell, task, error)  # IPython prints groups of errors itself
 
-    patches.set(shell, "showtraceback", show_whole)
-    plain_format: Any = shell.InteractiveTB.structured_traceback
+    return showtraceback
 
-    def format_again(*args: Any, **options: Any) -> Any:
+
+def _format_again(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def structured_traceback(*args: Any, **options: Any) -> Any:
         try:
-            return plain_format(*args, **options)
+            return plain(*args, **options)
         except SystemError:
             # CPython 3.11 may fail to build a syntax tree while another thread builds one.
-            return plain_format(*args, **options)
+            return plain(*args, **options)
 
-    patches.set(shell.InteractiveTB, "structured_traceback", format_again)
+    return structured_traceback
 
 
 def is_cancellation(task: ActiveTask, error: BaseException | None) -> bool:
@@ -140,22 +146,30 @@ def _is_own(traceback: TracebackType) -> bool:
 
 def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:
     kernel = getattr(shell, "kernel", None)
-    owners: list[tuple[Any, str]] = [(builtins, "input"), (getpass, "getpass")]
+    places: list[tuple[Any, str]] = [(builtins, "input"), (getpass, "getpass")]
     if kernel is not None:
-        owners += [(kernel, "raw_input"), (kernel, "getpass")]
-    for owner, name in owners:
-        patches.set(owner, name, _refusing(getattr(owner, name), name))
-    if kernel is not None:
-        # While a cell runs the kernel keeps the interpreter's own functions here, and puts them
-        # back at the cell's end: after that they are what a task would call.
-        for name in ("_sys_raw_input", "_save_getpass"):
-            plain = getattr(kernel, name, None)
-            if plain is not None:
-                setattr(kernel, name, _refusing(plain, name))
-                patches.on_undo(partial(setattr, kernel, name, plain))
+        # While a cell runs the kernel's are in the places of the interpreter's own, which it keeps
+        # and puts back at the cell's end.
+        places += [(kernel, name) for name in ("_sys_raw_input", "_save_getpass")]
+        places += [(kernel, name) for name in ("raw_input", "getpass")]
+    patches.on_undo(partial(_put_back, places))
+    replaced: list[Any] = []
+    for owner, name in places:
+        ask = getattr(owner, name, None)
+        if ask is not None and ask not in replaced:
+            replaced.append(ask)
+            patches.replace(owner, name, partial(_refusing, name))
 
 
-def _refusing(plain: Callable[..., str], name: str) -> Callable[..., str]:
+def _put_back(places: list[tuple[Any, str]]) -> None:
+    """The kernel may have exchanged what is in these places since."""
+    for owner, name in places:
+        value = getattr(owner, name, None)
+        if is_stand_in(value):
+            setattr(owner, name, plain_of(value))
+
+
+def _refusing(name: str, plain: Callable[..., str]) -> Callable[..., str]:
     asked = "getpass()" if name.endswith("getpass") else "input()"
 
     def ask(*args: Any, **kwargs: Any) -> str:

@@ -31,10 +31,10 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     """Keep the payloads of tasks out of the replies from now on."""
     manager: Any = shell.payload_manager
     if manager is not None:
-        patches.set(manager, "write_payload", _write_payload(manager.write_payload))
+        patches.replace(manager, "write_payload", _write_payload)
     if getattr(shell, "kernel", None) is None:
         # A terminal puts it after its next prompt.
-        patches.set(shell, "set_next_input", _set_next_input(shell.set_next_input))
+        patches.replace(shell, "set_next_input", _set_next_input)
     pagers: Any = shell.hooks.show_in_pager
     pagers.add(_show_in_pager, BEFORE_ALL)
     patches.on_undo(partial(_remove, pagers, _show_in_pager))

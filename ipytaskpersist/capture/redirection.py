@@ -11,25 +11,25 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from IPython.utils import capture
 from IPython.utils.capture import CapturedIO, capture_output
 
 from ipytaskpersist.active import active_task, redirects
 from ipytaskpersist.capture.streams import Redirect, RoutedText, route_present
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import STREAM_KINDS, OutputKind
+from ipytaskpersist.standins import with_globals
 
 
 def install(patches: Patches) -> None:
     """Make redirections hold for the context that makes them."""
     base = contextlib._RedirectStream
-    patches.set(base, "__enter__", _redirect_enter(base.__enter__))
-    patches.set(base, "__exit__", _redirect_exit(base.__exit__, patches))
-    patches.set(capture, "StringIO", _captured)
-    patches.set(capture_output, "__enter__", _capture_enter(capture_output.__enter__))
-    patches.set(capture_output, "__exit__", _capture_exit(capture_output.__exit__, patches))
+    patches.replace(base, "__enter__", _redirect_enter)
+    patches.replace(base, "__exit__", partial(_redirect_exit, patches))
+    patches.replace(capture_output, "__enter__", _capture_enter)
+    patches.replace(capture_output, "__exit__", partial(_capture_exit, patches))
 
 
 class _Previous:
@@ -111,7 +111,7 @@ def _redirect_enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return __enter__
 
 
-def _redirect_exit(plain: Callable[..., None], patches: Patches) -> Callable[..., None]:
+def _redirect_exit(patches: Patches, plain: Callable[..., None]) -> Callable[..., None]:
     def __exit__(self: Any, *exception: Any) -> None:
         if self._old_targets and isinstance(self._old_targets[-1], _Previous):
             self._old_targets.pop().restore()
@@ -144,6 +144,8 @@ def _unwrapped(captured: CapturedIO) -> CapturedIO:
 
 
 def _capture_enter(plain: Callable[[Any], CapturedIO]) -> Callable[[Any], CapturedIO]:
+    plain = with_globals(plain, StringIO=_captured)
+
     def __enter__(self: Any) -> CapturedIO:
         if active_task.get() is None:
             return _unwrapped(plain(self))
@@ -159,7 +161,7 @@ def _capture_enter(plain: Callable[[Any], CapturedIO]) -> Callable[[Any], Captur
     return __enter__
 
 
-def _capture_exit(plain: Callable[..., None], patches: Patches) -> Callable[..., None]:
+def _capture_exit(patches: Patches, plain: Callable[..., None]) -> Callable[..., None]:
     def __exit__(self: Any, *exception: Any) -> None:
         previous = self.__dict__.pop("_ipytaskpersist_previous", None)
         if previous is None:

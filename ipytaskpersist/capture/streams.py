@@ -15,6 +15,7 @@ from ipytaskpersist.active import FOREGROUND, active_task, redirects
 from ipytaskpersist.capture.watchers import WATCHERS, Watcher
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import STREAM_KINDS, OutputKind
+from ipytaskpersist.standins import StandIn, is_stand_in, plain_of, stand_in
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -25,7 +26,7 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     route_present(patches)
     FOREGROUND.settle = WATCHERS.settle
     if hasattr(shell, "_tee"):
-        patches.set(shell, "_tee", _tee(shell._tee, (sys.stdout, sys.stderr), patches))
+        patches.replace(shell, "_tee", partial(_tee, (sys.stdout, sys.stderr), patches))
     _route_prompt(patches)
 
 
@@ -40,9 +41,12 @@ def route_present(patches: Patches, *_event: object) -> None:
             route_stream(stream, kind, patches)
 
 
-def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str], Any]:
+def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> StandIn:
     """A ``write`` that asks to which task the caller belongs."""
+    return stand_in(plain, _routing(kind, plain))
 
+
+def _routing(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str], Any]:
     belongs_to = active_task.get
 
     def write(text: str) -> Any:
@@ -54,7 +58,6 @@ def routed_write(kind: OutputKind, plain: Callable[[str], Any]) -> Callable[[str
             text, task = watcher.arrived(text), FOREGROUND.only_task
         return plain(text) if task is None else task.write(kind, text)
 
-    write.plain = plain  # type: ignore[attr-defined]
     return write
 
 
@@ -66,8 +69,8 @@ def route_stream(stream: Any, kind: OutputKind, patches: Patches) -> None:
     """Make one stream object ask, in place."""
     if _is_kernel_stream(stream):
         _route_kernel_stream(stream, kind, patches)
-    elif hasattr(stream, "__dict__") and not hasattr(stream.write, "plain"):
-        patches.set(stream, "write", routed_write(kind, stream.write))
+    elif hasattr(stream, "__dict__") and not is_stand_in(stream.write):
+        patches.stand_in(stream, "write", partial(_routing, kind))
 
 
 def _route_kernel_stream(stream: Any, kind: OutputKind, patches: Patches) -> None:
@@ -87,7 +90,7 @@ def _route_kernel_stream(stream: Any, kind: OutputKind, patches: Patches) -> Non
         _follow_watcher(stream, patches)
 
     def undo() -> None:
-        write = stream.__dict__.pop("_ipytaskpersist_write").plain
+        write = stream.__dict__.pop("_ipytaskpersist_write")._plain
         stream.__class__ = plain_class
         if getattr(write, "__func__", None) is not plain_class.write:
             stream.write = write
@@ -105,8 +108,7 @@ def _follow_watcher(stream: Any, patches: Patches) -> None:
 
 def _routed_class(plain_class: type, kind: OutputKind) -> type:
     def set_write(self: Any, write: Any) -> None:
-        plain = getattr(write, "plain", write)
-        self.__dict__["_ipytaskpersist_write"] = routed_write(kind, plain)
+        self.__dict__["_ipytaskpersist_write"] = routed_write(kind, plain_of(write))
 
     def flush(self: Any) -> None:
         # What a task prints is on its way to the store at once: there is nothing to push.
@@ -195,7 +197,7 @@ class RoutedText:
 
 def is_routed(stream: Any) -> bool:
     """Whether a stream asks to whom its writer belongs, so that nobody else has replaced it."""
-    return isinstance(stream, RoutedText) or hasattr(getattr(stream, "write", None), "plain")
+    return isinstance(stream, RoutedText) or is_stand_in(getattr(stream, "write", None))
 
 
 def stand_before(name: str, kind: OutputKind) -> None:
@@ -205,7 +207,7 @@ def stand_before(name: str, kind: OutputKind) -> None:
         setattr(sys, name, RoutedText(stream, kind))
 
 
-def _tee(plain_tee: Any, own_streams: tuple[Any, Any], patches: Patches) -> Any:
+def _tee(own_streams: tuple[Any, Any], patches: Patches, plain: Any) -> Any:
     """IPython's copying of a cell's output, kept behind the routing also in a terminal.
 
     What IPython restores at a cell's end is what it found at its beginning, so in a cell that has
@@ -218,9 +220,9 @@ def _tee(plain_tee: Any, own_streams: tuple[Any, Any], patches: Patches) -> Any:
         stream: Any = sys.stdout if kind is OutputKind.STDOUT else sys.stderr
         # Another object may stand there for a task, as doctest's does: that one is left alone.
         is_own = any(stream is own for own in own_streams) and not _is_kernel_stream(stream)
-        if is_own and not hasattr(stream.write, "plain"):
+        if is_own and not is_stand_in(stream.write):
             stream.write = routed_write(kind, stream.write)
-        with plain_tee(channel):
+        with plain(channel):
             if is_own:
                 stream.write = routed_write(kind, stream.write)
             yield
@@ -232,10 +234,9 @@ def _tee(plain_tee: Any, own_streams: tuple[Any, Any], patches: Patches) -> Any:
 
 def _unroute(stream: Any) -> None:
     write: Any = stream.__dict__.get("write")
-    if not hasattr(write, "plain"):
+    if not is_stand_in(write):
         return
-    while hasattr(write, "plain"):
-        write = write.plain
+    write = plain_of(write)
     is_of_class = getattr(write, "__self__", None) is stream
     if is_of_class:
         del stream.write
@@ -248,8 +249,10 @@ def _route_prompt(patches: Patches) -> None:
     terminal = sys.modules.get("IPython.terminal.interactiveshell")
     if terminal is None or not hasattr(terminal, "patch_stdout"):
         return
-    plain = terminal.patch_stdout
+    patches.replace(terminal, "patch_stdout", _patch_stdout)
 
+
+def _patch_stdout(plain: Any) -> Any:
     @contextmanager
     def patch_stdout(*args: Any, **kwargs: Any) -> Iterator[None]:
         with plain(*args, **kwargs):
@@ -257,4 +260,4 @@ def _route_prompt(patches: Patches) -> None:
                 stand_before(kind.value, kind)
             yield
 
-    patches.set(terminal, "patch_stdout", patch_stdout)
+    return patch_stdout

@@ -27,9 +27,8 @@ Exit = Callable[..., bool | None]
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
     """Note from now on which output is inside which widget."""
-    kernel_shell: Any = shell
     if hasattr(shell, "set_parent"):
-        patches.set(shell, "set_parent", _set_parent(kernel_shell, kernel_shell.set_parent))
+        patches.replace(shell, "set_parent", partial(_set_parent, shell))
     after_import({"ipywidgets.widgets.widget_output": partial(_route_output, shell)}, patches)
 
 
@@ -45,8 +44,8 @@ def _set_parent(shell: Any, plain: Callable[[Any], None]) -> Callable[[Any], Non
 
 def _route_output(shell: Any, module: Any, patches: Patches) -> None:
     widget_class = module.Output
-    patches.set(widget_class, "__enter__", _enter(widget_class.__enter__))
-    patches.set(widget_class, "__exit__", _exit(shell, widget_class.__exit__))
+    patches.replace(widget_class, "__enter__", _enter)
+    patches.replace(widget_class, "__exit__", partial(_exit, shell))
 
 
 def _enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
