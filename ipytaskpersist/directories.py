@@ -68,7 +68,7 @@ def here() -> Place | None:
     try:
         directory: int | str = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        directory = os.getcwd()
+        directory = str(Path.cwd())
     return Place(directory, _umask())
 
 
@@ -105,7 +105,7 @@ def install(patches: Patches) -> None:
             return
         told.add(task.record.key)
         message = (
-            f"the notebook's directory is now {os.getcwd()}, too: a thread cannot have one of its "
+            f"the notebook's directory is now {Path.cwd()}, too: a thread cannot have one of its "
             f"own here; --process gives task {task.record.label} one\n"
         )
         task.write(OutputKind.STDERR, message)

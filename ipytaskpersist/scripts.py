@@ -1,21 +1,21 @@
 """``%run``, and `runpy`, in a task: a script has its own arguments and module ``__main__``.
 
-IPython puts the module of a script into ``sys.modules["__main__"]`` while it runs. There it would be
-the foreground's, and every other task's. So a task's is shown to that task alone, by an object
+IPython puts the module of a script into ``sys.modules["__main__"]`` while it runs. There it would
+be the foreground's, and every other task's. So a task's is shown to that task alone, by an object
 that stands there from the first script of a task on.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from IPython.core import interactiveshell
 from IPython.utils.syspathcontext import prepended_to_syspath
@@ -143,8 +143,8 @@ class OnPath(prepended_to_syspath):
     """A folder stands at the beginning of ``sys.path`` while any script of it runs."""
 
     _lock = Lock()
-    _users: Counter[str] = Counter()
-    _added: set[str] = set()
+    _users: ClassVar[Counter[str]] = Counter()
+    _added: ClassVar[set[str]] = set()
 
     def __enter__(self) -> Any:
         with self._lock:
@@ -170,8 +170,8 @@ def _new_main_mod(plain: Callable[..., ModuleType]) -> Callable[..., ModuleType]
     def new_main_mod(filename: str, modname: str) -> ModuleType:
         if active_task.get() is None:
             return plain(filename, modname)
-        module: Any = ModuleType(modname, doc="Module created for script run in IPython")
-        module.__file__ = os.path.abspath(filename)
-        return module  # type: ignore[no-any-return]
+        module = ModuleType(modname, doc="Module created for script run in IPython")
+        module.__file__ = str(Path(filename).absolute())
+        return module
 
     return new_main_mod

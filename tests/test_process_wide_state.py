@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +120,9 @@ def test_scripts_at_once_have_their_own_arguments_and_main_module(
     for name in ("same", "other"):
         (kernel.cwd / "scripts" / f"{name}.py").write_text(SCRIPT)
     (kernel.cwd / "scripts" / "beside.py").write_text("name = 'beside'")
-    (kernel.cwd / "as_module.py").write_text(SCRIPT.replace("import beside", "import scripts.beside as beside"))
+    (kernel.cwd / "as_module.py").write_text(
+        SCRIPT.replace("import beside", "import scripts.beside as beside")
+    )
     kernel.run(HELPERS + "before = list(sys.argv); path = list(sys.path)")
     others = "--with " + " ".join(NAMES)
     run_all(
@@ -166,7 +167,7 @@ def test_scripts_at_once_have_their_own_arguments_and_main_module(
 def test_what_a_script_leaves_and_how_else_it_is_run(
     make_kernel: MakeKernel, store: TaskStore
 ) -> None:
-    """``-i``, ``-n``, ``-e``, ``-t``, ``-p``, ``.ipy``, nested; variables come into the notebook."""
+    """Options, ``.ipy``, nested, failing; variables come into the notebook."""
     kernel = make_kernel()
     kernel.run(HELPERS + "given = 5")
     (kernel.cwd / "leaves.py").write_text("left = __name__\nimport sys\nargs = sys.argv[1:]\n")
@@ -290,10 +291,9 @@ def test_filters_of_warnings_hold_for_the_task_that_sets_them(
             "    warnings.warn('recorded')\n    meet('r2', 'f2')\n"
             "assert [str(w.message) for w in kept] == ['in a thread', 'recorded'], kept",
             "reset": "with warnings.catch_warnings():\n    warnings.resetwarnings()\n"
-            "    warnings.filterwarnings('error', append=True)\n    assert len(warnings.filters) == 1\n"
-            "with warnings.catch_warnings(action='ignore'): pass"
-            if sys.version_info >= (3, 11)
-            else "",
+            "    warnings.filterwarnings('error', append=True)\n"
+            "    assert len(warnings.filters) == 1\n"
+            "with warnings.catch_warnings(action='ignore'): pass",
         },
     )
     cell = kernel.run("meet('f', 'r')\nwarnings.warn('of the foreground')\nmeet('f2', 'r2')")
@@ -328,7 +328,9 @@ NO_DEBUGGER = {
 def test_a_task_has_no_debugger(where: str, make_kernel: MakeKernel, store: TaskStore) -> None:
     """With ``%pdb on``, too: the reason of a failed task is its exception."""
     kernel = make_kernel()
-    kernel.run("open('fails.py', 'w').write('{}[1]')\nget_ipython().config.InteractiveShell.pdb = True")
+    kernel.run(
+        "open('fails.py', 'w').write('{}[1]')\nget_ipython().config.InteractiveShell.pdb = True"
+    )
     kernel.run("%pdb on")
     chosen = NO_DEBUGGER if where == "--thread" else dict([*NO_DEBUGGER.items()][::3])
     if where == "--process":
@@ -350,7 +352,10 @@ def test_the_thread_of_a_task_has_its_name(make_kernel: MakeKernel, store: TaskS
     name = "print(threading.current_thread().name)"
     run_all(kernel, {"train": name, "": name})
     kernel.run("%bg_wait 2")
-    run_all(kernel, {"again": f"{name}\nimport signal\nassert threading.main_thread().name == 'MainThread'"})
+    run_all(
+        kernel,
+        {"again": f"{name}\nimport signal\nassert threading.main_thread().name == 'MainThread'"},
+    )
     tasks = ended(store, 3)
     said = [printed(store, task).strip() for task in tasks.values()]
     assert said == ["background 1 (train)", "background 2", "background 3 (again)"]
