@@ -48,8 +48,9 @@ def install_for_threads(shell: InteractiveShell, patches: Patches) -> None:
         profiler = _run_with_profiler(magics._run_with_profiler)
         patches.set(magics, "_run_with_profiler", profiler)
     if directories.can_be_own():
-        osm: Any = shell.magics_manager.registry["OSMagics"]
-        patches.set(osm, "shell", ShellOfDirectories(shell))
+        # Of the class, because IPython makes its one instance when it is first needed.
+        magics = importlib.import_module("IPython.core.magics.osm").OSMagics
+        patches.set(magics, "shell", _seen_shell(ShellOfDirectories(shell)))
 
 
 # The end.
@@ -198,6 +199,13 @@ def _run_with_profiler(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # Directories.
+
+
+def _seen_shell(seen: ShellOfDirectories) -> property:
+    def put(magics: Any, value: Any) -> None:
+        vars(magics)["shell"] = value
+
+    return property(lambda _magics: seen, put)
 
 
 class ShellOfDirectories:
