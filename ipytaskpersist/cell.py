@@ -369,10 +369,16 @@ def run_cell(shell: InteractiveShell, cell: Cell, task: ActiveTask) -> Outcome:
     outcome = CellRun(shell, cell, task).run()
     if outcome.error is None and task.shown_error is not None:
         # A magic such as %%time shows its cell's error and returns.
-        outcome = Outcome(TaskState.FAILED, one_line(*task.shown_error), 1)
+        outcome = _outcome_of_shown(task, *task.shown_error)
     if outcome.state is not TaskState.CANCELLED:
         figures.flush(task)
     return outcome
+
+
+def _outcome_of_shown(task: ActiveTask, name: str, message: str) -> Outcome:
+    if task.error is not None and issubclass(type(task.error), SystemExit):
+        return outcome_of(task, task.error)  # a script has ended so
+    return Outcome(TaskState.FAILED, one_line(name, message), 1)
 
 
 def install(shell: InteractiveShell, patches: Patches) -> None:

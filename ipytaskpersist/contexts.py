@@ -7,18 +7,20 @@ in the foreground from the next cell on, as far as the foreground has not set it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ipytaskpersist import ownstate
 from ipytaskpersist.active import active_task, redirects
 
 T = TypeVar("T")
 _UNSET = object()
 _cell: ContextVar[object] = ContextVar("ipytaskpersist_cell", default=None)
 """Which foreground cell the calling context belongs to."""
-OWN: frozenset[ContextVar[Any]] = frozenset((active_task, redirects, _cell))
+OWN: frozenset[ContextVar[Any]] = frozenset((active_task, _cell, *ownstate.CARRIED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Contexts:
         for variable, setting in list(self._set.items()):
             if self._is_to_hold(variable, setting, context.get(variable, _UNSET)):
                 context.run(variable.set, setting.value)
+        context.run(ownstate.arguments.set, list(sys.argv))
         return context
 
     def keep(self, foreground: Context, ended: Context) -> None:

@@ -92,6 +92,10 @@ class NoThread(BackgroundError):
         )
 
 
+class TaskExit(SystemExit):
+    """A task's code has called ``exit()``: its end, which is not shown as an error."""
+
+
 class TaskCancelled(BaseException):
     """Raised inside a background cell that was cancelled.
 

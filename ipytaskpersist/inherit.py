@@ -21,11 +21,12 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.cancellation import Cancellation
 from ipytaskpersist.children import DESCRIPTORS, READER
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.interruption import HeldBack
+from ipytaskpersist.ownstate import CARRIED
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import OutputKind
 
@@ -88,7 +89,8 @@ def context_of(task: ActiveTask | None) -> Context:
     """
     context = Context()
     context.run(active_task.set, task)
-    context.run(redirects.set, redirects.get())
+    for variable in CARRIED:
+        context.run(variable.set, variable.get())
     return context
 
 

@@ -260,7 +260,18 @@ class BackgroundTasks(TaskSettings):
     def install_capture(self) -> None:
         """Route output to tasks from now on."""
         if self._patches is None and self.shell is not None:
-            from ipytaskpersist import capture, cell, figures, inherit, progress
+            from ipytaskpersist import (
+                capture,
+                cell,
+                directories,
+                figures,
+                foregroundonly,
+                inherit,
+                ownstate,
+                ownwarnings,
+                progress,
+                scripts,
+            )
             from ipytaskpersist.patches import Patches
 
             self._patches = Patches()
@@ -269,6 +280,12 @@ class BackgroundTasks(TaskSettings):
             figures.install(self.shell, self._patches)
             cell.install(self.shell, self._patches)
             progress.install(self._patches)
+            ownstate.install(self._patches)
+            ownwarnings.install(self._patches)
+            directories.install(self._patches)
+            scripts.install(self.shell, self._patches)
+            foregroundonly.install(self.shell, self._patches)
+            foregroundonly.install_for_threads(self.shell, self._patches)
             atexit.register(self.end_session, "IPython ended")
 
     def _text_form(self, value: Any) -> str:

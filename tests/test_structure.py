@@ -41,7 +41,7 @@ LAYERS = (
     {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "openfigures", "payload", "pickling",
-     "recorder", "recording", "outputs", "progress"},
+     "recorder", "recording", "outputs", "progress", "scripts", "foregroundonly"},
     {"store"},
     {
         "active", "cancellation", "safepoints", "interruption", "mishaps", "frames", "forked",
@@ -50,7 +50,8 @@ LAYERS = (
         "problems", "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
-        "widgetmarks", "ownership", "disks", "projectfile", "gitfolders",
+        "widgetmarks", "ownership", "disks", "projectfile", "gitfolders", "ownstate",
+        "ownwarnings", "directories",
     },
 )  # fmt: skip
 

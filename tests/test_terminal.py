@@ -246,7 +246,8 @@ def look():
         "error": function(shell._showtraceback), "run_cell": function(shell.run_cell),
         "prompt": sys.modules["IPython.terminal.interactiveshell"].patch_stdout,
         "asking": function(shell.prompt_for_code), "completion": [*shell.Completer.custom_matchers],
-        "publish": function(shell.display_pub.publish), "workers": names.count("MainThread"),
+        "publish": function(shell.display_pub.publish),
+        "workers": [name for name in names if name.startswith("background ")],
         "own": [name for name in names if "taskpersist" in name],
         "magics": sorted(shell.magics_manager.magics["line"]),
     }

@@ -76,12 +76,14 @@ def look():
         seen["figures"] = type(matplotlib._pylab_helpers.Gcf.figs).__name__
     for kind, magics in shell.magics_manager.magics.items():
         seen |= {f"{kind} magic {name}": "" for name in magics}
+    seen |= {f"class of {each.__name__}": str(type(each)) for each in (sys, warnings)}
+    seen |= {"__main__": _look_name(sys.modules["__main__"])}
     for event, calls in shell.events.callbacks.items():
         seen |= {f"at {event}: {getattr(call, '__qualname__', call)}": "" for call in calls}
     seen |= {f"configurable {type(each).__name__}": "" for each in shell.configurables}
-    # A task's thread is called like the one in which cells run. Others come and go.
+    # Threads of others come and go.
     for name in [each.name for each in threading.enumerate()]:
-        if name == "MainThread" or "taskpersist" in name:
+        if name == "MainThread" or name.startswith("background ") or "taskpersist" in name:
             seen[f"threads {name}"] = seen.get(f"threads {name}", "") + "|"
     seen |= {f"finder {each!r}": "" for each in sys.meta_path}
     seen |= {f"attribute {name}": "" for name in vars(shell) if "taskpersist" in name}

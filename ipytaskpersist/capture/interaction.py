@@ -17,7 +17,7 @@ from IPython.core.error import StdinNotImplementedError
 
 from ipytaskpersist import frames, postmortem
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
-from ipytaskpersist.errors import TaskCancelled
+from ipytaskpersist.errors import TaskCancelled, TaskExit
 from ipytaskpersist.interruption import is_from_outside
 from ipytaskpersist.mishaps import class_name, message
 from ipytaskpersist.patches import Patches
@@ -84,6 +84,9 @@ def _show_whole(shell: InteractiveShell, plain: Callable[..., None]) -> Callable
             if is_cancellation(task, error):
                 return  # not shown, and to render it takes long
             hide_own_frames(error)
+            if type(error) is TaskExit:
+                task.error, task.shown_error = error, (class_name(error), message(error))
+                return
         try:
             plain(*args, **options)
         except BaseException as raised:

@@ -30,6 +30,7 @@ from ipytaskpersist import (
     capture,
     cell,
     figures,
+    foregroundonly,
     forked,
     inherit,
     mentions,
@@ -301,6 +302,7 @@ def install(shell: Any, task: ActiveTask) -> Patches:
     figures.install(shell, patches)
     cell.install(shell, patches)
     progress.install(patches)
+    foregroundonly.install(shell, patches)
     FOREGROUND.end_cell()
     active_task.set(task)
     return patches

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-from ipytaskpersist import figures, forked, frames
+from ipytaskpersist import directories, figures, forked, frames
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.cell import (
     NOTHING,
@@ -32,6 +34,8 @@ from ipytaskpersist.threadsettings import Launched, ThreadSettings
 
 LET_REPLY_S = 0.003
 IDLE_WORKERS = 4
+IDLE = "ipytaskpersist-worker"
+"""The name of a thread while it runs no task."""
 Work = Callable[[ActiveTask], Outcome]
 
 
@@ -42,13 +46,14 @@ class Worker:
         """`on_end` is called in the thread when it has run its last task."""
         self._on_end = on_end
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # A cell's code runs in the thread of this name, and log lines say so.
-        if not start_outside(threading.Thread(target=self._run, name="MainThread", daemon=True)):
+        if not start_outside(threading.Thread(target=self._run, name=IDLE, daemon=True)):
             raise NoThread
 
     def _run(self) -> None:
+        directories.part()
         while (job := self._jobs.get()) is not None:
             job()
+            threading.current_thread().name = IDLE
             del job  # and with it what its task was given, for as long as there is no other
         close_loop_of_thread()
         self._on_end()
@@ -60,6 +65,21 @@ class Worker:
     def retire(self) -> None:
         """End after what is being done."""
         self._jobs.put(None)
+
+
+@dataclass(frozen=True, slots=True)
+class AtLaunch:
+    """What held for the calling cell when a task was launched."""
+
+    context: Context
+    settings: Launched
+    place: directories.Place | None
+
+    def enter(self) -> None:
+        """Bring the calling thread where that cell was."""
+        if self.place is not None:
+            with suppress(OSError):
+                directories.go_to(self.place)
 
 
 class ThreadRunner:
@@ -111,25 +131,26 @@ class ThreadRunner:
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
-        settings = self.settings.at_launch()
-        worker.do(lambda: self._run(task, work, foreground, settings, worker, on_end))
+        launched = AtLaunch(foreground, self.settings.at_launch(), directories.here())
+        worker.do(lambda: self._run(task, work, launched, worker, on_end))
 
     def _run(
         self,
         task: ActiveTask,
         work: Work,
-        foreground: Context,
-        settings: Launched,
+        launched: AtLaunch,
         worker: Worker,
         on_end: Callable[[], None],
     ) -> None:
+        threading.current_thread().name = f"background {task.record.label}"
+        launched.enter()
         # The cell that launched it replies first: two threads at once would delay each other.
         sleep(LET_REPLY_S)
         be_ready_for_errors()
         self._payloads.be_ready()
         key, started = task.record.key, time.time()
         self._recorder.post(lambda store: revival.start(store, key, started))
-        self.settings.begin(settings)
+        self.settings.begin(launched.settings)
         active_task.set(task)
         outcome = self._outcome(task, work)
         if task.is_forked:
@@ -141,9 +162,9 @@ class ThreadRunner:
         self._calmly(lambda: frames.let_go(outcome.error))
         self._calmly(lambda: frames.let_go(task.error))
         ended_as, result = self._keep(task, outcome)
-        self._calmly(lambda: self._contexts.keep(foreground, task.context))
+        self._calmly(lambda: self._contexts.keep(launched.context, task.context))
         self._calmly(lambda: figures.leave(task))
-        self._calmly(lambda: self.settings.keep(settings))
+        self._calmly(lambda: self.settings.keep(launched.settings))
         self._outcomes[key] = ended_as
         self._release(worker, task)
         self._record_end(task, ended_as, result, ended)

@@ -1,0 +1,113 @@
+"""A working directory, and a umask, for the threads of each task apart.
+
+Linux keeps them for each thread, and lets new threads share those of the thread that starts them.
+So a worker parts from the rest of the process once; what its tasks start shares with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import Thread
+
+from ipytaskpersist.active import active_task, start_outside
+from ipytaskpersist.patches import Patches
+from ipytaskpersist.records import OutputKind
+
+CLONE_FS = 0x200
+STATUS = Path("/proc/thread-self/status")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a thread is."""
+
+    directory: int | str
+    """A descriptor of the working directory, which may have been removed; else its path."""
+    umask: int
+
+
+def part() -> bool:
+    """Give the calling thread a directory and umask of its own. Returns whether it has them."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return _unshare()
+    except (OSError, AttributeError):  # forbidden, as by a container's filter, or not there
+        return False
+
+
+def _unshare() -> bool:
+    if sys.version_info >= (3, 12):
+        os.unshare(CLONE_FS)
+        return True
+    import ctypes
+
+    return int(ctypes.CDLL(None).unshare(CLONE_FS)) == 0
+
+
+@cache
+def can_be_own() -> bool:
+    """Whether threads of this process can have directories of their own."""
+    found: list[bool] = []
+    thread = Thread(target=lambda: found.append(part()), name="ipytaskpersist-place", daemon=True)
+    if start_outside(thread):
+        thread.join()
+    return found == [True]
+
+
+def here() -> Place | None:
+    """Where the calling thread is; None where all threads are at the same place."""
+    if not can_be_own():
+        return None
+    try:
+        directory: int | str = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        directory = str(Path.cwd())
+    return Place(directory, _umask())
+
+
+def _umask() -> int:
+    with suppress(OSError):
+        found = re.search(r"^Umask:\s*(\d+)", STATUS.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def go_to(place: Place) -> None:
+    """Bring the calling thread, which has parted, to a place."""
+    os.umask(place.umask)
+    try:
+        os.chdir(place.directory)
+    finally:
+        if isinstance(place.directory, int):
+            os.close(place.directory)
+
+
+def install(patches: Patches) -> None:
+    """Where threads share their directory, let a task that changes it say so."""
+    if can_be_own():
+        return
+    plain, told = os.chdir, set[int]()
+
+    def chdir(path: int | str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        plain(path)
+        task = active_task.get()
+        if task is None or task.children.in_child or task.record.key in told:
+            return
+        told.add(task.record.key)
+        message = (
+            f"the notebook's directory is now {Path.cwd()}, too: a thread cannot have one of its "
+            f"own here; --process gives task {task.record.label} one\n"
+        )
+        task.write(OutputKind.STDERR, message)
+
+    patches.set(os, "chdir", chdir)

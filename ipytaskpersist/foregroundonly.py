@@ -1,0 +1,240 @@
+"""What only the foreground can have of its notebook, and a task is refused or given in another way.
+
+That is the kernel's end, a debugger, which needs a keyboard, and the event loop of windows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pdb
+import sys
+from collections import ChainMap
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
+
+from IPython.core import interactiveshell
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+from ipytaskpersist import directories
+from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.errors import TaskExit
+from ipytaskpersist.patches import Patches
+
+NO_BACKEND = (
+    "{magic} cannot change the backend of the notebook from background task {label}; "
+    "choose it in a foreground cell, or add --process"
+)
+PROFILES_ALL = sys.version_info >= (3, 12)
+"""Whether a profiler records the calls of all threads."""
+
+
+def install(shell: InteractiveShell, patches: Patches) -> None:
+    """Keep debuggers, and the end of the process, from tasks."""
+    _install_exits(shell, patches)
+    _install_debugger(shell, patches)
+
+
+def install_for_threads(shell: InteractiveShell, patches: Patches) -> None:
+    """Keep from tasks what a process of their own can have."""
+    patches.set(os, "_exit", _exit(os._exit))
+    patches.set(shell, "enable_gui", _enable_gui(shell, shell.enable_gui))
+    patches.set(shell, "enable_matplotlib", _enable_matplotlib(shell, shell.enable_matplotlib))
+    if PROFILES_ALL:
+        magics = _execution_magics()
+        profiler = _run_with_profiler(magics._run_with_profiler)
+        patches.set(magics, "_run_with_profiler", profiler)
+    if directories.can_be_own():
+        # Of the class, because IPython makes its one instance when it is first needed.
+        magics = importlib.import_module("IPython.core.magics.osm").OSMagics
+        patches.set(magics, "shell", _seen_shell(ShellOfDirectories(shell)))
+
+
+# The end.
+
+
+def _install_exits(shell: Any, patches: Patches) -> None:
+    patches.set(shell, "ask_exit", _ending(shell.ask_exit))
+    kind = type(shell.exiter)
+    patches.set(kind, "__call__", _ending(kind.__call__))
+    module: Any = interactiveshell
+    patches.set(module, "warn", _without_hint(module.warn))
+
+
+def _ending(plain: Callable[..., None]) -> Callable[..., None]:
+    @wraps(plain)
+    def end(*args: Any, **options: Any) -> None:
+        if active_task.get() is None:
+            plain(*args, **options)
+        else:
+            # A truth value is the argument `keep_kernel`, and the kernel is kept in any case.
+            codes = [value for value in args if isinstance(value, str | int)]
+            raise TaskExit(*(code for code in codes if not isinstance(code, bool)))
+
+    return end
+
+
+def _without_hint(plain: Callable[..., None]) -> Callable[..., None]:
+    """IPython tells how to exit whenever a cell has raised `SystemExit`."""
+
+    @wraps(plain)
+    def warn(*args: Any, **options: Any) -> None:
+        if type(sys.exc_info()[1]) is not TaskExit:
+            plain(*args, **{**options, "stacklevel": options.get("stacklevel", 1) + 1})
+
+    return warn
+
+
+def _exit(plain: Callable[[int], NoReturn]) -> Callable[[int], NoReturn]:
+    @wraps(plain)
+    def _exit(status: int) -> NoReturn:
+        task = active_task.get()
+        if task is None or task.children.in_child:
+            plain(status)
+        raise TaskExit(status)
+
+    return _exit
+
+
+# Debuggers.
+
+
+def _execution_magics() -> Any:
+    return importlib.import_module("IPython.core.magics.execution").ExecutionMagics
+
+
+def _install_debugger(shell: Any, patches: Patches) -> None:
+    magics = _execution_magics()
+    patches.set(shell, "debugger", _no_debugger(shell.debugger))
+    patches.set(pdb.Pdb, "interaction", _refused(pdb.Pdb.interaction))
+    patches.set(magics, "_debug_post_mortem", _refused(magics._debug_post_mortem))
+    plain: Any = InteractiveShell.call_pdb
+    patches.set(InteractiveShell, "call_pdb", property(plain.fget, _refused(plain.fset)))
+
+
+def _no_debugger(plain: Callable[..., None]) -> Callable[..., None]:
+    """With ``%pdb on`` an error is shown and no more."""
+
+    @wraps(plain)
+    def debugger(*args: Any, **options: Any) -> None:
+        if active_task.get() is None:
+            plain(*args, **options)
+
+    return debugger
+
+
+def _refused(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(plain)
+    def call(*args: Any, **options: Any) -> Any:
+        task = active_task.get()
+        if task is not None:
+            raise UsageError(
+                f"there is no debugger in background task {task.record.label}, which has no "
+                "keyboard; run the code in a foreground cell"
+            )
+        return plain(*args, **options)
+
+    return call
+
+
+# Windows, backends and profilers.
+
+
+def _enable_gui(shell: Any, plain: Callable[..., None]) -> Callable[..., None]:
+    @wraps(plain)
+    def enable_gui(gui: str | None = None) -> None:
+        task = active_task.get()
+        if task is None:
+            plain(gui)
+        elif gui not in (None, getattr(shell, "active_eventloop", None)):
+            message = NO_BACKEND.format(magic="%gui", label=task.record.label)
+            task.show_error("UsageError", message, [f"UsageError: {message}"])
+
+    return enable_gui
+
+
+def _enable_matplotlib(shell: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(plain)
+    def enable_matplotlib(gui: str | None = None) -> Any:
+        task = active_task.get()
+        if task is not None and not _is_chosen(shell, gui):
+            raise UsageError(NO_BACKEND.format(magic="%matplotlib", label=task.record.label))
+        return plain(gui)
+
+    return enable_matplotlib
+
+
+def _is_chosen(shell: Any, gui: str | None) -> bool:
+    """Whether the notebook has this backend already, or none as yet and this one has no windows."""
+    import matplotlib as mpl
+    from IPython.core import pylabtools
+
+    chosen = dict.get(mpl.rcParams, "backend")
+    loop, backend = pylabtools.find_gui_and_backend(gui, shell.pylab_gui_select)
+    if not isinstance(chosen, str):
+        return loop in (None, "inline")
+    return _short(backend) == _short(chosen)
+
+
+def _short(backend: str) -> str:
+    """The name of a backend, which may be that of a module."""
+    return backend.lower().removeprefix("module://").rpartition(".")[2].removeprefix("backend_")
+
+
+def _run_with_profiler(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(plain)
+    def _run_with_profiler(*args: Any, **options: Any) -> Any:
+        task = active_task.get()
+        if task is not None:
+            raise UsageError(
+                "a profiler records the calls of all threads since Python 3.12, so background "
+                f"task {task.record.label} cannot have one of its own; add --process"
+            )
+        return plain(*args, **options)
+
+    return _run_with_profiler
+
+
+# Directories.
+
+
+def _seen_shell(seen: ShellOfDirectories) -> property:
+    def put(magics: Any, value: Any) -> None:
+        vars(magics)["shell"] = value
+
+    return property(lambda _magics: seen, put)
+
+
+class ShellOfDirectories:
+    """The shell, as the magics for directories see it: a task has its own history of them."""
+
+    def __init__(self, shell: Any) -> None:
+        self._shell = shell
+        self._histories: WeakKeyDictionary[ActiveTask, list[Any]] = WeakKeyDictionary()
+        self._stacks: WeakKeyDictionary[ActiveTask, list[Any]] = WeakKeyDictionary()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shell, name)
+
+    @property
+    def user_ns(self) -> Any:
+        """The notebook's variables, with the task's ``_dh``."""
+        task, variables = active_task.get(), self._shell.user_ns
+        if task is None:
+            return variables
+        history = self._histories.setdefault(task, list(variables.get("_dh", ())))
+        return ChainMap({"_dh": history}, variables)
+
+    @property
+    def dir_stack(self) -> Any:
+        """What ``%pushd`` has kept."""
+        task, stack = active_task.get(), self._shell.dir_stack
+        return stack if task is None else self._stacks.setdefault(task, list(stack))
+
+    @property
+    def term_title(self) -> bool:
+        """Whether the title of the terminal is the directory."""
+        return active_task.get() is None and bool(getattr(self._shell, "term_title", False))
