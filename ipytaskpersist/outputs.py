@@ -14,7 +14,7 @@ from typing import Any
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
 from ipytaskpersist.screen import Screen, beginning
 from ipytaskpersist.store import TaskStore
-from ipytaskpersist.widgetmarks import Entered, is_about_widget
+from ipytaskpersist.widgetmarks import STATE, Entered, is_about_widget, model_of
 
 Output = dict[str, Any]
 """One output in nbformat's form. A display that can be updated also has ``transient``."""
@@ -68,6 +68,8 @@ class Resolver:
         self._updated: defaultdict[str, Updated] = defaultdict(Updated)
         """By the id of the display."""
         self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
+        self._kept: dict[str, Output] = {}
+        """What the widgets showed last, by the ids of their models."""
         self._widgets = Entered()
         self._clear_next: set[str | None] = set()
         """The widgets, or None for what is inside none, that their next output clears."""
@@ -84,6 +86,8 @@ class Resolver:
             self._clear(content.get("widget"), wait=bool(content["wait"]))
         elif record.kind is OutputKind.UPDATE_DISPLAY_DATA and "widget" in content:
             self._move(content["widget"], inside=content["inside"])
+        elif record.kind is OutputKind.UPDATE_DISPLAY_DATA and "model" in content:
+            self._kept[content["model"]] = content["data"]
         elif record.kind is OutputKind.UPDATE_DISPLAY_DATA:
             self._update(content)
         else:
@@ -98,7 +102,15 @@ class Resolver:
                 if placed.output:
                     placed.output.update(updated.content)
         self.placed = [placed for placed in self.placed if placed.output]
+        for placed in self.placed:
+            self._give_kept(placed.output)
         return [placed.whole() for placed in self.placed]
+
+    def _give_kept(self, output: Output) -> None:
+        """Give the view of a widget the text that the widget showed last, and its state."""
+        model = model_of(output.get("data", {}))
+        if model in self._kept:
+            output.update(with_kept(output, self._kept[model]))
 
     def _place(self, output: Output) -> None:
         widget = self._widgets.innermost
@@ -149,6 +161,17 @@ class Resolver:
         updated = self._updated[str(wanted)]
         updated.count = len(updated.displays)
         updated.content = {"data": content["data"], "metadata": content["metadata"]}
+
+
+def with_kept(output: Output, kept: Output) -> Output:
+    """The view of a widget with what was kept of it: the state is metadata."""
+    shown = {mime: value for mime, value in kept.items() if mime != STATE}
+    state = {STATE: kept[STATE]} if STATE in kept else {}
+    return {
+        **output,
+        "data": {**output["data"], **shown},
+        "metadata": {**output["metadata"], **state},
+    }
 
 
 def _decoder() -> codecs.IncrementalDecoder:

@@ -13,6 +13,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ipytaskpersist import widgetmarks
 from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.capture.streams import is_routed
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.records import OutputKind
@@ -115,6 +116,7 @@ def record_display(task: ActiveTask, content: dict[str, Any], *, update: bool = 
     task.children.drain()
     kind = OutputKind.UPDATE_DISPLAY_DATA if update else OutputKind.DISPLAY_DATA
     task.recording.add(kind, content)
+    keptwidgets.shown(task, content["data"])
 
 
 def _clear_for_task(wait: bool) -> bool:
@@ -179,4 +181,5 @@ def show_result(shell: Any, task: ActiveTask, value: Any) -> str | None:
         task.children.drain()
         content["execution_count"] = task.record.execution_count
         task.recording.add(OutputKind.EXECUTE_RESULT, content)
+        keptwidgets.shown(task, data)
     return str(data.get("text/plain", ""))

@@ -12,6 +12,7 @@ from typing import Any
 
 from ipytaskpersist import figures, forked, frames
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
+from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.cell import (
     NOTHING,
     Outcome,
@@ -135,6 +136,7 @@ class ThreadRunner:
         if task.is_forked:
             forked.end(outcome.exit_code)
         ended = time.time()
+        self._calmly(lambda: keptwidgets.end(task))
         self._calmly(lambda: FOREGROUND.end_task(task))
         self._calmly(task.children.close)
         # What they held is summed up in the post-mortem. It may be most of the memory.
@@ -258,6 +260,11 @@ class ThreadRunner:
     def running(self) -> list[ActiveTask]:
         """The tasks that run now."""
         return list(self._active.values())
+
+    def keep_widgets(self) -> None:
+        """Record what the widgets of running tasks show: their kernel ends."""
+        for task in self.running():
+            keptwidgets.keep_now(task)
 
     def close(self) -> None:
         """End the threads that wait for another task."""
