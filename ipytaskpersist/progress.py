@@ -70,6 +70,14 @@ _bar_of: weakref.WeakKeyDictionary[ActiveTask, weakref.ref[Any]] = weakref.WeakK
 """The bar that counts of each task: the outermost, which is the first that is not closed."""
 
 
+def end(task: ActiveTask) -> None:
+    """Note how far the bar of a task has come at its end: bars show only now and then what is so."""
+    known = _bar_of.get(task)
+    bar = None if known is None else known()
+    if bar is not None and not bar.disable:
+        _note(task, bar)
+
+
 def _route_tqdm(module: Any, patches: Patches) -> None:
     bars = module.tqdm_notebook
     plain = bars.display

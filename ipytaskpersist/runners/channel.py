@@ -43,6 +43,8 @@ class Sender:
         self._owner = os.getpid()
         self._unsent: Progress | None = None
         self._progress_thread: threading.Thread | None = None
+        self._has_ended = False
+        """Whether it has been told how the task has ended."""
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Send a piece of a stream."""
@@ -53,7 +55,13 @@ class Sender:
         self._send(CODES[kind], encode_content(content))
 
     def progress(self, progress: Progress) -> None:
-        """Send how far the task has come; not each step of one that hurries, but the last one."""
+        """Send how far the task has come; not each step of one that hurries, but the last one.
+
+        Not after its end: a bar that is left open is closed when the interpreter is torn down, and
+        a thread that is started then never begins.
+        """
+        if self._has_ended:
+            return
         self._unsent = progress
         if self._progress_thread is None and os.getpid() == self._owner:
             self._send_progress()
@@ -94,6 +102,7 @@ class Sender:
 
     def outcome(self, state: str, reason: str | None, exit_code: int | None) -> None:
         """Send how the task has ended."""
+        self._has_ended = True
         self._send_progress()
         content = {"state": state, "reason": reason, "exit_code": exit_code}
         self._send(OUTCOME, encode_content(content))

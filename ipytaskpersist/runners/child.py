@@ -133,6 +133,7 @@ class Child:
         if task.is_forked:
             forked.end(outcome.exit_code)
         keptwidgets.end(task)
+        progress.end(task)
         self._keep(shell, task, outcome, names)
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-from ipytaskpersist import figures, forked, frames
+from ipytaskpersist import figures, forked, frames, progress
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
 from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.cell import (
@@ -137,6 +137,7 @@ class ThreadRunner:
             forked.end(outcome.exit_code)
         ended = time.time()
         self._calmly(lambda: keptwidgets.end(task))
+        self._calmly(lambda: progress.end(task))
         self._calmly(lambda: FOREGROUND.end_task(task))
         self._calmly(task.children.close)
         # What they held is summed up in the post-mortem. It may be most of the memory.
