@@ -7,6 +7,7 @@ that cell's outputs and never with another's.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import sys
@@ -29,12 +30,20 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 INLINE = "matplotlib_inline.backend_inline"
+IPYMPL = "ipympl.backend_nbagg"
 PYPLOT = "matplotlib.pyplot"
+LIBRARIES = ("matplotlib", "ipympl")
+"""How the names begin of the modules that draw at the end of a cell."""
 
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
     """Separate the figures of tasks, now or as soon as matplotlib is imported."""
-    routes = {openfigures.MODULE: openfigures.route, INLINE: _route_inline, PYPLOT: _route_pyplot}
+    routes = {
+        openfigures.MODULE: openfigures.route,
+        INLINE: _route_inline,
+        IPYMPL: _route_ipympl,
+        PYPLOT: _route_pyplot,
+    }
     after_import(routes, patches)
     call_between_cells(shell, patches.on_undo, openfigures.before_cell)
 
@@ -69,7 +78,7 @@ def _at_end() -> list[Callable[..., Any]]:
     """What matplotlib and its backends have IPython do at the end of a cell."""
     shell: Any = get_ipython()
     calls = [] if shell is None else shell.events.callbacks["post_execute"]
-    return [call for call in calls if getattr(call, "__module__", "").startswith("matplotlib")]
+    return [call for call in calls if getattr(call, "__module__", "").startswith(LIBRARIES)]
 
 
 def _end_cell() -> None:
@@ -91,7 +100,10 @@ def _closes_at_end() -> bool:
 
 
 class TaskShow:
-    """The inline backend's ``show``, whose attributes say what is still to be shown."""
+    """What a backend keeps of the figures that are still to be shown, for each task apart.
+
+    The inline backend keeps it in the attributes of its function ``show``, ipympl in its class.
+    """
 
     def __init__(self, plain: Callable[..., Any]) -> None:
         self.__dict__.update(vars(plain), plain=plain)
@@ -102,7 +114,7 @@ class TaskShow:
 
     def __getattribute__(self, name: str) -> Any:
         task = active_task.get()
-        if name == "_to_draw" and task is not None:
+        if name in ("_to_draw", "_to_show") and task is not None:
             return task.figures.setdefault(name, [])
         if name == "_draw_called" and task is not None:
             return task.figures.get(name, False)
@@ -122,7 +134,13 @@ def _route_inline(module: ModuleType, patches: Patches) -> None:
         patches.set(module, "show", TaskShow(plain))
 
 
-# Backends with windows.
+def _route_ipympl(module: ModuleType, patches: Patches) -> None:
+    plain = module._Backend_ipympl
+    if not isinstance(plain, TaskShow):
+        patches.set(module, "_Backend_ipympl", TaskShow(plain))
+
+
+# Backends with windows, or widgets of a page.
 
 
 def _route_pyplot(module: Any, patches: Patches) -> None:
@@ -134,16 +152,22 @@ def _route_pyplot(module: Any, patches: Patches) -> None:
 
     def _get_backend_mod() -> Any:
         backend = plain()
-        if active_task.get() is None or not _opens_windows(backend):
-            return backend
-        return _images_for_windows()
+        return backend if active_task.get() is None else _for_task(backend)
 
     patches.set(module, "_get_backend_mod", _get_backend_mod)
 
 
-def _opens_windows(backend: Any) -> bool:
+def _for_task(backend: Any) -> Any:
+    """The backend of a task whose notebook has chosen this one."""
     canvas_class = backend.FigureCanvas
-    return openfigures.has_windows(canvas_class, canvas_class.manager_class)
+    if openfigures.is_of_page(canvas_class):
+        has_page = hasattr(get_ipython(), "kernel")
+        if has_page and canvas_class.__module__ == openfigures.NBAGG:
+            return _images_for_nbagg(backend)
+        return backend if has_page else _images_for_windows()
+    if openfigures.has_windows(canvas_class, canvas_class.manager_class):
+        return _images_for_windows()
+    return backend
 
 
 class ImageBackend(SimpleNamespace):
@@ -153,6 +177,48 @@ class ImageBackend(SimpleNamespace):
 def _images_for_windows() -> ImageBackend:
     agg = importlib.import_module("matplotlib.backends.backend_agg")
     return ImageBackend(**{**vars(agg), "show": show_images})
+
+
+@functools.cache
+def _images_for_nbagg(backend: Any) -> ImageBackend:
+    """nbagg's own canvases, as images while they are a task's.
+
+    They draw into an element of the page that has to be there when they are first shown, which the
+    output of a task is not.
+    """
+
+    class Manager(backend.FigureManager):  # type: ignore[misc,name-defined]
+        def show(self) -> None:
+            if active_task.get() is None:
+                super().show()
+            else:
+                show_images()
+
+        @classmethod
+        def create_with_canvas(cls, canvas_class: Any, figure: Any, num: Any) -> Any:
+            canvas = canvas_class(figure)
+            return cls(canvas, num)
+
+    class Canvas(backend.FigureCanvas):  # type: ignore[misc,name-defined]
+        manager_class = Manager
+
+    def new_figure_manager_given_figure(num: Any, figure: Any) -> Any:
+        return Canvas.new_manager(figure, num)
+
+    def new_figure_manager(num: Any, *args: Any, FigureClass: Any = None, **options: Any) -> Any:
+        made = importlib.import_module("matplotlib.figure").Figure
+        return new_figure_manager_given_figure(num, (FigureClass or made)(*args, **options))
+
+    return ImageBackend(
+        **{
+            **vars(backend),
+            "FigureCanvas": Canvas,
+            "FigureManager": Manager,
+            "new_figure_manager": new_figure_manager,
+            "new_figure_manager_given_figure": new_figure_manager_given_figure,
+            "show": show_images,
+        }
+    )
 
 
 def _has_images_for_windows() -> bool:
@@ -169,7 +235,9 @@ def show_images(*_args: Any, **_kwargs: Any) -> None:
     helpers: Any = sys.modules[openfigures.MODULE]
     for manager in helpers.Gcf.get_all_fig_managers():
         figure = manager.canvas.figure
-        if figure.stale or figure not in _shown:
+        if type(manager.canvas).__module__ == openfigures.NBAGG:
+            manager.canvas.draw_idle()  # the foreground's: the page shows what has changed
+        elif figure.stale or figure not in _shown:
             _show_image(figure)
 
 

@@ -20,6 +20,7 @@ from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.patches import Patches
 
 MODULE = "matplotlib._pylab_helpers"
+NBAGG = "matplotlib.backends.backend_nbagg"
 Figures = OrderedDict[int, Any]
 """matplotlib's managers of figures by number; the last one is the active figure's."""
 
@@ -99,6 +100,8 @@ def route(module: ModuleType, patches: Patches) -> None:
         patches.on_undo(lambda: setattr(managers, "figs", figures.foreground))
         every = _every_manager(managers.get_all_fig_managers, figures)
         patches.set(managers, "get_all_fig_managers", staticmethod(every))
+        active = _set_active(managers.set_active, figures)
+        patches.set(managers, "set_active", staticmethod(active))
         patches.on_undo(_left.clear)
 
 
@@ -114,6 +117,19 @@ def _every_manager(plain: Callable[[], list[Any]], routed: TaskFigures) -> Calla
         return [manager for manager in plain() if manager not in elsewhere]
 
     return get_all_fig_managers
+
+
+def _set_active(plain: Callable[[Any], None], routed: TaskFigures) -> Callable[[Any], None]:
+    """Make a figure the active one, unless it is another's.
+
+    A click on a running task's figure in the page is handled in the foreground.
+    """
+
+    def set_active(manager: Any) -> None:
+        if manager not in _open_elsewhere(routed):
+            plain(manager)
+
+    return set_active
 
 
 _running: set[ActiveTask] = set()
@@ -175,10 +191,18 @@ def is_image(manager: Any) -> bool:
     return not has_windows(type(manager.canvas), type(manager))
 
 
+def is_of_page(canvas_class: Any) -> bool:
+    """Whether figures of this class are widgets of a page, which any thread may touch."""
+    modules = [each.__module__ for each in canvas_class.__mro__]
+    return NBAGG in modules or any(name.startswith("ipywidgets.") for name in modules)
+
+
 def has_windows(canvas_class: Any, manager_class: Any) -> bool:
-    """Whether figures of these classes are windows, or widgets of a page."""
+    """Whether figures of these classes are windows."""
     from matplotlib.backend_bases import FigureManagerBase
 
+    if is_of_page(canvas_class):
+        return False
     if getattr(canvas_class, "required_interactive_framework", None):
         return True
     return getattr(manager_class, "show", None) is not FigureManagerBase.show

@@ -37,7 +37,8 @@ def shown(task: ActiveTask, data: dict[str, Any]) -> None:
     model = view.get("model_id")
     widget = module._instances.get(model)
     if widget is not None and model not in task.shown_widgets:
-        task.shown_widgets[model] = KeptWidget(task, model, widget)
+        has_picture = any(mime not in (VIEW, "text/plain") for mime in data)
+        task.shown_widgets[model] = KeptWidget(task, model, widget, has_picture=has_picture)
 
 
 def end(task: ActiveTask) -> None:
@@ -58,10 +59,12 @@ def keep_now(task: ActiveTask) -> None:
 class KeptWidget:
     """A displayed widget, until its task ends."""
 
-    def __init__(self, task: ActiveTask, model: str, widget: Any) -> None:
+    def __init__(self, task: ActiveTask, model: str, widget: Any, *, has_picture: bool) -> None:
+        """`has_picture` says that its display has another form that is as good as its view."""
         self._task = task
         self._model = model
         self._widget = widget
+        self._has_picture = has_picture
         self._text = ""
         self._count: Any = None
         """How far the bar had come when its text was made."""
@@ -94,7 +97,7 @@ class KeptWidget:
             if not self._is_kept:
                 self._keep(0)
         else:
-            pictures = dict(self._widget._repr_mimebundle_() or {})
+            pictures = self._widget._repr_mimebundle_() if self._has_picture else {}
             self._keep(STATE_BYTES, pictures)
 
     def _changed(self, change: Any) -> None:
@@ -124,7 +127,7 @@ class KeptWidget:
         self._kept_at, self._is_kept = time.monotonic(), True
         kept = {**(data or {}), "text/plain": widgetmarks.shortened(self._text)}
         kept.pop(VIEW, None)
-        if self._bar is None and not self._is_closed:
+        if self._bar is None and not self._is_closed and not self._has_picture:
             state = _state_of(self._widget)
             if state and len(encode_content(state)) <= state_bytes:
                 kept[STATE] = state
