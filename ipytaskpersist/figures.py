@@ -187,7 +187,7 @@ def _images_for_nbagg(backend: Any) -> ImageBackend:
     output of a task is not.
     """
 
-    class Manager(backend.FigureManager):  # type: ignore[misc,name-defined]
+    class Manager(backend.FigureManager):  # type: ignore[misc]
         def show(self) -> None:
             if active_task.get() is None:
                 super().show()
@@ -199,26 +199,15 @@ def _images_for_nbagg(backend: Any) -> ImageBackend:
             canvas = canvas_class(figure)
             return cls(canvas, num)
 
-    class Canvas(backend.FigureCanvas):  # type: ignore[misc,name-defined]
+    class Canvas(backend.FigureCanvas):  # type: ignore[misc]
         manager_class = Manager
 
-    def new_figure_manager_given_figure(num: Any, figure: Any) -> Any:
-        return Canvas.new_manager(figure, num)
+    class Backend(importlib.import_module("matplotlib.backend_bases")._Backend):  # type: ignore[misc]
+        FigureCanvas, FigureManager = Canvas, Manager
 
-    def new_figure_manager(num: Any, *args: Any, FigureClass: Any = None, **options: Any) -> Any:
-        made = importlib.import_module("matplotlib.figure").Figure
-        return new_figure_manager_given_figure(num, (FigureClass or made)(*args, **options))
-
-    return ImageBackend(
-        **{
-            **vars(backend),
-            "FigureCanvas": Canvas,
-            "FigureManager": Manager,
-            "new_figure_manager": new_figure_manager,
-            "new_figure_manager_given_figure": new_figure_manager_given_figure,
-            "show": show_images,
-        }
-    )
+    names = ("new_figure_manager", "new_figure_manager_given_figure")
+    made = {name: getattr(Backend, name) for name in ("FigureCanvas", "FigureManager", *names)}
+    return ImageBackend(**{**vars(backend), **made, "show": show_images})
 
 
 def _has_images_for_windows() -> bool:

@@ -17,7 +17,8 @@ from ipytaskpersist.store import TaskStore
 from ipytaskpersist.widgetmarks import STATE, Entered, is_about_widget, model_of
 
 Output = dict[str, Any]
-"""One output in nbformat's form. A display that can be updated also has ``transient``."""
+"""One output in nbformat's form. A display that can be updated also has ``transient``, and what a
+displayed ``ipywidgets.Output`` shows has the id of its model as ``inside``."""
 
 NO_TIME = datetime.min.replace(tzinfo=UTC)
 VISIBLE = (*STREAM_KINDS, OutputKind.EXECUTE_RESULT, OutputKind.CLEAR_OUTPUT)
@@ -104,6 +105,10 @@ class Resolver:
         self.placed = [placed for placed in self.placed if placed.output]
         for placed in self.placed:
             self._give_kept(placed.output)
+        shown = self._shown_models()
+        for placed in self.placed:
+            if placed.widget in shown:
+                placed.output["inside"] = placed.widget
         return [placed.whole() for placed in self.placed]
 
     def _give_kept(self, output: Output) -> None:
@@ -111,6 +116,14 @@ class Resolver:
         model = model_of(output.get("data", {}))
         if model in self._kept:
             output.update(with_kept(output, self._kept[model]))
+
+    def _shown_models(self) -> set[str]:
+        """The ids of the models that the displayed widgets show, themselves and what they hold."""
+        return {
+            model
+            for placed in self.placed
+            for model in placed.output.get("metadata", {}).get(STATE, {}).get("state", ())
+        }
 
     def _place(self, output: Output) -> None:
         widget = self._widgets.innermost
@@ -196,8 +209,15 @@ def resolve(records: Iterable[OutputRecord]) -> list[Output]:
 def as_nbformat(outputs: Iterable[Output]) -> list[Output]:
     """The outputs as a notebook file keeps them."""
     return [
-        {key: value for key, value in output.items() if key != "transient"} for output in outputs
+        {key: value for key, value in output.items() if key not in ("transient", "inside")}
+        for output in outputs
     ]
+
+
+def beside(outputs: Iterable[Output]) -> Iterator[Output]:
+    """The outputs where no widget is shown that has some of them inside."""
+    for output in outputs:
+        yield {key: value for key, value in output.items() if key != "inside"}
 
 
 def merge_streams(outputs: Iterable[Output]) -> list[Output]:
@@ -210,7 +230,7 @@ def merge_streams(outputs: Iterable[Output]) -> list[Output]:
             merged[-1]["text"] = "".join(texts)
             texts.clear()
 
-    for output in outputs:
+    for output in beside(outputs):
         if output["output_type"] != "stream":
             join()
             merged.append(output)
@@ -218,7 +238,7 @@ def merge_streams(outputs: Iterable[Output]) -> list[Output]:
             texts.append(output["text"])
         else:
             join()
-            merged.append(dict(output))
+            merged.append(output)
             texts.append(output["text"])
     join()
     return merged
@@ -294,7 +314,10 @@ def _records(store: TaskStore, task_key: int, cut: Cut) -> Iterable[OutputRecord
 
 def _cut_outputs(outputs: list[Output], cut: Cut) -> list[Output]:
     """The wanted part of outputs that are whole already."""
-    kinds = {kind.value for kind in cut.kinds}
+    if cut == EVERYTHING:
+        return outputs
+    # A part may lack the widget that shows what is inside of it.
+    outputs, kinds = [*beside(outputs)], {kind.value for kind in cut.kinds}
     wanted = [out for out in outputs if not kinds or out.get("name") in kinds]
     if cut.head is None and cut.tail is None:
         return wanted

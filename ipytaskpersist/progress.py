@@ -72,7 +72,7 @@ _bar_of: weakref.WeakKeyDictionary[ActiveTask, weakref.ref[Any]] = weakref.WeakK
 
 
 def end(task: ActiveTask) -> None:
-    """Note how far the bar of a task has come at its end: bars show only now and then what is so."""
+    """Note how far the bar of a task has come at its end, which it need not have shown yet."""
     known = _bar_of.get(task)
     bar = None if known is None else known()
     if bar is not None and not bar.disable:

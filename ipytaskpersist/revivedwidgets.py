@@ -8,6 +8,7 @@ nothing. Everywhere else the best other form of the display is shown.
 from __future__ import annotations
 
 import base64
+import importlib.util
 import sys
 from contextlib import suppress
 from typing import Any
@@ -44,10 +45,9 @@ def is_alive(model: str) -> bool:
     return module is not None and model in module._instances
 
 
-def models_in(output: Output) -> set[str]:
-    """The ids of all models that the view of a widget shows, where its state was kept."""
-    kept = output.get("metadata", {}).get(STATE)
-    return set(kept["state"]) if kept and is_state(kept) else set()
+def can_be_shown(model: str) -> bool:
+    """Whether a model whose state was kept is alive here, or can be made."""
+    return is_alive(model) or importlib.util.find_spec("ipywidgets") is not None
 
 
 def is_state(kept: Any) -> bool:
@@ -65,6 +65,10 @@ def _revived(model: str, kept: Any) -> str | None:
     with suppress(Exception):  # there is no ipywidgets, or another version that knows it not
         return _Revival(kept["state"]).model(model)
     return None
+
+
+def _library() -> Any:
+    return importlib.import_module("ipywidgets.widgets.widget")
 
 
 class _Revival:
@@ -88,18 +92,16 @@ class _Revival:
 
     def _fields(self, state: dict[str, Any]) -> dict[str, Any]:
         """The values of a model's traits, its type among them, with their binary parts."""
-        from ipywidgets.widgets.widget import _put_buffers
-
         fields: dict[str, Any] = self._here(state["state"])
         buffers = state.get("buffers", [])
         values = [base64.b64decode(each["data"]) for each in buffers]
-        _put_buffers(fields, [each["path"] for each in buffers], values)
+        _library()._put_buffers(fields, [each["path"] for each in buffers], values)
         return fields | {f"_{name}": state[name] for name in TYPE}
 
     def _here(self, value: Any) -> Any:
         """A value of a state, with references to the models of this kernel."""
         if isinstance(value, dict):
-            return {key: self._here(each) for key, each in value.items()}
+            return self._with_view({key: self._here(each) for key, each in value.items()})
         if isinstance(value, list):
             return [self._here(each) for each in value]
         if isinstance(value, str) and value.startswith("IPY_MODEL_"):
@@ -107,12 +109,20 @@ class _Revival:
             return f"IPY_MODEL_{self.model(name)}" if name in self._states else value
         return value
 
+    def _with_view(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The same, where it is a display that is the view of a widget, of the model here."""
+        name = model_of(fields)
+        if name in self._states:
+            fields[VIEW] = {**fields[VIEW], "model_id": self.model(name)}
+        elif name is not None and not is_alive(name):
+            del fields[VIEW]
+        return fields
+
 
 def _still_widget(fields: dict[str, Any]) -> Any:
     """A widget that has this state, and does nothing."""
-    from ipywidgets.widgets.widget import Widget
 
-    class StillWidget(Widget):
+    class StillWidget(_library().Widget):  # type: ignore[misc]
         def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
             wanted = fields if key is None else {key} if isinstance(key, str) else set(key)
             return {name: value for name, value in fields.items() if name in wanted}

@@ -221,6 +221,9 @@ class NotebookSurface(IPythonSurface):
 
         But for the view of a widget that this kernel does not have.
         """
+        inside = output.get("inside")
+        if inside is not None and revivedwidgets.can_be_shown(inside):
+            return  # the widget shows it
         output = self._shown_here(output)
         kind = output["output_type"]
         if kind == "stream":
@@ -232,7 +235,8 @@ class NotebookSurface(IPythonSurface):
         elif kind == "display_data":
             self._publish(output["data"], output["metadata"], output.get("transient"))
         else:
-            content = {key: value for key, value in output.items() if key != "output_type"}
+            kept = output.keys() - {"output_type", "inside"}
+            content = {key: value for key, value in output.items() if key in kept}
             self._send(kind, content)
 
     def _shown_here(self, output: Output) -> Output:

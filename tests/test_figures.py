@@ -227,7 +227,10 @@ def test_a_task_gets_no_window_of_the_foreground(windows: NotebookKernel) -> Non
 def test_a_task_may_change_to_another_backend(windows: NotebookKernel) -> None:
     assert not images(run_task(windows, "plt.plot([1, 2]); plt.switch_backend('agg')"))
     assert printed(windows.run("print(numbers(), len(plt.gca().lines))")) == "[1] 1"
-    assert len(images(run_task(windows, "plt.switch_backend('module://windows'); plt.plot([2, 1]);"))) == 1
+    assert (
+        len(images(run_task(windows, "plt.switch_backend('module://windows'); plt.plot([2, 1]);")))
+        == 1
+    )
 
 
 # Widgets of a page.
@@ -275,7 +278,9 @@ def test_a_widget_of_a_running_task_is_the_tasks_when_it_is_clicked(kernel: Note
 
 def test_in_a_process_the_figures_of_a_page_are_pictures(kernel: NotebookKernel) -> None:
     kernel.run("%matplotlib nbagg")
-    source = "import matplotlib.pyplot as plt\nplt.plot([1, 2]); print(type(plt.gcf().canvas).__name__);"
+    source = (
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]); print(type(plt.gcf().canvas).__name__);"
+    )
     kernel.run(f"%%background --process\n{source}")
     kernel.run("%bg_wait")
     said, shown = kernel.run("%bg_output").outputs

@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from ipytaskpersist import widgetmarks
 from ipytaskpersist.active import ActiveTask
+from ipytaskpersist.capture.takenin import Listener
 from ipytaskpersist.recording import encode_content
 from ipytaskpersist.records import OutputKind
 from ipytaskpersist.widgetmarks import STATE, VIEW
@@ -31,10 +33,9 @@ SMALL_STATE_BYTES = 64_000
 
 def shown(task: ActiveTask, data: dict[str, Any]) -> None:
     """Keep from now on what a widget shows, where a display is the view of one."""
-    view, module = data.get(VIEW), sys.modules.get("ipywidgets.widgets.widget")
-    if not isinstance(view, dict) or module is None or task.is_forked:
+    model, module = widgetmarks.model_of(data), sys.modules.get("ipywidgets.widgets.widget")
+    if model is None or module is None or task.is_forked:
         return
-    model = view.get("model_id")
     widget = module._instances.get(model)
     if widget is not None and model not in task.shown_widgets:
         has_picture = any(mime not in (VIEW, "text/plain") for mime in data)
@@ -43,10 +44,13 @@ def shown(task: ActiveTask, data: dict[str, Any]) -> None:
 
 def end(task: ActiveTask) -> None:
     """Record what the widgets of a task show at its end."""
-    while task.shown_widgets:
-        _model, widget = task.shown_widgets.popitem()
+    if isinstance(listener := getattr(task.recording, "listener", None), Listener):
+        listener.finish()
+        task.recording.listener = None
+    for widget in [*task.shown_widgets.values()]:
         with suppress(Exception):  # whatever a widget of somebody's own raises
             widget.end()
+    task.shown_widgets.clear()
 
 
 def keep_now(task: ActiveTask) -> None:
@@ -63,9 +67,9 @@ class KeptWidget:
         """`has_picture` says that its display has another form that is as good as its view."""
         self._task = task
         self._model = model
-        self._widget = widget
+        self.widget = widget
         self._has_picture = has_picture
-        self._text = ""
+        self.text = ""
         self._count: Any = None
         """How far the bar had come when its text was made."""
         self._shown_at = self._kept_at = time.monotonic()
@@ -79,7 +83,12 @@ class KeptWidget:
     @property
     def _bar(self) -> Any:
         """The bar of tqdm of which it is the widget; None for other widgets."""
-        return getattr(self._widget, "pbar", None)
+        return getattr(self.widget, "pbar", None)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether its state is kept, and not only what it shows."""
+        return self._bar is None and not self._is_closed and not self._has_picture
 
     def end(self) -> None:
         """Keep the widget as it is now, for the last time."""
@@ -97,13 +106,13 @@ class KeptWidget:
             if not self._is_kept:
                 self._keep(0)
         else:
-            pictures = self._widget._repr_mimebundle_() if self._has_picture else {}
+            pictures = self.widget._repr_mimebundle_() if self._has_picture else {}
             self._keep(STATE_BYTES, pictures)
 
     def _changed(self, change: Any) -> None:
         """A trait of the widget, or of one that it holds, has another value."""
         with suppress(Exception):  # it must not fail in the code that changes the widget
-            is_closed = change["owner"] is self._widget and change["name"] == "comm"
+            is_closed = change["owner"] is self.widget and change["name"] == "comm"
             self._is_closed = self._is_closed or (is_closed and change["new"] is None)
             now = time.monotonic()
             pause_s = max(PAUSE_S, PAUSE_SHARE * (now - self._shown_at))
@@ -118,17 +127,17 @@ class KeptWidget:
         """Take in the text that stands for the widget now."""
         bar = self._bar
         if bar is None:
-            self._text = repr(self._widget)
+            self.text = repr(self.widget)
         else:
-            self._text, self._count = self._widget.__repr__(True), bar.n
+            self.text, self._count = self.widget.__repr__(True), bar.n
 
     def _keep(self, state_bytes: int, data: dict[str, Any] | None = None) -> None:
         """Record the widget, with its state where that is no larger."""
         self._kept_at, self._is_kept = time.monotonic(), True
-        kept = {**(data or {}), "text/plain": widgetmarks.shortened(self._text)}
+        kept = {**(data or {}), "text/plain": widgetmarks.shortened(self.text)}
         kept.pop(VIEW, None)
-        if self._bar is None and not self._is_closed and not self._has_picture:
-            state = _state_of(self._widget)
+        if self.has_state:
+            state = _state_of(self._task, self.widget)
             if state and len(encode_content(state)) <= state_bytes:
                 kept[STATE] = state
         self._task.recording.add(
@@ -138,21 +147,42 @@ class KeptWidget:
 
 def _with_parts(widget: Any) -> Iterator[Any]:
     """A widget and those that it holds."""
-    instances = sys.modules["ipywidgets.widgets.widget"]._instances  # type: ignore[attr-defined]
-    for model in _states(widget):
-        yield instances.get(model, widget)
+    module: Any = sys.modules["ipywidgets.widgets.widget"]
+    for model in dependency_state(widget):
+        yield module._instances.get(model, widget)
 
 
-def _states(widget: Any) -> dict[str, Any]:
+def dependency_state(widget: Any) -> dict[str, Any]:
     """The state of a widget and of those that it refers to, by their models' ids."""
-    from ipywidgets.embed import dependency_state
-
-    found: dict[str, Any] = dependency_state(widget, drop_defaults=False)
+    embed = import_module("ipywidgets.embed")
+    found: dict[str, Any] = embed.dependency_state(widget, drop_defaults=False)
     return found
 
 
-def _state_of(widget: Any) -> dict[str, Any]:
+def _state_of(task: ActiveTask, widget: Any) -> dict[str, Any]:
     """The same as a notebook file keeps it; empty where it cannot be had."""
     with suppress(Exception):  # a widget that it refers to may be closed
-        return {"version_major": 2, "version_minor": 0, "state": _states(widget)}
+        states = dependency_state(widget)
+        for state in [*states.values()]:
+            _add_inside(task, state["state"], states)
+        return {"version_major": 2, "version_minor": 0, "state": states}
     return {}
+
+
+def _add_inside(task: ActiveTask, state: dict[str, Any], states: dict[str, Any]) -> None:
+    """Give what was displayed inside an ``Output`` its last text, and add the state of widgets."""
+    if state.get("_model_name") != "OutputModel":
+        return
+    state["outputs"] = [_with_last(task, each, states) for each in state["outputs"]]
+
+
+def _with_last(task: ActiveTask, output: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
+    kept = task.shown_widgets.get(widgetmarks.model_of(output.get("data", {})) or "")
+    if kept is None:
+        return output
+    data = {**output["data"], "text/plain": widgetmarks.shortened(kept.text)}
+    if kept.has_state:
+        states |= dependency_state(kept.widget)
+    else:
+        del data[VIEW]
+    return {**output, "data": data}

@@ -145,7 +145,7 @@ def output(
         cut = outputs.Cut(kinds, head, tail)
         found = outputs.of_task(surface.manager.store_of(task), task.key, cut)
         if task.is_imported and not as_json:
-            found = map(harmless_output, found)
+            found = map(harmless_output, outputs.beside(found))
         _show(surface, found, as_json)
 
 

@@ -14,7 +14,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import sleep
 from typing import Any
 
@@ -43,15 +43,21 @@ class Sender:
         self._owner = os.getpid()
         self._unsent: Progress | None = None
         self._progress_thread: threading.Thread | None = None
+        self.listener: Callable[[OutputKind, Any], None] | None = None
+        """Hears all that the task puts out, before it is sent."""
         self._has_ended = False
         """Whether it has been told how the task has ended."""
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Send a piece of a stream."""
+        if self.listener is not None:
+            self.listener(kind, text)
         self._send(CODES[kind], encode(text))
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Send a display, a result or an error: the content of its message."""
+        if self.listener is not None:
+            self.listener(kind, content)
         self._send(CODES[kind], encode_content(content))
 
     def progress(self, progress: Progress) -> None:
