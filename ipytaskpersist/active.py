@@ -49,6 +49,8 @@ class ActiveTask:
         """The task's own state of matplotlib's pyplot, by the name of each piece of it."""
         self.widgets = Entered()
         """The ``ipywidgets.Output`` that its code is inside of."""
+        self.shown_widgets: dict[str, Any] = {}
+        """The widgets that it has displayed, a `capture.keptwidgets.KeptWidget` by each model."""
         self.shown_error: tuple[str, str] | None = None
         """Name and message of an error that a magic showed instead of raising it."""
         self.error: BaseException | None = None

@@ -13,9 +13,10 @@ from uuid import uuid4
 
 from ipytaskpersist import problems, views
 from ipytaskpersist.active import active_task, start_outside
+from ipytaskpersist.capture import displays
 from ipytaskpersist.errors import BackgroundError, TaskNotFound
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.records import TaskRecord, TaskState
+from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.statuscard import Card, CardReader, bundle
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ CLOCK_S = 1.0
 FIRST_UPDATE_S = 0.05
 RECONCILE_S = 5.0
 CLOSE_S = 1.0
+DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class _Shown:
     """That of the launching cell, by which some front ends know where a display belongs."""
     updated_at: float
     """By the monotonic clock."""
+    passed_on: int = 0
+    """The last of its displays that was looked at for the foreground's."""
 
 
 class Cards:
@@ -124,6 +128,8 @@ class Cards:
         try:
             task = self._manager.refresh(shown.task)
             self._publish_if_new(shown, task)
+            if task.runner == "process" and displays.has_displays():
+                self._pass_on_displays(shown)
             # One that was only presumed dead may go on.
             if task.state.is_final and task.declared_dead != "presumed":
                 del self._shown[key]
@@ -145,6 +151,15 @@ class Cards:
             card = shown.reader.read(task, views.utc_now())
             shown.context.run(self._publish, card, shown.display_id, update=True)
             shown.task, shown.updated_at = task, time.monotonic()
+
+    def _pass_on_displays(self, shown: _Shown) -> None:
+        """Update the displays of the foreground that a process task has updated."""
+        found = self._manager.store.outputs.of(
+            shown.task.key, kinds=DISPLAYS, after=shown.passed_on
+        )
+        for record in found:
+            shown.passed_on = record.sequence
+            shown.context.run(displays.pass_on, record, self._shell.display_pub.publish)
 
     def _publish(self, card: Card, display_id: str, *, update: bool) -> None:
         self._shell.display_pub.publish(

@@ -499,8 +499,9 @@ def _check_content(kind: OutputKind, content: Fields) -> None:
     """Raise `InvalidRecord` for what no front end could show."""
     for name in RESERVED & content.members.keys():
         raise content.refuse(name, "has no place in the content of a message")
-    if kind in widgetmarks.KINDS and "widget" in content.members:
-        content.text("widget")
+    for name in ("widget", "model"):
+        if kind in widgetmarks.KINDS and name in content.members:
+            content.text(name)
     if kind is OutputKind.CLEAR_OUTPUT:
         content.flag("wait")
     elif kind is OutputKind.ERROR:

@@ -7,6 +7,7 @@ that cell's outputs and never with another's.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import sys
@@ -30,12 +31,20 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 INLINE = "matplotlib_inline.backend_inline"
+IPYMPL = "ipympl.backend_nbagg"
 PYPLOT = "matplotlib.pyplot"
+LIBRARIES = ("matplotlib", "ipympl")
+"""How the names begin of the modules that draw at the end of a cell."""
 
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
     """Separate the figures of tasks, now or as soon as matplotlib is imported."""
-    routes = {openfigures.MODULE: openfigures.route, INLINE: _route_inline, PYPLOT: _route_pyplot}
+    routes = {
+        openfigures.MODULE: openfigures.route,
+        INLINE: _route_inline,
+        IPYMPL: _route_ipympl,
+        PYPLOT: _route_pyplot,
+    }
     after_import(routes, patches)
     call_between_cells(shell, patches.on_undo, openfigures.before_cell)
 
@@ -70,7 +79,7 @@ def _at_end() -> list[Callable[..., Any]]:
     """What matplotlib and its backends have IPython do at the end of a cell."""
     shell: Any = get_ipython()
     calls = [] if shell is None else shell.events.callbacks["post_execute"]
-    return [call for call in calls if getattr(call, "__module__", "").startswith("matplotlib")]
+    return [call for call in calls if getattr(call, "__module__", "").startswith(LIBRARIES)]
 
 
 def _end_cell() -> None:
@@ -92,13 +101,16 @@ def _closes_at_end() -> bool:
 
 
 class TaskShow(StandIn):
-    """The inline backend's ``show``, whose attributes say what is still to be shown."""
+    """What a backend keeps of the figures that are still to be shown, for each task apart.
+
+    The inline backend keeps it in the attributes of its function ``show``, ipympl in its class.
+    """
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
         task = active_task.get()
-        if name == "_to_draw" and task is not None:
+        if name in ("_to_draw", "_to_show") and task is not None:
             return task.figures.setdefault(name, [])
         if name == "_draw_called" and task is not None:
             return task.figures.get(name, False)
@@ -119,7 +131,12 @@ def _route_inline(module: ModuleType, patches: Patches) -> None:
         patches.stand_in(module, "show", lambda plain: plain, TaskShow)
 
 
-# Backends with windows.
+def _route_ipympl(module: ModuleType, patches: Patches) -> None:
+    if not is_stand_in(module._Backend_ipympl):
+        patches.stand_in(module, "_Backend_ipympl", lambda plain: plain, TaskShow)
+
+
+# Backends with windows, or widgets of a page.
 
 
 def _route_pyplot(module: Any, patches: Patches) -> None:
@@ -133,16 +150,22 @@ def _route_pyplot(module: Any, patches: Patches) -> None:
 def _get_backend_mod(plain: Callable[[], Any]) -> Callable[[], Any]:
     def _get_backend_mod() -> Any:
         backend = plain()
-        if active_task.get() is None or not _opens_windows(backend):
-            return backend
-        return _images_for_windows()
+        return backend if active_task.get() is None else _for_task(backend)
 
     return _get_backend_mod
 
 
-def _opens_windows(backend: Any) -> bool:
+def _for_task(backend: Any) -> Any:
+    """The backend of a task whose notebook has chosen this one."""
     canvas_class = backend.FigureCanvas
-    return openfigures.has_windows(canvas_class, canvas_class.manager_class)
+    if openfigures.is_of_page(canvas_class):
+        has_page = hasattr(get_ipython(), "kernel")
+        if has_page and canvas_class.__module__ == openfigures.NBAGG:
+            return _images_for_nbagg(backend)
+        return backend if has_page else _images_for_windows()
+    if openfigures.has_windows(canvas_class, canvas_class.manager_class):
+        return _images_for_windows()
+    return backend
 
 
 class ImageBackend(SimpleNamespace):
@@ -152,6 +175,37 @@ class ImageBackend(SimpleNamespace):
 def _images_for_windows() -> ImageBackend:
     agg = importlib.import_module("matplotlib.backends.backend_agg")
     return ImageBackend(**{**vars(agg), "show": show_images})
+
+
+@functools.cache
+def _images_for_nbagg(backend: Any) -> ImageBackend:
+    """nbagg's own canvases, as images while they are a task's.
+
+    They draw into an element of the page that has to be there when they are first shown, which the
+    output of a task is not.
+    """
+
+    class Manager(backend.FigureManager):  # type: ignore[misc]
+        def show(self) -> None:
+            if active_task.get() is None:
+                super().show()
+            else:
+                show_images()
+
+        @classmethod
+        def create_with_canvas(cls, canvas_class: Any, figure: Any, num: Any) -> Any:
+            canvas = canvas_class(figure)
+            return cls(canvas, num)
+
+    class Canvas(backend.FigureCanvas):  # type: ignore[misc]
+        manager_class = Manager
+
+    class Backend(importlib.import_module("matplotlib.backend_bases")._Backend):  # type: ignore[misc]
+        FigureCanvas, FigureManager = Canvas, Manager
+
+    names = ("new_figure_manager", "new_figure_manager_given_figure")
+    made = {name: getattr(Backend, name) for name in ("FigureCanvas", "FigureManager", *names)}
+    return ImageBackend(**{**vars(backend), **made, "show": show_images})
 
 
 def _has_images_for_windows() -> bool:
@@ -168,7 +222,9 @@ def show_images(*_args: Any, **_kwargs: Any) -> None:
     helpers: Any = sys.modules[openfigures.MODULE]
     for manager in helpers.Gcf.get_all_fig_managers():
         figure = manager.canvas.figure
-        if figure.stale or figure not in _shown:
+        if type(manager.canvas).__module__ == openfigures.NBAGG:
+            manager.canvas.draw_idle()  # the foreground's: the page shows what has changed
+        elif figure.stale or figure not in _shown:
             _show_image(figure)
 
 

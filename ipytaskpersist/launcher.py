@@ -23,6 +23,7 @@ from ipytaskpersist.references import check_tags
 from ipytaskpersist.runners.detached import python_command
 from ipytaskpersist.runners.given import Given, Setting
 from ipytaskpersist.runners.process import ProcessRunner
+from ipytaskpersist.safetext import legible
 from ipytaskpersist.secretnames import in_use, is_secret
 from ipytaskpersist.shellcells import ShellCommand
 from ipytaskpersist.store import NewProcess, NewTask, TaskStore
@@ -139,7 +140,9 @@ class Launcher:
         shell = self._require_shell()
         cell = compile_cell(shell, source, self._execution_count())
         new = self._new(source, request, "python", THREAD, again)
-        return self._run_in_thread(new, lambda task: run_cell(shell, cell, task))
+        record = self._run_in_thread(new, lambda task: run_cell(shell, cell, task))
+        _say_history(record, variables.of_history(source, shell), OF_NOTEBOOK)
+        return record
 
     def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Returns when the task is durably recorded."""
@@ -228,6 +231,7 @@ class Launcher:
             self._new(source, request, "python", PROCESS, again), process, inputs
         )
         self._host.delivery.expect(record)
+        _say_history(record, variables.of_history(source, shell), OF_PROCESS)
         return record
 
     def _python_process(self, options: Options) -> NewProcess:
@@ -442,6 +446,20 @@ class Launcher:
         parent = get_parent() if get_parent is not None else None
         cell_id = ((parent or {}).get("metadata") or {}).get("cellId")
         return str(cell_id) if cell_id else None
+
+
+OF_NOTEBOOK = (
+    "the notebook's, as it stands when the task reads it: of cells in the foreground, not of tasks"
+)
+OF_PROCESS = "empty in a process: assign what the task needs to a variable before it is launched"
+
+
+def _say_history(task: TaskRecord, names: Sequence[str], what: str) -> None:
+    """Say what `_`, `Out` and `In` are in a task that reads them."""
+    if names:
+        each = "each " if len(names) > 1 else ""
+        said = f"task {task.label} reads {', '.join(names)}, {each}{what}"
+        print(legible(said), file=sys.stderr)
 
 
 def _with_secrets_of_now(task: TaskRecord, options: Options) -> Options:

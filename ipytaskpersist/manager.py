@@ -156,6 +156,8 @@ class BackgroundTasks(TaskSettings):
 
         try:
             if self._recorder is not None:
+                if self._threads is not None:
+                    self._threads.keep_widgets()
                 self._recorder.change(end, SHUTDOWN_S)
                 # A kernel that ends clears its variables under the threads that still run: the
                 # errors that they then raise are not the task's.

@@ -22,6 +22,7 @@ from ipytaskpersist.patches import Patches
 from ipytaskpersist.standins import calling_frame
 
 MODULE = "matplotlib._pylab_helpers"
+NBAGG = "matplotlib.backends.backend_nbagg"
 Figures = OrderedDict[int, Any]
 """matplotlib's managers of figures by number; the last one is the active figure's."""
 
@@ -116,6 +117,7 @@ def route(module: ModuleType, patches: Patches) -> None:
         managers.figs = figures
         patches.on_undo(lambda: setattr(managers, "figs", figures.foreground))
         patches.replace(managers, "get_all_fig_managers", partial(_every_manager, figures))
+        patches.replace(managers, "set_active", partial(_set_active, figures))
         patches.on_undo(_left.clear)
 
 
@@ -132,6 +134,19 @@ def _every_manager(routed: TaskFigures, plain: Callable[[], list[Any]]) -> Calla
         return [manager for manager in plain() if manager not in elsewhere]
 
     return get_all_fig_managers
+
+
+def _set_active(routed: TaskFigures, plain: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Make a figure the active one, unless it is another's.
+
+    A click on a running task's figure in the page is handled in the foreground.
+    """
+
+    def set_active(manager: Any) -> None:
+        if manager not in _open_elsewhere(routed):
+            plain(manager)
+
+    return set_active
 
 
 _running: set[ActiveTask] = set()
@@ -193,10 +208,18 @@ def is_image(manager: Any) -> bool:
     return not has_windows(type(manager.canvas), type(manager))
 
 
+def is_of_page(canvas_class: Any) -> bool:
+    """Whether figures of this class are widgets of a page, which any thread may touch."""
+    modules = [each.__module__ for each in canvas_class.__mro__]
+    return NBAGG in modules or any(name.startswith("ipywidgets.") for name in modules)
+
+
 def has_windows(canvas_class: Any, manager_class: Any) -> bool:
-    """Whether figures of these classes are windows, or widgets of a page."""
+    """Whether figures of these classes are windows."""
     from matplotlib.backend_bases import FigureManagerBase
 
+    if is_of_page(canvas_class):
+        return False
     if getattr(canvas_class, "required_interactive_framework", None):
         return True
     return getattr(manager_class, "show", None) is not FigureManagerBase.show

@@ -14,10 +14,11 @@ from typing import Any
 from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
 from ipytaskpersist.screen import Screen, beginning
 from ipytaskpersist.store import TaskStore
-from ipytaskpersist.widgetmarks import Entered, is_about_widget
+from ipytaskpersist.widgetmarks import STATE, Entered, is_about_widget, model_of
 
 Output = dict[str, Any]
-"""One output in nbformat's form. A display that can be updated also has ``transient``."""
+"""One output in nbformat's form. A display that can be updated also has ``transient``, and what a
+displayed ``ipywidgets.Output`` shows has the id of its model as ``inside``."""
 
 NO_TIME = datetime.min.replace(tzinfo=UTC)
 VISIBLE = (*STREAM_KINDS, OutputKind.EXECUTE_RESULT, OutputKind.CLEAR_OUTPUT)
@@ -68,6 +69,8 @@ class Resolver:
         self._updated: defaultdict[str, Updated] = defaultdict(Updated)
         """By the id of the display."""
         self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
+        self._kept: dict[str, Output] = {}
+        """What the widgets showed last, by the ids of their models."""
         self._widgets = Entered()
         self._clear_next: set[str | None] = set()
         """The widgets, or None for what is inside none, that their next output clears."""
@@ -84,6 +87,8 @@ class Resolver:
             self._clear(content.get("widget"), wait=bool(content["wait"]))
         elif record.kind is OutputKind.UPDATE_DISPLAY_DATA and "widget" in content:
             self._move(content["widget"], inside=content["inside"])
+        elif record.kind is OutputKind.UPDATE_DISPLAY_DATA and "model" in content:
+            self._kept[content["model"]] = content["data"]
         elif record.kind is OutputKind.UPDATE_DISPLAY_DATA:
             self._update(content)
         else:
@@ -98,7 +103,27 @@ class Resolver:
                 if placed.output:
                     placed.output.update(updated.content)
         self.placed = [placed for placed in self.placed if placed.output]
+        for placed in self.placed:
+            self._give_kept(placed.output)
+        shown = self._shown_models()
+        for placed in self.placed:
+            if placed.widget in shown:
+                placed.output["inside"] = placed.widget
         return [placed.whole() for placed in self.placed]
+
+    def _give_kept(self, output: Output) -> None:
+        """Give the view of a widget the text that the widget showed last, and its state."""
+        model = model_of(output.get("data", {}))
+        if model in self._kept:
+            output.update(with_kept(output, self._kept[model]))
+
+    def _shown_models(self) -> set[str]:
+        """The ids of the models that the displayed widgets show, themselves and what they hold."""
+        return {
+            model
+            for placed in self.placed
+            for model in placed.output.get("metadata", {}).get(STATE, {}).get("state", ())
+        }
 
     def _place(self, output: Output) -> None:
         widget = self._widgets.innermost
@@ -151,6 +176,17 @@ class Resolver:
         updated.content = {"data": content["data"], "metadata": content["metadata"]}
 
 
+def with_kept(output: Output, kept: Output) -> Output:
+    """The view of a widget with what was kept of it: the state is metadata."""
+    shown = {mime: value for mime, value in kept.items() if mime != STATE}
+    state = {STATE: kept[STATE]} if STATE in kept else {}
+    return {
+        **output,
+        "data": {**output["data"], **shown},
+        "metadata": {**output["metadata"], **state},
+    }
+
+
 def _decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -173,8 +209,15 @@ def resolve(records: Iterable[OutputRecord]) -> list[Output]:
 def as_nbformat(outputs: Iterable[Output]) -> list[Output]:
     """The outputs as a notebook file keeps them."""
     return [
-        {key: value for key, value in output.items() if key != "transient"} for output in outputs
+        {key: value for key, value in output.items() if key not in ("transient", "inside")}
+        for output in outputs
     ]
+
+
+def beside(outputs: Iterable[Output]) -> Iterator[Output]:
+    """The outputs where no widget is shown that has some of them inside."""
+    for output in outputs:
+        yield {key: value for key, value in output.items() if key != "inside"}
 
 
 def merge_streams(outputs: Iterable[Output]) -> list[Output]:
@@ -187,7 +230,7 @@ def merge_streams(outputs: Iterable[Output]) -> list[Output]:
             merged[-1]["text"] = "".join(texts)
             texts.clear()
 
-    for output in outputs:
+    for output in beside(outputs):
         if output["output_type"] != "stream":
             join()
             merged.append(output)
@@ -195,7 +238,7 @@ def merge_streams(outputs: Iterable[Output]) -> list[Output]:
             texts.append(output["text"])
         else:
             join()
-            merged.append(dict(output))
+            merged.append(output)
             texts.append(output["text"])
     join()
     return merged
@@ -271,7 +314,10 @@ def _records(store: TaskStore, task_key: int, cut: Cut) -> Iterable[OutputRecord
 
 def _cut_outputs(outputs: list[Output], cut: Cut) -> list[Output]:
     """The wanted part of outputs that are whole already."""
-    kinds = {kind.value for kind in cut.kinds}
+    if cut == EVERYTHING:
+        return outputs
+    # A part may lack the widget that shows what is inside of it.
+    outputs, kinds = [*beside(outputs)], {kind.value for kind in cut.kinds}
     wanted = [out for out in outputs if not kinds or out.get("name") in kinds]
     if cut.head is None and cut.tail is None:
         return wanted

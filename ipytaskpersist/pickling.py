@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ipytaskpersist import progress
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.interruption import is_from_outside
 
@@ -54,6 +55,10 @@ def pickler(file: Writer, namespace: Namespace) -> Any:
             if value is globals_of_functions:
                 return NAMESPACE_ID
             return SHELL_ID if value is shell and shell is not None else None
+
+        def reducer_override(self, value: Any) -> Any:
+            reduced = progress.reduced(value)
+            return super().reducer_override(value) if reduced is NotImplemented else reduced
 
     made = Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
     if namespace is not None:

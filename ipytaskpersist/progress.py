@@ -6,6 +6,7 @@ Bars that are drawn as text are found in what the task prints, by `bars`.
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -70,6 +71,14 @@ _bar_of: weakref.WeakKeyDictionary[ActiveTask, weakref.ref[Any]] = weakref.WeakK
 """The bar that counts of each task: the outermost, which is the first that is not closed."""
 
 
+def end(task: ActiveTask) -> None:
+    """Note how far the bar of a task has come at its end, which it need not have shown yet."""
+    known = _bar_of.get(task)
+    bar = None if known is None else known()
+    if bar is not None and not bar.disable:
+        _note(task, bar)
+
+
 def _route_tqdm(module: Any, patches: Patches) -> None:
     patches.replace(module.tqdm_notebook, "display", _display)
 
@@ -94,3 +103,34 @@ def _note(task: ActiveTask, bar: Any) -> None:
     if _is_amount(bar.n):
         total = bar.total if bar.total and _is_amount(bar.total) else None
         task.progress(progress_of(bar.n, total, (bar.desc or "").rstrip(": ")))
+
+
+# A bar that is made in the foreground and handed to a process.
+
+OPTIONS = (
+    *("iterable", "total", "leave", "ncols", "mininterval", "maxinterval", "ascii", "unit"),
+    *("unit_scale", "dynamic_ncols", "smoothing", "bar_format", "initial", "unit_divisor"),
+)
+COUNTS = ("n", "last_print_n", "start_t", "last_print_t", "postfix")
+NEVER_S, SOON_S = 1e9, 1e-9
+
+
+def reduced(value: Any) -> Any:
+    """How a bar of tqdm is pickled: as what it counts. NotImplemented for other values.
+
+    Where it is loaded it is another bar, which a task shows as its own.
+    """
+    std: Any = sys.modules.get("tqdm.std")
+    if std is None or not isinstance(value, std.tqdm):
+        return NotImplemented
+    known = vars(value)
+    options = {name: known[name] for name in OPTIONS if name in known}
+    options |= {"desc": (known.get("desc") or "").removesuffix(": "), "disable": value.disable}
+    return _bar, (type(value), options, {name: known[name] for name in COUNTS if name in known})
+
+
+def _bar(kind: Any, options: dict[str, Any], counts: dict[str, Any]) -> Any:
+    """A bar that has come so far, and shows itself at its next step and not before."""
+    bar = kind(**options, delay=NEVER_S)
+    vars(bar).update(counts, delay=SOON_S)
+    return bar

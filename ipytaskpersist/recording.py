@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -91,10 +91,14 @@ class Recording:
         """Whether the writer will look in a moment how far it has come."""
         self.lost_characters = 0
         """How much was dropped since the store has had the last of it."""
+        self.listener: Callable[[OutputKind, Any], None] | None = None
+        """Hears all that the task puts out, before it is recorded."""
         recorder.recordings.add(self)
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Record a piece of a stream."""
+        if self.listener is not None:
+            self.listener(kind, text)
         is_usual = kind is USUAL_KIND and type(text) is str
         self._append(text if is_usual else (kind, text))  # type: ignore[arg-type]
         recorder = self._recorder
@@ -109,6 +113,8 @@ class Recording:
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Record a display, a result or an error: the content of its message."""
+        if self.listener is not None:
+            self.listener(kind, content)
         self.add_encoded(kind, encode_content(content))
 
     def add_encoded(self, kind: OutputKind, data: bytes) -> None:

@@ -12,14 +12,15 @@ from uuid import uuid4
 
 import click
 
-from ipytaskpersist import console, views
+from ipytaskpersist import console, revivedwidgets, views
 from ipytaskpersist.active import active_task
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.outputs import Output
+from ipytaskpersist.outputs import Output, with_kept
 from ipytaskpersist.records import OutputKind, TaskRecord
 from ipytaskpersist.safetext import Passage, encodable, legible, legible_lines
 from ipytaskpersist.statuscard import CardReader, bundle, cards_text
+from ipytaskpersist.widgetmarks import model_of
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -39,6 +40,8 @@ class Surface:
     def __init__(self, manager: BackgroundTasks) -> None:
         self.manager = manager
         self._passage: Passage | None = None
+        self._widget_texts: dict[str, str] = {}
+        """What was last shown of the widgets whose task is followed, by the ids of their models."""
 
     def listing(self, listing: views.Listing) -> None:
         """Show a list of tasks."""
@@ -72,7 +75,16 @@ class Surface:
             self._print("\n".join(output["traceback"]), sys.stderr)
         elif "data" in output:
             shown = output["data"].get("text/plain", f"<{', '.join(output['data'])}>")
+            if model := model_of(output["data"]):
+                self._widget_texts[model] = str(shown)
             self._print(str(shown), sys.stdout)
+
+    def kept(self, model: str, data: dict[str, Any]) -> None:
+        """Show what a widget shows now, whose display was shown before."""
+        text = data.get("text/plain", "")
+        if self._widget_texts.get(model) != text:
+            self._widget_texts[model] = text
+            self._print(text, sys.stdout)
 
     def _print(self, text: str, stream: Any) -> None:
         text = (
@@ -185,6 +197,8 @@ class NotebookSurface(IPythonSurface):
     ) -> None:
         super().__init__(manager, shell)
         self._show_card = show_card
+        self._stand_ins: dict[str, Output] = {}
+        """The displays of widgets of other kernels, by the ids of their models."""
 
     def launched(self, task: TaskRecord) -> None:
         self._show_card(task)
@@ -203,7 +217,14 @@ class NotebookSurface(IPythonSurface):
         self._publish({"text/html": found_html(shown), "text/plain": text})
 
     def output(self, output: Output) -> None:
-        """Give the front end the very output: what nbclient and nbconvert see is the real kind."""
+        """Give the front end the very output: what nbclient and nbconvert see is the real kind.
+
+        But for the view of a widget that this kernel does not have.
+        """
+        inside = output.get("inside")
+        if inside is not None and revivedwidgets.can_be_shown(inside):
+            return  # the widget shows it
+        output = self._shown_here(output)
         kind = output["output_type"]
         if kind == "stream":
             stream, other = sys.stdout, sys.stderr
@@ -214,8 +235,23 @@ class NotebookSurface(IPythonSurface):
         elif kind == "display_data":
             self._publish(output["data"], output["metadata"], output.get("transient"))
         else:
-            content = {key: value for key, value in output.items() if key != "output_type"}
+            kept = output.keys() - {"output_type", "inside"}
+            content = {key: value for key, value in output.items() if key in kept}
             self._send(kind, content)
+
+    def _shown_here(self, output: Output) -> Output:
+        model = model_of(output.get("data", {}))
+        if model is None:
+            return output
+        if output["output_type"] == "display_data" and not revivedwidgets.is_alive(model):
+            # So that it can be updated, as the widget itself would be.
+            transient = output.get("transient") or {"display_id": uuid4().hex}
+            output = self._stand_ins[model] = {**output, "transient": transient}
+        return revivedwidgets.as_shown_here(output)
+
+    def kept(self, model: str, data: dict[str, Any]) -> None:
+        if model in self._stand_ins:
+            self.update(revivedwidgets.as_shown_here(with_kept(self._stand_ins[model], data)))
 
     def update(self, output: Output) -> None:
         """Update a display that was shown before."""

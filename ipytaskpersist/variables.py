@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
 EXPANSION = re.compile(r"\{([^{}]*)\}|\$([^\W\d]\w*)")
@@ -29,6 +30,9 @@ SHELL_MAGICS = {
 PYTHON_MAGICS = {"time", "capture", "prun"}
 """Magics whose text is code of the cell itself."""
 
+OF_HISTORY = re.compile(r"(?:_{1,3}|_\d+|_i{1,3}|_i\d+|_oh|_ih|Out|In)")
+"""What IPython calls the results and the sources of the cells before."""
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 
@@ -38,6 +42,23 @@ def used(tree: ast.Module) -> list[str]:
     reader = _Reader(set())
     reader.visit(tree)
     return list(reader.read)
+
+
+def of_history(source: str, shell: Any) -> list[str]:
+    """The names of IPython's own, for the results and sources of earlier cells, that a cell reads.
+
+    A variable of the user's under such a name is none of them.
+    """
+    if not re.search(rf"\b{OF_HISTORY.pattern}\b", source):
+        return []  # as nearly always, and without parsing it once more
+    namespace, hidden, missing = shell.user_ns, shell.user_ns_hidden, object()
+    return [
+        name
+        for name in used(ast.parse(shell.transform_cell(source)))
+        if OF_HISTORY.fullmatch(name)
+        and hidden.get(name, missing) is namespace.get(name, missing)
+        and name in namespace
+    ]
 
 
 def assigned(tree: ast.Module) -> list[str]:

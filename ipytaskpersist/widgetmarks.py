@@ -11,7 +11,12 @@ Between the first and the second everything is inside that the task puts out, in
 threads, and of several widgets inside the one entered last: so a kernel and its front end have it.
 An entry of ``clear_output`` without a widget clears what is inside none.
 
-The kinds are as old as the store. No display has the id that the first two entries update, so a
+What a displayed widget showed last is kept in an entry of a fourth form, with its state where it
+has one, for when its model is not alive any more::
+
+    update_display_data  {"model": "…", "data": {"text/plain": "…", "…widget-state+json": {}}, …}
+
+The kinds are as old as the store. No display has the id that these entries update, so a
 reader that does not know them passes over them.
 """
 
@@ -23,8 +28,16 @@ from typing import Any
 
 from ipytaskpersist.records import OutputKind
 
+VIEW = "application/vnd.jupyter.widget-view+json"
+"""The MIME type of a display that is the view of a widget, with the id of its model."""
+STATE = "application/vnd.jupyter.widget-state+json"
+"""The MIME type under which notebook files keep the state of widgets."""
 PREFIX = b'{"widget": '
 """How the content of each such entry begins, so that it is known without being parsed."""
+KEPT_PREFIX = b'{"model": '
+"""The same for an entry of what a widget showed last."""
+TEXT_CHARACTERS = 110
+"""How much of a widget's text is kept, as of the one that goes with its display."""
 KINDS = (OutputKind.UPDATE_DISPLAY_DATA, OutputKind.CLEAR_OUTPUT)
 
 
@@ -43,7 +56,30 @@ def clearing(widget: str | None, *, wait: bool) -> dict[str, Any]:
 
 def is_about_widget(kind: OutputKind, data: bytes) -> bool:
     """Whether an entry is of one of these forms, and so shows nothing by itself."""
-    return kind in KINDS and data.startswith(PREFIX)
+    return kind in KINDS and data.startswith((PREFIX, KEPT_PREFIX))
+
+
+def is_kept_widget(kind: OutputKind, data: bytes) -> bool:
+    """Whether an entry says what a widget showed last."""
+    return kind is OutputKind.UPDATE_DISPLAY_DATA and data.startswith(KEPT_PREFIX)
+
+
+def keeping(model: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The content of an ``update_display_data`` with what a widget showed last."""
+    transient = {"display_id": f"ipytaskpersist-model-{model}"}
+    return {"model": model, "data": data, "metadata": {}, "transient": transient}
+
+
+def shortened(text: str) -> str:
+    """A widget's text as its display has it."""
+    return text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + "…"
+
+
+def model_of(data: Any) -> str | None:
+    """The id of the model of which a display is the view; None for other displays."""
+    view = data.get(VIEW)
+    model = view.get("model_id") if isinstance(view, dict) else None
+    return model if isinstance(model, str) else None
 
 
 class Entered:

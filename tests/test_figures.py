@@ -8,6 +8,8 @@ import pytest
 from kernels import Cell, NotebookKernel
 from nbformat import NotebookNode
 
+from ipytaskpersist.widgetmarks import VIEW
+
 PYPLOT = """
 import io
 import ipytaskpersist as bg
@@ -32,10 +34,23 @@ def agg(a_kernel: NotebookKernel) -> NotebookKernel:
     return a_kernel
 
 
+WINDOWS = """
+from matplotlib.backend_bases import FigureManagerBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+class FigureManager(FigureManagerBase):
+    def show(self): pass
+class FigureCanvas(FigureCanvasAgg):
+    required_interactive_framework = "headless"
+    manager_class = FigureManager
+"""
+
+
 @pytest.fixture
 def windows(kernel: NotebookKernel) -> NotebookKernel:
-    """A kernel whose figures are windows, though of a page: there is no display here."""
-    kernel.run(PYPLOT.format(backend="nbagg"))
+    """A kernel whose figures are windows, of a backend that needs no display: there is none."""
+    (kernel.cwd / "windows.py").write_text(WINDOWS)
+    kernel.run("import sys; sys.path.insert(0, '.')")
+    kernel.run(PYPLOT.format(backend="module://windows") + "plt.ion()")
     return kernel
 
 
@@ -204,7 +219,7 @@ def test_a_task_gets_no_window_of_the_foreground(windows: NotebookKernel) -> Non
         "print(numbers(), window.number, mine.number, type(mine.canvas).__name__,"
         " type(plt.figure().canvas).__name__)"
     )
-    assert printed(said) == "[1, 2] 1 2 FigureCanvasAgg FigureCanvasNbAgg"
+    assert printed(said) == "[1, 2] 1 2 FigureCanvasAgg FigureCanvas"
     run_task(windows, "mine.number, print(numbers())")
     assert printed(windows.run("print(numbers())")) == "[1, 2, 3]"
 
@@ -212,4 +227,62 @@ def test_a_task_gets_no_window_of_the_foreground(windows: NotebookKernel) -> Non
 def test_a_task_may_change_to_another_backend(windows: NotebookKernel) -> None:
     assert not images(run_task(windows, "plt.plot([1, 2]); plt.switch_backend('agg')"))
     assert printed(windows.run("print(numbers(), len(plt.gca().lines))")) == "[1] 1"
-    assert len(images(run_task(windows, "plt.switch_backend('nbagg'); plt.plot([2, 1]);"))) == 1
+    assert (
+        len(images(run_task(windows, "plt.switch_backend('module://windows'); plt.plot([2, 1]);")))
+        == 1
+    )
+
+
+# Widgets of a page.
+
+
+@pytest.mark.parametrize("backend", ["widget", "nbagg"])
+def test_a_task_draws_with_the_widgets_that_the_notebook_has_chosen(
+    kernel: NotebookKernel, backend: str
+) -> None:
+    if backend == "widget":
+        pytest.importorskip("ipympl")
+    kernel.run(f"%matplotlib {backend}")
+    kernel.run("import matplotlib.pyplot as plt\nmine = plt.figure()")
+    kernel.run("first = plt.get_backend(), type(mine.canvas)")
+    (said, shown) = run_task(
+        kernel,
+        "theirs, ax = plt.subplots()\nax.plot([1, 2])\n"
+        "print(plt.get_backend() == first[0], isinstance(theirs.canvas, first[1]),"
+        " theirs.canvas.toolbar is not None, theirs.number);",
+    )
+    assert said.text == "True True True 2\n"
+    assert "image/png" in shown.data
+    assert (VIEW in shown.data) == (backend == "widget")
+    later = run_task(kernel, "plt.figure(2).canvas" if backend == "widget" else "plt.show()")
+    assert len(images(later)) == (backend == "widget")
+    assert len(images(run_task(kernel, "new = plt.figure(); plt.plot([2, 1]); plt.show()"))) == 1
+    assert printed(kernel.run("print(plt.get_fignums(), plt.figure(3) is new)")) == "[1, 2, 3] True"
+    kernel.restart()
+    kernel.run("%load_ext ipytaskpersist")
+    (said, shown) = kernel.run("%bg_output 1").outputs
+    assert VIEW not in shown.data
+    assert "image/png" in shown.data
+
+
+def test_a_widget_of_a_running_task_is_the_tasks_when_it_is_clicked(kernel: NotebookKernel) -> None:
+    """The page's events are handled in the foreground."""
+    kernel.run("%matplotlib nbagg\nimport matplotlib.pyplot as plt")
+    kernel.run(GO_ON)
+    kernel.run(WAITING)
+    kernel.run("assert begun.wait(30)\nplt._pylab_helpers.Gcf.set_active(theirs.canvas.manager)")
+    assert printed(kernel.run("print(plt.get_fignums())")) == "[]"
+    kernel.run("go_on.set()\n%bg_wait")
+    assert printed(kernel.run("print(plt.get_fignums(), plt.gcf() is theirs)")) == "[1] True"
+
+
+def test_in_a_process_the_figures_of_a_page_are_pictures(kernel: NotebookKernel) -> None:
+    kernel.run("%matplotlib nbagg")
+    source = (
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]); print(type(plt.gcf().canvas).__name__);"
+    )
+    kernel.run(f"%%background --process\n{source}")
+    kernel.run("%bg_wait")
+    said, shown = kernel.run("%bg_output").outputs
+    assert said.text == "FigureCanvasAgg\n"
+    assert "image/png" in shown.data

@@ -29,7 +29,7 @@ LAYERS = (
     {
         "__init__", "__main__", "extension", "magics", "commands", "surfaces", "cards", "details",
         "terminal", "views", "hits", "api", "handle", "summary", "exporting", "pages", "statuscard",
-        "away", "notifier",
+        "away", "notifier", "revivedwidgets",
         "announcements", "completion", "matcher", "panel",
     },
     {"manager"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +14,10 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ipytaskpersist import widgetmarks
 from ipytaskpersist.active import ActiveTask, active_task, redirects
+from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.capture.streams import is_routed
 from ipytaskpersist.patches import Patches
-from ipytaskpersist.records import OutputKind
+from ipytaskpersist.records import OutputKind, OutputRecord
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 _displayed_by: dict[str, ActiveTask] = {}
 """Which task showed the last display with this id. Updates go there, whoever makes them, unless the
 task that makes them has shown one of its own."""
+_of_foreground: dict[str, None] = {}
+"""The ids of the displays that the foreground has shown, the last one last."""
+AT_MOST = 1000
+"""How many of them are known."""
 
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
@@ -33,21 +39,55 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
 
 def _route_displays(shell: InteractiveShell, patches: Patches) -> None:
     publisher: Any = shell.display_pub
-    patches.replace(publisher, "publish", _publish)
+    # A process task's shell is a kernel's, but no front end is there.
+    is_alone = getattr(publisher, "session", publisher) is None
+    patches.replace(publisher, "publish", partial(_publish, is_alone=is_alone))
     patches.replace(publisher, "clear_output", _clear_output)
     # The foreground's %%capture puts one of these in the publisher's place.
     capturing: Any = CapturingDisplayPublisher
     patches.replace(capturing, "publish", _publish_of_class)
     patches.replace(capturing, "clear_output", _clear_output_of_class)
     patches.on_undo(_displayed_by.clear)
+    patches.on_undo(_of_foreground.clear)
 
 
-def _publish(plain: Callable[..., None]) -> Callable[..., None]:
+def _publish(plain: Callable[..., None], *, is_alone: bool) -> Callable[..., None]:
     def publish(data: Any, metadata: Any = None, *args: Any, **options: Any) -> None:
+        if is_alone and options.get("update"):
+            options["update"] = _is_shown(options)
         if not publish_for_task(data, metadata, options):
             plain(data, metadata, *args, **options)
 
     return publish
+
+
+def _is_shown(options: dict[str, Any]) -> bool:
+    """Whether a display was shown here that an update is meant for.
+
+    In a process of its own the first update of a display of the notebook shows it.
+    """
+    return _owner(active_task.get(), (options.get("transient") or {}).get("display_id")) is not None
+
+
+def pass_on(record: OutputRecord, publish: Callable[..., None]) -> None:
+    """Update the foreground's display that a task of another process has shown as its own."""
+    content = json.loads(record.data)
+    transient = content.get("transient") or {}
+    if transient.get("display_id") in _of_foreground:
+        publish(content["data"], content["metadata"], transient=transient, update=True)
+
+
+def has_displays() -> bool:
+    """Whether the foreground has shown a display that can be updated."""
+    return bool(_of_foreground)
+
+
+def _note_of_foreground(display_id: str) -> None:
+    _displayed_by.pop(display_id, None)  # it is the foreground's from now on
+    _of_foreground.pop(display_id, None)
+    _of_foreground[display_id] = None
+    while len(_of_foreground) > AT_MOST:
+        del _of_foreground[next(iter(_of_foreground))]
 
 
 def _publish_of_class(plain: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +126,8 @@ def publish_for_task(data: Any, metadata: Any, options: dict[str, Any]) -> bool:
     transient = options.get("transient") or {}
     display_id, update = transient.get("display_id"), bool(options.get("update"))
     if task is None and not update:
-        _displayed_by.pop(display_id or "", None)  # it is the foreground's from now on
+        if display_id:
+            _note_of_foreground(str(display_id))
         return False
     owner = _owner(task, display_id) if update else task
     if owner is None:
@@ -115,6 +156,7 @@ def record_display(task: ActiveTask, content: dict[str, Any], *, update: bool = 
     task.children.drain()
     kind = OutputKind.UPDATE_DISPLAY_DATA if update else OutputKind.DISPLAY_DATA
     task.recording.add(kind, content)
+    keptwidgets.shown(task, content["data"])
 
 
 def _clear_for_task(wait: bool) -> bool:
@@ -179,4 +221,5 @@ def show_result(shell: Any, task: ActiveTask, value: Any) -> str | None:
         task.children.drain()
         content["execution_count"] = task.record.execution_count
         task.recording.add(OutputKind.EXECUTE_RESULT, content)
+        keptwidgets.shown(task, data)
     return str(data.get("text/plain", ""))

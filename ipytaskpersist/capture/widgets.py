@@ -2,7 +2,8 @@
 
 The widget shows what the front end gets for the message that is being handled while the widget is
 entered, and entering it makes this message the kernel's own. In a task that would be the message of
-the launching cell, and the foreground's output would go there.
+the launching cell, and the foreground's output would go there. So what a task writes inside is put
+into the widget's ``outputs`` by the kernel, and the page shows it at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from uuid import uuid4
 from ipytaskpersist import widgetmarks
 from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.afterimport import after_import
+from ipytaskpersist.capture import takenin
 from ipytaskpersist.capture.displays import record_display
 from ipytaskpersist.capture.interaction import is_cancellation
 from ipytaskpersist.patches import Patches
@@ -55,6 +57,7 @@ def _enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return plain(self)
         task.widgets.enter(_id_of(self))
         _note(task, self, inside=True)
+        takenin.enter(task, self, _id_of(self))
         return None
 
     return __enter__
@@ -70,6 +73,7 @@ def _exit(shell: Any, plain: Exit) -> Exit:
         finally:
             _note(task, self, inside=False)
             task.widgets.leave(_id_of(self))
+            takenin.leave(_id_of(self))
 
     return __exit__
 

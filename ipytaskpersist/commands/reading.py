@@ -29,7 +29,7 @@ from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskSta
 from ipytaskpersist.safetext import legible
 from ipytaskpersist.store import Selection
 from ipytaskpersist.surfaces import NotebookSurface, Surface
-from ipytaskpersist.widgetmarks import is_about_widget
+from ipytaskpersist.widgetmarks import is_about_widget, is_kept_widget
 
 TABLE_LIMIT = 30
 FOLLOW_S = 0.02
@@ -145,7 +145,7 @@ def output(
         cut = outputs.Cut(kinds, head, tail)
         found = outputs.of_task(surface.manager.store_of(task), task.key, cut)
         if task.is_imported and not as_json:
-            found = map(harmless_output, found)
+            found = map(harmless_output, outputs.beside(found))
         _show(surface, found, as_json)
 
 
@@ -199,6 +199,9 @@ def _follow_to_the_end(surface: Surface, task: TaskRecord, kinds: Sequence[Outpu
             task = manager.refresh(task)
             for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
                 after = record.sequence
+                if is_kept_widget(record.kind, record.data) and not task.is_imported:
+                    content = json.loads(record.data)
+                    surface.kept(content["model"], content["data"])
                 if is_about_widget(record.kind, record.data):
                     continue  # what it clears is not all that was shown
                 piece = follower.output(record)

@@ -14,7 +14,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import sleep
 from typing import Any
 
@@ -43,17 +43,31 @@ class Sender:
         self._owner = os.getpid()
         self._unsent: Progress | None = None
         self._progress_thread: threading.Thread | None = None
+        self.listener: Callable[[OutputKind, Any], None] | None = None
+        """Hears all that the task puts out, before it is sent."""
+        self._has_ended = False
+        """Whether it has been told how the task has ended."""
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Send a piece of a stream."""
+        if self.listener is not None:
+            self.listener(kind, text)
         self._send(CODES[kind], encode(text))
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Send a display, a result or an error: the content of its message."""
+        if self.listener is not None:
+            self.listener(kind, content)
         self._send(CODES[kind], encode_content(content))
 
     def progress(self, progress: Progress) -> None:
-        """Send how far the task has come; not each step of one that hurries, but the last one."""
+        """Send how far the task has come; not each step of one that hurries, but the last one.
+
+        Not after its end: a bar that is left open is closed when the interpreter is torn down, and
+        a thread that is started then never begins.
+        """
+        if self._has_ended:
+            return
         self._unsent = progress
         if self._progress_thread is None and os.getpid() == self._owner:
             self._send_progress()
@@ -94,6 +108,7 @@ class Sender:
 
     def outcome(self, state: str, reason: str | None, exit_code: int | None) -> None:
         """Send how the task has ended."""
+        self._has_ended = True
         self._send_progress()
         content = {"state": state, "reason": reason, "exit_code": exit_code}
         self._send(OUTCOME, encode_content(content))

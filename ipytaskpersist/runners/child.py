@@ -39,6 +39,7 @@ from ipytaskpersist import (
     variables,
 )
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
+from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.cell import Outcome, compile_cell, run_cell, run_function
 from ipytaskpersist.librarysettings import Left, OfProcess
 from ipytaskpersist.mishaps import class_name, describe, plain_text
@@ -132,6 +133,8 @@ class Child:
             names = self._names(shell, before, outcome)
         if task.is_forked:
             forked.end(outcome.exit_code)
+        keptwidgets.end(task)
+        progress.end(task)
         self._keep(shell, task, outcome, names)
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)

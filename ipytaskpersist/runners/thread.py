@@ -12,8 +12,9 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-from ipytaskpersist import directories, figures, forked, frames
+from ipytaskpersist import directories, figures, forked, frames, progress
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
+from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.cell import (
     NOTHING,
     Outcome,
@@ -156,6 +157,8 @@ class ThreadRunner:
         if task.is_forked:
             forked.end(outcome.exit_code)
         ended = time.time()
+        self._calmly(lambda: keptwidgets.end(task))
+        self._calmly(lambda: progress.end(task))
         self._calmly(lambda: FOREGROUND.end_task(task))
         self._calmly(task.children.close)
         # What they held is summed up in the post-mortem. It may be most of the memory.
@@ -279,6 +282,11 @@ class ThreadRunner:
     def running(self) -> list[ActiveTask]:
         """The tasks that run now."""
         return list(self._active.values())
+
+    def keep_widgets(self) -> None:
+        """Record what the widgets of running tasks show: their kernel ends."""
+        for task in self.running():
+            keptwidgets.keep_now(task)
 
     def close(self) -> None:
         """End the threads that wait for another task."""

@@ -1,0 +1,143 @@
+"""What tasks put out inside an ``ipywidgets.Output`` goes into the widget, which shows it at once.
+
+A front end takes in what a cell writes inside by the message that the cell has sent, and for tasks
+there is none. So the kernel gives the widget its outputs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ipytaskpersist.active import ActiveTask, start_outside
+from ipytaskpersist.records import STREAM_KINDS, OutputKind
+
+Outputs = list[dict[str, Any]]
+PAUSE_S = 0.05
+"""How often at most the page is sent what was written inside a widget."""
+COST_SHARE = 10
+"""The same as a multiple of what sending it has taken: all of it is sent each time."""
+QUICK_S = 0.005
+"""What takes no longer is sent whenever a widget is left."""
+
+_taken_by: WeakValueDictionary[str, Taken] = WeakValueDictionary()
+"""By the ids of the widgets, whichever tasks are inside."""
+
+
+def enter(task: ActiveTask, widget: Any, name: str) -> None:
+    """Put into a widget, which has this id, what the task puts out from now on inside of it."""
+    if task.is_forked:
+        return
+    if not isinstance(task.recording.listener, Listener):
+        task.recording.listener = Listener(task)
+    taken = _taken_by.get(name) or Taken(widget)
+    _taken_by[name] = task.recording.listener.taken[name] = taken
+
+
+def leave(name: str) -> None:
+    """A task has left a widget: what is inside is complete for now."""
+    taken = _taken_by.get(name)
+    if taken is not None:
+        taken.leave()
+
+
+class Listener:
+    """Hears what a task puts out, and gives each widget what is inside of it."""
+
+    def __init__(self, task: ActiveTask) -> None:
+        self._task = task
+        self.taken: dict[str, Taken] = {}
+        """By the ids of the widgets that the task has been inside of."""
+
+    def __call__(self, kind: OutputKind, content: Any) -> None:
+        if kind in STREAM_KINDS:
+            if (taken := self.taken.get(self._task.widgets.innermost or "")) is not None:
+                text = content.decode(errors="replace") if isinstance(content, bytes) else content
+                taken.change(partial(_add_text, kind.value, text))
+        elif kind is OutputKind.UPDATE_DISPLAY_DATA:
+            if not {"widget", "model"} & content.keys():
+                for taken in self.taken.values():
+                    taken.change(partial(_update, content))
+        elif kind is OutputKind.CLEAR_OUTPUT:
+            if (taken := self.taken.get(content.get("widget", ""))) is not None:
+                taken.clear(wait=content["wait"])
+        elif (taken := self.taken.get(self._task.widgets.innermost or "")) is not None:
+            taken.change(partial(_add, {"output_type": kind.value, **content}))
+
+    def finish(self) -> None:
+        """Send what is left: the task has ended."""
+        for taken in self.taken.values():
+            taken.send()
+
+
+class Taken:
+    """What tasks have put out inside a widget, on its way into the widget."""
+
+    def __init__(self, widget: Any) -> None:
+        self._widget = widget
+        self._changes: deque[Callable[[Outputs], None]] = deque()
+        self._lock = threading.RLock()
+        self._sent_at, self._cost_s = 0.0, 0.0
+        self._clears_next = False
+        self._timer: threading.Timer | None = None
+
+    def clear(self, *, wait: bool) -> None:
+        """Clear the widget, at once or before what comes next."""
+        self._clears_next = wait
+        if not wait:
+            self.change(list.clear, is_output=False)
+
+    def change(self, change: Callable[[Outputs], None], *, is_output: bool = True) -> None:
+        """Change what the widget shows, soon."""
+        if is_output and self._clears_next:
+            self._clears_next = False
+            self._changes.append(list.clear)
+        self._changes.append(change)
+        pause_s = max(PAUSE_S, COST_SHARE * self._cost_s)
+        if time.monotonic() - self._sent_at > pause_s:
+            self.send()
+        elif self._timer is None:
+            self._timer = threading.Timer(pause_s, self.send)
+            self._timer.daemon = True
+            start_outside(self._timer)
+
+    def leave(self) -> None:
+        """Give the widget what is inside by now, where that is quickly done."""
+        if self._cost_s < QUICK_S:
+            self.send()
+
+    def send(self) -> None:
+        """Give the widget what has changed."""
+        with self._lock:
+            self._timer = None
+            if not self._changes:
+                return
+            self._sent_at = begun = time.monotonic()
+            found = [dict(each) for each in self._widget.outputs]
+            while self._changes:
+                self._changes.popleft()(found)
+            self._widget.outputs = tuple(found)
+            self._cost_s = time.monotonic() - begun
+
+
+def _add_text(name: str, text: str, found: Outputs) -> None:
+    if found and found[-1].get("name") == name:
+        found[-1]["text"] += text
+    else:
+        found.append({"output_type": "stream", "name": name, "text": text})
+
+
+def _add(output: dict[str, Any], found: Outputs) -> None:
+    found.append(output)
+
+
+def _update(content: dict[str, Any], found: Outputs) -> None:
+    wanted = content["transient"].get("display_id")
+    for output in found:
+        if output.get("transient", {}).get("display_id") == wanted:
+            output.update(data=content["data"], metadata=content["metadata"])
