@@ -1,0 +1,141 @@
+"""What another process finds by its name, and what it does not: modules, and what is in them.
+
+Pickle trusts that a module which is imported here can be imported there. A module that was loaded
+from a file beside ``sys.path``, or made by hand, cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec, spec_from_file_location
+from operator import attrgetter
+from types import ModuleType
+from typing import Any
+
+MAIN = "__main__"
+
+
+@dataclass(frozen=True, slots=True)
+class FromFile:
+    """How to load a module that no finder finds."""
+
+    name: str
+    """The module."""
+    top: str
+    """The package to load first; the module itself where it is in none."""
+    path: str
+    """The file of `top`."""
+    folders: list[str] | None
+    """Where its submodules are, if it is a package."""
+
+    def load(self) -> ModuleType:
+        """Load it, unless it is there. Raises what its code raises, and `ImportError`."""
+        if self.top not in sys.modules:
+            spec = spec_from_file_location(
+                self.top, self.path, submodule_search_locations=self.folders
+            )
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{self.path} is no module")
+            sys.modules[self.top] = module = module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[self.top]
+                raise
+        return import_module(self.name)
+
+
+@dataclass(slots=True)
+class Modules:
+    """Which of this process's modules another one finds. Asked about each module once."""
+
+    _known: dict[str, FromFile | bool] = field(default_factory=dict)
+
+    def place(self, name: str) -> FromFile | bool:
+        """True for a module that can be imported elsewhere, False for one that cannot."""
+        if name not in self._known:
+            self._known[name] = _place(name)
+        return self._known[name]
+
+    def not_found(self, names: Iterable[str]) -> list[ModuleType]:
+        """The modules of these names that are there, and that no other process finds."""
+        there = [name for name in names if issubclass(type(sys.modules.get(name)), ModuleType)]
+        return [sys.modules[name] for name in there if self.place(name) is not True]
+
+
+def _place(name: str) -> FromFile | bool:
+    module = sys.modules.get(name)
+    if name == MAIN or module is None:
+        return False
+    if _is_found(name, module):
+        return True
+    parent = name.rpartition(".")[0]
+    above = _place(parent) if parent in sys.modules else False
+    own = _of_file(name, name, module)
+    if above is True and own is False:
+        return True  # made by the import of its package, as extension modules make their own
+    if isinstance(above, FromFile):
+        return FromFile(name, above.top, above.path, above.folders)
+    return own
+
+
+def _of_file(name: str, top: str, module: ModuleType) -> FromFile | bool:
+    path = getattr(module, "__file__", None)
+    if not isinstance(path, str):
+        return False
+    if not os.path.isfile(path):
+        return True  # a file that was removed meanwhile says nothing
+    folders = getattr(module, "__path__", None)
+    return FromFile(
+        name, top, os.path.abspath(path), None if folders is None else list(map(str, folders))
+    )
+
+
+def _is_found(name: str, module: ModuleType) -> bool:
+    parent, path = name.rpartition(".")[0], None
+    if parent:
+        path = getattr(sys.modules.get(parent), "__path__", None)
+        if path is None:
+            return False
+    found = _found(name, path)
+    if found is None:
+        return False
+    here, there = getattr(module, "__file__", None), found.origin
+    if not (isinstance(here, str) and found.has_location and there):
+        return True
+    return _is_same(here, there)
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return True  # as above
+
+
+def _found(name: str, path: Any) -> ModuleSpec | None:
+    """What the finders say that another process has, too: not those that the notebook has made."""
+    for finder in [*sys.meta_path]:
+        kind = finder if isinstance(finder, type) else type(finder)
+        find = getattr(finder, "find_spec", None)
+        if find is not None and kind.__module__ != MAIN:
+            try:
+                spec: ModuleSpec | None = find(name, path, None)
+            except Exception:  # a finder of somebody's that does not know what it is asked
+                continue
+            if spec is not None:
+                return spec
+    return None
+
+
+def is_in(module: ModuleType, name: str, value: Any) -> bool:
+    """Whether a module has a value by a name, which may have dots."""
+    try:
+        return attrgetter(name)(module) is value
+    except AttributeError:
+        return False
