@@ -18,8 +18,8 @@ Reduced = tuple[Any, ...]
 def _cache(function: Any) -> Reduced:
     """A function with ``lru_cache``: with the same parameters, and nothing in its cache yet."""
     parameters = function.cache_parameters()
-    maxsize, typed, info = parameters["maxsize"], parameters["typed"], functools._CacheInfo  # type: ignore[attr-defined]
-    return type(function), (function.__wrapped__, maxsize, typed, info), vars(function)
+    given = parameters["maxsize"], parameters["typed"], functools._CacheInfo
+    return type(function), (function.__wrapped__, *given), vars(function)
 
 
 def _cached_property(value: Any) -> Reduced:

@@ -1,14 +1,14 @@
 """The source of code that has no file, carried with the code: that of cells, above all.
 
-Tracebacks and ``inspect.getsource`` look for lines by the file name of a code object. That of a cell
-is known to the process alone that has compiled it.
+Tracebacks and ``inspect.getsource`` look for lines by the file name of a code object. That of a
+cell is known to the process alone that has compiled it.
 """
 
 from __future__ import annotations
 
 import linecache
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -24,7 +24,7 @@ class Source:
 
 def of_code(name: str, shell: Any) -> Source | None:
     """The source behind the file name of a code object; None where there is a file, or none."""
-    lines = [] if os.path.exists(name) else linecache.getlines(name)
+    lines = [] if Path(name).exists() else linecache.getlines(name)
     if not lines:
         return None
     return Source(name, "".join(lines), _numbers(shell).get(name))

@@ -6,7 +6,6 @@ from a file beside ``sys.path``, or made by hand, cannot.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -88,11 +88,11 @@ def _of_file(name: str, top: str, module: ModuleType) -> FromFile | bool:
     path = getattr(module, "__file__", None)
     if not isinstance(path, str):
         return False
-    if not os.path.isfile(path):
+    if not Path(path).is_file():
         return True  # a file that was removed meanwhile says nothing
     folders = getattr(module, "__path__", None)
     return FromFile(
-        name, top, os.path.abspath(path), None if folders is None else list(map(str, folders))
+        name, top, str(Path(path).absolute()), None if folders is None else list(map(str, folders))
     )
 
 
@@ -113,7 +113,7 @@ def _is_found(name: str, module: ModuleType) -> bool:
 
 def _is_same(one: str, other: str) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return Path(one).samefile(other)
     except OSError:
         return True  # as above
 

@@ -1,7 +1,7 @@
 """The magics of a notebook, in the processes of its tasks: extensions, aliases, and its own.
 
-Extensions are loaded anew, by their names, so their state begins anew. The notebook's own magics are
-pickled. One that cannot be had says why when it is used: a task that does not need it is not told.
+Extensions are loaded anew, by their names, so their state begins anew. The notebook's own magics
+are pickled. One that cannot be had says why when it is used: a task that needs it not is not told.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from IPython.core.alias import Alias, AliasError
 from IPython.core.error import UsageError
 from IPython.core.magic import MagicAlias, Magics
 
+from ipytaskpersist.elsewhere import MAIN
 from ipytaskpersist.interruption import is_from_outside
 from ipytaskpersist.mishaps import describe
 from ipytaskpersist.pickling import Unpickler, to_bytes
@@ -27,11 +28,15 @@ OF_EVERY_SHELL = {"IPython", "ipykernel"}
 STORE, AUTORELOAD = "storemagic", "autoreload"
 OWN_EXTENSIONS = "IPython.extensions."
 """Where IPython has those two. By their short names, a file in the notebook's folder goes first."""
+OWN = ("", MAIN)
+"""The modules of what a notebook has defined itself."""
 MODE = ("enabled", "check_all", "autoload_obj")
 """What ``%autoreload`` sets."""
 ONLY_THERE = "is for cells of the notebook: this one runs in the process of a task"
 NOT_HERE = "of the notebook is not in this process: "
 OUR_MAGICS = ("background", "bg", *(f"bg_{verb}" for verb in VERBS))
+Names = dict[str, list[str]]
+"""Names of magics by ``line`` and ``cell``."""
 Kinds = dict[str, dict[str, Any]]
 """Magics by ``line`` and ``cell``, and name."""
 
@@ -43,8 +48,8 @@ class Carried:
     extensions: list[str] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     """The commands of ``%alias``."""
-    pickled: list[bytes] = field(default_factory=list)
-    """Its own magics; those that are methods of one object together."""
+    pickled: list[tuple[Names, bytes]] = field(default_factory=list)
+    """Other magics, pickled; those that are methods of one object together."""
     missing: dict[str, dict[str, str]] = field(default_factory=lambda: {"line": {}, "cell": {}})
     """What is said of others, unless an extension brings them."""
     autoreload: dict[str, bool] = field(default_factory=dict)
@@ -98,7 +103,8 @@ def _own(shell: Any, others: set[str]) -> list[Kinds]:
 
 def _pickle(magics: Kinds, namespace: dict[str, Any], carried: Carried) -> None:
     try:
-        carried.pickled.append(to_bytes(magics, namespace))
+        names = {kind: [*named] for kind, named in magics.items()}
+        carried.pickled.append((names, to_bytes(magics, namespace)))
     except BaseException as error:  # whatever a class raises when it is pickled
         if is_from_outside(error):
             raise
@@ -134,8 +140,8 @@ def bring(shell: Any, carried: Carried, say: Callable[[str], None]) -> None:
             shell.alias_manager.define_alias(name, command)
         except AliasError as error:
             say(f"the notebook's alias {name} is not there ({describe(error)})")
-    for data in carried.pickled:
-        _register(shell, data, say)
+    for names, data in carried.pickled:
+        _register(shell, names, data)
 
 
 def _load(shell: Any, name: str) -> None:
@@ -145,17 +151,21 @@ def _load(shell: Any, name: str) -> None:
         shell.extension_manager.load_extension(OWN_EXTENSIONS + name)
 
 
-def _register(shell: Any, data: bytes, say: Callable[[str], None]) -> None:
+def _register(shell: Any, names: Names, data: bytes) -> None:
     try:
         magics = Unpickler(io.BytesIO(data), shell.user_ns).load()
     except BaseException as error:  # whatever a class raises when it is unpickled
         if is_from_outside(error):
             raise
-        say(f"a magic of the notebook cannot be unpickled here ({describe(error)})")
+        why = NOT_HERE + describe(error)
+        _define(shell, {kind: dict.fromkeys(named, why) for kind, named in names.items()})
         return
     for kind, named in magics.items():
-        shell.magics_manager.magics[kind].update(named)
-        for magic in named.values():
+        there = shell.magics_manager.magics[kind]
+        for name, magic in named.items():
+            if _module(magic) not in OWN and name in there:
+                continue  # an extension has brought it
+            there[name] = magic
             owner = getattr(magic, "__self__", None)
             if isinstance(owner, Magics):
                 shell.magics_manager.registry[type(owner).__name__] = owner

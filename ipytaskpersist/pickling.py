@@ -122,8 +122,10 @@ def _pickler_class() -> Any:
             name = code.co_filename
             if name not in self._sources:
                 source = cellsources.of_code(name, self._shell)
-                self._sources[name] = name if source is None else self._mark(
-                    source, (SOURCE_ID, source.name, source.text, source.number)
+                self._sources[name] = (
+                    name
+                    if source is None
+                    else self._mark(source, (SOURCE_ID, source.name, source.text, source.number))
                 )
             return made, (*given[:FILE_NAME], self._sources[name], *given[FILE_NAME + 1 :])
 
@@ -161,7 +163,7 @@ def _pickler_class() -> Any:
 
         def _named(self, value: Any, name: str) -> Any:
             """What reduces to its name."""
-            module_name = pickle.whichmodule(value, name)
+            module_name = pickle.whichmodule(value, name)  # type: ignore[attr-defined]
             module = sys.modules.get(module_name)
             is_there = module is not None and is_in(module, name, value)
             place = self._modules.place(module_name)
@@ -181,9 +183,10 @@ def _pickler_class() -> Any:
 
 def _is_plain(kind: type) -> bool:
     """Whether instances of a class are pickled as an object with its attributes."""
+    methods: Any = kind
     return (
-        kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
+        methods.__reduce_ex__ is object.__reduce_ex__
+        and methods.__reduce__ is object.__reduce__
         and kind not in copyreg.dispatch_table
     )
 
@@ -243,8 +246,6 @@ class _OfNotebook:
         if shell is None:
             raise pickle.UnpicklingError("it uses IPython's shell, and none runs here")
         return shell
-
-
 
 
 class Unpickler(_OfNotebook, pickle.Unpickler):

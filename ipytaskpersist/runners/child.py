@@ -311,9 +311,10 @@ def _like(shell_class: tuple[str, str] | None) -> type[ProcessShell]:
 
 def _profile(folder: str) -> ProfileDir | None:
     try:
-        return ProfileDir.find_profile_dir(folder)
+        found: ProfileDir = ProfileDir.find_profile_dir(folder)
     except ProfileDirError:
         return None  # IPython takes its default
+    return found
 
 
 def make_shell(setting: Setting, module: Any) -> Any:
