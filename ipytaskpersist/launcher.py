@@ -268,8 +268,9 @@ class Launcher:
         if options.inputs is None:
             names = [*mentions.in_strings(tree), *mentions.in_values(given.values())]
             mentioned = self._given(shell, None, [name for name in names if name not in given])
-        setting = replace(self._setting(), submodules=mentions.submodules(tree, namespace))
-        modules = self._modules(tree, given)
+        submodules = mentions.submodules(tree, namespace)
+        setting = replace(self._setting(), submodules=submodules)
+        modules = self._modules([*mentions.imports(tree), *submodules], given)
         named = given | {module.__name__: module for module in modules}
         if not mentioned:
             return self._prepare(setting, Given(given, modules=modules), named)
@@ -280,10 +281,10 @@ class Launcher:
             kept = {name: v for name, v in mentioned.items() if self._is_picklable(v)}
             return self._prepare(setting, Given(given | kept, modules=modules), named)
 
-    def _modules(self, tree: ast.Module, given: dict[str, Any]) -> list[ModuleType]:
-        """What the cell, or a function that it is given, imports, and only this process finds."""
+    def _modules(self, names: Sequence[str], given: dict[str, Any]) -> list[ModuleType]:
+        """Of what the cell needs, or a function that it is given, what only this process finds."""
         known = Modules()
-        imported = known.not_found(mentions.imports(tree))
+        imported = known.not_found(names)
         perhaps = known.not_found(mentions.in_code(given.values()))
         return [*imported, *(m for m in perhaps if m not in imported and self._is_picklable(m))]
 

@@ -132,7 +132,7 @@ def test_what_a_process_makes_comes_back(notebook: Notebook) -> None:
         "calls = functools.partial(remembered, 4)\nAge = typing.NewType('Age', int)\n"
         "made = types.ModuleType('made')\nsys.modules['made'] = made\nmade.value = 3"
     )
-    assert said == "task 3: remembered, calls, Age are in the notebook\n"
+    assert said.endswith(": remembered, calls, Age are in the notebook\n")
     assert notebook.cell("calls(), remembered(1), Age(3), made.value") == "(8, 2, 3, 3)"
 
 
@@ -166,12 +166,11 @@ def test_what_another_process_finds_is_taken_by_its_name() -> None:
         assert there_and_back(value) is value
 
 
-@pytest.mark.parametrize("kind", [weakref.WeakKeyDictionary, weakref.WeakValueDictionary])
-def test_weak_dictionaries_are_taken_with_what_is_in_them(kind: Any) -> None:
-    key = Path("a") if kind is weakref.WeakKeyDictionary else "a"
-    values, keys = {"a": Path("b")}, [key]
-    loaded, *_kept = there_and_back([kind({key: values["a"]}), values, keys])
-    assert dict(loaded) == {key: Path("b")}
+def test_weak_dictionaries_are_taken_with_what_is_in_them() -> None:
+    held = functools.partial(len)
+    by_key, by_value = weakref.WeakKeyDictionary({held: 1}), weakref.WeakValueDictionary({1: held})
+    loaded, other, held_there = there_and_back((by_key, by_value, held))
+    assert (dict(loaded), dict(other)) == ({held_there: 1}, {1: held_there})
 
 
 def test_a_module_that_is_there_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_magics_aliases_and_extensions_are_there(notebook: Notebook) -> None:
         *("2", "['factor']", "LOUD!", "True", "2"),
     ]
     assert lines[10:12] == ["True True", "Stored 'factor' (int)"]
-    assert notebook.cell("%bg_output").rstrip().endswith("C\n3")
+    assert notebook.cell("%bg_output").rstrip().endswith("C3")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from kernels import NotebookKernel
 from processcells import Notebook
 
@@ -38,15 +41,11 @@ def test_what_libraries_ask_is_answered_as_in_the_notebook(kernel: NotebookKerne
 
 def test_plotly_stores_what_it_sends_in_a_cell(kernel: NotebookKernel) -> None:
     """By its own rule, of which a figure of a process once was 4.8 MB."""
-    import pytest
-
     pytest.importorskip("plotly")
     notebook = Notebook(kernel)
     notebook.cell("import plotly.graph_objects as go\nfigure = go.Figure([go.Bar(y=[1, 2])])")
     shown = notebook.foreground("figure.show()").outputs
     notebook.process("figure.show()")
-    import json
-
     stored = json.loads(notebook.cell("%bg_output --json"))
     assert [each["data"].keys() for each in stored] == [each["data"].keys() for each in shown]
     assert len(json.dumps(stored)) < 2 * len(json.dumps(shown)) + 1000
