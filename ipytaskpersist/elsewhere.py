@@ -72,16 +72,15 @@ def _place(name: str) -> FromFile | bool:
     module = sys.modules.get(name)
     if name == MAIN or module is None:
         return False
-    if _is_found(name, module):
-        return True
     parent = name.rpartition(".")[0]
-    above = _place(parent) if parent in sys.modules else False
-    own = _of_file(name, name, module)
-    if above is True and own is False:
-        return True  # made by the import of its package, as extension modules make their own
+    above = _place(parent) if parent in sys.modules else not parent
     if isinstance(above, FromFile):
         return FromFile(name, above.top, above.path, above.folders)
-    return own
+    if above and _is_found(name, module):
+        return True
+    own = _of_file(name, name, module)
+    # What no finder finds in a package was made by its import, as extension modules make their own.
+    return True if above and parent and own is False else own
 
 
 def _of_file(name: str, top: str, module: ModuleType) -> FromFile | bool:
@@ -97,12 +96,9 @@ def _of_file(name: str, top: str, module: ModuleType) -> FromFile | bool:
 
 
 def _is_found(name: str, module: ModuleType) -> bool:
-    parent, path = name.rpartition(".")[0], None
-    if parent:
-        path = getattr(sys.modules.get(parent), "__path__", None)
-        if path is None:
-            return False
-    found = _found(name, path)
+    parent = name.rpartition(".")[0]
+    path = getattr(sys.modules[parent], "__path__", None) if parent else None
+    found = None if parent and path is None else _found(name, path)
     if found is None:
         return False
     here, there = getattr(module, "__file__", None), found.origin
