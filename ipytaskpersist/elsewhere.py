@@ -72,15 +72,25 @@ def _place(name: str) -> FromFile | bool:
     module = sys.modules.get(name)
     if name == MAIN or module is None:
         return False
-    parent = name.rpartition(".")[0]
-    above = _place(parent) if parent in sys.modules else not parent
+    own_name = module.__name__
+    if own_name != name and sys.modules.get(own_name) is module:
+        return _place(own_name)  # as `os.path` is another name of `posixpath`
+    parent = _package(name)
+    above = _place(parent) if parent else "." not in name
     if isinstance(above, FromFile):
         return FromFile(name, above.top, above.path, above.folders)
     if above and _is_found(name, module):
         return True
     own = _of_file(name, name, module)
     # What no finder finds in a package was made by its import, as extension modules make their own.
-    return True if above and parent and own is False else own
+    is_made = above and parent and not (isinstance(own, FromFile) and own.path.endswith(".py"))
+    return True if is_made else own
+
+
+def _package(name: str) -> str:
+    """The nearest package above a module that is there; empty where there is none."""
+    parent = name.rpartition(".")[0]
+    return parent if parent in sys.modules or not parent else _package(parent)
 
 
 def _of_file(name: str, top: str, module: ModuleType) -> FromFile | bool:
@@ -97,7 +107,7 @@ def _of_file(name: str, top: str, module: ModuleType) -> FromFile | bool:
 
 def _is_found(name: str, module: ModuleType) -> bool:
     parent = name.rpartition(".")[0]
-    path = getattr(sys.modules[parent], "__path__", None) if parent else None
+    path = getattr(sys.modules.get(parent), "__path__", None)
     found = None if parent and path is None else _found(name, path)
     if found is None:
         return False
