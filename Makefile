@@ -29,12 +29,12 @@ demo:  ## run notebooks/quickstart.ipynb, restart its kernel halfway, check what
 
 test:  ## run all tests, in parallel
 	@$(PREPARE) test
-	@sh .ci/ipykernels
+	@sh .ci/versions
 	@$(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@$(PREPARE) test
-	@sh .ci/ipykernels
+	@sh .ci/versions
 	@sh .ci/chromium
 	@IPYTASKPERSIST_REQUIRE_BROWSER=1 IPYTASKPERSIST_EVERY_PAIR=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
 

@@ -57,6 +57,8 @@ def load_ipython_extension(shell: Any) -> None:
     """Called by ``%load_ext ipytaskpersist``."""
     from IPython.core.error import UsageError
 
+    if getattr(shell, "is_of_process_task", False):
+        return  # its magics say there that they are the notebook's
     from ipytaskpersist.errors import BackgroundError
     from ipytaskpersist.extension import Extension
 

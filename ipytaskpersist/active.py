@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist.cancellation import Cancellation
 from ipytaskpersist.forked import ForkedRecording, take_streams
 from ipytaskpersist.mishaps import plain_text
-from ipytaskpersist.records import OutputKind, Progress, TaskRecord
+from ipytaskpersist.records import OutputKind, Progress, ResultRecord, TaskRecord
 from ipytaskpersist.widgetmarks import Entered
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", d
 redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
 """Where a task's context sends its streams and displays instead: what ``redirect_stdout`` and
 ``%%capture`` set inside it. STDOUT and STDERR map to a `Redirect`, DISPLAY_DATA to a list."""
+
+LARGE_RESULT = "a semicolon at the end of the cell's last line keeps none"
+LARGE_VARIABLE = "--out names the variables to keep, and del leaves nothing to keep"
 
 
 class ActiveTask:
@@ -69,6 +72,15 @@ class ActiveTask:
             self.children.drain()
         self._record(kind, text)
         return len(text)
+
+    def say_large(self, kept: ResultRecord, large_bytes: int | None) -> None:
+        """Say at the end of the task's output that a value it has left takes more than so much."""
+        size_bytes = kept.size_bytes or 0
+        if large_bytes is not None and size_bytes > large_bytes:
+            what, how = (kept.name, LARGE_VARIABLE) if kept.name else ("the result", LARGE_RESULT)
+            self.write(
+                OutputKind.STDERR, f"{what} is kept and takes {size_bytes / 1e6:,.0f} MB; {how}\n"
+            )
 
     def show_error(self, name: str, message: str, traceback: list[str]) -> None:
         """Record an error as the front end would have shown it."""

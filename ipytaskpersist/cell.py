@@ -98,7 +98,7 @@ class Cell:
 
     steps: tuple[Step, ...]
     quiet: bool
-    """Whether a semicolon at the end keeps the last value from being displayed."""
+    """Whether a semicolon at its end says that its last value is neither shown nor kept."""
     warnings: tuple[Any, ...] = ()
     """What the compiler warned of: shown with the task's output, not the launching cell's."""
 
@@ -304,8 +304,8 @@ class CellRun:
         return None
 
     def _show(self, value: Any) -> None:
-        self.value = value
         if not self._cell.quiet:
+            self.value = value
             self.text = show_result(self._shell, self._task, value)
 
     def _outcome(self, error: BaseException | None) -> Outcome:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 from ipytaskpersist import librarysettings
@@ -29,6 +30,14 @@ class Loaded:
     """The settings of libraries that hold now."""
     problems: dict[str, str] = field(default_factory=dict)
     """What is not there, each with why."""
+
+    modules: list[str] = field(default_factory=list)
+    """Those of `names` that are modules."""
+
+    def without(self, imported: Set[str]) -> Loaded:
+        """The same without what is there because it was imported, which is not worth a word."""
+        quiet = {*imported, *self.modules}
+        return replace(self, names=[name for name in self.names if name not in quiet])
 
     def __bool__(self) -> bool:
         return bool(self.names or self.settings or self.problems)
@@ -97,6 +106,8 @@ def load(
         else:
             namespace[name] = value
             loaded.names.append(name)
+            if issubclass(type(value), ModuleType):
+                loaded.modules.append(name)
     submodules = librarysettings.bring_submodules(left.submodules)
     # After them: what a library sets when it is imported is the same here by now, and not told.
     brought = librarysettings.bring(left.changes)
@@ -125,11 +136,14 @@ class Delivery:
         load_into_notebook: Callable[[TaskRecord], Loaded],
         say: Callable[[TaskRecord, Loaded], None],
         to_assign: Callable[[TaskRecord], Sequence[str]],
+        imports: Callable[[TaskRecord], Set[str]],
     ) -> None:
         self._store = store
         self._load = load_into_notebook
         self._to_assign = to_assign
         """Gives the variables that a task's cell assigns."""
+        self._imports = imports
+        """Gives the names that a task's cell imports."""
         self._say = say
         self._expected: set[int] = set()
         self._unsaid: list[tuple[TaskRecord, Loaded]] = []
@@ -165,8 +179,9 @@ class Delivery:
                 loaded.problems = dict.fromkeys(
                     self._missing(task), task.reason or "it left nothing"
                 )
-            if loaded:
-                self._unsaid.append((task, loaded))
+            worth_saying = loaded.without(self._imports(task))
+            if worth_saying:
+                self._unsaid.append((task, worth_saying))
 
     def _loaded(self, task: TaskRecord) -> Loaded:
         try:
@@ -183,4 +198,5 @@ class Delivery:
         One that ended by an error of its cell has left what the cell had assigned.
         """
         is_by_error = task.exit_code == 1 and not (task.reason or "").startswith("exit status")
-        return () if is_by_error else self._to_assign(task)
+        imported = self._imports(task)
+        return () if is_by_error else [n for n in self._to_assign(task) if n not in imported]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import ast
-import linecache
 import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipytaskpersist import librarysettings, mentions, places, provenance, shellcells, variables
+from ipytaskpersist import (
+    librarysettings,
+    mentions,
+    notebookmagics,
+    places,
+    provenance,
+    shellcells,
+    variables,
+)
+from ipytaskpersist.elsewhere import Modules
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.interruption import HeldBack, is_from_outside
 from ipytaskpersist.mishaps import class_name, describe
@@ -76,6 +85,7 @@ class Host(Protocol):
     shell_path: Any
     cancel_grace_s: Any
     max_output_bytes: Any
+    large_result_bytes: Any
     notify: Any
     notify_after_s: Any
 
@@ -147,7 +157,7 @@ class Launcher:
     def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Returns when the task is durably recorded."""
         if request.where == PROCESS:
-            setting = setting_of(self._host.shell)
+            setting = self._setting()
             inputs = self._prepare(setting, Given(call=call), {"the call": call})
             new = self._new(source, request, "python", PROCESS, is_call=True)
             return self._launch_process(new, self._python_process(request.options), inputs)
@@ -249,6 +259,10 @@ class Launcher:
         tree = ast.parse(self._require_shell().transform_cell(task.source))
         return variables.assigned(tree)
 
+    def imports(self, task: TaskRecord) -> set[str]:
+        """The names that a Python task's cell binds by importing."""
+        return variables.imported(ast.parse(self._require_shell().transform_cell(task.source)))
+
     def _inputs(self, shell: InteractiveShell, tree: ast.Module, options: Options) -> Prepared:
         """What a cell is given: the variables that it reads, and those that its strings name."""
         namespace = shell.user_ns
@@ -258,15 +272,32 @@ class Launcher:
         if options.inputs is None:
             names = [*mentions.in_strings(tree), *mentions.in_values(given.values())]
             mentioned = self._given(shell, None, [name for name in names if name not in given])
-        setting = replace(setting_of(shell), submodules=mentions.submodules(tree, namespace))
+        submodules = mentions.submodules(tree, namespace)
+        setting = replace(self._setting(), submodules=submodules)
+        modules = self._modules([*mentions.imports(tree), *submodules], given)
+        named = given | {module.__name__: module for module in modules}
         if not mentioned:
-            return self._prepare(setting, Given(given), given)
+            return self._prepare(setting, Given(given, modules=modules), named)
         try:
-            return self._prepare(setting, Given(given | mentioned), given)
+            return self._prepare(setting, Given(given | mentioned, modules=modules), named)
         except InvalidRequest:
             # A string may be no code at all: what only it names does not stop the launch.
             kept = {name: v for name, v in mentioned.items() if self._is_picklable(v)}
-            return self._prepare(setting, Given(given | kept), given)
+            return self._prepare(setting, Given(given | kept, modules=modules), named)
+
+    def _modules(self, names: Sequence[str], given: dict[str, Any]) -> list[ModuleType]:
+        """Of what the cell needs, or a function that it is given, what only this process finds."""
+        known = Modules()
+        imported = known.not_found(names)
+        perhaps = known.not_found(mentions.in_code(given.values()))
+        return [*imported, *(m for m in perhaps if m not in imported and self._is_picklable(m))]
+
+    def _setting(self) -> Setting:
+        """What a task in a process of its own finds besides variables."""
+        setting = setting_of(self._host.shell)
+        magics = notebookmagics.of_notebook(self._host.shell, self._namespace())
+        large_bytes = self._host.large_result_bytes
+        return replace(setting, magics=magics, large_result_bytes=large_bytes)
 
     def _is_picklable(self, value: Any) -> bool:
         try:
@@ -299,7 +330,7 @@ class Launcher:
     def _prepare(self, setting: Setting, given: Given, named: dict[str, Any]) -> Prepared:
         """Pickle what a task is given. Raises `InvalidRequest` for what cannot be pickled."""
         try:
-            return self._host.payloads.prepare([setting, given], self._namespace())
+            return self._host.payloads.prepare([setting, *given.apart()], self._namespace())
         except StoreError:
             raise
         except BaseException as error:  # whatever a class raises when it is pickled
@@ -531,11 +562,17 @@ def setting_of(shell: Any) -> Setting:
         libraries=librarysettings.of_notebook(),
         interactivity=shell.ast_node_interactivity,
         compiler_flags=shell.compile.flags & FUTURE_FLAGS,
-        cells={
-            name: (number, "".join(linecache.getlines(name)))
-            for name, number in getattr(shell.compile, "_filename_map", {}).items()
-        },
+        shell_class=_class_of_kernel(shell),
+        profile=str(getattr(shell.profile_dir, "location", "")),
     )
+
+
+def _class_of_kernel(shell: Any) -> tuple[str, str] | None:
+    """Module and name of the class of a kernel's shell; None for a terminal's."""
+    kernel: Any = sys.modules.get("ipykernel.zmqshell")
+    if kernel is None or not isinstance(shell, kernel.ZMQInteractiveShell):
+        return None
+    return type(shell).__module__, type(shell).__name__
 
 
 def refuse(options: Options, names: Sequence[str], why: str) -> None:

@@ -238,7 +238,13 @@ class BackgroundTasks(TaskSettings):
             watch=self._obey_others,
         )
         self.install_capture()
-        runner = ThreadRunner(self._recorder, self.payloads, self._text_form, self.contexts)
+        runner = ThreadRunner(
+            self._recorder,
+            self.payloads,
+            self._text_form,
+            self.contexts,
+            lambda: self.large_result_bytes,
+        )
         if self.shell is not None:
             call_between_cells(self.shell, self.on_close.append, runner.settings.before_cell)
         return runner
@@ -646,6 +652,7 @@ class BackgroundTasks(TaskSettings):
                 lambda task: contexts.change(lambda: self.load_variables(task)),
                 self._say_loaded,
                 self.launcher.to_assign,
+                self.launcher.imports,
             )
             if self.shell is not None:
                 call_between_cells(self.shell, self.on_close.append, self._delivery.before_cell)
@@ -669,7 +676,8 @@ class BackgroundTasks(TaskSettings):
 
     @staticmethod
     def _say_loaded(task: TaskRecord, loaded: Loaded) -> None:
-        print(legible_lines(loaded.in_words(task)))
+        stream = sys.stderr if loaded.problems else sys.stdout
+        print(legible_lines(loaded.in_words(task)), file=stream)
 
     def outcome(self, task: TaskRecord) -> Outcome | None:
         """How a task of this very process ended, with its value and exception themselves."""

@@ -85,6 +85,22 @@ def _texts_of_code(code: CodeType) -> Iterator[str]:
             yield from _texts_of_code(constant)
 
 
+def in_code(values: Iterable[Any]) -> list[str]:
+    """The names in the code of functions: of what they read globally, as attribute, or import."""
+    found = dict[str, None]()
+    for value in values:
+        if type(value) is FunctionType:
+            found.update(dict.fromkeys(_names_of_code(value.__code__)))
+    return list(found)
+
+
+def _names_of_code(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_of_code(constant)
+
+
 def submodules(tree: ast.Module, namespace: Mapping[str, Any]) -> list[str]:
     """The submodules that a cell reaches through its modules: ``xml.dom`` in ``xml.dom.minidom``.
 

@@ -6,6 +6,7 @@ that loads it, and IPython's shell is the one that runs there.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import json
 import pickle  # what is not signed is never loaded  # nosec B403
@@ -13,17 +14,27 @@ import pickletools  # it only counts  # nosec B403
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Protocol
 
-from ipytaskpersist import progress
+from ipytaskpersist import cellsources, progress
+from ipytaskpersist.byvalue import BY_NAME, NOT_AT_ALL
+from ipytaskpersist.cellsources import Source
+from ipytaskpersist.elsewhere import MAIN, FromFile, Modules, is_in
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.interruption import is_from_outside
 
 Namespace = dict[str, Any] | None
-NAMESPACE_ID, SHELL_ID = "namespace", "shell"
+NAMESPACE_ID, SHELL_ID, SOURCE_ID = "namespace", "shell", "source"
+GLOBALS_ID, IMPORT_ID = "globals", "import"
+NEW_MODULE_ID, FILL_MODULE_ID = "new module", "fill module"
 TOGETHER = b"\0values\n"
 """How a file of several values begins. No pickle does, so that neither is taken for the other."""
 LENGTH_BYTES = 8
+FILE_NAME = 10
+"""Where the file name is among the arguments of a code object, in all versions since 3.11."""
 
 
 class Writer(Protocol):
@@ -37,34 +48,178 @@ class Writer(Protocol):
 
 def be_ready() -> None:
     """Import what the first value needs that is pickled: at a task's end it might be gone."""
-    import cloudpickle  # noqa: F401
+    _pickler_class()
 
 
 def pickler(file: Writer, namespace: Namespace) -> Any:
     """What pickles values one after the other. What they share is there once.
 
-    Functions whose globals are `namespace` take them by name, all others by value.
+    Functions whose globals are `namespace` take them by name, all others by value. What pickle
+    would take by a name that no other process finds is taken by value, or refused.
     """
+    return _pickler_class()(file, namespace)
+
+
+@cache
+def _pickler_class() -> Any:
     import cloudpickle
 
-    globals_of_functions: dict[str, Any] = {"__name__": "__main__"}
-    shell = running_shell()
-
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        def persistent_id(self, value: Any) -> str | None:
-            if value is globals_of_functions:
-                return NAMESPACE_ID
-            return SHELL_ID if value is shell and shell is not None else None
+        def __init__(self, file: Writer, namespace: Namespace) -> None:
+            super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+            self._shell = running_shell()
+            self._modules = Modules()
+            self._sources: dict[str, Any] = {}
+            self._marked: dict[int, tuple[Any, Any]] = {}
+            """What has a persistent id, by its `id`, with that of pickle's."""
+            self._by_value: list[ModuleType] = []
+            if self._shell is not None:
+                self._mark(self._shell, SHELL_ID)
+            for pid, function in _FUNCTIONS.items():
+                self._mark(function, pid)
+            if namespace is not None:
+                self._share_globals(namespace, MAIN, NAMESPACE_ID)
+
+        def _mark(self, value: Any, pid: Any) -> Any:
+            self._marked[id(value)] = value, pid
+            return value
+
+        def _share_globals(self, namespace: dict[str, Any], name: str, pid: Any) -> None:
+            # What cloudpickle makes the globals of every function whose globals these are.
+            stand_in = self._mark({"__name__": name}, pid)
+            self.globals_ref[id(namespace)] = stand_in
+
+        def persistent_id(self, value: Any) -> Any:
+            marked = self._marked.get(id(value))
+            return None if marked is None else marked[1]
+
+        def dump(self, value: Any) -> None:
+            try:
+                super().dump(value)
+            finally:
+                while self._by_value:
+                    cloudpickle.unregister_pickle_by_value(self._by_value.pop())
 
         def reducer_override(self, value: Any) -> Any:
-            reduced = progress.reduced(value)
-            return super().reducer_override(value) if reduced is NotImplemented else reduced
+            kind = type(value)
+            if kind is CodeType:
+                return self._code(value)
+            if kind is ModuleType:
+                return self._module(value)
+            if kind is FunctionType or issubclass(kind, type):
+                name = getattr(value, "__qualname__", "")
+                return self._from_file(value, name) or super().reducer_override(value)
+            if kind in NOT_AT_ALL:
+                return NOT_AT_ALL[kind](value)
+            if _is_plain(kind):
+                return progress.reduced(value)
+            reduce = self.dispatch_table.get(kind)
+            reduced = value.__reduce_ex__(self.proto) if reduce is None else reduce(value)
+            return self._named(value, reduced) if isinstance(reduced, str) else reduced
 
-    made = Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
-    if namespace is not None:
-        # What cloudpickle makes the globals of every function whose globals these are.
-        made.globals_ref[id(namespace)] = globals_of_functions
-    return made
+        def _code(self, code: CodeType) -> Any:
+            made, given = self.dispatch_table[CodeType](code)
+            name = code.co_filename
+            if name not in self._sources:
+                source = cellsources.of_code(name, self._shell)
+                self._sources[name] = (
+                    name
+                    if source is None
+                    else self._mark(source, (SOURCE_ID, source.name, source.text, source.number))
+                )
+            return made, (*given[:FILE_NAME], self._sources[name], *given[FILE_NAME + 1 :])
+
+        def _module(self, module: ModuleType) -> Any:
+            """A module that no other process finds: by its file, or with all that is in it."""
+            name = module.__name__
+            place = name == MAIN or (name in sys.modules and self._modules.place(name))
+            if place is True:
+                return NotImplemented
+            if isinstance(place, FromFile):
+                return _import_file, (place.name, place.top, place.path, place.folders)
+            self._take_by_value(module)
+            state = {k: v for k, v in vars(module).items() if k != "__builtins__"}
+            is_known = sys.modules.get(name) is module
+            return _new_module, (name, is_known), state, None, None, _fill_module
+
+        def _take_by_value(self, module: ModuleType) -> None:
+            if id(vars(module)) not in self.globals_ref:
+                self._share_globals(vars(module), module.__name__, (GLOBALS_ID, module))
+            if sys.modules.get(module.__name__) is module and module not in self._by_value:
+                cloudpickle.register_pickle_by_value(module)
+                self._by_value.append(module)
+
+        def _from_file(self, value: Any, name: str) -> Any:
+            """How to get what is in a module that no other process finds; None for all others."""
+            module = sys.modules.get(_module_name(value) or MAIN)
+            if module is None or module.__name__ == MAIN:
+                return None
+            place = self._modules.place(module.__name__)
+            if place is False:
+                self._take_by_value(module)
+            elif isinstance(place, FromFile) and is_in(module, name, value):
+                return attrgetter(name), (module,)
+            return None
+
+        def _named(self, value: Any, name: str) -> Any:
+            """What reduces to its name."""
+            module_name = pickle.whichmodule(value, name)  # type: ignore[attr-defined]
+            module = sys.modules.get(module_name)
+            is_there = module is not None and is_in(module, name, value)
+            place = self._modules.place(module_name)
+            if is_there and place is True:
+                return name
+            if is_there and isinstance(place, FromFile):
+                return attrgetter(name), (module,)
+            if type(value) in BY_NAME:
+                return BY_NAME[type(value)](value)
+            raise pickle.PicklingError(
+                f"it is pickled by its name alone, {module_name}.{name}, which no other process "
+                "finds"
+            )
+
+    return Pickler
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether instances of a class are pickled as an object with its attributes."""
+    methods: Any = kind
+    return (
+        methods.__reduce_ex__ is object.__reduce_ex__
+        and methods.__reduce__ is object.__reduce__
+        and kind not in copyreg.dispatch_table
+    )
+
+
+def _module_name(value: Any) -> str:
+    try:
+        name = value.__module__
+    except Exception:  # a class may have a metaclass of its own
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+def _new_module(name: str, is_known: bool) -> ModuleType:
+    """An empty module; that of this name where one is there."""
+    if not is_known:
+        return ModuleType(name)
+    return sys.modules.setdefault(name, ModuleType(name))
+
+
+def _fill_module(module: ModuleType, content: dict[str, Any]) -> None:
+    """Give a module what it has not got: one that was there before stays as it is."""
+    for name, value in content.items():
+        if vars(module).get(name) is None:
+            vars(module)[name] = value
+
+
+def _import_file(*place: Any) -> ModuleType:
+    return FromFile(*place).load()
+
+
+_FUNCTIONS: dict[Any, Any] = {
+    IMPORT_ID: _import_file, NEW_MODULE_ID: _new_module, FILL_MODULE_ID: _fill_module
+}  # fmt: skip
 
 
 class _OfNotebook:
@@ -75,10 +230,17 @@ class _OfNotebook:
         self._namespace = namespace
 
     def persistent_load(self, pid: Any) -> Any:
-        """What belongs to the notebook that loads."""
-        if pid == NAMESPACE_ID:
+        """What belongs to the notebook or the process that loads."""
+        kind, *given = (pid,) if isinstance(pid, str) else pid
+        if kind == NAMESPACE_ID:
             return self._namespace
-        if pid != SHELL_ID:
+        if kind == SOURCE_ID:
+            return cellsources.have_here(Source(*given), running_shell())
+        if kind == GLOBALS_ID:
+            return vars(*given)
+        if kind in _FUNCTIONS:
+            return _FUNCTIONS[kind]
+        if kind != SHELL_ID:
             raise pickle.UnpicklingError(f"unknown persistent id {pid!r}")
         shell = running_shell()
         if shell is None:
@@ -134,6 +296,19 @@ def write_together(file: Writer, values: Mapping[str, Any], namespace: Namespace
     index = json.dumps(sizes).encode()
     file.write(index + len(index).to_bytes(LENGTH_BYTES, "little"))
     return sizes
+
+
+class _Memory(io.BytesIO):
+    """A file in memory."""
+
+    size = 0
+
+
+def to_bytes(value: Any, namespace: Namespace) -> bytes:
+    """The pickle of a value. Raises whatever a class raises when it is pickled."""
+    file = _Memory()
+    pickler(file, namespace).dump(value)
+    return file.getvalue()
 
 
 def dump(made: Any, name: str, value: Any) -> None:

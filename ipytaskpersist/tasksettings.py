@@ -62,6 +62,13 @@ class TaskSettings(Configured):
         help="How many bytes are kept of what a task prints and displays; what follows is counted "
         "and marked, not kept. Errors and results always are. Default: None, for all.",
     ).tag(config=True, of_project=True)
+    large_result_bytes = Int(
+        100_000_000,
+        min=1,
+        allow_none=True,
+        help="From how many bytes on a task says in a line that a value which it leaves is kept: "
+        "its result, or a variable of a process task. None: never. Default: 100 MB.",
+    ).tag(config=True, of_project=True)
     archive_after_days = Float(
         30.0,
         min=0,

@@ -63,10 +63,14 @@ def of_history(source: str, shell: Any) -> list[str]:
 
 def assigned(tree: ast.Module) -> list[str]:
     """The names that a cell may bind at its top level, in order; what it imports comes last."""
-    names = list(dict.fromkeys(_assigned(tree.body)))
+    names, modules = list(dict.fromkeys(_assigned(tree.body))), imported(tree)
+    return [*(n for n in names if n not in modules), *(n for n in names if n in modules)]
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The names that a cell binds by importing."""
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    imported = {name for node in imports for name in _imported(node)}
-    return [*(n for n in names if n not in imported), *(n for n in names if n in imported)]
+    return {name for node in imports for name in _imported(node)}
 
 
 def augmented(tree: ast.Module) -> set[str]:

@@ -38,9 +38,11 @@ LAYERS = (
         "tasksettings", "doctor", "searching", "waits",
     },
     {"importing", "fieldformats", "documents"},
-    {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings"},
+    {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings",
+     "notebookmagics"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
     {"cell", "capture", "inherit", "children", "figures", "openfigures", "payload", "pickling",
+     "byvalue", "elsewhere", "cellsources",
      "recorder", "recording", "outputs", "progress", "scripts", "foregroundonly"},
     {"store"},
     {

@@ -11,7 +11,6 @@ which any file may have the name of a module that is needed here.
 from __future__ import annotations
 
 import ast
-import linecache
 import os
 import reprlib
 import sys
@@ -25,15 +24,18 @@ from typing import Any, NoReturn
 
 from ipykernel.compiler import XCachingCompiler
 from ipykernel.zmqshell import ZMQInteractiveShell
+from IPython.core.profiledir import ProfileDir, ProfileDirError
 
 from ipytaskpersist import (
     capture,
     cell,
+    cellsources,
     figures,
     foregroundonly,
     forked,
     inherit,
     mentions,
+    notebookmagics,
     progress,
     secretnames,
     variables,
@@ -41,11 +43,14 @@ from ipytaskpersist import (
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.cell import Outcome, compile_cell, run_cell, run_function
+from ipytaskpersist.cellsources import Source
 from ipytaskpersist.librarysettings import Left, OfProcess
 from ipytaskpersist.mishaps import class_name, describe, plain_text
+from ipytaskpersist.notebookmagics import Carried
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import INPUTS, SETTINGS, Payloads
+from ipytaskpersist.pickling import Failed, load
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import OutputKind, ResultRecord
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
@@ -100,6 +105,7 @@ class Child:
         self._inputs = inputs
         self._payloads = Payloads(directory)
         self._sender = sender
+        self._kept: list[ResultRecord] = []
 
     def run(self) -> int:
         """Run the task, send how it ended, and return the exit status."""
@@ -117,10 +123,10 @@ class Child:
         given_settings = getattr(setting, "libraries", {})
         # In the cell's context: some libraries keep their settings there.
         self._settings = task.context.run(OfProcess, given_settings, patches)
-        try:
-            given = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
-        except BaseException as error:  # whatever a class raises when it is unpickled
-            return self._refuse(shell, error)
+        task.context.run(_bring_magics, shell, task, setting)
+        given, name = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
+        if isinstance(given, Failed):
+            return self._refuse(shell, name, given.error)
         shell.user_ns.update(given.variables)
         show_figures_inline()
         before = dict(shell.user_ns)
@@ -136,14 +142,15 @@ class Child:
         keptwidgets.end(task)
         progress.end(task)
         self._keep(shell, task, outcome, names)
+        self._say_large(task, getattr(setting, "large_result_bytes", None))
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)
         return self._tell(outcome.state.value, outcome.reason, outcome.exit_code)
 
-    def _refuse(self, shell: Any, error: BaseException) -> int:
+    def _refuse(self, shell: Any, name: str, error: BaseException) -> int:
         """End without having run the cell: what it was given cannot be had."""
         shell.showtraceback((type(error), error, error.__traceback__))
-        reason = f"what it was given cannot be unpickled ({describe(error)})"
+        reason = f"{name} cannot be unpickled ({describe(error)})"
         return self._tell("failed", reason, FAILED)
 
     def _tell(self, state: str, reason: str | None, code: int | None) -> int:
@@ -179,13 +186,21 @@ class Child:
         active_task.set(task)
 
     def _save(self, shell: Any, name: str, value: Any, text: str) -> None:
-        self._sender.result(self._payloads.save(self._record.id, name, value, text, shell.user_ns))
+        self._send(self._payloads.save(self._record.id, name, value, text, shell.user_ns))
+
+    def _send(self, kept: ResultRecord) -> None:
+        self._kept.append(kept)
+        self._sender.result(kept)
+
+    def _say_large(self, task: ActiveTask, large_bytes: int | None) -> None:
+        for kept in self._kept:
+            task.say_large(kept, large_bytes)
 
     def _save_variables(self, shell: Any, names: list[str]) -> None:
         values = {name: shell.user_ns[name] for name in names if name in shell.user_ns}
         texts = {name: _short_text(value) for name, value in values.items()}
         for kept in self._payloads.save_together(self._record.id, values, texts, shell.user_ns):
-            self._sender.result(kept)
+            self._send(kept)
         for name in names:
             if name not in values:
                 self._sender.result(_missing(name))
@@ -216,13 +231,32 @@ def _staying() -> Iterator[None]:
         os._exit = plain
 
 
-def _load_given(inputs: Any, submodules: list[str]) -> Given:
-    """What the cell works on, with which libraries are imported."""
+def _load_given(inputs: Any, submodules: list[str]) -> tuple[Given | Failed, str]:
+    """What the cell works on, with which libraries are imported; or what of it cannot be had."""
     for name in submodules:
         with suppress(Exception):  # the cell itself will say so, if it needs it
             import_module(name)
-    given: Given = inputs.load()
-    return given
+    given = load(inputs)
+    if isinstance(given, Failed):
+        return given, "what it was given"
+    for name in getattr(given, "names", ()):
+        value = load(inputs)
+        if isinstance(value, Failed):
+            return value, f"{name}, which it was given,"
+        given.variables[name] = value
+    return given, ""
+
+
+def _bring_magics(shell: Any, task: ActiveTask, setting: Setting) -> None:
+    """Have the notebook's extensions and magics. What they print is no output of the cell."""
+    problems: list[str] = []
+    active_task.set(task.silent())
+    try:
+        notebookmagics.bring(shell, getattr(setting, "magics", Carried()), problems.append)
+    finally:
+        active_task.set(task)
+    for problem in problems:
+        task.write(OutputKind.STDERR, f"{problem}\n")
 
 
 def _missing(name: str) -> ResultRecord:
@@ -265,20 +299,35 @@ def assigned_names(
 class ProcessShell(ZMQInteractiveShell):
     """Knows no graphical event loop, and shares no history."""
 
+    is_of_process_task = True
+
     def enable_gui(self, gui: Any = None) -> None:
         """A process task has no event loop of a window system."""
 
 
-# Libraries ask for the class's name to know whether they can display.
-ProcessShell.__name__ = ProcessShell.__qualname__ = ZMQInteractiveShell.__name__
+def _like(shell_class: tuple[str, str] | None) -> type[ProcessShell]:
+    """The class under the name of the notebook's, by which libraries know where they run."""
+    module, name = shell_class or (ZMQInteractiveShell.__module__, ZMQInteractiveShell.__name__)
+    ProcessShell.__module__ = module
+    ProcessShell.__name__ = ProcessShell.__qualname__ = name
+    return ProcessShell
+
+
+def _profile(folder: str) -> ProfileDir | None:
+    try:
+        found: ProfileDir = ProfileDir.find_profile_dir(folder)
+    except ProfileDirError:
+        return None  # IPython takes its default
+    return found
 
 
 def make_shell(setting: Setting, module: Any) -> Any:
     """An IPython shell as a kernel's, but without a front end."""
     config = setting.config
     config.HistoryManager.enabled = False
-    shell = ProcessShell.instance(
+    shell = _like(getattr(setting, "shell_class", None)).instance(
         config=config,
+        profile_dir=_profile(getattr(setting, "profile", "")),
         user_module=module,
         user_ns=module.__dict__,
         compiler_class=XCachingCompiler,
@@ -286,8 +335,7 @@ def make_shell(setting: Setting, module: Any) -> Any:
     shell.ast_node_interactivity = setting.interactivity
     shell.compile.flags |= setting.compiler_flags
     for name, (number, text) in setting.cells.items():
-        shell.compile._filename_map[name] = number
-        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        cellsources.have_here(Source(name, text, number), shell)
     return shell
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from time import sleep
 from typing import Any
@@ -92,11 +93,14 @@ class ThreadRunner:
         payloads: Payloads,
         text_form: Callable[[Any], str],
         contexts: Contexts,
+        large_bytes: Callable[[], int | None],
     ) -> None:
+        """`large_bytes` gives the size from which on a task says that its value is kept."""
         self._recorder = recorder
         self._payloads = payloads
         self._text_form = text_form
         self._contexts = contexts
+        self._large_bytes = large_bytes
         self.settings = ThreadSettings()
         self._idle: list[Worker] = []
         self._active: dict[int, ActiveTask] = {}
@@ -165,6 +169,8 @@ class ThreadRunner:
         self._calmly(lambda: frames.let_go(outcome.error))
         self._calmly(lambda: frames.let_go(task.error))
         ended_as, result = self._keep(task, outcome)
+        if result is not None:
+            self._calmly(partial(task.say_large, result, self._large_bytes()))
         self._calmly(lambda: self._contexts.keep(launched.context, task.context))
         self._calmly(lambda: figures.leave(task))
         self._calmly(lambda: self.settings.keep(launched.settings))

@@ -54,7 +54,7 @@ def ipykernel(line: str) -> Path | None:
     except PackageNotFoundError:
         own = ""
     if not own.startswith(f"{line}."):
-        _cannot(f"no ipykernel {line}: PYTHON={sys.executable} sh .ci/ipykernels installs it")
+        _cannot(f"no ipykernel {line}: PYTHON={sys.executable} sh .ci/versions installs it")
     return None
 
 
