@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipytaskpersist import librarysettings, mentions, places, provenance, shellcells, variables
+from ipytaskpersist import (
+    librarysettings,
+    mentions,
+    places,
+    provenance,
+    reconciling,
+    shellcells,
+    variables,
+)
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.interruption import HeldBack, is_from_outside
 from ipytaskpersist.mishaps import class_name, describe
@@ -344,6 +352,7 @@ class Launcher:
                     f"task {task.label} was a call of a function in a thread, whose arguments "
                     "were not kept; submit it again"
                 )
+            reconciling.end_left(task)  # or both would run
             return self._launch_thread(task.source, Request(task.name), again)
         return self._rerun_process(task, again)
 

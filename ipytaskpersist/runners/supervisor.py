@@ -131,6 +131,7 @@ class Supervisor:
         try:
             self._recorder.start()
             self._watch_store()
+            self._watch_kernel()
             while not self._stopping and not self._has_retired():
                 if not self._guarded("a turn", self._turn):
                     time.sleep(PRESS_S)
@@ -474,6 +475,20 @@ class Supervisor:
         if session is None or session.ended_at is not None:
             return False
         return ProcessIdentity.recorded(session).may_be_alive
+
+    def _watch_kernel(self) -> None:
+        """End what the kernel's threads have started, some time after its end: its guard is there
+        first, unless there is none."""
+        threading.Thread(target=self._end_left_of_kernel, daemon=True).start()
+
+    def _end_left_of_kernel(self) -> None:
+        session = self._store.sessions.get(self._session_id)
+        if session is None:
+            return
+        while ProcessIdentity.recorded(session).may_be_alive:
+            time.sleep(KERNEL_S)
+        time.sleep(GUARD_S)
+        leftovers.end(leftovers.of_process(session.pid, session.process_start))
 
     def _has_retired(self) -> bool:
         """Leave when nothing is left to do. Returns whether that is so."""

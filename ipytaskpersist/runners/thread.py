@@ -18,16 +18,19 @@ from ipytaskpersist.cell import (
     be_ready_for_errors,
     close_loop_of_thread,
 )
-from ipytaskpersist.children import Children
+from ipytaskpersist.children import Children, end_all
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
 from ipytaskpersist.interruption import is_from_outside
+from ipytaskpersist.leftovers import Kernel, Mark
 from ipytaskpersist.mishaps import class_name, describe, plain_text
+from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads, not_kept
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
 from ipytaskpersist.runners import revival
+from ipytaskpersist.runners.guarded import Guarded
 from ipytaskpersist.threadsettings import Launched, ThreadSettings
 
 LET_REPLY_S = 0.003
@@ -71,11 +74,15 @@ class ThreadRunner:
         payloads: Payloads,
         text_form: Callable[[Any], str],
         contexts: Contexts,
+        directory: StateDirectory,
+        at_exit: Callable[[], None],
     ) -> None:
+        """`at_exit` is called before an interpreter exits whose tasks have started processes."""
         self._recorder = recorder
         self._payloads = payloads
         self._text_form = text_form
         self._contexts = contexts
+        self._guarded = Guarded(directory, at_exit)
         self.settings = ThreadSettings()
         self._idle: list[Worker] = []
         self._active: dict[int, ActiveTask] = {}
@@ -106,7 +113,9 @@ class ThreadRunner:
         """Run a task that the store has as pending in the thread that is reserved for it."""
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
-        task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
+        mark = Mark(record.id, Kernel.own())
+        children = Children(recording, mark, self._guarded.need)
+        task = ActiveTask(record, recording, children, self._contexts.for_task())
         figures.begin(task)
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
@@ -263,6 +272,11 @@ class ThreadRunner:
         """End the threads that wait for another task."""
         while self._idle:
             self._idle.pop().retire()
+
+    @staticmethod
+    def end_children() -> None:
+        """End what the tasks have started: this process is about to end."""
+        end_all()
 
     def forget(self, key: int) -> None:
         """Let go of an ended task's value."""

@@ -1,0 +1,181 @@
+"""What a task in a thread has started ends with its kernel, whatever ends that."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from kernels import NotebookKernel, until
+from programs import run_command
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+
+PROMPTLY_S = 12
+JOBS = """
+import os, time
+def stay(name):
+    open(f"began/{name}-{os.getpid()}", "w").close()
+    time.sleep(999)
+"""
+SLEEP = "touch began/{name}-$$; exec sleep 999"
+STUBBORN = "trap : TERM; touch began/{name}-$$; while :; do sleep 999; done"
+MEMBERS = {
+    "popen": "import subprocess; subprocess.Popen(['sh', '-c', '{sleep}'])",
+    "run": "import subprocess; subprocess.run('{sleep}', shell=True)",
+    "clean": "import subprocess; subprocess.run(['/bin/sh', '-c', '{sleep}'], env={{}})",
+    "unclosed": "import subprocess; subprocess.run(['sh', '-c', '{sleep}'], close_fds=False)",
+    "stubborn": "import subprocess; subprocess.run('{stubborn}', shell=True)",
+    "orphan": "import subprocess; subprocess.run(['sh', '-c', 'sh -c \"$0\" & exit', '{sleep}'])",
+    "nohup": "import subprocess; subprocess.run(['nohup', 'sh', '-c', '{sleep}'])",
+    "system": "import os; os.system('{sleep}')",
+    "command": "!{sleep}",
+    "magic": "%%bash\n{sleep}",
+    "asyncio": """
+        import asyncio
+        process = await asyncio.create_subprocess_shell('{sleep}')
+        await process.wait()""",
+    "process": """
+        import jobs, multiprocessing
+        multiprocessing.get_context('fork').Process(target=jobs.stay, args=['{name}']).start()""",
+    "spawned": """
+        import jobs, multiprocessing
+        one = multiprocessing.get_context('spawn').Process(target=jobs.stay, args=['{name}'])
+        one.start(); one.join()""",
+    "served": """
+        import jobs, multiprocessing
+        one = multiprocessing.get_context('forkserver').Process(target=jobs.stay, args=['{name}'])
+        one.start(); one.join()""",
+    "pool": """
+        import jobs, multiprocessing
+        with multiprocessing.get_context('fork').Pool(2) as pool:
+            pool.map(jobs.stay, ['{name}'] * 2)""",
+    "spawned_pool": """
+        import jobs, multiprocessing
+        with multiprocessing.get_context('spawn').Pool(2) as pool:
+            pool.map(jobs.stay, ['{name}'] * 2)""",
+    "executor": """
+        import concurrent.futures, jobs
+        with concurrent.futures.ProcessPoolExecutor(2) as executor:
+            list(executor.map(jobs.stay, ['{name}'] * 2))""",
+    "joblib": """
+        import jobs, joblib
+        joblib.Parallel(n_jobs=2)(joblib.delayed(jobs.stay)('{name}') for _ in range(2))""",
+    "fork": """
+        import jobs, os
+        if not os.fork():
+            jobs.stay('{name}')""",
+    "fork_in_fork": """
+        import jobs, os
+        if not os.fork():
+            if not os.fork():
+                jobs.stay('{name}')
+            os._exit(0)
+        os.wait()""",
+    "exec": """
+        import os
+        if not os.fork():
+            os.execve('/bin/sh', ['sh', '-c', '{sleep}'], {{}})""",
+    "spawnv": "import os; os.spawnv(os.P_WAIT, '/bin/sh', ['sh', '-c', '{sleep}'])",
+    "posix_spawn": "import os; os.posix_spawn('/bin/sh', ['sh', '-c', '{sleep}'], os.environ)",
+}  # fmt: skip
+DETACHED = {
+    "session": """
+        import subprocess
+        subprocess.Popen(['sh', '-c', '{sleep}'], start_new_session=True)""",
+    "setsid": "import subprocess; subprocess.run(['setsid', 'sh', '-c', '{sleep}'])",
+}
+
+
+def process(pid: int) -> psutil.Process:
+    """A process with this pid, which is told from later ones by its start."""
+    found = psutil.Process(pid)
+    found.create_time()
+    return found
+
+
+def is_alive(one: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def launched(kernel: NotebookKernel, members: dict[str, str]) -> dict[str, list[psutil.Process]]:
+    """Launch each member in a task of its own. Returns the processes of each, when all are there."""
+    began = kernel.cwd / "began"
+    began.mkdir(exist_ok=True)
+    (kernel.cwd / "jobs.py").write_text(JOBS)
+    for name, code in members.items():
+        filled = code.format(
+            name=name, sleep=SLEEP.format(name=name), stubborn=STUBBORN.format(name=name)
+        )
+        lines = [line[8:] if line.startswith(" " * 8) else line for line in filled.splitlines()]
+        kernel.run(f"%%background --thread {name}\n" + "\n".join(lines).lstrip("\n"))
+
+    def of(name: str) -> list[psutil.Process]:
+        return [process(int(file.name.split("-")[-1])) for file in began.glob(f"{name}-*")]
+
+    count = {name: 2 if name in {"pool", "spawned_pool", "executor", "joblib"} else 1
+             for name in members}  # fmt: skip
+    for name in members:
+        until(lambda name=name: len(of(name)) == count[name], 60, f"the processes of {name}")
+    return {name: of(name) for name in members}
+
+
+def left(processes: dict[str, list[psutil.Process]]) -> dict[str, int]:
+    """How many of the processes of each member are alive, where there are any."""
+    counts = {name: sum(map(is_alive, found)) for name, found in processes.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def end(processes: dict[str, list[psutil.Process]]) -> None:
+    for one in [one for found in processes.values() for one in found]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def descendants(kernel: NotebookKernel) -> list[psutil.Process]:
+    """What a kernel has started, but for processes of sessions of their own."""
+    found = psutil.Process(kernel.pid).children(recursive=True)
+    return [one for one in found if os.getsid(one.pid) == os.getsid(kernel.pid)]
+
+
+def exited(kernel: NotebookKernel) -> None:
+    kernel.start("exit")
+    until(lambda: not kernel.alive, 30, "the end of the kernel")
+
+
+ENDS: dict[str, Callable[[NotebookKernel], None]] = {
+    "restarted": NotebookKernel.restart,
+    "shut down": lambda kernel: kernel._manager.shutdown_kernel(),
+    "exited": exited,
+    "killed": NotebookKernel.kill,
+    "killed with its group": lambda kernel: os.killpg(kernel.pid, signal.SIGKILL),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_what_a_task_has_started_ends_with_its_kernel(kernel: NotebookKernel, how: str) -> None:
+    foreground = kernel.run(
+        "import subprocess; p = subprocess.Popen(['sleep', '998'], process_group=0); print(p.pid)"
+    )
+    bystander = {"foreground": [process(int(foreground.text))]}
+    detached = launched(kernel, DETACHED)
+    started = launched(kernel, MEMBERS)
+    everything = {**started, "others": descendants(kernel)}
+    everything["others"].remove(bystander["foreground"][0])
+    try:
+        ENDS[how](kernel)
+        with suppress(AssertionError):
+            until(lambda: not left(everything), PROMPTLY_S)
+        assert left(everything) == {}
+        assert left(detached) == {"session": 1, "setsid": 1}
+        assert left(bystander) == {"foreground": 1}
+    finally:
+        end(everything)
+        end(detached)
+        end(bystander)
