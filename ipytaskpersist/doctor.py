@@ -733,35 +733,7 @@ CHECKS: list[Check] = [
 ]
 """What can be looked at whatever the store is like."""
 
-CONTENT_def _left_processes(examined: Examined) -> Iterator[Finding]:
-    left: dict[Mark, list[processes.Process]] = {}
-    for process, mark in leftovers.find(leftovers.of_gone_kernels()).items():
-        left.setdefault(mark, []).append(process)
-    for mark, found in left.items():
-        yield _left(examined, mark, found)
-    if not left:
-        yield _ok("none runs on that a task in a thread has started, and whose kernel is gone")
-
-
-def _left(examined: Examined, mark: Mark, found: Sequence[processes.Process]) -> Finding:
-    store = examined.store
-    task = store.tasks.by_id(mark.task_id) if store.is_readable else None
-    which = f"task {mark.task_id}" if task is None else f"task {task.label} ({task.id})"
-    names = ", ".join(leftovers.in_words(each) for each in found)
-    is_known = task is not None and task.state is TaskState.INTERRUPTED
-    ends = f"%bg_cancel {mark.task_id}" if is_known else f"kill {' '.join(_pids(found))}"
-    are, them = ("is", "it") if len(found) == 1 else ("are", "them")
-    return _warning(
-        f"{legible(names)} {are} left of {which}, whose kernel (process {mark.kernel.pid}) is gone",
-        f"{ends} ends {them}",
-    )
-
-
-def _pids(found: Sequence[processes.Process]) -> list[str]:
-    return [str(each.pid) for each in found]
-
-
-CHECKS: list[Check] = [_content, _journal, _lock, _sessions, _supervisors]
+CONTENT_CHECKS: list[Check] = [_content, _journal, _lock, _sessions, _supervisors]
 """What needs a store that this version can read."""
 
 

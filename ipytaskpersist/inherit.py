@@ -269,11 +269,11 @@ def _marked(arguments: list[Any], mark: Mark) -> Iterator[None]:
 def _inherited_environment() -> list[bytes]:
     """The environment that a command inherits, without a mark: with what C code has set, too."""
     try:
-        entries = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.pythonapi, "environ")
+        entries: Any = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.pythonapi, "environ")
         found = list(takewhile(lambda entry: entry is not None, entries))
     except ValueError:  # macOS does not let it be found so
         found = [name + b"=" + value for name, value in os.environb.items()]
-    return [entry for entry in found if entry and not entry.startswith(MARK_ENTRY)]
+    return [entry for entry in found if not entry.startswith(MARK_ENTRY)]
 
 
 def _posix_spawn(plain: Callable[..., int]) -> Callable[..., int]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from ipytaskpersist import processes
 from ipytaskpersist.identity import pid_namespace
@@ -158,6 +159,21 @@ def find(wanted: Wanted) -> dict[Process, Mark]:
     return {process: mark for process, mark in found.items() if not process.is_zombie}
 
 
+def end_of_kernel(pid: int, start: str) -> str:
+    """End what a kernel with this pid and start has left, unless its guard does, or it is there.
+
+    Returns in words what goes on all the same.
+    """
+
+    def is_left(mark: Mark) -> bool:
+        kernel = mark.kernel
+        return (kernel.pid, kernel.start) == (pid, start) and mark.task_id != GUARD
+
+    kernels = {mark.kernel for mark in find(is_left).values()}
+    gone = {each for each in kernels if each.is_gone and not is_guarded(each)}
+    return end(lambda mark: mark.kernel in gone and is_left(mark))[1] if gone else ""
+
+
 def is_guarded(kernel: Kernel) -> bool:
     """Whether the guard of a kernel is there, which ends what the kernel leaves."""
     guard = str(Mark(GUARD, kernel))
@@ -192,7 +208,7 @@ def _mark_in_files(pid: int) -> str | None:
     with suppress(OSError):
         for descriptor in os.scandir(PROC / str(pid) / "fd"):
             with suppress(OSError):
-                name = os.readlink(descriptor.path)
+                name = str(Path(descriptor).readlink())
                 if name.startswith(FILE):
                     return name.removeprefix(FILE).removesuffix(" (deleted)")
     return None

@@ -76,19 +76,11 @@ def _end_left_by(store: TaskStore, death: Death[SessionRecord]) -> None:
     if not death.is_proven or not process.is_local or not process.start:
         return
 
-    left = leftovers.find(leftovers.of_gone_kernels())
-    kernels = {mark.kernel for mark in left.values()}
-    survivors = [
-        words
-        for kernel in kernels
-        if (kernel.pid, kernel.start) == (process.pid, process.start)
-        and not leftovers.is_guarded(kernel)
-        and (words := leftovers.end(leftovers.of_kernel(kernel))[1])
-    ]
+    survivors = leftovers.end_of_kernel(process.pid, process.start)
     if survivors:
         problems.record_once(
             store.directory,
-            f"session {store.sessions.short(death.owner.id)} has left {survivors[0]}, which could "
+            f"session {store.sessions.short(death.owner.id)} has left {survivors}, which could "
             "not be ended; %bg_doctor says when it is still there",
         )
 

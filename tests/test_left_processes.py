@@ -6,12 +6,10 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
 from kernels import NotebookKernel, until
-from programs import run_command
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 
@@ -105,7 +103,7 @@ def is_alive(one: psutil.Process) -> bool:
 
 
 def launched(kernel: NotebookKernel, members: dict[str, str]) -> dict[str, list[psutil.Process]]:
-    """Launch each member in a task of its own. Returns the processes of each, when all are there."""
+    """Launch each member in a task of its own. Returns the processes of each, all begun."""
     began = kernel.cwd / "began"
     began.mkdir(exist_ok=True)
     (kernel.cwd / "jobs.py").write_text(JOBS)
