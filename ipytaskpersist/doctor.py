@@ -700,16 +700,16 @@ def _state_of(supervisor: SupervisorRecord) -> str:
 def _left_processes(examined: Examined) -> Iterator[Finding]:
     left: dict[Mark, list[processes.Process]] = {}
     for process, mark in leftovers.find(leftovers.of_gone_kernels()).items():
-        left.setdefault(mark, []).append(process)
+        if examined.store.sessions.find(mark.task_id.rpartition("-")[0]):
+            left.setdefault(mark, []).append(process)
     for mark, found in left.items():
         yield _left(examined, mark, found)
     if not left:
-        yield _ok("none runs on that a task in a thread has started, and whose kernel is gone")
+        yield _ok("no process of a task in a thread runs on after its kernel")
 
 
 def _left(examined: Examined, mark: Mark, found: Sequence[processes.Process]) -> Finding:
-    store = examined.store
-    task = store.tasks.by_id(mark.task_id) if store.is_readable else None
+    task = examined.store.tasks.by_id(mark.task_id)
     which = f"task {mark.task_id}" if task is None else f"task {task.label} ({task.id})"
     names = ", ".join(leftovers.in_words(each) for each in found)
     is_known = task is not None and task.state is TaskState.INTERRUPTED
@@ -729,11 +729,10 @@ CHECKS: list[Check] = [
     *(_versions, _sqlite, _widgets, _settings),
     *(_state_directory, _file_system, _room, _permissions, _folders_above),
     *(_store, _archives, _backups, _leftover_files, _problems),
-    _left_processes,
 ]
 """What can be looked at whatever the store is like."""
 
-CONTENT_CHECKS: list[Check] = [_content, _journal, _lock, _sessions, _supervisors]
+CONTENT_CHECKS: list[Check] = [_content, _journal, _lock, _sessions, _supervisors, _left_processes]
 """What needs a store that this version can read."""
 
 

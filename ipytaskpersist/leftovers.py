@@ -129,11 +129,6 @@ def of_kernel(kernel: Kernel) -> Wanted:
     return lambda mark: mark.kernel == kernel and mark.task_id != GUARD
 
 
-def of_task(task_id: str) -> Wanted:
-    """The processes of one task."""
-    return lambda mark: mark.task_id == task_id
-
-
 def of_gone_kernels() -> Wanted:
     """The processes of tasks whose kernel has ended."""
     is_gone = cache(lambda kernel: kernel.is_gone)

@@ -615,6 +615,7 @@ class BackgroundTasks(TaskSettings):
                 raise InvalidRequest(
                     f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
                 )
+        reconciling.end_left(*tasks)  # no command would find it later
         self.archives.delete(tasks)
         for task in tasks:
             self.payloads.delete(task.id)

@@ -85,17 +85,22 @@ def _end_left_by(store: TaskStore, death: Death[SessionRecord]) -> None:
         )
 
 
-def end_left(task: TaskRecord) -> int:
-    """End the processes that an interrupted task in a thread has left. Returns how many.
+def end_left(*tasks: TaskRecord) -> int:
+    """End the processes that interrupted tasks in threads have left. Returns how many.
 
     Raises `InvalidRequest` when some go on all the same.
     """
-    if task.state is not TaskState.INTERRUPTED or task.runner != "thread":
+    interrupted = {
+        task.id: task.label
+        for task in tasks
+        if task.state is TaskState.INTERRUPTED and task.runner == "thread"
+    }
+    if not interrupted:
         return 0
-    count, survivors = leftovers.end(leftovers.of_task(task.id))
+    count, survivors = leftovers.end(lambda mark: mark.task_id in interrupted)
     if survivors:
         raise InvalidRequest(
-            f"task {task.label} was interrupted, and what it has left could not be ended: "
+            f"what {', '.join(interrupted.values())} left when interrupted could not be ended: "
             f"{survivors}; end it, and try again"
         )
     return count

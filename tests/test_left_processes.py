@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 from kernels import NotebookKernel, until
+from programs import run_command
+
+from ipytaskpersist import leftovers
+from ipytaskpersist.leftovers import Kernel, Mark
+from ipytaskpersist.processes import MARK
+from ipytaskpersist.runners.guard import guard
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 
@@ -177,3 +187,117 @@ def test_what_a_task_has_started_ends_with_its_kernel(kernel: NotebookKernel, ho
         end(everything)
         end(detached)
         end(bystander)
+
+
+def guards(kernel: int) -> list[psutil.Process]:
+    """The guards of the kernel with this pid."""
+    found = []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = one.cmdline()
+            if "runners.guard " in " ".join(command) and command[-2].startswith(f"{kernel}:"):
+                found.append(one)
+    return found
+
+
+FEW = {name: MEMBERS[name] for name in ("popen", "run", "fork", "clean")}
+
+
+def test_a_guard_is_small_and_holds_nothing_of_the_kernel(kernel: NotebookKernel) -> None:
+    started = launched(kernel, {name: MEMBERS[name] for name in ("popen", "run")})
+    (guard,) = until(lambda: guards(kernel.pid))
+    try:
+        assert os.getsid(guard.pid) == guard.pid
+        assert guard.cwd() == "/"
+        assert not guard.net_connections("all")
+        until(lambda: any("memfd" in each for each in files(guard)))
+        assert {kind(each) for each in files(guard)} <= {"/dev/null", "memfd", "pidfd", "log"}
+    finally:
+        end(started)
+
+
+def files(one: psutil.Process) -> list[str]:
+    """What a process has open."""
+    folder = Path(f"/proc/{one.pid}/fd")
+    found = []
+    for each in folder.iterdir():
+        with suppress(OSError):
+            found.append(str(each.readlink()))
+    return found
+
+
+def kind(name: str) -> str:
+    known = {"memfd": "memfd", "pidfd": "pidfd", "guard-": "log"}
+    return next((short for part, short in known.items() if part in name), name)
+
+
+def test_a_guard_ends_when_nothing_is_left_to_guard() -> None:
+    assert guard(Kernel.own(), idle_s=0.01) == ""
+
+
+def test_what_no_guard_ends_is_named_by_the_doctor_and_ended_by_cancel_and_resume(
+    kernel: NotebookKernel, state_dir: Path
+) -> None:
+    kernel.run("import subprocess; subprocess.Popen(['sleep', '997'])")
+    started = launched(kernel, FEW)
+    (watch,) = until(lambda: guards(kernel.pid))
+    until(lambda: any("memfd" in each for each in files(watch)))
+    watch.suspend()
+    try:
+        kernel.kill()
+        tasks = json.loads(run_command(state_dir, "list", "--all", "--json").stdout)
+        ids = {task["name"]: task["id"] for task in tasks["tasks"]}
+        assert left(started) == dict.fromkeys(FEW, 1)
+        said = run_command(state_dir, "doctor").stdout
+        for found in started.values():
+            assert str(found[0].pid) in said
+        assert f"cancel {ids['run']} ends it" in said
+        assert f"kill {started['popen'][0].pid} ends it" in said
+        assert "997" not in said
+        cancelled = run_command(state_dir, "cancel", ids["run"], "--yes").stdout
+        assert "had ended: interrupted; the process that it had left is ended now" in cancelled
+        assert left(started) == {"popen": 1, "fork": 1, "clean": 1}
+        kernel.revive()
+        kernel.run("%load_ext ipytaskpersist")
+        kernel.run(f"%bg_resume {ids['clean']}")
+        assert left(started) == {"popen": 1, "fork": 1}
+        watch.resume()
+        until(lambda: not left(started), PROMPTLY_S)
+        until(lambda: not is_alive(watch), PROMPTLY_S)
+    finally:
+        end({**started, "guard": [watch]})
+
+
+@pytest.mark.parametrize("who", ["the next command", "a supervisor"])
+def test_what_a_kernel_without_a_guard_leaves_is_ended(
+    kernel: NotebookKernel, state_dir: Path, who: str
+) -> None:
+    kernel.run(
+        "import ipytaskpersist.runners.guarded as guarded\n"
+        "def refuse(*_arguments): raise BlockingIOError(11, 'the limit on processes')\n"
+        "guarded.start_detached = refuse"
+    )
+    started = launched(kernel, FEW)
+    try:
+        assert not guards(kernel.pid)
+        if who == "a supervisor":
+            kernel.run("%%background --shell\nsleep 60")
+        kernel.kill()
+        if who == "the next command":
+            assert left(started) == dict.fromkeys(FEW, 1)
+            run_command(state_dir, "list")
+        until(lambda: not left(started), PROMPTLY_S)
+    finally:
+        end(started)
+
+
+def test_a_mark_of_another_namespace_or_a_kernel_that_is_there_ends_nothing() -> None:
+    own = Kernel.own()
+    elsewhere = replace(own, pid=1, start="1", namespace=own.namespace + 1)
+    for kernel in (own, elsewhere):
+        with subprocess.Popen(["sleep", "60"], env={MARK: str(Mark("task-1", kernel))}) as one:
+            found = leftovers.find(leftovers.of_gone_kernels())
+            assert one.pid not in {each.pid for each in found}
+            assert leftovers.end_of_kernel(kernel.pid, kernel.start) == ""
+            assert one.poll() is None
+            one.kill()
