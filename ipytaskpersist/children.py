@@ -187,8 +187,7 @@ def end_all() -> None:
     """End what the tasks of this process have started, before it ends itself."""
     for children in [*STARTED]:
         children.end_pools()
-    if STARTED:
-        leftovers.end(leftovers.of_kernel(Kernel.own()))
+    leftovers.end(leftovers.of_kernel(Kernel.own()))
 
 
 def _ends_pool(finalizer: Any, module: Any) -> bool:

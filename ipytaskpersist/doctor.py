@@ -710,7 +710,7 @@ def _left_processes(examined: Examined) -> Iterator[Finding]:
 
 def _left(examined: Examined, mark: Mark, found: Sequence[processes.Process]) -> Finding:
     task = examined.store.tasks.by_id(mark.task_id)
-    which = f"task {mark.task_id}" if task is None else f"task {task.label} ({task.id})"
+    which = f"task {mark.task_id if task is None else task.label}"
     names = ", ".join(leftovers.in_words(each) for each in found)
     is_known = task is not None and task.state is TaskState.INTERRUPTED
     ends = f"%bg_cancel {mark.task_id}" if is_known else f"kill {' '.join(_pids(found))}"

@@ -253,7 +253,7 @@ def test_what_no_guard_ends_is_named_by_the_doctor_and_ended_by_cancel_and_resum
             assert str(found[0].pid) in said
         assert f"cancel {ids['run']} ends it" in said
         assert f"kill {started['popen'][0].pid} ends it" in said
-        assert "997" not in said
+        assert "sleep 997" not in said
         cancelled = run_command(state_dir, "cancel", ids["run"], "--yes").stdout
         assert "had ended: interrupted; the process that it had left is ended now" in cancelled
         assert left(started) == {"popen": 1, "fork": 1, "clean": 1}

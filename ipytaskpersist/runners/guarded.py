@@ -33,9 +33,12 @@ class Guarded:
         self._at_exit = at_exit
         self._lock = threading.Lock()
         self._is_there = False
+        self.was_needed = False
+        """Whether there has ever been something to guard."""
 
     def need(self) -> None:
         """Have a guard from now on: a process has been started. Returns at once."""
+        self.was_needed = True
         self._be_first_at_exit()
         with self._lock:
             if self._is_there or not Kernel.own().start:

@@ -273,10 +273,10 @@ class ThreadRunner:
         while self._idle:
             self._idle.pop().retire()
 
-    @staticmethod
-    def end_children() -> None:
+    def end_children(self) -> None:
         """End what the tasks have started: this process is about to end."""
-        end_all()
+        if self._guarded.was_needed:
+            end_all()
 
     def forget(self, key: int) -> None:
         """Let go of an ended task's value."""
