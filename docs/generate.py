@@ -33,7 +33,8 @@ VARIABLES = {
     "IPYTASKPERSIST_NOTEBOOK": "The path of the notebook to which this process belongs. The trait "
     "`notebook` comes before it; `JPY_SESSION_NAME`, which a Jupyter server sets, after it.",
     "IPYTASKPERSIST_TASK": "Set in each process of a process or shell task: the task's id. A "
-    "process that has it belongs to the task, and ends when the task is cancelled.",
+    "process that has it belongs to the task, and ends when the task is cancelled. In what a task "
+    "in a thread has started the id is followed by the kernel's identity: it ends with the kernel.",
     "IPYTASKPERSIST_CHANNEL": "Set by a supervisor for the interpreter of a Python task, which "
     "removes it before the cell runs. Not meant for anybody else.",
     "IPYTASKPERSIST_INSPECT": "The value of `PYTHONINSPECT`, set by a supervisor for the "

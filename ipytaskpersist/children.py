@@ -15,9 +15,12 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from ipytaskpersist import leftovers
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.identity import ProcessIdentity
+from ipytaskpersist.leftovers import Kernel, Mark
 from ipytaskpersist.records import OutputKind
 
 if TYPE_CHECKING:
@@ -31,8 +34,13 @@ DESCRIPTORS = {OutputKind.STDOUT: 1, OutputKind.STDERR: 2}
 class Children:
     """The child processes of one task, and the pipes into which they print."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, mark: Mark, on_start: Callable[[], None]) -> None:
+        """`mark` is what each of them carries. `on_start` is called when one has been started."""
         self._recording = recording
+        self._on_start = on_start
+        self._is_marked = False
+        """Whether this is the copy in a process that carries the mark."""
+        self.mark = mark
         self._owner = os.getpid()
         self._read: dict[OutputKind, int] = {}
         self._write: dict[OutputKind, int] = {}
@@ -44,7 +52,7 @@ class Children:
 
     def silent(self, recording: Recording) -> Children:
         """Others, whose output goes to a recording that keeps nothing."""
-        return Children(recording)
+        return Children(recording, self.mark, self._on_start)
 
     @property
     def in_child(self) -> bool:
@@ -114,6 +122,12 @@ class Children:
         with suppress(OSError):
             os.setpgid(0, 0)
 
+    def take_mark(self) -> None:
+        """Mark a freshly forked child; what that forks in turn has its mark already."""
+        if not self._is_marked:
+            self._is_marked = True
+            self.mark.take()
+
     # Ending them.
 
     def add(self, pid: int, *, is_of_multiprocessing: bool = False) -> None:
@@ -122,6 +136,8 @@ class Children:
             identity = ProcessIdentity.of(pid)
             if identity is not None:
                 self._processes[pid] = identity, is_of_multiprocessing
+        STARTED.add(self)
+        self._on_start()
 
     def terminate(self, whole: bool) -> None:
         """End the children: SIGTERM to each one's process group, SIGKILL after a grace.
@@ -138,13 +154,17 @@ class Children:
         _kill_later([each for each in ended if _signal_group(each, signal.SIGTERM)])
 
     def terminate_left(self) -> None:
-        """End those that the task has left behind. What it has as a pool ends its own workers."""
+        """End those that the task has left behind."""
+        self.end_pools()
+        self.terminate(whole=True)
+
+    def end_pools(self) -> None:
+        """Have the task's pools end their own workers: others would come in the place of these."""
         pools = self._pools()
         if pools:
             _kill_later([process for process, _ in self._processes.copy().values()])
         for end_pool, _workers in pools:
             end_pool()
-        self.terminate(whole=True)
 
     def _pools(self) -> list[tuple[Callable[[], Any], list[Any]]]:
         """What ends each open ``multiprocessing.Pool`` of the task, and the pool's workers."""
@@ -157,6 +177,17 @@ class Children:
         finalizers = list(registered.values())
         found = [(each, each._args[3]) for each in finalizers if _ends_pool(each, module)]
         return [each for each in found if any(one.pid in self._processes for one in each[1])]
+
+
+STARTED: WeakSet[Children] = WeakSet()
+"""Those of all tasks that have started a child."""
+
+
+def end_all() -> None:
+    """End what the tasks of this process have started, before it ends itself."""
+    for children in [*STARTED]:
+        children.end_pools()
+    leftovers.end(leftovers.of_kernel(Kernel.own()))
 
 
 def _ends_pool(finalizer: Any, module: Any) -> bool:

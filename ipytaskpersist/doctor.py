@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist import disks, liveness, problems, processes
+from ipytaskpersist import disks, leftovers, liveness, problems, processes
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
+from ipytaskpersist.leftovers import Mark
 from ipytaskpersist.ownership import is_open_to_others
 from ipytaskpersist.paths import OTHER_FOLDER, StateDirectory, is_open, is_own, why_not_closed
 from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskState
@@ -706,6 +707,34 @@ def _state_of(supervisor: SupervisorRecord) -> str:
     return "; it is stopped" if processes.is_stopped(supervisor.pid) else ""
 
 
+def _left_processes(examined: Examined) -> Iterator[Finding]:
+    left: dict[Mark, list[processes.Process]] = {}
+    for process, mark in leftovers.find(leftovers.of_gone_kernels()).items():
+        if examined.store.sessions.find(mark.task_id.rpartition("-")[0]):
+            left.setdefault(mark, []).append(process)
+    for mark, found in left.items():
+        yield _left(examined, mark, found)
+    if not left:
+        yield _ok("no process of a task in a thread runs on after its kernel")
+
+
+def _left(examined: Examined, mark: Mark, found: Sequence[processes.Process]) -> Finding:
+    task = examined.store.tasks.by_id(mark.task_id)
+    which = f"task {mark.task_id if task is None else task.label}"
+    names = ", ".join(leftovers.in_words(each) for each in found)
+    is_known = task is not None and task.state is TaskState.INTERRUPTED
+    ends = f"%bg_cancel {mark.task_id}" if is_known else f"kill {' '.join(_pids(found))}"
+    are, them = ("is", "it") if len(found) == 1 else ("are", "them")
+    return _warning(
+        f"{legible(names)} {are} left of {which}, whose kernel (process {mark.kernel.pid}) is gone",
+        f"{ends} ends {them}",
+    )
+
+
+def _pids(found: Sequence[processes.Process]) -> list[str]:
+    return [str(each.pid) for each in found]
+
+
 CHECKS: list[Check] = [
     *(_versions, _sqlite, _widgets, _settings),
     *(_state_directory, _file_system, _room, _permissions, _folders_above),
@@ -714,7 +743,7 @@ CHECKS: list[Check] = [
 """What can be looked at whatever the store is like."""
 
 CONTENT_CHECKS: list[Check] = [
-    *(_content, _journal, _lock, _sessions, _supervisors, _kept_aside),
+    *(_content, _journal, _lock, _sessions, _supervisors, _kept_aside, _left_processes),
 ]
 """What needs a store that this version can read."""
 

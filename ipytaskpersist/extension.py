@@ -59,7 +59,7 @@ class Extension:
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:
-            self.manager.end_session("kernel restarted" if restart else "kernel shut down")
+            self.manager.end_process("kernel restarted" if restart else "kernel shut down")
             return plain(restart)
 
         return do_shutdown

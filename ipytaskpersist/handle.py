@@ -154,8 +154,8 @@ class Task:
         return said
 
     def cancel(self) -> bool:
-        """Ask for its cancellation. Returns False when it had ended."""
-        return self._manager.cancel(self._record)
+        """Ask for its cancellation. Returns False when it had ended, and had left no process."""
+        return self._manager.cancel(self._record) or self._manager.end_left(self._record) > 0
 
     def rerun(self) -> Task:
         """Run it again with the same options, and return the new task.

@@ -7,17 +7,19 @@ processes never do, so starting one is where the task is handed on.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import subprocess
 import sys
 import threading
 import time
 from _thread import allocate_lock
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import partial
+from itertools import takewhile
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -26,15 +28,20 @@ from ipytaskpersist.cancellation import Cancellation
 from ipytaskpersist.children import DESCRIPTORS, READER
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.interruption import HeldBack
+from ipytaskpersist.leftovers import Mark
 from ipytaskpersist.ownstate import CARRIED
 from ipytaskpersist.patches import Patches
+from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import OutputKind
 
 SHORT_SLEEP_S = 0.05
-START_NEW_SESSION, PROCESS_GROUP, PREEXEC_FN = 15, 16, 21
+MARK_ENTRY = f"{MARK}=".encode()
+KEPT_OPEN, ENVIRONMENT, START_NEW_SESSION, PROCESS_GROUP, PREEXEC_FN = 3, 5, 15, 16, 21
 """Places among the arguments of ``_posixsubprocess.fork_exec``, on Python 3.11 to 3.14."""
 
 _installed = False
+_open_marks: dict[int, Mark] = {}
+"""The descriptors by which commands that are just being started are marked."""
 _kernel_streams: dict[int, tuple[int, int]] = {}
 """Which files the kernel's own descriptors 1 and 2 are."""
 
@@ -71,6 +78,9 @@ def _install_for_processes(patches: Patches) -> None:
         patches.set(subprocess, "_USE_POSIX_SPAWN", False)
     if hasattr(subprocess, "_fork_exec"):
         patches.replace(subprocess, "_fork_exec", _fork_exec)
+    for name in ("posix_spawn", "posix_spawnp"):
+        if hasattr(os, name):
+            patches.replace(os, name, _posix_spawn)
     patches.replace(os, "system", _system)
     patches.replace(os, "fork", partial(_fork, with_streams=True))
     patches.replace(os, "forkpty", partial(_fork, with_streams=False))
@@ -219,14 +229,73 @@ def _fork_exec(plain: Callable[..., int]) -> Callable[..., int]:
         task = active_task.get()
         if task is None or task.children.in_child:
             return plain(*args)
-        if not args[START_NEW_SESSION] and args[PROCESS_GROUP] == -1 and args[PREEXEC_FN] is None:
-            args = (*args[:PROCESS_GROUP], 0, *args[PROCESS_GROUP + 1 :])
-        with HeldBack():
-            pid = plain(*args)
+        given = [*args]
+        if (
+            not given[START_NEW_SESSION]
+            and given[PROCESS_GROUP] == -1
+            and given[PREEXEC_FN] is None
+        ):
+            given[PROCESS_GROUP] = 0
+        with HeldBack(), _marked(given, task.children.mark):
+            pid = plain(*given)
             task.children.add(pid)
         return pid
 
     return fork_exec
+
+
+@contextmanager
+def _marked(arguments: list[Any], mark: Mark) -> Iterator[None]:
+    """Have a command carry a mark: in the environment that it inherits.
+
+    One that was given an environment finds in it what it was given. It is marked by an open file.
+    """
+    if arguments[ENVIRONMENT] is None:
+        arguments[ENVIRONMENT] = [*_inherited_environment(), mark.variable]
+        yield
+        return
+    file = mark.open()
+    if file is None:
+        yield
+        return
+    _open_marks[file] = mark
+    try:
+        arguments[KEPT_OPEN] = tuple(sorted({*arguments[KEPT_OPEN], file}))
+        yield
+    finally:
+        del _open_marks[file]
+        os.close(file)
+
+
+def _inherited_environment() -> list[bytes]:
+    """The environment that a command inherits, without a mark: with what C code has set, too."""
+    try:
+        entries: Any = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.pythonapi, "environ")
+        found = list(takewhile(lambda entry: entry is not None, entries))
+    except ValueError:  # macOS does not let it be found so
+        found = [name + b"=" + value for name, value in os.environb.items()]
+    return [entry for entry in found if not entry.startswith(MARK_ENTRY)]
+
+
+def _posix_spawn(plain: Callable[..., int]) -> Callable[..., int]:
+    def posix_spawn(path: Any, argv: Any, env: Any, /, **options: Any) -> int:
+        task = active_task.get()
+        if task is None or task.children.in_child:
+            return plain(path, argv, env, **options)
+        if not {"setpgroup", "setsid"} & options.keys():
+            options["setpgroup"] = 0
+        streams = [
+            (os.POSIX_SPAWN_DUP2, task.children.stream(kind), descriptor)
+            for kind, descriptor in DESCRIPTORS.items()
+        ]
+        options["file_actions"] = [*streams, *(options.get("file_actions") or ())]
+        marked = {**(os.environ if env is None else env), MARK: str(task.children.mark)}
+        with HeldBack():
+            pid = plain(path, argv, marked, **options)
+            task.children.add(pid)
+        return pid
+
+    return posix_spawn
 
 
 def _system(plain: Callable[[Any], int]) -> Callable[[Any], int]:
@@ -264,7 +333,8 @@ def _process_start(plain: Callable[..., None]) -> Callable[..., None]:
         if task is None or task.children.in_child:
             return plain(self)
         # Pickled along by the start methods that do not fork.
-        self._ipytaskpersist_streams = ChildStreams(*map(task.children.stream, DESCRIPTORS))
+        streams = map(task.children.stream, DESCRIPTORS)
+        self._ipytaskpersist_streams = ChildStreams(task.children.mark, *streams)
         with HeldBack():
             try:
                 plain(self)
@@ -277,26 +347,34 @@ def _process_start(plain: Callable[..., None]) -> Callable[..., None]:
 
 
 class ChildStreams:
-    """Travels in the pickle of a process that is about to start, and redirects it on arrival."""
+    """Travels in the pickle of a process that is about to start, and changes it on arrival."""
 
-    def __init__(self, stdout: int, stderr: int) -> None:
+    def __init__(self, mark: Mark, stdout: int, stderr: int) -> None:
+        self._mark = mark
         self._descriptors = (stdout, stderr)
 
     def __reduce__(self) -> Any:
         from multiprocessing.reduction import DupFd
 
-        return take_streams, tuple(DupFd(descriptor) for descriptor in self._descriptors)
+        return be_child, (str(self._mark), *map(DupFd, self._descriptors))
 
 
-def take_streams(stdout: Any, stderr: Any) -> None:
-    """In the new process: print into the task's pipes, and leave the kernel's process group."""
+def be_child(mark: str, stdout: Any, stderr: Any) -> None:
+    """In the new process: print into the task's pipes, leave the kernel's process group, and
+    carry the task's mark."""
     os.dup2(stdout.detach(), 1)
     os.dup2(stderr.detach(), 2)
     os.setpgid(0, 0)
+    known = Mark.parse(mark)
+    if known is not None:
+        known.take()
 
 
 def _adopt_forked_child() -> None:
     task = active_task.get()
+    for file, mark in _open_marks.items():
+        if task is None or task.children.mark != mark:
+            os.close(file)  # another thread was starting a command for its task
     if task is None:
         return
     task.continue_in_forked_child()
@@ -305,6 +383,7 @@ def _adopt_forked_child() -> None:
     # What runs at the end of the kernel is not for the end of its children: it would remove the
     # kernel's connection file. What a child registers itself is.
     atexit._clear()
+    task.children.take_mark()
     for descriptor, kernel_stream in _kernel_streams.items():
         status = os.fstat(descriptor)
         if (status.st_dev, status.st_ino) != kernel_stream:

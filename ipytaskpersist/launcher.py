@@ -18,6 +18,7 @@ from ipytaskpersist import (
     notebookmagics,
     places,
     provenance,
+    reconciling,
     shellcells,
     variables,
 )
@@ -379,6 +380,7 @@ class Launcher:
                     f"task {task.label} was a call of a function in a thread, whose arguments "
                     "were not kept; submit it again"
                 )
+            reconciling.end_left(task)  # or both would run
             return self._launch_thread(task.source, Request(task.name), again)
         return self._rerun_process(task, again)
 

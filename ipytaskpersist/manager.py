@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist import liveness, problems, reconciling, references, waits
@@ -167,6 +168,12 @@ class BackgroundTasks(TaskSettings):
         except StoreError as error:
             self.warn(f"the end of this session could not be recorded: {error}")
 
+    def end_process(self, reason: str) -> None:
+        """The same, and end what its tasks in threads have started."""
+        self.end_session(reason)
+        if self._threads is not None and self._pid == os.getpid():
+            self._threads.end_children()
+
     def warn(self, message: str) -> None:
         """Say that the store has a problem, and keep that for the doctor."""
         problems.record(self.directory, message)
@@ -229,6 +236,7 @@ class BackgroundTasks(TaskSettings):
 
     def _make_threads(self) -> ThreadRunner:
         from ipytaskpersist.recorder import Recorder
+        from ipytaskpersist.runners.guarded import Guarded
         from ipytaskpersist.runners.thread import ThreadRunner
 
         self._recorder = Recorder(
@@ -244,6 +252,7 @@ class BackgroundTasks(TaskSettings):
             self._text_form,
             self.contexts,
             lambda: self.large_result_bytes,
+            Guarded(self.directory, partial(self.end_process, "IPython ended")),
         )
         if self.shell is not None:
             call_between_cells(self.shell, self.on_close.append, runner.settings.before_cell)
@@ -294,7 +303,7 @@ class BackgroundTasks(TaskSettings):
             scripts.install(self.shell, self._patches)
             foregroundonly.install(self.shell, self._patches)
             foregroundonly.install_for_threads(self.shell, self._patches)
-            atexit.register(self.end_session, "IPython ended")
+            atexit.register(self.end_process, "IPython ended")
 
     def _text_form(self, value: Any) -> str:
         formatter = self.shell.display_formatter if self.shell else None
@@ -585,6 +594,13 @@ class BackgroundTasks(TaskSettings):
             self._threads.cancel(task.key)
         return asked
 
+    def end_left(self, task: TaskRecord) -> int:
+        """End the processes that an interrupted task has left here. Returns how many.
+
+        Raises `InvalidRequest` for those that could not be ended.
+        """
+        return reconciling.end_left(task)
+
     def _obey_others(self) -> None:
         """Cancel the tasks of this process for which another process has asked.
 
@@ -623,6 +639,7 @@ class BackgroundTasks(TaskSettings):
                 raise InvalidRequest(
                     f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
                 )
+        reconciling.end_left(*tasks)  # no command would find it later
         self.archives.delete(tasks)
         for task in tasks:
             self.payloads.delete(task.id)
@@ -699,6 +716,7 @@ class BackgroundTasks(TaskSettings):
         if self._patches is not None:
             self._patches.undo()
         atexit.unregister(self.end_session)
+        atexit.unregister(self.end_process)
         self.upkeep.stop()
         self.archives.close()
         self.store.close()

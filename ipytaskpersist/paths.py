@@ -159,6 +159,10 @@ class StateDirectory:
         """What a session's supervisor has to say that has no place in the store."""
         return self.root / "logs" / f"supervisor-{session_id}.log"
 
+    def guard_log(self, kernel: int) -> Path:
+        """What the guard of the kernel with this pid has to say."""
+        return self.root / "logs" / f"guard-{kernel}.log"
+
     def payload(self, task_id: str, digest: str) -> Path:
         """The pickle of one value of one task, named after its own content."""
         return self.payloads / task_id / f"{digest[:32]}.pickle"

@@ -23,7 +23,9 @@ from typing import TypeVar
 K = TypeVar("K", bound=Hashable)
 
 MARK = "IPYTASKPERSIST_TASK"
-"""The environment variable that holds the id of the task to which a process belongs."""
+"""The environment variable that says to which task a process belongs: its id, and for a task in
+a thread what `leftovers` adds."""
+COMMAND_LENGTH = 60
 PROC = Path("/proc")
 HAS_PROC = sys.platform == "linux"
 """Whether processes are found there, or nowhere where it is missing."""
@@ -153,8 +155,8 @@ def _pids() -> list[int]:
     return list(psutil.pids())
 
 
-def _task_of(pid: int) -> str | None:
-    """The task's id with which a process was started, where its environment can be read."""
+def mark_of(pid: int) -> str | None:
+    """The mark with which a process was started, where its environment can be read."""
     if HAS_PROC:
         try:
             environment = (PROC / str(pid) / "environ").read_bytes()
@@ -185,11 +187,24 @@ class Snapshot:
 
     @cached_property
     def _marks(self) -> dict[int, str | None]:
-        return {pid: _task_of(pid) for pid in self._table}
+        return {pid: mark_of(pid) for pid in self._table}
 
     @cached_property
     def _marked(self) -> dict[str | None, list[Process]]:
         return _grouped(self._table.values(), lambda process: self._marks[process.pid])
+
+    @property
+    def all(self) -> list[Process]:
+        """All of them, but for the one that asks."""
+        return [*self._table.values()]
+
+    def get(self, pid: int) -> Process:
+        """The process with this pid, which is one of them."""
+        return self._table[pid]
+
+    def children(self, process: Process) -> list[Process]:
+        """What a process has started, and is still its child."""
+        return self._children.get(process.pid, [])
 
     def of_task(self, task_id: str, leader: Process | None) -> list[Process]:
         """The living processes of a task.
@@ -207,7 +222,7 @@ class Snapshot:
 
     def _own_children(self, process: Process, task_id: str) -> list[Process]:
         """The children of a process, but for supervisors and tasks that it has launched."""
-        children = self._children.get(process.pid, ())
+        children = self.children(process)
         return [child for child in children if self._marks[child.pid] in (None, task_id)]
 
     def _family(self, leader: Process | None) -> list[Process]:
@@ -315,6 +330,18 @@ def _kill_once(tasks: dict[str, Process | None]) -> tuple[dict[str, str], int]:
 def outlasting(process: Process) -> str:
     """What to say of a process that was killed and is there all the same."""
     return f"process {process.pid} (not ended by SIGKILL)"
+
+
+def command_of(pid: int) -> str:
+    """The beginning of a process's command; empty where it cannot be read."""
+    import psutil
+
+    try:
+        command = " ".join(psutil.Process(pid).cmdline())
+    except (psutil.Error, OSError):
+        return ""
+    is_long = len(command) > COMMAND_LENGTH
+    return f"{command[: COMMAND_LENGTH - 1]}…" if is_long else command
 
 
 def signal_name(number: int) -> str:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipytaskpersist import environments, problems
-from ipytaskpersist.errors import StoreError
+from ipytaskpersist import environments, leftovers, problems
+from ipytaskpersist.errors import InvalidRequest, StoreError
+from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.liveness import Death, Watch, find_dead, find_dead_supervisors
 from ipytaskpersist.processes import Process, kill_tasks
-from ipytaskpersist.records import SILENT, ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.records import (
+    SILENT,
+    ProcessRecord,
+    SessionRecord,
+    SupervisorRecord,
+    TaskRecord,
+    TaskState,
+)
 from ipytaskpersist.runners import telling
 from ipytaskpersist.store import TaskStore
 from ipytaskpersist.store.aside import take_in
@@ -48,6 +56,7 @@ def reconcile(store: TaskStore, own_session: str, watch: Watch | None = None) ->
         session, at = death.owner, death.owner.heartbeat_at.timestamp()
         store.tasks.interrupt_session(session.id, "thread", death.reason, at, death.declared)
         store.sessions.end(session.id, death.reason, at)
+        _end_left_by(store, death)
     found = (_lose_safely(store, each) for each in find_dead_supervisors(store, watch))
     losses = [loss for loss in found if loss is not None]
     _interrupt_unserved(store, own_session)
@@ -56,6 +65,45 @@ def reconcile(store: TaskStore, own_session: str, watch: Watch | None = None) ->
     else:
         telling.tell_overdue(store)
     return losses
+
+
+def _end_left_by(store: TaskStore, death: Death[SessionRecord]) -> None:
+    """End what the threads of a kernel that died have started, unless its guard does.
+
+    What cannot be looked at from here is left to a command that runs where the kernel did.
+    """
+    process = ProcessIdentity.recorded(death.owner)
+    if not death.is_proven or not process.is_local or not process.start:
+        return
+
+    survivors = leftovers.end_of_kernel(process.pid, process.start)
+    if survivors:
+        problems.record_once(
+            store.directory,
+            f"session {store.sessions.short(death.owner.id)} has left {survivors}, which could "
+            "not be ended; %bg_doctor says when it is still there",
+        )
+
+
+def end_left(*tasks: TaskRecord) -> int:
+    """End the processes that interrupted tasks in threads have left. Returns how many.
+
+    Raises `InvalidRequest` when some go on all the same.
+    """
+    interrupted = {
+        task.id: task.label
+        for task in tasks
+        if task.state is TaskState.INTERRUPTED and task.runner == "thread"
+    }
+    if not interrupted:
+        return 0
+    count, survivors = leftovers.end(lambda mark: mark.task_id in interrupted)
+    if survivors:
+        raise InvalidRequest(
+            f"what {', '.join(interrupted.values())} left when interrupted could not be ended: "
+            f"{survivors}; end it, and try again"
+        )
+    return count
 
 
 def _lose_safely(store: TaskStore, death: Death[SupervisorRecord]) -> Loss | None:

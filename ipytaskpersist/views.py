@@ -234,6 +234,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def had_ended(task: TaskRecord, left: int) -> str:
+    """What to say of a cancellation that came after the end: `left` processes were there still."""
+    said = f"task {task.label} had ended: {task.state.value}"
+    if not left:
+        return said
+    them = "the process" if left == 1 else f"the {left} processes"
+    return f"{said}; {them} that it had left {'is' if left == 1 else 'are'} ended now"
+
+
 def size(size_bytes: int) -> str:
     """``0 bytes``, ``12.3 KB``, ``4.0 MB`` …: a size as a person reads it, by powers of 1024."""
     if size_bytes < 1024:

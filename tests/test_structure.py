@@ -48,8 +48,8 @@ LAYERS = (
     {
         "active", "cancellation", "safepoints", "interruption", "mishaps", "frames", "forked",
         "contexts", "threadsettings", "records", "identity",
-        "processes", "paths", "errors", "screen", "patches", "standins", "vocabulary", "durations",
-        "problems", "plaintext",
+        "processes", "leftovers", "paths", "errors", "screen", "patches", "standins", "vocabulary",
+        "durations", "problems", "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
         "widgetmarks", "ownership", "disks", "projectfile", "gitfolders", "ownstate",

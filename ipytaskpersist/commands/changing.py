@@ -75,17 +75,18 @@ def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -
         tasks = manager.find_all(refs)
     _confirm_others(surface, tasks, "Cancel", yes)
     asked = [task for task in tasks if manager.cancel(task)]
+    left = {task.id: manager.end_left(task) for task in tasks if task not in asked}
     current = {task.id: task for task in manager.wait(asked, timeout_s=1.0)}
     for task in tasks:
-        click.echo(_cancelled(task, current.get(task.id)))
+        click.echo(_cancelled(task, current.get(task.id), left.get(task.id, 0)))
     surface.ends_shown(current.values())
     if not tasks:
         click.echo("nothing to cancel")
 
 
-def _cancelled(task: TaskRecord, now: TaskRecord | None) -> str:
+def _cancelled(task: TaskRecord, now: TaskRecord | None, left: int) -> str:
     if now is None:
-        return f"task {task.label} had ended: {task.state.value}"
+        return views.had_ended(task, left)
     if now.state.is_final:
         return f"task {task.label}: {now.state.value}"
     if now.runner == "process":

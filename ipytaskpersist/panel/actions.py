@@ -59,7 +59,7 @@ class Actions:
         if not self._manager.is_own(task) and not request.get("sure"):
             raise InvalidRequest(f"task {task.id} is another notebook's; confirm to cancel it")
         if not self._manager.cancel(task):
-            return f"task {task.label} had ended"
+            return views.had_ended(task, self._manager.end_left(task))
         return f"task {task.label}: cancellation requested"
 
     @staticmethod

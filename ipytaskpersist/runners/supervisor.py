@@ -16,6 +16,7 @@ import os
 import selectors
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -26,14 +27,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist import environments, problems
+from ipytaskpersist import environments, leftovers, problems
 from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.processes import Snapshot, kill_tasks
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
-from ipytaskpersist.records import ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.records import ProcessRecord, SessionRecord, SupervisorRecord, TaskState
 from ipytaskpersist.runners import revival, telling
 from ipytaskpersist.runners.detached import remove_empty
 from ipytaskpersist.runners.machine import MemoryEvents, OpenFiles
@@ -95,6 +96,7 @@ class Supervisor:
         """What was last wrong with the store."""
         self._said: set[str] = set()
         """What was said once, and would be met again with each turn."""
+        self._kernel_watch: threading.Thread | None = None
         self._memory = MemoryEvents()
         store.session_id, store.say = session_id, self._warn
         self._limit = OpenFiles()
@@ -131,6 +133,7 @@ class Supervisor:
         try:
             self._recorder.start()
             self._watch_store()
+            self._watch_kernel()
             while not self._stopping and not self._has_retired():
                 if not self._guarded("a turn", self._turn):
                     time.sleep(PRESS_S)
@@ -475,6 +478,22 @@ class Supervisor:
             return False
         return ProcessIdentity.recorded(session).may_be_alive
 
+    def _watch_kernel(self) -> None:
+        """End what the kernel's threads have started, once it is gone and its guard, too."""
+        session = self._store.sessions.get(self._session_id)
+        if session is not None:
+            watch = threading.Thread(target=_end_left_by, args=(session,), daemon=True)
+            with suppress(RuntimeError):  # the limit on processes, which counts threads
+                watch.start()
+                self._kernel_watch = watch
+
+    def _is_ending_left(self) -> bool:
+        """Whether what a kernel has left is being ended. A session may end before its process."""
+        session, watch = self._store.sessions.get(self._session_id), self._kernel_watch
+        if session is None or watch is None or not watch.is_alive():
+            return False
+        return not ProcessIdentity.recorded(session).may_be_alive
+
     def _has_retired(self) -> bool:
         """Leave when nothing is left to do. Returns whether that is so."""
         now = time.monotonic()
@@ -486,6 +505,8 @@ class Supervisor:
             return not self._waiting  # it may claim nothing more
         try:
             if self._kernel_is_there():
+                return False
+            if self._is_ending_left():
                 return False
             # What was recorded just now is written first: nobody is left to do it later.
             self._recorder.change(lambda _store: None)
@@ -530,6 +551,15 @@ class Supervisor:
     def _heartbeat(self) -> None:
         if self._record is not None:
             self._store.supervisors.heartbeat(self._record.key)
+
+
+def _end_left_by(session: SessionRecord) -> None:
+    """Wait for the end of a kernel, and end what it has left."""
+    kernel = ProcessIdentity.recorded(session)
+    while kernel.may_be_alive:
+        time.sleep(KERNEL_S)
+    if kernel.is_local and kernel.start:
+        leftovers.end_of_kernel(kernel.pid, kernel.start)
 
 
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024

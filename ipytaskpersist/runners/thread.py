@@ -22,16 +22,18 @@ from ipytaskpersist.cell import (
     be_ready_for_errors,
     close_loop_of_thread,
 )
-from ipytaskpersist.children import Children
+from ipytaskpersist.children import Children, end_all
 from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
 from ipytaskpersist.interruption import is_from_outside
+from ipytaskpersist.leftovers import Kernel, Mark
 from ipytaskpersist.mishaps import class_name, describe, plain_text
 from ipytaskpersist.payload import Payloads, not_kept
 from ipytaskpersist.recorder import Recorder
 from ipytaskpersist.recording import Recording
 from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
 from ipytaskpersist.runners import revival
+from ipytaskpersist.runners.guarded import Guarded
 from ipytaskpersist.threadsettings import Launched, ThreadSettings
 
 LET_REPLY_S = 0.003
@@ -94,6 +96,7 @@ class ThreadRunner:
         text_form: Callable[[Any], str],
         contexts: Contexts,
         large_bytes: Callable[[], int | None],
+        guarded: Guarded,
     ) -> None:
         """`large_bytes` gives the size from which on a task says that its value is kept."""
         self._recorder = recorder
@@ -101,6 +104,7 @@ class ThreadRunner:
         self._text_form = text_form
         self._contexts = contexts
         self._large_bytes = large_bytes
+        self._guarded = guarded
         self.settings = ThreadSettings()
         self._idle: list[Worker] = []
         self._active: dict[int, ActiveTask] = {}
@@ -131,7 +135,9 @@ class ThreadRunner:
         """Run a task that the store has as pending in the thread that is reserved for it."""
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
-        task = ActiveTask(record, recording, Children(recording), self._contexts.for_task())
+        mark = Mark(record.id, Kernel.own())
+        children = Children(recording, mark, self._guarded.need)
+        task = ActiveTask(record, recording, children, self._contexts.for_task())
         figures.begin(task)
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
@@ -298,6 +304,11 @@ class ThreadRunner:
         """End the threads that wait for another task."""
         while self._idle:
             self._idle.pop().retire()
+
+    def end_children(self) -> None:
+        """End what the tasks have started: this process is about to end."""
+        if self._guarded.was_needed:
+            end_all()
 
     def forget(self, key: int) -> None:
         """Let go of an ended task's value."""
