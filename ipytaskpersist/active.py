@@ -1,7 +1,8 @@
 """The tasks that run in this process, and how code finds out to which of them it belongs.
 
 A context variable holds the task. It follows the task's own thread and its asyncio tasks by
-itself; `inherit` carries it into threads, pools and child processes.
+itself; `inherit` carries it into threads and child processes, `submitting` to the workers that
+others have started.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.cancellation import Cancellation
@@ -22,7 +24,28 @@ if TYPE_CHECKING:
     from ipytaskpersist.children import Children
     from ipytaskpersist.recording import Recording
 
-active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", default=None)
+
+class _OfLiveTask:
+    """The context variable that holds the task. One that has ended owns nothing any more.
+
+    So what its threads and child processes do after its end is the foreground's, as in a kernel
+    without this package.
+    """
+
+    def __init__(self) -> None:
+        self.variable: ContextVar[ActiveTask | None] = ContextVar(
+            "ipytaskpersist_task", default=None
+        )
+        self.set = self.variable.set
+        self.reset = self.variable.reset
+
+    def get(self) -> ActiveTask | None:
+        """The task to which the calling code belongs, None for the foreground."""
+        task = self.variable.get()
+        return None if task is None or task.has_ended else task
+
+
+active_task = _OfLiveTask()
 redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
 """Where a task's context sends its streams and displays instead: what ``redirect_stdout`` and
 ``%%capture`` set inside it. STDOUT and STDERR map to a `Redirect`, DISPLAY_DATA to a list."""
@@ -41,6 +64,8 @@ class ActiveTask:
         self.recording = recording
         self.children = children
         self._record = self.recording.write
+        self.has_ended = False
+        """Whether its cell has run: what it leaves behind prints in the foreground."""
         self.is_forked = False
         """Whether this is the copy in a child that the task has forked."""
         self.displays: set[str] = set()
@@ -113,6 +138,13 @@ class ActiveTask:
         return self.cancellation.runs_in(here) or (
             not self.cancellation.has_begun and here == threading.main_thread().ident
         )
+
+    def end(self) -> None:
+        """Note that its cell has run. What its threads and children print later is not its own."""
+        self.has_ended = True
+        FOREGROUND.end_task(self)
+        self.children.close()
+        self.children.leave_to_foreground()
 
     def begin(self) -> None:
         """Note that the calling thread runs the task's cell from now on, and may be cancelled.
@@ -204,6 +236,43 @@ FOREGROUND = Foreground()
 def is_own_command(source: str) -> bool:
     """Whether a cell is one of this package's own commands."""
     return source.lstrip().startswith(("%bg", "%background", "%%background"))
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Whose work something is that a worker does later, in a thread or a process of its own."""
+
+    task: ActiveTask | None
+    redirects: dict[OutputKind, Any]
+
+    @classmethod
+    def here(cls) -> Submitter:
+        """The calling code's."""
+        return cls(active_task.get(), redirects.get())
+
+    def take_over(self) -> None:
+        """Let the calling thread work for the submitter, until it works for another."""
+        active_task.set(self.task)
+        redirects.set(self.redirects)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let the calling thread work for the submitter."""
+        task, sent = active_task.set(self.task), redirects.set(self.redirects)
+        try:
+            yield
+        finally:
+            redirects.reset(sent)
+            active_task.reset(task)
+
+    def context(self) -> Context:
+        """A new context for the submitter's code, which begins with nothing else set.
+
+        What it runs is called from C, so that no frame of this package stands in its tracebacks.
+        """
+        context = Context()
+        context.run(self.take_over)
+        return context
 
 
 def start_outside(thread: threading.Thread) -> bool:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _UNSET = object()
 _cell: ContextVar[object] = ContextVar("ipytaskpersist_cell", default=None)
 """Which foreground cell the calling context belongs to."""
-OWN: frozenset[ContextVar[Any]] = frozenset((active_task, redirects, _cell))
+OWN: frozenset[ContextVar[Any]] = frozenset((active_task.variable, redirects, _cell))
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ LAYERS = (
     {"importing", "fieldformats", "documents"},
     {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "openfigures", "payload", "pickling",
-     "recorder", "recording", "outputs", "progress"},
+    {"cell", "capture", "inherit", "submitting", "children", "figures", "openfigures", "payload",
+     "pickling", "recorder", "recording", "outputs", "progress"},
     {"store"},
     {
         "active", "cancellation", "safepoints", "interruption", "mishaps", "frames", "forked",
@@ -50,7 +50,7 @@ LAYERS = (
         "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
-        "widgetmarks", "ownership", "disks", "projectfile", "gitfolders",
+        "widgetmarks", "ownership", "arrival", "disks", "projectfile", "gitfolders",
     },
 )  # fmt: skip
 

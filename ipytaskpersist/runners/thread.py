@@ -11,7 +11,7 @@ from time import sleep
 from typing import Any
 
 from ipytaskpersist import figures, forked, frames
-from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
+from ipytaskpersist.active import ActiveTask, active_task, start_outside
 from ipytaskpersist.cell import (
     NOTHING,
     Outcome,
@@ -135,8 +135,7 @@ class ThreadRunner:
         if task.is_forked:
             forked.end(outcome.exit_code)
         ended = time.time()
-        self._calmly(lambda: FOREGROUND.end_task(task))
-        self._calmly(task.children.close)
+        self._calmly(task.end)
         # What they held is summed up in the post-mortem. It may be most of the memory.
         self._calmly(lambda: frames.let_go(outcome.error))
         self._calmly(lambda: frames.let_go(task.error))
