@@ -278,11 +278,11 @@ THREADS: list[Callable[[], Use]] = [
     loop_callback,
     loop_coroutine,
     tornado_loop,
-    queue_thread,
-    priority_queue_thread,
     queue_listener,
     simple_queue_listener,
 ]
+QUEUES: list[Callable[[], Use]] = [queue_thread, priority_queue_thread]
+"""A thread that takes what is put may work for itself: these are the foreground's, or work on."""
 PROCESSES: list[Callable[[], Use]] = [
     fork_pool,
     spawn_pool,
@@ -292,4 +292,4 @@ PROCESSES: list[Callable[[], Use]] = [
     joblib_processes,
     loky,
 ]
-MAKERS = {make.__name__: make for make in [*THREADS, *PROCESSES]}
+MAKERS = {make.__name__: make for make in [*THREADS, *QUEUES, *PROCESSES]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,29 +14,27 @@ from kernels import Cell, NotebookKernel, end_processes_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 TESTS = Path(__file__).parent
-ON_LINUX = pytest.mark.skipif(
-    not Path("/proc/self/fd").exists(), reason="a worker finds pipes by /proc"
-)
-EACH = [
-    *[make.__name__ for make in jobs.THREADS],
-    *[pytest.param(make.__name__, marks=ON_LINUX) for make in jobs.PROCESSES],
-]
-WORDS = re.compile(r"(?:prints|warns|echoes) (\w+)")
+IN_PROCESSES = {make.__name__ for make in jobs.PROCESSES} if sys.platform == "linux" else set()
+BY_QUEUES = {make.__name__ for make in jobs.QUEUES}
+NAMES = {make.__name__ for make in jobs.THREADS} | IN_PROCESSES
+WORDS = re.compile(r"(?:prints|warns|echoes) (\S+)")
+
+
+MAKE = "{name: make() for name, make in jobs.MAKERS.items()}"
 
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookKernel]:
-    """One kernel, in which a cell has made one of each before the first task, a task another."""
+    """One kernel, in which workers were made before the first task, by it, and by one that ended."""
     state_dir = tmp_path_factory.mktemp("workers") / "state"
     env = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     with NotebookKernel(state_dir, env=env) as kernel:
-        kernel.run("%load_ext ipytaskpersist\nimport jobs, time, sys, os, threading")
-        kernel.run("of_cell = {name: make() for name, make in jobs.MAKERS.items()}", 120)
-        kernel.run(
-            "%%background\nof_task = {name: make() for name, make in jobs.MAKERS.items()}\n"
-            "time.sleep(9999)"
-        )
-        kernel.run("while 'of_task' not in globals(): time.sleep(0.01)", 120)
+        kernel.run("%load_ext ipytaskpersist\nimport jobs, time, threading")
+        kernel.run(f"of_cell = {MAKE}", 120)
+        kernel.run(f"%%background\nof_task = {MAKE}\nlive = threading.Event()\nlive.wait()")
+        kernel.run("while 'live' not in globals(): time.sleep(0.01)", 120)
+        kernel.run(f"%%background\nof_ended = {MAKE}")
+        assert "completed" in kernel.run("%bg_wait", 120).text
         yield kernel
     end_processes_of(state_dir)
 
@@ -50,33 +49,45 @@ def streams_of(cell: Cell) -> str:
     return "".join(each.text for each in cell.outputs if each.output_type == "stream")
 
 
-def in_cell(kernel: NotebookKernel, code: str, word: str) -> None:
-    """Have a word said in a foreground cell, and see it there, and no other."""
-    cell = kernel.run(code)
-    kernel.take_until(lambda: is_said(cell, word), 30, f"{word}, said in a cell")
-    assert words_of(streams_of(cell)) == {word}
+def code(maker: str, names: set[str], word: str) -> str:
+    """Have each kind of worker say a word with its own name in it."""
+    return f"for name in {sorted(names)}: {maker}[name](f'{word}-{{name}}')"
 
 
-def is_said(cell: Cell, word: str) -> bool:
-    return word in words_of(streams_of(cell))
+def expected(names: set[str], word: str) -> set[str]:
+    return {f"{word}-{name}" for name in names}
 
 
-def in_task(kernel: NotebookKernel, code: str, word: str) -> None:
-    """Have a word said in a task, and see it there, and no other."""
-    launched = kernel.run(f"%%background\n{code}")
-    assert "completed" in kernel.run("%bg_wait").text
-    assert words_of(kernel.run("%bg_output").text) == {word}
+def in_cell(kernel: NotebookKernel, maker: str, names: set[str], word: str) -> None:
+    """Have the words said in a foreground cell, and see them there, and no others."""
+    cell, said = kernel.run(code(maker, names, word), 120), expected(names, word)
+    kernel.take_until(lambda: words_of(streams_of(cell)) >= said, 30, f"{word}, said in a cell")
+    assert words_of(streams_of(cell)) == said
+
+
+def in_task(kernel: NotebookKernel, maker: str, names: set[str], word: str) -> None:
+    """Have the words said in a task, and see them there, and no others."""
+    launched = kernel.run(f"%%background\n{code(maker, names, word)}")
+    assert "completed" in kernel.run("%bg_wait", 120).text
+    assert words_of(kernel.run("%bg_output").text) == expected(names, word)
     assert words_of(streams_of(launched)) == set()
 
 
-@pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("maker", ["of_cell", "of_task"])
+@pytest.mark.parametrize("maker", ["of_cell", "of_task", "of_ended"])
 def test_each_line_belongs_to_whoever_submitted_the_work(
-    notebook: NotebookKernel, maker: str, name: str
+    notebook: NotebookKernel, maker: str
 ) -> None:
-    """Foreground and tasks in turn, with workers that a cell or a task that still runs has made."""
-    use = f"{maker}['{name}']"
-    in_cell(notebook, f"{use}('one')", "one")
-    in_task(notebook, f"{use}('two')", "two")
-    in_task(notebook, f"{use}('three')", "three")
-    in_cell(notebook, f"{use}('four')", "four")
+    """Foreground and tasks in turn use workers that a cell, a running or an ended task has made."""
+    names = NAMES if maker == "of_task" else NAMES | BY_QUEUES
+    in_cell(notebook, maker, names, "one")
+    in_task(notebook, maker, names, "two")
+    in_task(notebook, maker, names, "three")
+    in_cell(notebook, maker, names, "four")
+
+
+def test_a_running_tasks_own_thread_works_for_it_also_on_what_others_put(
+    notebook: NotebookKernel,
+) -> None:
+    cell = notebook.run(code("of_task", BY_QUEUES, "given"))
+    assert words_of(streams_of(cell)) == set()
+    assert words_of(notebook.run("%bg_output 1").text) == expected(BY_QUEUES, "given")
