@@ -188,7 +188,7 @@ def sealed_tasks(sealing: Sealing) -> list[Replacement]:
     """The source is sealed as soon as the task has an id, in the same transaction."""
     insert, record = Tasks.insert, Tasks._record
 
-    def append_sealed(self: Any, new: NewTask, complete: Any = None) -> TaskRecord:
+    def insert_sealed(self: Any, new: NewTask, complete: Any = None) -> TaskRecord:
         def seal_source(connection: Any, key: int, task: str) -> None:
             sealed = sealing.seal_text(new.source, task, "source")
             connection.execute("UPDATE tasks SET source = ? WHERE key = ?", (sealed, key))
