@@ -155,10 +155,10 @@ Replacement = tuple[Any, str, Any]
 
 def sealed_outputs(sealing: Sealing) -> list[Replacement]:
     """Rows of output are sealed when they are inserted, and opened when they are read."""
-    insert = Outputs._insert
+    append = Outputs.append
 
-    def insert_sealed(self: Any, rows: Sequence[tuple[Any, ...]]) -> None:
-        insert(self, [sealing.row(self, row) for row in rows])
+    def append_sealed(self: Any, rows: Sequence[tuple[Any, ...]]) -> None:
+        append(self, [sealing.row(self, row) for row in rows])
 
     def record(row: Any) -> OutputRecord:
         sequence, kind, at, compression, first_line, data, first_byte, task = row
@@ -177,7 +177,7 @@ def sealed_outputs(sealing: Sealing) -> list[Replacement]:
         return line[line.rfind(b"\n") + 1 :]
 
     return [
-        (Outputs, "_insert", insert_sealed),
+        (Outputs, "append", append_sealed),
         (Outputs, "begun_line", begun_line),
         (stored, "_record", record),
         (stored, "COLUMNS", COLUMNS),

@@ -1,7 +1,8 @@
 """The tasks that run in this process, and how code finds out to which of them it belongs.
 
 A context variable holds the task. It follows the task's own thread and its asyncio tasks by
-itself; `inherit` carries it into threads, pools and child processes.
+itself; `inherit` carries it into threads and child processes, `submitting` to the workers that
+others have started.
 """
 
 from __future__ import annotations
@@ -22,7 +23,28 @@ if TYPE_CHECKING:
     from ipytaskpersist.children import Children
     from ipytaskpersist.recording import Recording
 
-active_task: ContextVar[ActiveTask | None] = ContextVar("ipytaskpersist_task", default=None)
+
+class _OfLiveTask:
+    """The context variable that holds the task. One that has ended owns nothing any more.
+
+    So what its threads and child processes do after its end is the foreground's, as in a kernel
+    without this package.
+    """
+
+    def __init__(self) -> None:
+        self.variable: ContextVar[ActiveTask | None] = ContextVar(
+            "ipytaskpersist_task", default=None
+        )
+        self.set = self.variable.set
+        self.reset = self.variable.reset
+
+    def get(self) -> ActiveTask | None:
+        """The task to which the calling code belongs, None for the foreground."""
+        task = self.variable.get()
+        return None if task is None or task.has_ended else task
+
+
+active_task = _OfLiveTask()
 redirects: ContextVar[dict[OutputKind, Any]] = ContextVar("ipytaskpersist_redirects", default={})  # noqa: B039 - never changed in place
 """Where a task's context sends its streams and displays instead: what ``redirect_stdout`` and
 ``%%capture`` set inside it. STDOUT and STDERR map to a `Redirect`, DISPLAY_DATA to a list."""
@@ -44,6 +66,8 @@ class ActiveTask:
         self.recording = recording
         self.children = children
         self._record = self.recording.write
+        self.has_ended = False
+        """Whether its cell has run: what it leaves behind prints in the foreground."""
         self.is_forked = False
         """Whether this is the copy in a child that the task has forked."""
         self.displays: set[str] = set()
@@ -127,6 +151,13 @@ class ActiveTask:
         return self.cancellation.runs_in(here) or (
             not self.cancellation.has_begun and here == threading.main_thread().ident
         )
+
+    def end(self) -> None:
+        """Note that its cell has run. What its threads and children print later is not its own."""
+        self.has_ended = True
+        FOREGROUND.end_task(self)
+        self.children.close()
+        self.children.leave_to_foreground()
 
     def begin(self) -> None:
         """Note that the calling thread runs the task's cell from now on, and may be cancelled.

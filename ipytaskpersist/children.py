@@ -14,17 +14,15 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
-from ipytaskpersist import leftovers
+from ipytaskpersist import arrival, leftovers
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.identity import ProcessIdentity
 from ipytaskpersist.leftovers import Kernel, Mark
+from ipytaskpersist.recording import Recording, new_decoder
 from ipytaskpersist.records import OutputKind
-
-if TYPE_CHECKING:
-    from ipytaskpersist.recording import Recording
 
 READ_BYTES = 64 * 1024
 GRACE_S = 2.0
@@ -99,12 +97,18 @@ class Children:
                 os.close(self._read.pop(kind))
 
     def close(self) -> None:
-        """Note the end of the task. What its children still print is recorded until they end."""
+        """Note the end of the task: what its children have printed until now is recorded."""
         self.drain()
         with self._lock:
             self._ended = True
             while self._write:
                 os.close(self._write.popitem()[1])
+
+    def leave_to_foreground(self) -> None:
+        """Show in the foreground what the children print from now on, until they end."""
+        foreground: Any = ForegroundStreams()
+        with self._lock:
+            self._recording = foreground
 
     @property
     def read_ends(self) -> list[int]:
@@ -119,6 +123,7 @@ class Children:
         for kind, descriptor in DESCRIPTORS.items():
             if kind in self._write:
                 os.dup2(self._write[kind], descriptor)
+        arrival.have_given()
         with suppress(OSError):
             os.setpgid(0, 0)
 
@@ -233,6 +238,20 @@ def _is_there(process: ProcessIdentity) -> bool:
         return process.is_alive
     except OSError:  # without /proc only this process's own children can be asked for
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+class ForegroundStreams:
+    """Stands in a recording's place once the task has ended."""
+
+    def __init__(self) -> None:
+        self._decoders = {kind: new_decoder() for kind in DESCRIPTORS}
+
+    def write(self, kind: OutputKind, data: bytes) -> None:
+        """Print in the cell that runs, else the last one, as the kernel shows its own streams."""
+        stream = getattr(sys, kind.value)
+        with suppress(OSError, ValueError, AttributeError):  # it may be closed, or not there
+            stream.write(self._decoders[kind].decode(data))
+            stream.flush()
 
 
 class Reader:

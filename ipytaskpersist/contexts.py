@@ -20,7 +20,7 @@ T = TypeVar("T")
 _UNSET = object()
 _cell: ContextVar[object] = ContextVar("ipytaskpersist_cell", default=None)
 """Which foreground cell the calling context belongs to."""
-OWN: frozenset[ContextVar[Any]] = frozenset((active_task, _cell, *ownstate.CARRIED))
+OWN: frozenset[ContextVar[Any]] = frozenset((active_task.variable, _cell, *ownstate.CARRIED))
 
 
 @dataclass(frozen=True, slots=True)

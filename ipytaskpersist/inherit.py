@@ -1,7 +1,7 @@
-"""What a cell starts belongs to its task: threads, pools, child processes.
+"""What a cell starts belongs to its task: threads and child processes.
 
-Threads and ``ThreadPoolExecutor`` workers inherit no context variables before Python 3.14, child
-processes never do, so starting one is where the task is handed on.
+Threads inherit no context variables before Python 3.14, child processes never do, so starting one
+is where the task is handed on.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ import threading
 import time
 from _thread import allocate_lock
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from contextvars import Context
 from functools import partial
 from itertools import takewhile
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist import arrival, submitting
+from ipytaskpersist.active import active_task
 from ipytaskpersist.cancellation import Cancellation
 from ipytaskpersist.children import DESCRIPTORS, READER
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.interruption import HeldBack
 from ipytaskpersist.leftovers import Mark
-from ipytaskpersist.ownstate import CARRIED
 from ipytaskpersist.patches import Patches
 from ipytaskpersist.processes import MARK
 from ipytaskpersist.records import OutputKind
+from ipytaskpersist.submitting import Submitter
 
 SHORT_SLEEP_S = 0.05
 MARK_ENTRY = f"{MARK}=".encode()
@@ -65,7 +64,7 @@ def install(patches: Patches) -> None:
 def install_for_threads(patches: Patches) -> None:
     """Hand tasks on to threads and pools of threads."""
     patches.replace(threading.Thread, "start", _thread_start)
-    patches.replace(ThreadPoolExecutor, "submit", _submit)
+    submitting.install(patches)
 
 
 def _install_for_processes(patches: Patches) -> None:
@@ -85,23 +84,12 @@ def _install_for_processes(patches: Patches) -> None:
     patches.replace(os, "fork", partial(_fork, with_streams=True))
     patches.replace(os, "forkpty", partial(_fork, with_streams=False))
     patches.replace(BaseProcess, "start", _process_start)
+    submitting.install_for_processes(patches)
 
 
 def _stop_adopting() -> None:
     global _installed
     _installed = False
-
-
-def context_of(task: ActiveTask | None) -> Context:
-    """A new context for code that belongs to a task and begins with nothing else set.
-
-    What it runs is called from C, so that no frame of this package stands in its tracebacks.
-    """
-    context = Context()
-    context.run(active_task.set, task)
-    for variable in CARRIED:
-        context.run(variable.set, variable.get())
-    return context
 
 
 def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
@@ -111,26 +99,14 @@ def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
             plain(self)
             return
         # Around the whole of the thread: what it raises is printed after `run` has ended.
-        self._bootstrap_inner = partial(context_of(task).run, self._bootstrap_inner)
+        starter = Submitter.here()
+        self._bootstrap_inner = partial(starter.context().run, self._bootstrap_inner)
         if getattr(self, "_context", self) is None:
-            self._context = context_of(task)  # Python 3.14 would run it in an empty one
+            self._context = starter.context()  # Python 3.14 would run it in an empty one
         with HeldBack():
             plain(self)
 
     return start
-
-
-def _submit(plain: Callable[..., Any]) -> Callable[..., Any]:
-    def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        task = active_task.get()
-        if task is not None:
-            self._ipytaskpersist_used_by_tasks = True
-        if not getattr(self, "_ipytaskpersist_used_by_tasks", False):
-            return plain(self, fn, *args, **kwargs)
-        # The worker may have been started by another task, or by the foreground.
-        return plain(self, context_of(task).run, fn, *args, **kwargs)
-
-    return submit
 
 
 def _sleep(plain: Callable[[float], None]) -> Callable[[float], None]:
@@ -364,6 +340,7 @@ def be_child(mark: str, stdout: Any, stderr: Any) -> None:
     carry the task's mark."""
     os.dup2(stdout.detach(), 1)
     os.dup2(stderr.detach(), 2)
+    arrival.have_given()
     os.setpgid(0, 0)
     known = Mark.parse(mark)
     if known is not None:

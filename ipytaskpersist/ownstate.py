@@ -23,8 +23,8 @@ script: ContextVar[ModuleType | None] = ContextVar("ipytaskpersist_script", defa
 caught_warnings: ContextVar[Any] = ContextVar("ipytaskpersist_warnings", default=None)
 """What holds for the block of ``warnings.catch_warnings`` that a task is in."""
 OWN: frozenset[ContextVar[Any]] = frozenset((arguments, script, caught_warnings))
-CARRIED: frozenset[ContextVar[Any]] = OWN | {redirects}
-"""What holds in the threads, too, that a task starts."""
+CARRIED: tuple[ContextVar[Any], ...] = (*OWN, redirects)
+"""What holds in the threads, too, that a task starts, and for the work that it hands over."""
 
 
 def install(patches: Patches) -> None:

@@ -390,10 +390,11 @@ def test_deleting_a_task_deletes_all_that_was_stored_of_it_and_nothing_else(
     store: TaskStore, session: SessionRecord
 ) -> None:
     result = ResultRecord("", None, None, None, None, "1", "could not be pickled")
-    kept, deleted = (insert_in_state(store, session, COMPLETED) for _ in range(2))
+    kept, deleted = (insert_in_state(store, session, RUNNING) for _ in range(2))
     for task in (kept, deleted):
         store.outputs.append([an_output(task), an_output(task)])
         store.results.save(task.key, result)
+        store.tasks.end(task.key, COMPLETED, None, 0, time.time())
     remove_tasks(store.database, [deleted.id])
     assert row_counts(store) == {"tasks": 1, "events": 3, "outputs": 2, "results": 1}
     assert store.tasks.get(kept.key)
@@ -411,6 +412,27 @@ def test_output_of_a_deleted_task_is_dropped_and_its_neighbours_are_kept(
     store.outputs.append([an_output(task) for task in (deleted, *others)])
     assert row_counts(store)["outputs"] == neighbours
     assert all(len(list(store.outputs.of(task.key))) == 1 for task in others)
+
+
+@pytest.mark.parametrize("state", ENDED)
+def test_the_output_of_an_ended_task_never_changes(
+    store: TaskStore, session: SessionRecord, state: TaskState
+) -> None:
+    ended, running = (insert_in_state(store, session, RUNNING) for _ in range(2))
+    store.outputs.append([an_output(ended)])
+    store.tasks.end(ended.key, state, None, 0 if state is COMPLETED else None, time.time())
+    store.outputs.append([an_output(ended)])
+    store.outputs.append([an_output(ended), an_output(running)])
+    assert [len(list(store.outputs.of(task.key))) for task in (ended, running)] == [1, 1]
+
+
+def test_what_a_task_prints_that_was_declared_dead_by_mistake_is_kept(
+    store: TaskStore, session: SessionRecord
+) -> None:
+    task = insert_in_state(store, session, RUNNING)
+    store.tasks.interrupt_session(session.id, "thread", "kernel died", 1.0, "presumed")
+    store.outputs.append([an_output(task)])
+    assert len(list(store.outputs.of(task.key))) == 1
 
 
 def test_foreign_keys_hold_in_every_thread(store: TaskStore) -> None:

@@ -41,8 +41,8 @@ LAYERS = (
     {"runners", "references", "liveness", "shellcells", "variables", "mentions", "librarysettings",
      "notebookmagics"},
     # How a cell runs, and what becomes of what it prints, shows and returns.
-    {"cell", "capture", "inherit", "children", "figures", "openfigures", "payload", "pickling",
-     "byvalue", "elsewhere", "cellsources",
+    {"cell", "capture", "inherit", "submitting", "children", "figures", "openfigures", "payload",
+     "pickling", "byvalue", "elsewhere", "cellsources",
      "recorder", "recording", "outputs", "progress", "scripts", "foregroundonly"},
     {"store"},
     {
@@ -52,7 +52,7 @@ LAYERS = (
         "durations", "problems", "plaintext",
         "ansi", "harmless", "bars", "afterimport", "betweencells", "libraries", "postmortem",
         "places", "secretnames", "environments", "safetext", "console", "commandlines", "loops",
-        "widgetmarks", "ownership", "disks", "projectfile", "gitfolders", "ownstate",
+        "widgetmarks", "ownership", "arrival", "disks", "projectfile", "gitfolders", "ownstate",
         "ownwarnings", "directories",
     },
 )  # fmt: skip

@@ -145,10 +145,14 @@ def publish_for_task(data: Any, metadata: Any, options: dict[str, Any]) -> bool:
 
 
 def _owner(task: ActiveTask | None, display_id: Any) -> ActiveTask | None:
-    """The task to whose outputs an update belongs; None for a display of the foreground."""
+    """The task to whose outputs an update belongs; None for a display of the foreground.
+
+    What an ended task has shown stays as it was: an update goes to the page alone.
+    """
     if task is not None and display_id in task.displays:
         return task
-    return _displayed_by.get(display_id)
+    owner = _displayed_by.get(display_id)
+    return None if owner is None or owner.has_ended else owner
 
 
 def record_display(task: ActiveTask, content: dict[str, Any], *, update: bool = False) -> None:

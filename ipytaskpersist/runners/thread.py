@@ -14,7 +14,7 @@ from time import sleep
 from typing import Any
 
 from ipytaskpersist import directories, figures, forked, frames, progress
-from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task, start_outside
+from ipytaskpersist.active import ActiveTask, active_task, start_outside
 from ipytaskpersist.capture import keptwidgets
 from ipytaskpersist.cell import (
     NOTHING,
@@ -169,8 +169,7 @@ class ThreadRunner:
         ended = time.time()
         self._calmly(lambda: keptwidgets.end(task))
         self._calmly(lambda: progress.end(task))
-        self._calmly(lambda: FOREGROUND.end_task(task))
-        self._calmly(task.children.close)
+        self._calmly(task.end)
         # What they held is summed up in the post-mortem. It may be most of the memory.
         self._calmly(lambda: frames.let_go(outcome.error))
         self._calmly(lambda: frames.let_go(task.error))

@@ -25,10 +25,13 @@ COPIED = (
 )
 """What `NewOutput.as_row` gives after the task's row."""
 INSERT = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-INSERT_ALONE = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
-    SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM pragma_user_version
-    WHERE user_version = coalesce(?, user_version)"""
+    SELECT key, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM tasks, pragma_user_version
+    WHERE key = ?1 AND user_version = coalesce(?11, user_version)
+    AND (state IN ('pending', 'running') OR declared_dead IS NOT NULL)"""
+"""The output of a task that has ended never changes.
+
+A task that another process has declared dead, and that prints, has not ended.
+"""
 LOST = "[{:,} bytes that were stored here are damaged]"
 READ_AT_ONCE = 64
 LAST_SEQUENCE = 2**62
@@ -99,26 +102,22 @@ class Outputs:
         self._database = database
 
     def append(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Add rows made by `NewOutput.as_row`, all or none. Those of a deleted task are dropped."""
-        try:
-            self._insert(rows)
-        except self._database.integrity_error:
-            alive = {key for (key,) in self._database.rows("SELECT key FROM tasks")}
-            self._insert([row for row in rows if row[0] in alive])
+        """Add rows made by `NewOutput.as_row`, all or none.
 
-    def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        Those of a task that has ended, or is deleted, are dropped.
+        """
         if len(rows) == 1 and self._insert_alone(rows[0]):
             return
         if rows:
             with self._database.transaction() as connection:
-                connection.executemany(INSERT, rows)
+                connection.executemany(INSERT, [(*row, None) for row in rows])
 
     def _insert_alone(self, row: tuple[Any, ...]) -> bool:
         """Add a row, unless another process has brought the schema up to date.
 
         One statement commits by itself, and takes the interpreter's lock thrice less.
         """
-        cursor = self._database.execute(INSERT_ALONE, (*row, self._database.version))
+        cursor = self._database.execute(INSERT, (*row, self._database.version))
         return bool(cursor.rowcount)
 
     def of(

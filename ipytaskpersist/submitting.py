@@ -1,0 +1,341 @@
+"""Work that is handed to a worker belongs to whoever submits it, not to whoever started the worker.
+
+Executors, pools and queues take the submitter along: `Submitter` says in whose name the worker acts
+until it is given other work. In a thread that is a matter of two context variables. A worker
+process gets, with its work, the paths of what the submitter reads (`arrival`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.thread import _WorkItem
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
+from dataclasses import dataclass
+from functools import partial
+from queue import LifoQueue, PriorityQueue, Queue
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ipytaskpersist import arrival
+from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.afterimport import after_import
+from ipytaskpersist.children import DESCRIPTORS
+from ipytaskpersist.ownstate import CARRIED
+from ipytaskpersist.patches import Patches
+
+Plain = Callable[..., Any]
+SUBMITTER = "_ipytaskpersist_submitter"
+"""The attribute of work that says whose it is."""
+OWNERS = "_ipytaskpersist_owners"
+"""The attribute of a queue that says whose its items are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Whose work something is that a worker does later, in a thread or a process of its own."""
+
+    task: ActiveTask | None
+    carried: tuple[Any, ...]
+    """The values of `CARRIED`."""
+
+    @classmethod
+    def here(cls) -> Submitter:
+        """The calling code's."""
+        return cls(active_task.get(), tuple(variable.get() for variable in CARRIED))
+
+    def take_over(self) -> None:
+        """Let the calling thread work for the submitter, until it works for another."""
+        active_task.set(self.task)
+        for variable, value in zip(CARRIED, self.carried, strict=True):
+            variable.set(value)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let the calling thread work for the submitter."""
+        before = Submitter.here()
+        self.take_over()
+        try:
+            yield
+        finally:
+            before.take_over()
+
+    def context(self) -> Context:
+        """A new context for the submitter's code, which begins with nothing else set.
+
+        What it runs is called from C, so that no frame of this package stands in its tracebacks.
+        """
+        context = Context()
+        context.run(self.take_over)
+        return context
+
+
+OF_FOREGROUND = Context().run(Submitter.here)
+"""The foreground's code, wherever it hands its work over."""
+
+
+def install(patches: Patches) -> None:
+    """Take submitters along from now on."""
+    item: Any = _WorkItem
+    patches.set(item, "__init__", _noting(item.__init__))
+    patches.set(item, "run", _as_submitted(item.run))
+    patches.set(Future, "add_done_callback", _add_done_callback(Future.add_done_callback))
+    for kind in (Queue, PriorityQueue, LifoQueue):
+        queue: Any = kind
+        patches.set(queue, "_put", _put(queue._put))
+        patches.set(queue, "_get", _get(queue._get))
+    after_import(ROUTES, patches)
+
+
+def install_for_processes(patches: Patches) -> None:
+    """Have work that goes to other processes say where the calling one reads."""
+    _Paths.foreground = arrival.streams_of(DESCRIPTORS.values())
+    _Paths.owner = os.getpid()
+    patches.on_undo(_Paths.forget)
+
+
+class _Paths:
+    """How worker processes find what this process reads."""
+
+    foreground: arrival.Streams = ()
+    owner = 0
+
+    @classmethod
+    def forget(cls) -> None:
+        """Tell no more."""
+        cls.foreground = ()
+
+    @classmethod
+    def of(cls, task: ActiveTask | None) -> tuple[arrival.Streams, arrival.Streams]:
+        """Where what a task has submitted is to print, and the foreground's own."""
+        if os.getpid() != cls.owner:  # in a fork, whose own workers print where it does
+            return (), ()
+        if task is None or task.has_ended or not cls.foreground:
+            return cls.foreground, cls.foreground
+        return arrival.streams_of(map(task.children.stream, DESCRIPTORS)), cls.foreground
+
+
+class Carried:
+    """The arguments of work on its way to a worker, which finds out by them for whom it works.
+
+    A worker that takes them, to call a function, does so in the submitter's name from then on. The
+    function itself is left as it is, so no frame of this package stands in its tracebacks.
+    """
+
+    __slots__ = ("_args", "_submitter")
+
+    def __init__(self, args: Any, submitter: Submitter) -> None:
+        self._args = args
+        self._submitter = submitter
+
+    def __iter__(self) -> Iterator[Any]:
+        self._submitter.take_over()
+        return iter(self._args)
+
+    def __reduce__(self) -> Any:
+        return arrival.arrive, (self._args, *_Paths.of(self._submitter.task))
+
+
+# Executors.
+
+
+def _noting(plain: Plain) -> Plain:
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        plain(self, *args, **options)
+        setattr(self, SUBMITTER, Submitter.here())
+
+    return __init__
+
+
+def _as_submitted(plain: Plain) -> Plain:
+    def act(self: Any, *args: Any, **options: Any) -> Any:
+        submitter: Submitter | None = getattr(self, SUBMITTER, None)
+        if submitter is None:  # it was submitted before the extension was there
+            return plain(self, *args, **options)
+        with submitter.at_work():
+            return plain(self, *args, **options)
+
+    return act
+
+
+def _add_done_callback(plain: Plain) -> Plain:
+    def add_done_callback(self: Any, fn: Callable[[Any], object]) -> None:
+        if self.done():  # it is called at once, where it stands
+            plain(self, fn)
+        else:
+            in_context: Any = Submitter.here().context().run
+            plain(self, partial(in_context, fn))
+
+    return add_done_callback
+
+
+def _route_executor(module: Any, patches: Patches) -> None:
+    plain = module._WorkItem.__init__
+
+    def __init__(self: Any, future: Any, fn: Any, args: Any, kwargs: Any) -> None:
+        plain(self, future, fn, Carried(args, Submitter.here()), kwargs)
+
+    patches.set(module._WorkItem, "__init__", __init__)
+
+
+# Pools of multiprocessing, of threads and of processes.
+
+
+def _route_pool(module: Any, patches: Patches) -> None:
+    for kind in (module.ApplyResult, module.MapResult):
+        patches.set(kind, "_set", _as_submitted(kind._set))
+    patches.set(module.ApplyResult, "__init__", _noting(module.ApplyResult.__init__))
+    pool = module.Pool
+    patches.set(pool, "apply_async", _apply_async(pool.apply_async))
+    name = "_guarded_task_generation"
+    patches.set(pool, name, _task_generation(getattr(pool, name)))
+
+
+def _apply_async(plain: Plain) -> Plain:
+    def apply_async(
+        self: Any,
+        func: Any,
+        args: Any = (),
+        kwds: Any = {},  # noqa: B006 - as the plain one has it, which changes it as little
+        callback: Any = None,
+        error_callback: Any = None,
+    ) -> Any:
+        carried = Carried(args, Submitter.here())
+        return plain(self, func, carried, kwds, callback, error_callback)
+
+    return apply_async
+
+
+def _task_generation(plain: Plain) -> Plain:
+    def _guarded_task_generation(self: Any, result_job: Any, func: Any, iterable: Any) -> Any:
+        return _carried(plain(self, result_job, func, iterable), Submitter.here())
+
+    return _guarded_task_generation
+
+
+def _carried(tasks: Iterator[Any], submitter: Submitter) -> Iterator[Any]:
+    """What a pool's own thread takes from the iterable that its submitter has given."""
+    while True:
+        with submitter.at_work():
+            task = next(tasks, None)
+        if task is None:
+            return
+        job, number, func, args, kwds = task
+        yield job, number, func, Carried(args, submitter), kwds
+
+
+# Queues to threads that live on.
+
+_lent: ContextVar[Submitter | None] = ContextVar("ipytaskpersist_lent", default=None)
+"""In whose name the calling thread acts because it has taken an item of theirs."""
+
+
+def _put(plain: Plain) -> Plain:
+    def _put(self: Any, item: Any) -> None:
+        owners = vars(self).get(OWNERS)
+        if owners is not None or active_task.get() is not None:
+            if owners is None or not self._qsize():
+                # With those of what was taken past `get`.
+                owners = vars(self)[OWNERS] = {}
+            plain(self, item)
+            owners.setdefault(id(item), deque()).append((item, Submitter.here()))
+        else:
+            plain(self, item)
+
+    return _put
+
+
+def _get(plain: Plain) -> Plain:
+    def _get(self: Any) -> Any:
+        item = plain(self)
+        owners = vars(self).get(OWNERS)
+        if owners is not None or _lent.get() is not None:
+            _take_over(_owner_of(item, owners or {}))
+        return item
+
+    return _get
+
+
+def _owner_of(item: Any, owners: dict[int, deque[tuple[Any, Submitter]]]) -> Submitter:
+    """Who has put an item, which is known by its identity: its value is nobody's business."""
+    known = owners.get(id(item))
+    if not known:
+        return OF_FOREGROUND
+    _item, submitter = known.popleft()
+    if not known:
+        del owners[id(item)]
+    return submitter
+
+
+def _take_over(submitter: Submitter) -> None:
+    """Act for whoever has put the item, unless the calling thread has work of its own.
+
+    A task's own thread that takes what another one has put does so for its task.
+    """
+    lent, task = _lent.get(), active_task.get()
+    if task is not None and (lent is None or lent.task is not task):
+        return
+    if not _runs_cells(threading.current_thread()):
+        submitter.take_over()
+        _lent.set(submitter)
+
+
+def _runs_cells(thread: threading.Thread) -> bool:
+    is_of_kernel = type(thread).__module__.startswith("ipykernel.")
+    return is_of_kernel or thread is threading.main_thread()
+
+
+# What hands over by other means.
+
+_records: WeakKeyDictionary[Any, Submitter] = WeakKeyDictionary()
+"""Whose the log records are that wait for a listener, which may use any kind of queue."""
+
+
+def _route_listener(module: Any, patches: Patches) -> None:
+    plain_enqueue, plain_handle = module.QueueHandler.enqueue, module.QueueListener.handle
+
+    def enqueue(self: Any, record: Any) -> None:
+        _records[record] = Submitter.here()
+        plain_enqueue(self, record)
+
+    def handle(self: Any, record: Any) -> None:
+        with (_records.pop(record, None) or Submitter.here()).at_work():
+            plain_handle(self, record)
+
+    patches.set(module.QueueHandler, "enqueue", enqueue)
+    patches.set(module.QueueListener, "handle", handle)
+
+
+def _route_bars(module: Any, patches: Patches) -> None:
+    """One thread redraws the bars of all that seem to stand still."""
+    bar = module.tqdm
+    plain_new, plain_refresh = bar.__new__, bar.refresh
+
+    def __new__(cls: Any, *args: Any, **options: Any) -> Any:
+        made = plain_new(cls, *args, **options)
+        setattr(made, SUBMITTER, Submitter.here())
+        return made
+
+    def refresh(self: Any, nolock: bool = False, lock_args: Any = None) -> Any:
+        is_seen_to = threading.current_thread() is self.monitor
+        plain = as_made if is_seen_to else plain_refresh
+        return plain(self, nolock, lock_args)
+
+    as_made = _as_submitted(plain_refresh)
+    patches.set(bar, "__new__", staticmethod(__new__))
+    patches.set(bar, "refresh", refresh)
+
+
+ROUTES = {
+    "multiprocessing.pool": _route_pool,
+    "multiprocess.pool": _route_pool,
+    "concurrent.futures.process": _route_executor,
+    "joblib.externals.loky.process_executor": _route_executor,
+    "loky.process_executor": _route_executor,
+    "logging.handlers": _route_listener,
+    "tqdm.std": _route_bars,
+}
