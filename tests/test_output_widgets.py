@@ -1,4 +1,4 @@
-"""``ipywidgets.Output`` in a task clears what is inside it, and nothing of the foreground's."""
+"""Widgets of tasks: kept for when they are gone; and ``Output``, which has what is inside it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ipytaskpersist.panel import selected
 from ipytaskpersist.recording import encode_content
 from ipytaskpersist.records import OutputKind, OutputRecord, TaskRecord, TaskState
 from ipytaskpersist.store import NewOutput, TaskStore
+from ipytaskpersist.widgetmarks import STATE, VIEW
 
 RUNNERS = pytest.mark.parametrize("runner", ["--thread", "--process"])
 SETUP = """
@@ -38,7 +39,7 @@ def run(kernel: NotebookKernel, source: str, runner: str = "--thread") -> list[d
 
 
 def is_widget(output: dict[str, Any]) -> bool:
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return VIEW in output.get("data", {})
 
 
 def text_of(found: list[dict[str, Any]]) -> str:
@@ -370,3 +371,173 @@ def test_a_file_with_entries_of_another_form_is_refused(content: dict[str, Any])
     document["content"] = widgetmarks.moving("a", inside=True)
     kept = output_of(document, "line 1")
     assert widgetmarks.is_about_widget(kept.kind, kept.data)
+
+
+# What is inside is in the widget.
+
+INSIDE = {
+    "streams": ("with out:\n    print('1')\n    print('2', file=sys.stderr)", ["1\n", "2\n"]),
+    "display": ("with out: display(1)\nprint('outside')", ["1"]),
+    "update": (
+        "with out: handle = display('a', display_id=True)\nhandle.update('b')", ["'b'"],
+    ),
+    "clear": (
+        "with out: print('1')\nwith out:\n    clear_output(wait=True)\n    print('2')", ["2\n"],
+    ),
+    "error": ("with out: 1 / 0", ["ZeroDivisionError"]),
+    "command": ("with out: os.system('echo hi')", ["hi\n"]),
+    "interact": ("out = interact(lambda x: print('x is', x), x=3).widget.out", ["x is 3\n"]),
+    "thread": (
+        "def work():\n    with out: print('1')\n"
+        "thread = threading.Thread(target=work)\nthread.start()\nthread.join()", ["1\n"],
+    ),
+}  # fmt: skip
+SHOW = """
+def shown(widget):
+    return [o.get('text') or o.get('ename') or o['data']['text/plain'] for o in widget.outputs]
+"""
+
+
+def test_what_a_task_writes_inside_a_widget_is_in_the_widget_and_not_beside_it(
+    kernel: NotebookKernel,
+) -> None:
+    kernel.run(f"import os, sys\n{SETUP}{SHOW}")
+    for number, (source, inside) in enumerate(INSIDE.values(), 1):
+        # `interact` displays what it makes.
+        displayed = "" if "interact" in source else "display(out)\n"
+        kernel.run(f"%%background\nout = Output()\n{displayed}{source}")
+        kernel.run("%bg_wait")
+        assert kernel.run("shown(out)").outputs[-1].data["text/plain"] == repr(inside)
+        beside = [each for each in kernel.run("%bg_output").outputs if not is_widget(each)]
+        assert text_of(beside) == ("outside\n" if "outside" in source else ""), source
+        kernel.run(f"assert {number} < 99")
+    assert kernel.run("print(shown(other))").text == "[]\n"
+
+
+def test_two_tasks_and_what_was_there_before_are_inside_of_one_widget(
+    kernel: NotebookKernel,
+) -> None:
+    kernel.run(f"{EVENTS}{SHOW}out.append_stdout('before\\n')\ndisplay(out)")
+    kernel.run(f"%%background\n{ENTER}")
+    kernel.run("assert inside.wait(60)")
+    kernel.run("%%background\nwith out: print('second')")
+    kernel.run("%bg_wait 2\nend.set()\n%bg_wait")
+    assert kernel.run("print(shown(out))").text == "['before\\nin\\nsecond\\nleft\\n']\n"
+
+
+# Displays of widgets that are gone.
+
+WIDGETS = """
+from tqdm.notebook import tqdm
+for _ in tqdm(range(2), desc='outer'):
+    for _ in tqdm(range(3), desc='inner', leave=False): pass
+def work():
+    for _ in tqdm(range(4), desc='thread'): pass
+thread = threading.Thread(target=work); thread.start(); thread.join()
+bar = tqdm(total=5, desc='open')
+for _ in range(5): bar.update()
+slider = ipywidgets.IntSlider(3); display(slider); slider.value = 7
+display(ipywidgets.VBox([ipywidgets.Text('hi')]))
+closed = ipywidgets.IntText(4); display(closed); closed.close()
+inside = Output(); display(inside)
+with inside:
+    for _ in tqdm(range(6), desc='inside'): pass
+ipywidgets.HTML('<b>yes</b>')
+"""
+BARS = [
+    *("outer: 100%|██████████| 2/2 [", "inner: 100%|██████████| 3/3 ["),
+    *("inner: 100%|██████████| 3/3 [", "thread: 100%|██████████| 4/4 ["),
+    "open: 100%|██████████| 5/5 [",
+]
+TEXTS = ["IntSlider(value=7)", "VBox(children=(Text(value='hi'),))", "IntText(value=4)"]
+LIVE = "import ipywidgets.widgets.widget as w; print(*w._instances)"
+
+
+@RUNNERS
+def test_a_widget_that_is_gone_is_shown_without_its_view_or_as_a_new_one(
+    kernel: NotebookKernel, runner: str
+) -> None:
+    kernel.run(f"%%background {runner}\n{SETUP}{WIDGETS}")
+    assert "completed" in kernel.run("%bg_wait", timeout=120).text
+    for _ in range(2):
+        shown = kernel.run("%bg_output").outputs
+        alive = kernel.run(LIVE).text.split()
+        texts = [output.data["text/plain"] for output in shown]
+        assert [text[: len(bar)] for text, bar in zip(texts, BARS, strict=False)] == BARS
+        assert "?" not in "".join(texts[: len(BARS)])
+        assert texts[len(BARS) : -2] == TEXTS
+        assert texts[-1] == "HTML(value='<b>yes</b>')"
+        views = [output.data[VIEW]["model_id"] for output in shown if is_widget(output)]
+        assert set(views) <= set(alive)
+        slider, box, closed = (is_widget(output) for output in shown[len(BARS) : -2])
+        assert (slider, box, closed) == (True, True, False)
+        kernel.restart()
+        kernel.run("%load_ext ipytaskpersist")
+    kernel.run("%bg_output")
+    state = "[*w._instances.values()][-1].get_state()"
+    assert printed_by(kernel, f"{LIVE[:-22]}; print({state}['value'])") == "<b>yes</b>"
+    outputs_of = (
+        "[s['outputs'] for i in w._instances.values() if 'outputs' in (s := i.get_state())]"
+    )
+    inside = printed_by(kernel, f"print({outputs_of}[-1])")
+    assert "inside: 100%" in inside
+    assert VIEW not in inside
+
+
+def printed_by(kernel: NotebookKernel, source: str) -> str:
+    return kernel.run(source).stream("stdout").strip()
+
+
+def test_who_follows_a_process_sees_its_bar_move(kernel: NotebookKernel) -> None:
+    kernel.run("import time, os\nfrom tqdm.notebook import tqdm")
+    kernel.run(
+        "%%background --process\nfor n in tqdm(range(8)):\n"
+        "    while n == 6 and not os.path.exists('go'): time.sleep(0.01)"
+    )
+    followed = kernel.start("%bg_output --follow")
+    kernel.take_until(lambda: followed.outputs, 60, "the bar")
+    (kernel.cwd / "go").touch()
+    (bar,) = followed.wait().outputs
+    assert bar.data.keys() == {"text/plain"}
+    assert bar.data["text/plain"].startswith("100%|██████████| 8/8 [")
+
+
+def test_a_bar_of_a_kernel_that_was_killed_shows_how_far_it_was(
+    kernel: NotebookKernel, store: TaskStore
+) -> None:
+    kernel.run(
+        "%%background\nimport time\nfrom tqdm.notebook import tqdm\n"
+        "for n in tqdm(range(900), mininterval=0): time.sleep(0.01 if n < 600 else 600)"
+    )
+    until(lambda: [*store.outputs.of(1)][2:])
+    kernel.kill()
+    kernel.revive()
+    kernel.run("%load_ext ipytaskpersist")
+    (bar,) = kernel.run("%bg_output").outputs
+    assert bar.data.keys() == {"text/plain"}
+    assert not bar.data["text/plain"].startswith("  0%")
+
+
+def test_pages_and_programs_get_the_text_and_the_state(
+    kernel: NotebookKernel, store: TaskStore
+) -> None:
+    kernel.run(f"%%background\n{SETUP}slider = ipywidgets.IntSlider(3); display(slider)")
+    kernel.run("%bg_wait")
+    (shown,) = json.loads(kernel.run("%bg_output --json").stream("stdout"))
+    model = shown["data"][VIEW]["model_id"]
+    assert shown["metadata"][STATE]["state"][model]["state"]["value"] == 3
+    record = [*store.outputs.of(1)][-1]
+    content = json.loads(record.data)
+    document = {"kind": record.kind.value, "at": 1.0, "content": content}
+    assert widgetmarks.is_kept_widget(record.kind, output_of(document, "line 1").data)
+    document["content"] = {**content, "model": ["a"]}
+    with pytest.raises(InvalidRecord):
+        output_of(document, "line 1")
+    (div,) = selected.pieces_of(store, store.tasks.get(1))  # type: ignore[arg-type]
+    assert div == '<div class="display"><pre>IntSlider(value=3)</pre>\n</div>'
+
+
+def test_a_process_ends_though_a_bar_of_its_is_open(kernel: NotebookKernel) -> None:
+    """The bar closes itself while the interpreter is torn down."""
+    kernel.run("%%background --process\nfrom tqdm.notebook import tqdm\nbar = tqdm(total=3)")
+    assert "completed" in kernel.run("%bg_wait", timeout=60).text

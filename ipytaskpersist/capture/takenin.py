@@ -22,8 +22,7 @@ PAUSE_S = 0.05
 """How often at most the page is sent what was written inside a widget."""
 COST_SHARE = 10
 """The same as a multiple of what sending it has taken: all of it is sent each time."""
-QUICK_S = 0.005
-"""What takes no longer is sent whenever a widget is left."""
+
 
 _taken_by: WeakValueDictionary[str, Taken] = WeakValueDictionary()
 """By the ids of the widgets, whichever tasks are inside."""
@@ -107,8 +106,8 @@ class Taken:
             start_outside(self._timer)
 
     def leave(self) -> None:
-        """Give the widget what is inside by now, where that is quickly done."""
-        if self._cost_s < QUICK_S:
+        """Give the widget what is inside by now, unless it has just been given what was."""
+        if time.monotonic() - self._sent_at > COST_SHARE * self._cost_s:
             self.send()
 
     def send(self) -> None:

@@ -78,7 +78,8 @@ def test_a_setting_is_yours_alone_unless_it_says_otherwise() -> None:
     projects = {name for name, trait in traits.items() if trait.metadata.get("of_project")}
     assert projects == set(traits) - set(YOURS_ALONE)
     assert projects == {
-        "cancel_grace_s", "max_output_bytes", "notebook", "runner", "secret_names", "synchronous",
+        "cancel_grace_s", "large_result_bytes", "max_output_bytes", "notebook", "runner",
+        "secret_names", "synchronous",
     }  # fmt: skip
 
 
