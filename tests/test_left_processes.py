@@ -240,6 +240,7 @@ def test_what_no_guard_ends_is_named_by_the_doctor_and_ended_by_cancel_and_resum
 ) -> None:
     kernel.run("import subprocess; subprocess.Popen(['sleep', '997'])")
     started = launched(kernel, FEW)
+    kernel.run("%bg_wait popen")
     (watch,) = until(lambda: guards(kernel.pid))
     until(lambda: any("memfd" in each for each in files(watch)))
     watch.suspend()
