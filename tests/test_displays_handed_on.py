@@ -50,7 +50,7 @@ def test_bars_of_the_foreground_go_on_in_a_process(kernel: NotebookKernel) -> No
     )
     shown = run_process(
         kernel,
-        "text.update(3); text.refresh()\nwidget.update(8); widget.close()\nfor _ in both: pass",
+        "text.update(3); text.refresh()\nwidget.update(8); widget.close()\nfor n in both: pass",
     )
     assert "text:  50%|█████     | 5/10" in shown.stream("stderr")
     bars = [output.data["text/plain"] for output in shown.outputs if "data" in output]

@@ -289,10 +289,16 @@ def assigned_names(
     if not is_whole:
         in_place = variables.augmented(tree)
         named = [name for name in named if name in changed or name in in_place]
+
+    def is_unassigned(name: str) -> bool:
+        """Whether it is still IPython's own, as `_` is after a loop over nothing."""
+        is_history = variables.OF_HISTORY.fullmatch(name)
+        return is_history is not None and before.get(name, missing) is now[name]
+
     return [
         name
         for name in dict.fromkeys([*named, *changed])
-        if name in now and name not in shell.user_ns_hidden
+        if name in now and name not in shell.user_ns_hidden and not is_unassigned(name)
     ]
 
 
