@@ -27,8 +27,10 @@ from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.payload import INPUTS, SETTINGS
 from ipytaskpersist.records import ResultRecord, TaskRecord
+from ipytaskpersist.revivedwidgets import is_state
 from ipytaskpersist.store import TaskStore, exporting
 from ipytaskpersist.store.portable import PortableSession, PortableTask
+from ipytaskpersist.widgetmarks import STATE, VIEW, model_of
 
 LINE_OUTPUT_BYTES = 1024 * 1024
 """After how much output a task goes on in another line."""
@@ -178,16 +180,48 @@ class Export:
 
     def notebook(self) -> Iterator[bytes]:
         """The tasks as a notebook: for each a heading and a cell with what it left."""
-        yield b'{"nbformat":4,"nbformat_minor":5,\n"metadata":'
-        yield encoded({"language_info": {"name": "python"}}) + b',\n"cells":[\n'
+        states: Document = {}
+        yield b'{"nbformat":4,"nbformat_minor":5,\n"cells":[\n'
         for place, found in enumerate(self.tasks()):
             yield b",\n" if place else b""
             yield encoded(_heading(place, found.record)) + b",\n"
             cell = _code_cell(place, found.record)
             yield encoded(cell)[:-1] + b',"outputs":['
-            yield from _outputs(outputs.of_task(found.store, found.record.key))
+            known = None if found.record.is_imported else states
+            yield from _outputs(
+                _with_widgets(outputs.of_task(found.store, found.record.key), known)
+            )
             yield b"]}"
-        yield b"\n]}\n"
+        yield b'\n],\n"metadata":' + encoded(_notebook_metadata(states)) + b"}\n"
+
+
+def _notebook_metadata(states: Document) -> Document:
+    metadata: Document = {"language_info": {"name": "python"}}
+    if states:
+        kept = {"version_major": 2, "version_minor": 0, "state": states}
+        metadata["widgets"] = {STATE: kept}
+    return metadata
+
+
+def _with_widgets(
+    pieces: Iterable[outputs.Output], states: Document | None
+) -> Iterator[outputs.Output]:
+    """The outputs with the views of widgets whose state goes into the notebook's.
+
+    What is inside of these is in their state. Without `states` no view is left: a stranger's
+    widgets may be code.
+    """
+    for piece in pieces if states is not None else outputs.beside(pieces):
+        model = model_of(piece.get("data", {}))
+        kept = piece.get("metadata", {}).get(STATE)
+        if states is not None and kept and is_state(kept):
+            states |= kept["state"]
+        if model is None or (states is not None and model in states):
+            if "inside" not in piece:
+                yield piece
+        else:
+            data = {mime: value for mime, value in piece["data"].items() if mime != VIEW}
+            yield {**piece, "data": data}
 
 
 def _line(document: Document) -> bytes:
@@ -277,7 +311,9 @@ def _outputs(pieces: Iterable[outputs.Output]) -> Iterator[bytes]:
             head = {"output_type": "stream", "name": stream, "text": []}
             yield encoded(head)[:-2] + encoded(piece["text"])
         else:
-            yield encoded(*outputs.as_nbformat([_standard(piece)]))
+            [shown] = outputs.as_nbformat([_standard(piece)])
+            shown.get("metadata", {}).pop(STATE, None)
+            yield encoded(shown)
     yield b"]}" if stream else b""
 
 
