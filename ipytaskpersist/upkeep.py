@@ -21,7 +21,7 @@ from pathlib import Path
 from ipytaskpersist import problems
 from ipytaskpersist.active import start_outside
 from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import BackgroundError, StoreBusy
+from ipytaskpersist.errors import BackgroundError, StoreBusy, StoreNewer
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.payload import Payloads
 from ipytaskpersist.reconciling import forget_environments
@@ -174,8 +174,8 @@ def main() -> None:
             return
         if store.upkeep.claim("upkeep", INTERVAL_S):
             run(store, Limits(**json.loads(limits)))
-    except StoreBusy:
-        pass  # somebody else is at it
+    except (StoreBusy, StoreNewer):
+        pass  # another process is at it, or a newer version has taken over meanwhile
     except BackgroundError as error:
         problems.record(directory, f"upkeep: {error}")
         sys.exit(1)

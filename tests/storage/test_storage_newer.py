@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from kernels import until
 from programs import run_together
 from promises import assert_said
 
-from ipytaskpersist import doctor
+from ipytaskpersist import doctor, problems, upkeep
 from ipytaskpersist.errors import StoreNewer
 from ipytaskpersist.paths import StateDirectory
 from ipytaskpersist.recorder import Recorder
@@ -189,6 +190,23 @@ def test_what_was_kept_is_taken_in_once_for_its_own_tasks_and_as_far_as_it_is_wh
     assert (ended.state, ended.exit_code) == (TaskState.COMPLETED, 0)
     assert aside.path.exists()
     assert store.outputs.count(task.key, [OUT]) == 50
+
+
+def test_upkeep_that_a_newer_version_overtakes_leaves_it_to_that(
+    store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says that its store is a newer version's; the upkeep has nothing to add."""
+
+    def overtaken(own: TaskStore, _limits: upkeep.Limits) -> None:
+        migrate_it(own.directory)
+        own.upkeep.forget("what is not there")
+
+    monkeypatch.setattr(upkeep, "run", overtaken)  # the moment in its work
+    monkeypatch.setattr(upkeep, "NICENESS", 0)
+    arguments = json.dumps(asdict(upkeep.Limits(None, None, "keep")))
+    monkeypatch.setattr(sys, "argv", ["upkeep", str(store.directory.root), arguments])
+    upkeep.main()
+    assert problems.recorded(store.directory) == []
 
 
 def test_the_file_of_another_host_or_container_is_removed_there_alone(store: TaskStore) -> None:
