@@ -109,13 +109,13 @@ def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
     return start
 
 
-def _sleep(plain: Callable[[float], None]) -> Callable[[float], None]:
-    def sleep(seconds: float, /) -> None:
+def _sleep(plain: Callable[..., None]) -> Callable[..., None]:
+    def sleep(*arguments: float) -> None:
         cancellation = _own_cancellation()
-        if cancellation is not None and seconds > SHORT_SLEEP_S:
-            cancellation.sleep(seconds)
+        if cancellation is not None and len(arguments) == 1 and arguments[0] > SHORT_SLEEP_S:
+            cancellation.sleep(*arguments)
             return
-        plain(seconds)
+        plain(*arguments)
         if cancellation is not None:
             cancellation.look()
 
@@ -274,22 +274,26 @@ def _posix_spawn(plain: Callable[..., int]) -> Callable[..., int]:
     return posix_spawn
 
 
-def _system(plain: Callable[[Any], int]) -> Callable[[Any], int]:
-    def system(command: Any) -> int:
-        if active_task.get() is None:
-            return plain(command)
-        text = os.fsdecode(command)
+def _system(plain: Callable[..., int]) -> Callable[..., int]:
+    def system(*arguments: Any, **named: Any) -> int:
+        if (
+            active_task.get() is None
+            or len([*arguments, *named]) != 1
+            or named.keys() - {"command"}
+        ):
+            return plain(*arguments, **named)
+        text = os.fsdecode(arguments[0] if arguments else named["command"])
         code = subprocess.call(text, shell=True)  # it is os.system  # nosec B602
         return code << 8 if code >= 0 else -code
 
     return system
 
 
-def _fork(plain: Callable[[], Any], *, with_streams: bool) -> Callable[[], Any]:
-    def fork() -> Any:
+def _fork(plain: Callable[..., Any], *, with_streams: bool) -> Callable[..., Any]:
+    def fork(*arguments: Any) -> Any:
         task = active_task.get()
-        if task is None or task.children.in_child:
-            return plain()
+        if task is None or task.children.in_child or arguments:
+            return plain(*arguments)
         if with_streams:
             for kind in DESCRIPTORS:
                 task.children.stream(kind)

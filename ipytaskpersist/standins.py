@@ -18,6 +18,7 @@ from functools import cache
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_VARARGS, CO_VARKEYWORDS
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakSet
 
 Make = Callable[[Any], Callable[..., Any]]
 """Makes the replacement of a callable, which it is given."""
@@ -57,22 +58,28 @@ def exchange(function: FunctionType, value: Any, make: Make, owner: type | None)
 def _replacement(value: Any, plain: Any, make: Make, owner: type | None) -> Callable[..., Any]:
     if isinstance(value, MethodType):
         receiver = value.__self__
-        ours = make(MethodType(plain, receiver))
+        ours = _noted(make(MethodType(plain, receiver)))
 
         def call(this: Any, /, *args: Any, **options: Any) -> Any:
             if this is receiver:
                 return ours(*args, **options)
             return plain(this, *args, **options)
 
-        return call
-    ours = make(plain)
+        return _noted(call)
+    ours = _noted(make(plain))
     if owner is None:
         return ours
 
     def call_of_class(this: Any, /, *args: Any, **options: Any) -> Any:
         return (ours if isinstance(this, owner) else plain)(this, *args, **options)
 
-    return call_of_class
+    return _noted(call_of_class)
+
+
+def _noted(replacement: Callable[..., Any]) -> Callable[..., Any]:
+    if isinstance(replacement, FunctionType):
+        _REPLACEMENTS.add(replacement.__code__)
+    return replacement
 
 
 def with_globals(function: Any, **names: Any) -> Any:
@@ -97,8 +104,10 @@ def _copy(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
 
 
 _REPLACEMENT = "the replacement"
-_ENTRANCES: set[CodeType] = set()
+_ENTRANCES: WeakSet[CodeType] = WeakSet()
 """The code that functions have while they are replaced."""
+_REPLACEMENTS: set[CodeType] = set()
+"""The code of the replacements."""
 
 
 def _calling(plain: CodeType, replacement: StandIn) -> CodeType:
@@ -166,9 +175,9 @@ def calling_frame() -> FrameType | None:
     return None if frame is None else frame.f_back
 
 
-def is_entrance(code: CodeType) -> bool:
-    """Whether this is the code that a function has while it is replaced."""
-    return code in _ENTRANCES
+def is_of_replacement(code: CodeType) -> bool:
+    """Whether this is code that runs only because a function is replaced."""
+    return code in _REPLACEMENTS or code in _ENTRANCES
 
 
 # What cannot exchange its code.
@@ -220,7 +229,7 @@ def stand_in(plain: Any, replacement: Callable[..., Any], base: Any = StandIn) -
     """An object that looks like a callable and calls its replacement."""
     is_method_of_class = hasattr(type(plain), "__get__") and not isinstance(plain, MethodType)
     kind: Any = _class_for(type(plain).__name__, base, is_method_of_class)
-    made: StandIn = kind(plain, replacement)
+    made: StandIn = kind(plain, replacement if replacement is plain else _noted(replacement))
     return made
 
 

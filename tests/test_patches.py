@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +146,20 @@ def assert_pickled(seen: list[dict[str, str]], plain: list[dict[str, str]], name
     assert unlike_elsewhere(loadable) == ""
 
 
+def errors(kernel: NotebookKernel) -> list[str]:
+    """What cells show that fail in what is replaced, or call it wrongly."""
+    cells = [kernel.run(source, check=False) for source in FAIL]
+    return [re.sub(r"In\S*\[\d+\]", "In", "\n".join(cell.error[2])) for cell in cells if cell.error]
+
+
+FAIL = (
+    "threading.Condition().wait()", "time.sleep(-1)", "threading.current_thread().join()",
+    "threading.Thread.join()", "time.sleep('1')", "time.sleep()", "os.system()",
+    "os.system(c=1)", "os.fork(1)", "getpass.getpass()", "input('?')",
+    "threading.Thread.start(threading.current_thread())", "mp.Process().join()",
+)  # fmt: skip
+
+
 # A function of Python that is replaced as a whole, for its attributes: a reference from before the
 # extension cannot be pickled, because nothing can be said to pickle about functions of Python.
 HIDDEN = "matplotlib_inline.backend_inline.show"
@@ -157,6 +172,7 @@ def test_what_is_replaced_stays_what_it_was(make_kernel: MakeKernel) -> None:
     kernel.run(LOAD)
     kernel.run(PLACES)
     kernel.run(UNLOAD)
+    plain_errors = errors(kernel)
     kernel.run("earlier, PLAIN = values(), {of: [*map(of, values())] for of in (look, pickles)}")
     plain, names = told(kernel, "PLAIN[pickles]"), told(kernel, "names()")
     assert {
@@ -167,6 +183,11 @@ def test_what_is_replaced_stays_what_it_was(make_kernel: MakeKernel) -> None:
     } <= {*names}  # fmt: skip
     kernel.run(LOAD)
     kernel.run("between = values()")
+    assert errors(kernel) == plain_errors
+    kernel.run("%%background\nthreading.Condition().wait()")
+    shown = kernel.run("%bg_wait\n%bg_output").text
+    assert "un-acquired" in shown
+    assert "def wait" not in shown
     assert told(kernel, "unlike(between, look)") == []
     assert told(kernel, "unlike(earlier, look)") == []
     assert (

@@ -9,19 +9,19 @@ import traceback
 from asyncio import CancelledError
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from ipytaskpersist import frames, postmortem
+from ipytaskpersist import frames, postmortem, standins
 from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.errors import TaskCancelled, TaskExit
 from ipytaskpersist.interruption import is_from_outside
 from ipytaskpersist.mishaps import class_name, message
 from ipytaskpersist.patches import Patches
-from ipytaskpersist.standins import is_stand_in, plain_of
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -80,13 +80,12 @@ def _look_at(shell: InteractiveShell, task: ActiveTask, error: BaseException) ->
 def _show_whole(shell: InteractiveShell, plain: Callable[..., None]) -> Callable[..., None]:
     def showtraceback(*args: Any, **options: Any) -> None:
         task, error = active_task.get(), sys.exc_info()[1]
-        if task is not None:
-            if is_cancellation(task, error):
-                return  # not shown, and to render it takes long
-            hide_own_frames(error)
-            if type(error) is TaskExit:
-                task.error, task.shown_error = error, (class_name(error), message(error))
-                return
+        if task is not None and is_cancellation(task, error):
+            return  # not shown, and to render it takes long
+        hide_frames(error, standins.is_of_replacement if task is None else _is_own)
+        if task is not None and type(error) is TaskExit:
+            task.error, task.shown_error = error, (class_name(error), message(error))
+            return
         try:
             plain(*args, **options)
         except BaseException as raised:
@@ -126,25 +125,30 @@ def _post_mortem(shell: Any, error: BaseException, own_cell: int | None) -> dict
         return None  # it is about an error, and must not become the cell's error itself
 
 
-def hide_own_frames(error: BaseException | None) -> None:
-    """Take the frames of this package out of the traceback of an error and of its causes."""
+def hide_frames(error: BaseException | None, is_hidden: Callable[[CodeType], bool]) -> None:
+    """Take the frames of such code out of the traceback of an error and of its causes."""
     for each in frames.related(error):
-        each.__traceback__ = _without_own(each.__traceback__)
+        shown = _shown(each.__traceback__, is_hidden)
+        for step, following in pairwise([*shown, None]):
+            if step is not None and step.tb_next is not following:
+                step.tb_next = following
+        each.__traceback__ = shown[0] if shown else None
 
 
-def _without_own(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and _is_own(traceback):
-        traceback = traceback.tb_next
-    kept = traceback
-    while kept is not None:
-        while kept.tb_next is not None and _is_own(kept.tb_next):
-            kept.tb_next = kept.tb_next.tb_next
-        kept = kept.tb_next
-    return traceback
+def _shown(
+    step: TracebackType | None, is_hidden: Callable[[CodeType], bool]
+) -> list[TracebackType]:
+    shown = []
+    while step is not None:
+        if not is_hidden(step.tb_frame.f_code):
+            shown.append(step)
+        step = step.tb_next
+    return shown
 
 
-def _is_own(traceback: TracebackType) -> bool:
-    return traceback.tb_frame.f_code.co_filename.startswith(PACKAGE)
+def _is_own(code: CodeType) -> bool:
+    """Whether code is of this package, or of what it replaces."""
+    return code.co_filename.startswith(PACKAGE) or standins.is_of_replacement(code)
 
 
 def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:
@@ -168,8 +172,8 @@ def _put_back(places: list[tuple[Any, str]]) -> None:
     """The kernel may have exchanged what is in these places since."""
     for owner, name in places:
         value = getattr(owner, name, None)
-        if is_stand_in(value):
-            setattr(owner, name, plain_of(value))
+        if standins.is_stand_in(value):
+            setattr(owner, name, standins.plain_of(value))
 
 
 def _refusing(name: str, plain: Callable[..., str]) -> Callable[..., str]:
