@@ -214,11 +214,13 @@ def test_two_tasks_may_be_inside_of_one_widget(kernel: NotebookKernel) -> None:
 
 
 def test_unloading_puts_the_widget_back(kernel: NotebookKernel) -> None:
-    kernel.run(f"{SETUP}before = Output.__enter__")
+    kernel.run(f"{SETUP}before = Output.__enter__.__code__")
     kernel.run("%%background\nwith out: pass")
-    kernel.run("%bg_wait\nassert Output.__enter__ is not before")
+    kernel.run("%bg_wait\nassert Output.__enter__.__code__ is not before")
     kernel.run("%unload_ext ipytaskpersist\n")
-    kernel.run("assert Output.__enter__ is before\nassert 'set_parent' not in vars(get_ipython())")
+    kernel.run(
+        "assert Output.__enter__.__code__ is before\nassert 'set_parent' not in vars(get_ipython())"
+    )
 
 
 # The record, and those that read it.
