@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -94,9 +95,12 @@ def go_to(place: Place) -> None:
 
 def install(patches: Patches) -> None:
     """Where threads share their directory, let a task that changes it say so."""
-    if can_be_own():
-        return
-    plain, told = os.chdir, set[int]()
+    if not can_be_own():
+        patches.replace(os, "chdir", _chdir)
+
+
+def _chdir(plain: Callable[..., None]) -> Callable[..., None]:
+    told = set[int]()
 
     def chdir(path: int | str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
         plain(path)
@@ -110,4 +114,4 @@ def install(patches: Patches) -> None:
         )
         task.write(OutputKind.STDERR, message)
 
-    patches.set(os, "chdir", chdir)
+    return chdir

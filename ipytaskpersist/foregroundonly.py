@@ -11,7 +11,7 @@ import pdb
 import sys
 from collections import ChainMap
 from collections.abc import Callable
-from functools import wraps
+from functools import partial
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -40,13 +40,11 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
 
 def install_for_threads(shell: InteractiveShell, patches: Patches) -> None:
     """Keep from tasks what a process of their own can have."""
-    patches.set(os, "_exit", _exit(os._exit))
-    patches.set(shell, "enable_gui", _enable_gui(shell, shell.enable_gui))
-    patches.set(shell, "enable_matplotlib", _enable_matplotlib(shell, shell.enable_matplotlib))
+    patches.replace(os, "_exit", _exit)
+    patches.replace(shell, "enable_gui", partial(_enable_gui, shell))
+    patches.replace(shell, "enable_matplotlib", partial(_enable_matplotlib, shell))
     if PROFILES_ALL:
-        magics = _execution_magics()
-        profiler = _run_with_profiler(magics._run_with_profiler)
-        patches.set(magics, "_run_with_profiler", profiler)
+        patches.replace(_execution_magics(), "_run_with_profiler", _run_with_profiler)
     if directories.can_be_own():
         # Of the class, because IPython makes its one instance when it is first needed.
         magics = importlib.import_module("IPython.core.magics.osm").OSMagics
@@ -57,15 +55,13 @@ def install_for_threads(shell: InteractiveShell, patches: Patches) -> None:
 
 
 def _install_exits(shell: Any, patches: Patches) -> None:
-    patches.set(shell, "ask_exit", _ending(shell.ask_exit))
-    kind = type(shell.exiter)
-    patches.set(kind, "__call__", _ending(kind.__call__))
-    module: Any = interactiveshell
-    patches.set(module, "warn", _without_hint(module.warn))
+    patches.replace(shell, "ask_exit", _ending)
+    # In a task it takes a code, which a terminal's takes not.
+    patches.stand_in(type(shell.exiter), "__call__", _ending)
+    patches.replace(interactiveshell, "warn", _without_hint)
 
 
 def _ending(plain: Callable[..., None]) -> Callable[..., None]:
-    @wraps(plain)
     def end(*args: Any, **options: Any) -> None:
         if active_task.get() is None:
             plain(*args, **options)
@@ -80,7 +76,6 @@ def _ending(plain: Callable[..., None]) -> Callable[..., None]:
 def _without_hint(plain: Callable[..., None]) -> Callable[..., None]:
     """IPython tells how to exit whenever a cell has raised `SystemExit`."""
 
-    @wraps(plain)
     def warn(*args: Any, **options: Any) -> None:
         if type(sys.exc_info()[1]) is not TaskExit:
             plain(*args, **{**options, "stacklevel": options.get("stacklevel", 1) + 1})
@@ -88,8 +83,7 @@ def _without_hint(plain: Callable[..., None]) -> Callable[..., None]:
     return warn
 
 
-def _exit(plain: Callable[[int], NoReturn]) -> Callable[[int], NoReturn]:
-    @wraps(plain)
+def _exit(plain: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
     def _exit(status: int) -> NoReturn:
         task = active_task.get()
         if task is None or task.children.in_child:
@@ -108,17 +102,15 @@ def _execution_magics() -> Any:
 
 def _install_debugger(shell: Any, patches: Patches) -> None:
     magics = _execution_magics()
-    patches.set(shell, "debugger", _no_debugger(shell.debugger))
-    patches.set(pdb.Pdb, "interaction", _refused(pdb.Pdb.interaction))
-    patches.set(magics, "_debug_post_mortem", _refused(magics._debug_post_mortem))
-    plain: Any = InteractiveShell.call_pdb
-    patches.set(InteractiveShell, "call_pdb", property(plain.fget, _refused(plain.fset)))
+    patches.replace(shell, "debugger", _no_debugger)
+    patches.replace(pdb.Pdb, "interaction", _refused)
+    patches.replace(magics, "_debug_post_mortem", _refused)
+    patches.replace(InteractiveShell.call_pdb, "fset", _refused)
 
 
 def _no_debugger(plain: Callable[..., None]) -> Callable[..., None]:
     """With ``%pdb on`` an error is shown and no more."""
 
-    @wraps(plain)
     def debugger(*args: Any, **options: Any) -> None:
         if active_task.get() is None:
             plain(*args, **options)
@@ -127,7 +119,6 @@ def _no_debugger(plain: Callable[..., None]) -> Callable[..., None]:
 
 
 def _refused(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(plain)
     def call(*args: Any, **options: Any) -> Any:
         task = active_task.get()
         if task is not None:
@@ -144,7 +135,6 @@ def _refused(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _enable_gui(shell: Any, plain: Callable[..., None]) -> Callable[..., None]:
-    @wraps(plain)
     def enable_gui(gui: str | None = None) -> None:
         task = active_task.get()
         if task is None:
@@ -157,7 +147,6 @@ def _enable_gui(shell: Any, plain: Callable[..., None]) -> Callable[..., None]:
 
 
 def _enable_matplotlib(shell: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(plain)
     def enable_matplotlib(gui: str | None = None) -> Any:
         task = active_task.get()
         if task is not None and not _is_chosen(shell, gui):
@@ -185,7 +174,6 @@ def _short(backend: str) -> str:
 
 
 def _run_with_profiler(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(plain)
     def _run_with_profiler(*args: Any, **options: Any) -> Any:
         task = active_task.get()
         if task is not None:

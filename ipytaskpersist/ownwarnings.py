@@ -34,17 +34,15 @@ def install(patches: Patches) -> None:
     """Keep the blocks of tasks apart from now on."""
     if sys.version_info >= (3, 14):
         return  # written in another way there, and has contexts of its own to be switched on
-    module: Any = warnings
     give_class(warnings, {name: _attribute(name) for name in NAMES}, patches)
     for name, replacement in (
         ("_add_filter", _add_filter),
         ("resetwarnings", _resetwarnings),
         ("_showwarnmsg", _showwarnmsg),
     ):
-        patches.set(module, name, replacement(getattr(module, name)))
-    block = warnings.catch_warnings
-    patches.set(block, "__enter__", _enter(block.__enter__))
-    patches.set(block, "__exit__", _exit(block.__exit__))
+        patches.replace(warnings, name, replacement)
+    patches.replace(warnings.catch_warnings, "__enter__", _enter)
+    patches.replace(warnings.catch_warnings, "__exit__", _exit)
 
 
 def _attribute(name: str) -> property:

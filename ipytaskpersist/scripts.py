@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from IPython.core import interactiveshell
 from IPython.utils.syspathcontext import prepended_to_syspath
 
 from ipytaskpersist.active import active_task
@@ -36,8 +35,10 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
     seen: Any = SeenSystem(SeenModules(shell, patches))
     patches.set(execution, "sys", seen)
     patches.set(runpy, "sys", seen)
-    patches.set(interactiveshell, "prepended_to_syspath", OnPath)
-    patches.set(shell, "new_main_mod", _new_main_mod(shell.new_main_mod))
+    folders = Folders()
+    patches.replace(prepended_to_syspath, "__enter__", folders.entering)
+    patches.replace(prepended_to_syspath, "__exit__", folders.leaving)
+    patches.replace(shell, "new_main_mod", _new_main_mod)
 
 
 class SeenSystem:
@@ -139,29 +140,43 @@ def module_of_caller(main: MainModule) -> ModuleType:
     return script.get() or vars_of(main)["notebook"]
 
 
-class OnPath(prepended_to_syspath):
-    """A folder stands at the beginning of ``sys.path`` while any script of it runs."""
+class Folders:
+    """The folders that stand at the beginning of ``sys.path`` while any script of them runs."""
 
-    _lock = Lock()
-    _users: ClassVar[Counter[str]] = Counter()
-    _added: ClassVar[set[str]] = set()
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._users = Counter[str]()
+        self._added = set[str]()
 
-    def __enter__(self) -> Any:
-        with self._lock:
-            if self.dir not in sys.path:
-                sys.path.insert(0, self.dir)
-                self._added.add(self.dir)
-            self._users[self.dir] += 1
-        return self
+    def entering(self, _plain: Callable[..., Any]) -> Callable[..., Any]:
+        """Have a script stand with those that run already."""
 
-    def __exit__(self, *_raised: object) -> Any:
-        with self._lock:
-            self._users[self.dir] -= 1
-            if not self._users[self.dir] and self.dir in self._added:
-                self._added.discard(self.dir)
-                if self.dir in sys.path:
-                    sys.path.remove(self.dir)
-        return False
+        def __enter__(block: Any) -> Any:
+            with self._lock:
+                block.added = block.dir not in sys.path
+                if block.added:
+                    sys.path.insert(0, block.dir)
+                    self._added.add(block.dir)
+                self._users[block.dir] += 1
+            return block
+
+        return __enter__
+
+    def leaving(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """Take a folder away with the last script of it."""
+
+        def __exit__(block: Any, *raised: object) -> Any:
+            with self._lock:
+                if not self._users[block.dir]:  # it has begun before the extension was there
+                    return plain(block, *raised)
+                self._users[block.dir] -= 1
+                if not self._users[block.dir] and block.dir in self._added:
+                    self._added.discard(block.dir)
+                    if block.dir in sys.path:
+                        sys.path.remove(block.dir)
+            return False
+
+        return __exit__
 
 
 def _new_main_mod(plain: Callable[..., ModuleType]) -> Callable[..., ModuleType]:

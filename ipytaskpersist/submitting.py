@@ -80,14 +80,12 @@ OF_FOREGROUND = Context().run(Submitter.here)
 
 def install(patches: Patches) -> None:
     """Take submitters along from now on."""
-    item: Any = _WorkItem
-    patches.set(item, "__init__", _noting(item.__init__))
-    patches.set(item, "run", _as_submitted(item.run))
-    patches.set(Future, "add_done_callback", _add_done_callback(Future.add_done_callback))
+    patches.replace(_WorkItem, "__init__", _noting)
+    patches.replace(_WorkItem, "run", _as_submitted)
+    patches.replace(Future, "add_done_callback", _add_done_callback)
     for kind in (Queue, PriorityQueue, LifoQueue):
-        queue: Any = kind
-        patches.set(queue, "_put", _put(queue._put))
-        patches.set(queue, "_get", _get(queue._get))
+        patches.replace(kind, "_put", _put)
+        patches.replace(kind, "_get", _get)
     after_import(ROUTES, patches)
 
 
@@ -174,12 +172,14 @@ def _add_done_callback(plain: Plain) -> Plain:
 
 
 def _route_executor(module: Any, patches: Patches) -> None:
-    plain = module._WorkItem.__init__
+    patches.replace(module._WorkItem, "__init__", _carrying)
 
+
+def _carrying(plain: Plain) -> Plain:
     def __init__(self: Any, future: Any, fn: Any, args: Any, kwargs: Any) -> None:
         plain(self, future, fn, Carried(args, Submitter.here()), kwargs)
 
-    patches.set(module._WorkItem, "__init__", __init__)
+    return __init__
 
 
 # Pools of multiprocessing, of threads and of processes.
@@ -187,12 +187,11 @@ def _route_executor(module: Any, patches: Patches) -> None:
 
 def _route_pool(module: Any, patches: Patches) -> None:
     for kind in (module.ApplyResult, module.MapResult):
-        patches.set(kind, "_set", _as_submitted(kind._set))
-    patches.set(module.ApplyResult, "__init__", _noting(module.ApplyResult.__init__))
-    pool = module.Pool
-    patches.set(pool, "apply_async", _apply_async(pool.apply_async))
-    name = "_guarded_task_generation"
-    patches.set(pool, name, _task_generation(getattr(pool, name)))
+        patches.replace(kind, "_set", _as_submitted)
+    patches.replace(module.ApplyResult, "__init__", _noting)
+    patches.replace(module.Pool, "apply_async", _apply_async)
+    # The code of a generator would not run before its first value is asked for, by another thread.
+    patches.stand_in(module.Pool, "_guarded_task_generation", _task_generation)
 
 
 def _apply_async(plain: Plain) -> Plain:
@@ -296,38 +295,49 @@ _records: WeakKeyDictionary[Any, Submitter] = WeakKeyDictionary()
 
 
 def _route_listener(module: Any, patches: Patches) -> None:
-    plain_enqueue, plain_handle = module.QueueHandler.enqueue, module.QueueListener.handle
+    patches.replace(module.QueueHandler, "enqueue", _enqueue)
+    patches.replace(module.QueueListener, "handle", _handle)
 
+
+def _enqueue(plain: Plain) -> Plain:
     def enqueue(self: Any, record: Any) -> None:
         _records[record] = Submitter.here()
-        plain_enqueue(self, record)
+        plain(self, record)
 
+    return enqueue
+
+
+def _handle(plain: Plain) -> Plain:
     def handle(self: Any, record: Any) -> None:
         with (_records.pop(record, None) or Submitter.here()).at_work():
-            plain_handle(self, record)
+            plain(self, record)
 
-    patches.set(module.QueueHandler, "enqueue", enqueue)
-    patches.set(module.QueueListener, "handle", handle)
+    return handle
 
 
 def _route_bars(module: Any, patches: Patches) -> None:
     """One thread redraws the bars of all that seem to stand still."""
-    bar = module.tqdm
-    plain_new, plain_refresh = bar.__new__, bar.refresh
+    patches.replace(module.tqdm, "__new__", _new_bar)
+    patches.replace(module.tqdm, "refresh", _refresh)
 
+
+def _new_bar(plain: Plain) -> Plain:
     def __new__(cls: Any, *args: Any, **options: Any) -> Any:
-        made = plain_new(cls, *args, **options)
+        made = plain(cls, *args, **options)
         setattr(made, SUBMITTER, Submitter.here())
         return made
 
-    def refresh(self: Any, nolock: bool = False, lock_args: Any = None) -> Any:
-        is_seen_to = threading.current_thread() is self.monitor
-        plain = as_made if is_seen_to else plain_refresh
-        return plain(self, nolock, lock_args)
+    return __new__
 
-    as_made = _as_submitted(plain_refresh)
-    patches.set(bar, "__new__", staticmethod(__new__))
-    patches.set(bar, "refresh", refresh)
+
+def _refresh(plain: Plain) -> Plain:
+    as_made = _as_submitted(plain)
+
+    def refresh(self: Any, *args: Any, **options: Any) -> Any:
+        is_seen_to = threading.current_thread() is self.monitor
+        return (as_made if is_seen_to else plain)(self, *args, **options)
+
+    return refresh
 
 
 ROUTES = {

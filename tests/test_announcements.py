@@ -155,10 +155,10 @@ def test_unloading_ends_the_announcements(start: Callable[..., IPython], state_d
     terminal.run("%bg_list")
     terminal.run("%background 1")
     all_ended(state_dir, 2)
-    terminal.run("before = get_ipython().prompt_for_code.__qualname__")
+    terminal.run("code = lambda: get_ipython().prompt_for_code.__code__.co_consts")
+    assert "Announcements" in terminal.run("code()")
     terminal.run("%unload_ext ipytaskpersist")
-    assert "Announcements" in terminal.run("before")
-    assert "Announcements" not in terminal.run("get_ipython().prompt_for_code.__qualname__")
+    assert "Announcements" not in terminal.run("code()")
 
 
 def test_a_notebook_has_cards_and_no_announcements(kernel: NotebookKernel) -> None:

@@ -237,14 +237,16 @@ import builtins, os, subprocess, sys, threading, time
 def look():
     shell = get_ipython()
     def function(method):
-        return getattr(method, "__func__", method)
+        plain = getattr(method, "__func__", method)
+        return id(plain), getattr(plain, "__code__", None)
     names = [thread.name for thread in threading.enumerate()]
     return {
-        "stdout": type(sys.stdout), "stderr": type(sys.stderr), "sleep": time.sleep,
-        "start": threading.Thread.start, "fork": os.fork, "input": builtins.input,
-        "handles": subprocess.Popen._get_handles, "tee": function(shell._tee),
+        "stdout": type(sys.stdout), "stderr": type(sys.stderr),
+        "sleep": function(time.sleep), "start": function(threading.Thread.start),
+        "fork": function(os.fork), "input": function(builtins.input),
+        "handles": function(subprocess.Popen._get_handles), "tee": function(shell._tee),
         "error": function(shell._showtraceback), "run_cell": function(shell.run_cell),
-        "prompt": sys.modules["IPython.terminal.interactiveshell"].patch_stdout,
+        "prompt": function(sys.modules["IPython.terminal.interactiveshell"].patch_stdout),
         "asking": function(shell.prompt_for_code), "completion": [*shell.Completer.custom_matchers],
         "publish": function(shell.display_pub.publish),
         "workers": [name for name in names if name.startswith("background ")],
@@ -272,8 +274,8 @@ def test_unloading_puts_the_terminal_back(
     terminal.run("%unload_ext ipytaskpersist")
     terminal.run("_ = [time.sleep(.01) for n in range(300) if changed()]")
     assert "changed: []" in terminal.run("print('chan'+'ged:', changed())")
-    plain = "print('wri'+'te', sys.stdout.write.__qualname__)"
-    assert "routed_write" not in terminal.run(plain)
+    plain = "print('wri'+'te', type(sys.stdout.write).__module__)"
+    assert "ipytaskpersist" not in terminal.run(plain)
     assert "printed as ever" in terminal.run("print('printed as '+'ever')")
 
 
