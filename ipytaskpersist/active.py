@@ -180,6 +180,8 @@ class Foreground:
         self.tasks: set[ActiveTask] = set()
         self.settle: Callable[[], None] = _nothing_arrives
         """Waits until what has been written to the file descriptors so far has been read."""
+        self.drain: Callable[[], None] = _nothing_arrives
+        """Shows what the foreground's workers have printed so far."""
 
     def begin_task(self, task: ActiveTask) -> None:
         """A task begins to run."""
@@ -211,6 +213,7 @@ class Foreground:
             self._be_busy(was_busy)
 
     def _be_busy(self, is_busy: bool) -> None:
+        self.drain()
         if self.tasks and is_busy is not self.is_busy:
             self.settle()
         self.is_busy = is_busy
@@ -255,15 +258,9 @@ class Submitter:
         active_task.set(self.task)
         redirects.set(self.redirects)
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Let the calling thread work for the submitter."""
-        task, sent = active_task.set(self.task), redirects.set(self.redirects)
-        try:
-            yield
-        finally:
-            redirects.reset(sent)
-            active_task.reset(task)
+    def at_work(self) -> _AtWork:
+        """Let the calling thread work for the submitter in a block."""
+        return _AtWork(self)
 
     def context(self) -> Context:
         """A new context for the submitter's code, which begins with nothing else set.
@@ -273,6 +270,23 @@ class Submitter:
         context = Context()
         context.run(self.take_over)
         return context
+
+
+class _AtWork:
+    """A class, because a generator would take thrice as long for each piece of work."""
+
+    __slots__ = ("_redirects", "_submitter", "_task")
+
+    def __init__(self, submitter: Submitter) -> None:
+        self._submitter = submitter
+
+    def __enter__(self) -> None:
+        self._task = active_task.set(self._submitter.task)
+        self._redirects = redirects.set(self._submitter.redirects)
+
+    def __exit__(self, *_error: object) -> None:
+        redirects.reset(self._redirects)
+        active_task.reset(self._task)
 
 
 def start_outside(thread: threading.Thread) -> bool:

@@ -20,9 +20,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ipytaskpersist import arrival
-from ipytaskpersist.active import ActiveTask, Submitter, active_task
+from ipytaskpersist.active import FOREGROUND, ActiveTask, Submitter, active_task
 from ipytaskpersist.afterimport import after_import
-from ipytaskpersist.children import DESCRIPTORS
+from ipytaskpersist.capture.watchers import WATCHERS
+from ipytaskpersist.children import DESCRIPTORS, Children, ForegroundStreams
 from ipytaskpersist.patches import Patches
 
 Plain = Callable[..., Any]
@@ -34,43 +35,57 @@ OWNERS = "_ipytaskpersist_owners"
 
 def install(patches: Patches) -> None:
     """Take submitters along from now on."""
-    item: Any = _WorkItem
-    patches.set(item, "__init__", _noting(item.__init__))
-    patches.set(item, "run", _as_submitted(item.run))
-    patches.set(Future, "add_done_callback", _add_done_callback(Future.add_done_callback))
+    _replace(patches, _WorkItem, "__init__", _noting)
+    _replace(patches, _WorkItem, "run", _as_submitted)
+    _replace(patches, Future, "add_done_callback", _add_done_callback)
     for kind in (Queue, PriorityQueue, LifoQueue):
-        queue: Any = kind
-        patches.set(queue, "_put", _put(queue._put))
-        patches.set(queue, "_get", _get(queue._get))
+        _replace(patches, kind, "_put", _put)
+        _replace(patches, kind, "_get", _get)
     after_import(ROUTES, patches)
+
+
+def _replace(patches: Patches, owner: Any, name: str, make: Callable[[Plain], Plain]) -> None:
+    patches.set(owner, name, make(getattr(owner, name)))
 
 
 def install_for_processes(patches: Patches) -> None:
     """Have work that goes to other processes say where the calling one reads."""
-    _Paths.foreground = arrival.streams_of(DESCRIPTORS.values())
-    _Paths.owner = os.getpid()
-    patches.on_undo(_Paths.forget)
+    global _reading
+    _reading = _Reading()
+    patches.on_undo(_reading.close)
 
 
-class _Paths:
-    """How worker processes find what this process reads."""
+class _Reading:
+    """Where worker processes find what this process reads."""
 
-    foreground: arrival.Streams = ()
-    owner = 0
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._kernel = arrival.streams_of(DESCRIPTORS.values())
+        self._foreground: Children | None = None
+        if WATCHERS.are_there:
+            # What arrives on the kernel's own descriptors says nothing of whose it is, and is taken
+            # to be a task's while that alone runs.
+            streams: Any = ForegroundStreams()
+            self._foreground = Children(streams)
+            FOREGROUND.drain = self._foreground.drain
 
-    @classmethod
-    def forget(cls) -> None:
-        """Tell no more."""
-        cls.foreground = ()
+    def close(self) -> None:
+        """Say nothing more. What is printed there until its writers have ended is shown."""
+        self._kernel = ()
+        if self._foreground is not None:
+            self._foreground.close()
 
-    @classmethod
-    def of(cls, task: ActiveTask | None) -> tuple[arrival.Streams, arrival.Streams]:
-        """Where what a task has submitted is to print, and the foreground's own."""
-        if os.getpid() != cls.owner:  # in a fork, whose own workers print where it does
-            return (), ()
-        if task is None or task.has_ended or not cls.foreground:
-            return cls.foreground, cls.foreground
-        return arrival.streams_of(map(task.children.stream, DESCRIPTORS)), cls.foreground
+    def ways_of(self, task: ActiveTask | None) -> tuple[arrival.Streams, ...]:
+        """Where what a task has submitted is to print, or else, the best first."""
+        if os.getpid() != self._owner or not self._kernel:
+            return ()  # also in a fork, whose own workers print where it does
+        own = None if task is None or task.has_ended else task.children
+        readers = [each for each in (own, self._foreground) if each is not None]
+        streams = [arrival.streams_of(map(each.stream, DESCRIPTORS)) for each in readers]
+        return *streams, self._kernel
+
+
+_reading: _Reading | None = None
 
 
 class Carried:
@@ -91,7 +106,8 @@ class Carried:
         return iter(self._args)
 
     def __reduce__(self) -> Any:
-        return arrival.arrive, (self._args, *_Paths.of(self._submitter.task))
+        ways = () if _reading is None else _reading.ways_of(self._submitter.task)
+        return arrival.arrive, (self._args, *ways)
 
 
 # Executors.
@@ -128,25 +144,25 @@ def _add_done_callback(plain: Plain) -> Plain:
 
 
 def _route_executor(module: Any, patches: Patches) -> None:
-    plain = module._WorkItem.__init__
+    _replace(patches, module._WorkItem, "__init__", _carrying)
 
+
+def _carrying(plain: Plain) -> Plain:
     def __init__(self: Any, future: Any, fn: Any, args: Any, kwargs: Any) -> None:
         plain(self, future, fn, Carried(args, Submitter.here()), kwargs)
 
-    patches.set(module._WorkItem, "__init__", __init__)
+    return __init__
 
 
 # Pools of multiprocessing, of threads and of processes.
 
 
 def _route_pool(module: Any, patches: Patches) -> None:
-    for kind in (module.ApplyResult, module.MapResult):
-        patches.set(kind, "_set", _as_submitted(kind._set))
-    patches.set(module.ApplyResult, "__init__", _noting(module.ApplyResult.__init__))
-    pool = module.Pool
-    patches.set(pool, "apply_async", _apply_async(pool.apply_async))
-    name = "_guarded_task_generation"
-    patches.set(pool, name, _task_generation(getattr(pool, name)))
+    _replace(patches, module.ApplyResult, "__init__", _noting)
+    _replace(patches, module.ApplyResult, "_set", _as_submitted)
+    _replace(patches, module.MapResult, "_set", _as_submitted)
+    _replace(patches, module.Pool, "apply_async", _apply_async)
+    _replace(patches, module.Pool, "_guarded_task_generation", _task_generation)
 
 
 def _apply_async(plain: Plain) -> Plain:
@@ -250,38 +266,49 @@ _records: WeakKeyDictionary[Any, Submitter] = WeakKeyDictionary()
 
 
 def _route_listener(module: Any, patches: Patches) -> None:
-    plain_enqueue, plain_handle = module.QueueHandler.enqueue, module.QueueListener.handle
+    _replace(patches, module.QueueHandler, "enqueue", _enqueue)
+    _replace(patches, module.QueueListener, "handle", _handle)
 
+
+def _enqueue(plain: Plain) -> Plain:
     def enqueue(self: Any, record: Any) -> None:
         _records[record] = Submitter.here()
-        plain_enqueue(self, record)
+        plain(self, record)
 
+    return enqueue
+
+
+def _handle(plain: Plain) -> Plain:
     def handle(self: Any, record: Any) -> None:
         with (_records.pop(record, None) or Submitter.here()).at_work():
-            plain_handle(self, record)
+            plain(self, record)
 
-    patches.set(module.QueueHandler, "enqueue", enqueue)
-    patches.set(module.QueueListener, "handle", handle)
+    return handle
 
 
 def _route_bars(module: Any, patches: Patches) -> None:
     """One thread redraws the bars of all that seem to stand still."""
-    bar = module.tqdm
-    plain_new, plain_refresh = bar.__new__, bar.refresh
+    _replace(patches, module.tqdm, "__new__", _new)
+    _replace(patches, module.tqdm, "refresh", _refresh)
 
+
+def _new(plain: Plain) -> Plain:
     def __new__(cls: Any, *args: Any, **options: Any) -> Any:
-        made = plain_new(cls, *args, **options)
+        made = plain(cls, *args, **options)
         setattr(made, SUBMITTER, Submitter.here())
         return made
 
-    def refresh(self: Any, nolock: bool = False, lock_args: Any = None) -> Any:
-        is_seen_to = threading.current_thread() is self.monitor
-        plain = as_made if is_seen_to else plain_refresh
-        return plain(self, nolock, lock_args)
+    return __new__
 
-    as_made = _as_submitted(plain_refresh)
-    patches.set(bar, "__new__", staticmethod(__new__))
-    patches.set(bar, "refresh", refresh)
+
+def _refresh(plain: Plain) -> Plain:
+    as_made = _as_submitted(plain)
+
+    def refresh(self: Any, nolock: bool = False, lock_args: Any = None) -> Any:
+        is_monitor = threading.current_thread() is self.monitor
+        return (as_made if is_monitor else plain)(self, nolock, lock_args)
+
+    return refresh
 
 
 ROUTES = {
