@@ -193,6 +193,8 @@ class Foreground:
         self.tasks: set[ActiveTask] = set()
         self.settle: Callable[[], None] = _nothing_arrives
         """Waits until what has been written to the file descriptors so far has been read."""
+        self.drain: Callable[[], None] = _nothing_arrives
+        """Shows what the foreground's workers have printed so far."""
 
     def begin_task(self, task: ActiveTask) -> None:
         """A task begins to run."""
@@ -224,6 +226,7 @@ class Foreground:
             self._be_busy(was_busy)
 
     def _be_busy(self, is_busy: bool) -> None:
+        self.drain()
         if self.tasks and is_busy is not self.is_busy:
             self.settle()
         self.is_busy = is_busy

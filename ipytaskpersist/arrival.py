@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Identity = tuple[int, int]
@@ -50,20 +50,21 @@ def have_given() -> None:
         _write_lines(descriptor)
 
 
-def arrive(args: Any, own: Streams, foreground: Streams) -> Any:
+def arrive(args: Any, *ways: Streams) -> Any:
     """In the worker: print where the submitter reads from now on. Returns the work's arguments.
 
-    Where the submitter reads no more, because its task has ended, the foreground does.
+    The first of the ways that is still there is taken; the last are the kernel's own streams, with
+    which a worker of the foreground has begun.
     """
-    for descriptor, stream, kernel in zip(NAMES, own, foreground, strict=False):
+    for descriptor, *streams in zip(NAMES, *ways, strict=False) if ways else ():
         try:
-            _turn(descriptor, stream, kernel)
+            _turn(descriptor, streams)
         except (OSError, ValueError):  # a descriptor that is closed: there is nothing to turn
             continue
     return args
 
 
-def _turn(descriptor: int, *streams: tuple[str, Identity]) -> None:
+def _turn(descriptor: int, streams: Sequence[tuple[str, Identity]]) -> None:
     """Have a descriptor write to the first of these that is still there."""
     here, kernel = identity_of(descriptor), streams[-1][1]
     if here not in (kernel, given.get(descriptor)):

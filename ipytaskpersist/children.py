@@ -254,18 +254,28 @@ class ForegroundStreams:
             stream.flush()
 
 
+def of_foreground() -> Children:
+    """The pipes of workers that do the foreground's work. None of their processes is a task's."""
+    streams: Any = ForegroundStreams()
+    return Children(streams, Mark(leftovers.GUARD, Kernel.own()), lambda: None)
+
+
 class Reader:
     """The thread that records what children print while their task's own thread is elsewhere."""
 
     def __init__(self) -> None:
         self._selector: selectors.BaseSelector | None = None
+        self._closed: list[selectors.BaseSelector] = []
         self._wake = -1
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """End the thread. What children print from now on is not recorded."""
+        """End the thread once all whose children it reads have ended: they must not block."""
         with self._lock:
-            wake, self._selector, self._wake = self._wake, None, -1
+            wake, self._wake = self._wake, -1
+            if self._selector is not None:
+                self._closed.append(self._selector)
+                self._selector = None
         if wake >= 0:
             os.close(wake)
 
@@ -281,9 +291,10 @@ class Reader:
 
     def forget(self, descriptor: int) -> None:
         """Stop watching a file descriptor that is about to be closed."""
-        if self._selector is not None:
-            with suppress(KeyError, ValueError):
-                self._selector.unregister(descriptor)
+        for selector in (self._selector, *self._closed):
+            if selector is not None:
+                with suppress(KeyError, ValueError, RuntimeError):
+                    selector.unregister(descriptor)
 
     def _start(self) -> bool:
         """Start the thread. Returns False when none can be started."""
@@ -302,18 +313,16 @@ class Reader:
         self._selector, self._wake = selector, wake
         return True
 
-    @staticmethod
-    def _run(selector: selectors.BaseSelector, wake: int) -> None:
-        is_open = True
-        while is_open:
+    def _run(self, selector: selectors.BaseSelector, wake: int) -> None:
+        while selector.get_map():
             for key, _events in selector.select():
                 if key.data is not None:
                     key.data.drain()
-                else:
-                    # Its other end is closed when the reader is to end.
-                    is_open = bool(os.read(wake, READ_BYTES))
+                elif not os.read(wake, READ_BYTES):  # its other end is closed
+                    selector.unregister(wake)
+                    os.close(wake)
+        self._closed.remove(selector)
         selector.close()
-        os.close(wake)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, which has no copy of the thread."""

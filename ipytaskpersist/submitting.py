@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.thread import _WorkItem
-from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +21,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ipytaskpersist import arrival
-from ipytaskpersist.active import ActiveTask, active_task
+from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
 from ipytaskpersist.afterimport import after_import
-from ipytaskpersist.children import DESCRIPTORS
+from ipytaskpersist.capture.watchers import WATCHERS
+from ipytaskpersist.children import DESCRIPTORS, Children, of_foreground
 from ipytaskpersist.ownstate import CARRIED
 from ipytaskpersist.patches import Patches
 
@@ -54,15 +54,9 @@ class Submitter:
         for variable, value in zip(CARRIED, self.carried, strict=True):
             variable.set(value)
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Let the calling thread work for the submitter."""
-        before = Submitter.here()
-        self.take_over()
-        try:
-            yield
-        finally:
-            before.take_over()
+    def at_work(self) -> _AtWork:
+        """Let the calling thread work for the submitter in a block."""
+        return _AtWork(self)
 
     def context(self) -> Context:
         """A new context for the submitter's code, which begins with nothing else set.
@@ -72,6 +66,22 @@ class Submitter:
         context = Context()
         context.run(self.take_over)
         return context
+
+
+class _AtWork:
+    """A class, because a generator would take thrice as long for each piece of work."""
+
+    __slots__ = ("_before", "_submitter")
+
+    def __init__(self, submitter: Submitter) -> None:
+        self._submitter = submitter
+
+    def __enter__(self) -> None:
+        self._before = Submitter.here()
+        self._submitter.take_over()
+
+    def __exit__(self, *_error: object) -> None:
+        self._before.take_over()
 
 
 OF_FOREGROUND = Context().run(Submitter.here)
@@ -91,30 +101,41 @@ def install(patches: Patches) -> None:
 
 def install_for_processes(patches: Patches) -> None:
     """Have work that goes to other processes say where the calling one reads."""
-    _Paths.foreground = arrival.streams_of(DESCRIPTORS.values())
-    _Paths.owner = os.getpid()
-    patches.on_undo(_Paths.forget)
+    global _reading
+    _reading = _Reading()
+    patches.on_undo(_reading.close)
 
 
-class _Paths:
-    """How worker processes find what this process reads."""
+class _Reading:
+    """Where worker processes find what this process reads."""
 
-    foreground: arrival.Streams = ()
-    owner = 0
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._kernel = arrival.streams_of(DESCRIPTORS.values())
+        self._foreground: Children | None = None
+        if WATCHERS.are_there:
+            # What arrives on the kernel's own descriptors says nothing of whose it is, and is taken
+            # to be a task's while that alone runs.
+            self._foreground = of_foreground()
+            FOREGROUND.drain = self._foreground.drain
 
-    @classmethod
-    def forget(cls) -> None:
-        """Tell no more."""
-        cls.foreground = ()
+    def close(self) -> None:
+        """Say nothing more. What is printed there until its writers have ended is shown."""
+        self._kernel = ()
+        if self._foreground is not None:
+            self._foreground.close()
 
-    @classmethod
-    def of(cls, task: ActiveTask | None) -> tuple[arrival.Streams, arrival.Streams]:
-        """Where what a task has submitted is to print, and the foreground's own."""
-        if os.getpid() != cls.owner:  # in a fork, whose own workers print where it does
-            return (), ()
-        if task is None or task.has_ended or not cls.foreground:
-            return cls.foreground, cls.foreground
-        return arrival.streams_of(map(task.children.stream, DESCRIPTORS)), cls.foreground
+    def ways_of(self, task: ActiveTask | None) -> tuple[arrival.Streams, ...]:
+        """Where what a task has submitted is to print, or else, the best first."""
+        if os.getpid() != self._owner or not self._kernel:
+            return ()  # also in a fork, whose own workers print where it does
+        own = None if task is None or task.has_ended else task.children
+        readers = [each for each in (own, self._foreground) if each is not None]
+        streams = [arrival.streams_of(map(each.stream, DESCRIPTORS)) for each in readers]
+        return *streams, self._kernel
+
+
+_reading: _Reading | None = None
 
 
 class Carried:
@@ -135,7 +156,8 @@ class Carried:
         return iter(self._args)
 
     def __reduce__(self) -> Any:
-        return arrival.arrive, (self._args, *_Paths.of(self._submitter.task))
+        ways = () if _reading is None else _reading.ways_of(self._submitter.task)
+        return arrival.arrive, (self._args, *ways)
 
 
 # Executors.

@@ -14,6 +14,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from logging.handlers import QueueHandler, QueueListener
@@ -38,6 +39,13 @@ def fail(word: str) -> None:
 def say_when(descriptor: int, word: str) -> None:
     """Say it once one byte can be read."""
     os.read(descriptor, 1)
+    say(word)
+
+
+def say_once(path: str, word: str) -> None:
+    """Say it once a file is there."""
+    while not os.path.exists(path):  # noqa: PTH110
+        time.sleep(0.01)
     say(word)
 
 

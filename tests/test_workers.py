@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jobs
@@ -127,6 +127,35 @@ def test_what_a_task_leaves_behind_prints_in_the_foreground(notebook: NotebookKe
     notebook.take_until(lambda: words_of(streams_of(cell)) >= words, 30, "what comes late")
     assert notebook.run("%bg_output late").text == before
     assert words_of(before) == set()
+
+
+def test_what_a_cell_leaves_working_is_the_foregrounds_though_a_task_runs_alone(
+    notebook: NotebookKernel,
+) -> None:
+    """Also from processes, which write to descriptors that no line of it says whose it is."""
+    cell = notebook.run(
+        "import concurrent.futures, multiprocessing.pool\n"
+        "for kind in ('fork', 'spawn'):\n"
+        "    pool = multiprocessing.get_context(kind).Pool(1)\n"
+        "    pool.apply_async(jobs.say_once, ('now.txt', kind))\n"
+        "    globals()[f'{kind}_pool'] = pool"
+    )
+    (notebook.cwd / "now.txt").touch()
+    notebook.take_until(lambda: words_of(streams_of(cell)) >= {"fork", "spawn"}, 60, "both")
+    assert not words_of(notebook.run("%bg_output 1").text) & {"fork", "spawn"}
+
+
+def test_workers_of_tasks_print_on_once_the_extension_is_unloaded(
+    make_kernel: Callable[..., NotebookKernel],
+) -> None:
+    """More than a pipe holds, which somebody has to read."""
+    kernel = make_kernel()
+    kernel.run(
+        "%%background\nimport multiprocessing\npool = multiprocessing.Pool(1)\npool.apply(id, (1,))"
+    )
+    assert "completed" in kernel.run("%bg_wait").text
+    cell = kernel.run("%unload_ext ipytaskpersist\npool.apply(print, ('x' * 300_000,))")
+    kernel.take_until(lambda: streams_of(cell).count("x") == 300_000, 30, "all that was printed")
 
 
 def test_a_worker_that_prints_to_a_file_of_its_own_is_left_alone(notebook: NotebookKernel) -> None:

@@ -106,6 +106,11 @@ class Watchers:
         """Forget one."""
         del self._of_thread[watcher.thread.ident]
 
+    @property
+    def are_there(self) -> bool:
+        """Whether this process's file descriptors are watched."""
+        return bool(self._of_thread)
+
     def of_thread(self, thread_id: int) -> Watcher | None:
         """The watcher whose thread this is, if it is one's."""
         return self._of_thread.get(thread_id)
