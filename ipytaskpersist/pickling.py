@@ -73,6 +73,8 @@ def _pickler_class() -> Any:
             self._marked: dict[int, tuple[Any, Any]] = {}
             """What has a persistent id, by its `id`, with that of pickle's."""
             self._by_value: list[ModuleType] = []
+            self._contents: set[int] = set()
+            """Each is the `id` of the content of a module that is taken by value."""
             if self._shell is not None:
                 self._mark(self._shell, SHELL_ID)
             for pid, function in _FUNCTIONS.items():
@@ -108,7 +110,9 @@ def _pickler_class() -> Any:
                 return self._module(value)
             if kind is FunctionType or issubclass(kind, type):
                 name = getattr(value, "__qualname__", "")
-                return self._from_file(value, name) or super().reducer_override(value)
+                return self._from_file(value, name) or self._of_module(
+                    value, super().reducer_override(value)
+                )
             if kind in NOT_AT_ALL:
                 return NOT_AT_ALL[kind](value)
             if _is_plain(kind):
@@ -145,6 +149,7 @@ def _pickler_class() -> Any:
         def _take_by_value(self, module: ModuleType) -> None:
             if id(vars(module)) not in self.globals_ref:
                 self._share_globals(vars(module), module.__name__, (GLOBALS_ID, module))
+                self._contents.add(id(vars(module)))
             if sys.modules.get(module.__name__) is module and module not in self._by_value:
                 cloudpickle.register_pickle_by_value(module)
                 self._by_value.append(module)
@@ -160,6 +165,15 @@ def _pickler_class() -> Any:
             elif isinstance(place, FromFile) and is_in(module, name, value):
                 return attrgetter(name), (module,)
             return None
+
+        def _of_module(self, value: Any, reduced: Any) -> Any:
+            """A function without its globals, where these are the content of a module: that goes
+            along by itself, and is not changed where there is such a module."""
+            is_shared = type(value) is FunctionType and id(value.__globals__) in self._contents
+            if is_shared and isinstance(reduced, tuple):
+                _attributes, slots = reduced[2]
+                slots["__globals__"] = {}
+            return reduced
 
         def _named(self, value: Any, name: str) -> Any:
             """What reduces to its name."""

@@ -132,12 +132,12 @@ REASONS = [
 
 def test_a_task_ends_whatever_its_value_does_while_it_is_pickled(notebook: Notebook) -> None:
     for number, reason in enumerate(REASONS):
-        task = notebook.task(f"Unpicklable(errors()[{number}]);")
+        task = notebook.task(f"Unpicklable(errors()[{number}])")
         assert (task["state"], task["exit_code"]) == ("completed", 0), reason
         assert notebook.value_of(task).problem == reason
     liar = "class Liar:\n    __class__ = property(lambda self: 1 / 0)\nLiar();"
     assert notebook.task(liar)["state"] == "completed"
-    task = notebook.task("Endless();")
+    task = notebook.task("Endless()")
     assert "recursion" in str(notebook.value_of(task).problem)
 
 
@@ -145,7 +145,8 @@ def test_a_task_ends_whatever_its_value_does_when_it_is_shown(notebook: Notebook
     for number in range(len(REASONS)):
         for quiet in ("", ";"):
             notebook.task(f"Unshowable(errors()[{number}]){quiet}")
-    task = notebook.task("Unshowable(errors()[0]);")
+    notebook.kernel.run("ipytaskpersist.submit(Unshowable, errors()[0])")
+    task = notebook.ended()
     assert task["state"] == "completed"
     assert notebook.value_of(task).text == "<Unshowable whose repr raised SystemExit>"
 
@@ -174,7 +175,7 @@ def test_a_cancellation_ends_a_task_whose_value_takes_for_ever(
 ) -> None:
     for runner in ("--thread", "--process"):
         mark = tmp_path / runner
-        notebook.kernel.run(f"%%background {runner}\nSleeps({str(mark)!r});")
+        notebook.kernel.run(f"%%background {runner}\nSleeps({str(mark)!r})")
         until(mark.exists, message="its value is being pickled")
         notebook.kernel.run("%bg_cancel")
         assert notebook.ended()["state"] == "cancelled"
@@ -195,16 +196,17 @@ def test_a_process_names_what_it_could_not_keep_and_keeps_the_rest(notebook: Not
         "kept": None,
         "same": None,
     }
-    text = notebook.kernel.run("print(kept)").text
-    assert "SystemExit: os._exit(0) was called" in text
-    assert text.endswith("yes\n")
+    cell = notebook.kernel.run("print(kept)")
+    assert "SystemExit: os._exit(0) was called" in cell.stream("stderr")
+    assert cell.stream("stdout").endswith("yes\n")
 
 
 def test_what_cannot_be_loaded_is_named_and_the_rest_is_there(notebook: Notebook) -> None:
     lines = [f"bad_{number} = Unloadable({number})" for number in range(len(REASONS))]
     notebook.task("\n".join([*lines, "late = 'there'", "Unloadable(0)"]), "--process named")
-    said = notebook.kernel.run("print(late)").text
-    assert said.endswith("there\n")
+    cell = notebook.kernel.run("print(late)")
+    assert cell.stream("stdout").endswith("there\n")
+    said = cell.stream("stderr")
     for number, reason in enumerate(REASONS):
         assert f"bad_{number} is not (" in said
         assert f"({reason})" in said
@@ -225,7 +227,7 @@ def test_a_process_that_cannot_load_what_it_is_given_fails_and_says_so(notebook:
     notebook.kernel.run("given = Unloadable(1)")
     task = notebook.task("print(given)", "--process")
     assert (task["state"], task["exit_code"]) == ("failed", 1)
-    assert task["reason"] == "what it was given cannot be unpickled (SystemExit)"
+    assert task["reason"] == "given, which it was given, cannot be unpickled (SystemExit)"
 
 
 def test_a_task_that_was_hostile_leaves_the_kernel_well(notebook: Notebook) -> None:
