@@ -48,7 +48,11 @@ def words_of(text: str) -> set[str]:
 
 def streams_of(cell: Cell) -> str:
     """What a cell has printed: the card of a task in it shows the task's last line."""
-    return "".join(each.text for each in cell.outputs if each.output_type == "stream")
+    texts = {"stdout": "", "stderr": ""}
+    for each in cell.outputs:
+        if each.output_type == "stream":
+            texts[each.name] += each.text  # a kernel may cut a line in two
+    return "\n".join(texts.values())
 
 
 def code(maker: str, names: set[str], word: str) -> str:
