@@ -24,9 +24,9 @@ from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.errors import TaskExit
 from ipytaskpersist.patches import Patches
 
-NO_BACKEND = (
-    "{magic} cannot change the backend of the notebook from background task {label}; "
-    "choose it in a foreground cell, or add --process"
+NO_WINDOWS = (
+    "{magic} cannot start an event loop of windows for background task {label}; "
+    "start it in a foreground cell, or add --process"
 )
 PROFILES_ALL = sys.version_info >= (3, 12)
 """Whether a profiler records the calls of all threads."""
@@ -55,7 +55,8 @@ def install_for_threads(shell: InteractiveShell, patches: Patches) -> None:
 
 
 def _install_exits(shell: Any, patches: Patches) -> None:
-    patches.replace(shell, "ask_exit", _ending)
+    if hasattr(shell, "ask_exit"):  # a shell without a front end has none
+        patches.replace(shell, "ask_exit", _ending)
     # In a task it takes a code, which a terminal's takes not.
     patches.stand_in(type(shell.exiter), "__call__", _ending)
     patches.replace(interactiveshell, "warn", _without_hint)
@@ -140,7 +141,7 @@ def _enable_gui(shell: Any, plain: Callable[..., None]) -> Callable[..., None]:
         if task is None:
             plain(gui)
         elif gui not in (None, getattr(shell, "active_eventloop", None)):
-            message = NO_BACKEND.format(magic="%gui", label=task.record.label)
+            message = NO_WINDOWS.format(magic="%gui", label=task.record.label)
             task.show_error("UsageError", message, [f"UsageError: {message}"])
 
     return enable_gui
@@ -149,28 +150,19 @@ def _enable_gui(shell: Any, plain: Callable[..., None]) -> Callable[..., None]:
 def _enable_matplotlib(shell: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
     def enable_matplotlib(gui: str | None = None) -> Any:
         task = active_task.get()
-        if task is not None and not _is_chosen(shell, gui):
-            raise UsageError(NO_BACKEND.format(magic="%matplotlib", label=task.record.label))
+        if task is not None and _starts_loop(shell, gui):
+            raise UsageError(NO_WINDOWS.format(magic="%matplotlib", label=task.record.label))
         return plain(gui)
 
     return enable_matplotlib
 
 
-def _is_chosen(shell: Any, gui: str | None) -> bool:
-    """Whether the notebook has this backend already, or none as yet and this one has no windows."""
-    import matplotlib as mpl
+def _starts_loop(shell: Any, gui: str | None) -> bool:
+    """Whether a backend needs an event loop of windows that does not run already."""
     from IPython.core import pylabtools
 
-    chosen = dict.get(mpl.rcParams, "backend")
-    loop, backend = pylabtools.find_gui_and_backend(gui, shell.pylab_gui_select)
-    if not isinstance(chosen, str):
-        return loop in (None, "inline")
-    return _short(backend) == _short(chosen)
-
-
-def _short(backend: str) -> str:
-    """The name of a backend, which may be that of a module."""
-    return backend.lower().removeprefix("module://").rpartition(".")[2].removeprefix("backend_")
+    loop, _backend = pylabtools.find_gui_and_backend(gui, shell.pylab_gui_select)
+    return loop not in (None, "inline", getattr(shell, "active_eventloop", None))
 
 
 def _run_with_profiler(plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from logging.handlers import QueueHandler, QueueListener
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import Any
 
 Use = Callable[[str], Any]
@@ -26,8 +27,8 @@ Use = Callable[[str], Any]
 
 def say(word: str) -> str:
     """Say a word in Python, on stderr, and by a command."""
-    print(f"prints {word}")
-    print(f"warns {word}", file=sys.stderr)
+    sys.stdout.write(f"prints {word}\n")  # in one piece, also with PYTHONUNBUFFERED
+    sys.stderr.write(f"warns {word}\n")
     subprocess.run(["echo", f"echoes {word}"], check=True)
     return word
 
@@ -44,7 +45,7 @@ def say_when(descriptor: int, word: str) -> None:
 
 def say_once(path: str, word: str) -> None:
     """Say it once a file is there."""
-    while not os.path.exists(path):  # noqa: PTH110
+    while not Path(path).exists():
         time.sleep(0.01)
     say(word)
 
@@ -176,8 +177,11 @@ def joblib_input() -> Use:
 
     parallel = joblib.Parallel(n_jobs=2, pre_dispatch=2)
     parallel(joblib.delayed(nothing)() for _ in range(4))
-    words = lambda word: [""] * 5 + [word]  # noqa: E731
-    given = lambda word: (word and say(word) for word in words(word))  # noqa: E731
+
+    def given(word: str) -> Iterator[str]:
+        yield from ["", "", "", ""]
+        yield say(word)
+
     return lambda word: parallel(joblib.delayed(nothing)(each) for each in given(word))
 
 
