@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,6 +161,11 @@ class Redirect:
             redirects.reset(token)
 
 
+_recent: deque[RoutedText] = deque(maxlen=256)
+"""Kept a while after the last use: up to Python 3.13 `print` holds no reference of its own to what
+it has found in ``sys.stdout``, and would crash when a redirection ends in another thread."""
+
+
 class RoutedText:
     """Stands in ``sys.stdout`` or ``sys.stderr``, and asks who prints and whether it redirects.
 
@@ -170,6 +176,7 @@ class RoutedText:
     def __init__(self, plain: Any, kind: OutputKind) -> None:
         self._plain = plain
         self._kind = kind
+        _recent.append(self)
 
     @property
     def _behind(self) -> Any:
