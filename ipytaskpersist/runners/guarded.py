@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -33,6 +34,8 @@ class Guarded:
         self._at_exit = at_exit
         self._lock = threading.Lock()
         self._is_there = False
+        self._is_closed = False
+        self._guard: subprocess.Popen[bytes] | None = None
         self.was_needed = False
         """Whether there has ever been something to guard."""
 
@@ -47,6 +50,17 @@ class Guarded:
         thread = threading.Thread(target=self._see, name="ipytaskpersist-guard", daemon=True)
         if not start_outside(thread):
             self._is_there = False
+
+    def close(self) -> None:
+        """Let the guard end, unless something is left that it is to end with this process."""
+        with self._lock:
+            self._is_closed = True
+            if self._guard is not None and not self._is_anything_left():
+                self._guard.terminate()
+
+    @staticmethod
+    def _is_anything_left() -> bool:
+        return bool(leftovers.find(leftovers.of_kernel(Kernel.own())))
 
     def _be_first_at_exit(self) -> None:
         """Have the processes ended before the interpreter waits for threads that wait for them,
@@ -64,7 +78,8 @@ class Guarded:
                 break
             with self._lock:
                 # What is started from now on waits for the lock, and then has another.
-                if not leftovers.find(leftovers.of_kernel(Kernel.own())):
+                self._guard = None
+                if not self._is_anything_left():
                     self._is_there = False
                     return
         self._is_there = False
@@ -78,5 +93,10 @@ class Guarded:
             guard = start_detached([*command, str(kernel), str(log)], os.environ, log)
         except (OSError, BackgroundError):
             return False
+        with self._lock:
+            self._guard = guard
+            is_closed = self._is_closed
+        if is_closed:  # meanwhile
+            self.close()
         guard.wait()
         return True

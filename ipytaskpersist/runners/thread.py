@@ -300,9 +300,10 @@ class ThreadRunner:
             keptwidgets.keep_now(task)
 
     def close(self) -> None:
-        """End the threads that wait for another task."""
+        """End the threads that wait for another task, and a guard that has nothing to guard."""
         while self._idle:
             self._idle.pop().retire()
+        self._guarded.close()
 
     def end_children(self) -> None:
         """End what the tasks have started: this process is about to end."""
