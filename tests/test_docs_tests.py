@@ -35,7 +35,7 @@ def place_of(file: str) -> Path:
     return ROOT / file if file.startswith("tests/") else TESTS / "security" / file
 
 
-def tests_in(file: Path) -> list[str]:
+def functions_in(file: Path) -> list[str]:
     functions = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     return [each.name for each in functions if isinstance(each, ast.FunctionDef)]
 
@@ -44,7 +44,7 @@ def is_there(file: str, pattern: str) -> bool:
     place = place_of(file)
     if pattern == "*" or not place.is_file():
         return pattern == "*" and place.exists()
-    return any(fnmatchcase(name, pattern) and name[:5] == "test_" for name in tests_in(place))
+    return any(fnmatchcase(name, pattern) and name[:5] == "test_" for name in functions_in(place))
 
 
 @pytest.mark.parametrize("page", [SECURITY, RELIABILITY], ids=lambda page: page.stem)

@@ -156,7 +156,7 @@ def test_loading_and_using_changes_what_these_tests_look_at(fresh: NotebookKerne
     fresh.run(LOAD + USE + LEAVE)
     _, before, after = looks(fresh)
     assert changes(before, after).keys() >= {
-        "stdout", "stderr", "Thread.start", "Executor.submit", "time.sleep", "os.fork",
+        "stdout", "stderr", "Thread.start", "time.sleep", "os.fork",
         "builtins.input", "capture.__enter__", "shell._showtraceback", "shell.run_cell",
         "display_pub.publish", "figures", "line magic bg_list", "cell magic background",
         "configurable BackgroundTasks", "kernel.do_shutdown",
