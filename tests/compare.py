@@ -147,7 +147,12 @@ def run_notebooks(
 
 def code_cells(path: Path) -> Iterator[CodeCell]:
     """The code cells of a notebook. The first finds no names of notebooks that ran before."""
-    yield CodeCell(path.stem, 0, "%reset_selective -f .\n__import__('gc').collect();", frozenset({"foreground"}))
+    yield CodeCell(
+        path.stem,
+        0,
+        "%reset_selective -f .\n__import__('gc').collect();",
+        frozenset({"foreground"}),
+    )
     for number, cell in enumerate(nbformat.read(path, as_version=4).cells, start=1):
         if cell.cell_type == "code":
             tags = frozenset(cell.metadata.get("tags", []))

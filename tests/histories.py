@@ -54,17 +54,23 @@ def add_task(
     name: str = "",
     state: TaskState = TaskState.COMPLETED,
     printed: bytes | None = None,
+    shown: Callable[[int], None] = lambda _key: None,
     **fields: Any,
 ) -> TaskRecord:
-    """One task in a state, in the way in which a runner brings it there."""
+    """One task in a state, in the way in which a runner brings it there.
+
+    `shown` adds its other outputs, while it may have some.
+    """
     task = store.tasks.insert(
         NewTask(session.notebook_key, session.id, name, "python", "thread", "print(1)", **fields)
     )
     if state is TaskState.PENDING:
+        shown(task.key)
         return task
     at = task.created_at.timestamp()
     store.tasks.start(task.key, at)
     _print(store, task, at, printed)
+    shown(task.key)
     if state.is_final:
         code = 0 if state is TaskState.COMPLETED else None
         store.tasks.end(task.key, state, None if code == 0 else "a reason", code, at + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from histories import add_task, begin_session
@@ -37,6 +38,19 @@ def _add(store: TaskStore, key: int, kind: OutputKind, content: object) -> None:
     store.outputs.append([NewOutput(key, kind, time.time(), data, 0, 0, 1, ONE_LINE).as_row()])
 
 
+def _show(store: TaskStore, key: int) -> None:
+    _add(store, key, OutputKind.STDERR, f"{ATTACK}\n".encode())
+    bundle = {
+        "text/plain": ATTACK, "text/html": MARKUP, "image/svg+xml": MARKUP,
+        ONE_LINE: ATTACK, "text/markdown": MARKUP, "application/javascript": "pwned()",
+    }  # fmt: skip
+    plain = {"text/plain": ATTACK, "text/html": MARKUP}
+    for data in (bundle, plain, {"text/plain": ATTACK}, {"image/png": MARKUP}):
+        _add(store, key, OutputKind.DISPLAY_DATA, {"data": data, "metadata": {}})
+    error = {"ename": ONE_LINE, "evalue": ATTACK, "traceback": [ATTACK, MARKUP]}
+    _add(store, key, OutputKind.ERROR, error)
+
+
 def make_hostile(state_dir: Path, path: str, tags: list[str] | None = None) -> list[str]:
     """Fill a store, and return the ids of its tasks: one for each way in which a task may be."""
     ids = []
@@ -51,23 +65,13 @@ def make_hostile(state_dir: Path, path: str, tags: list[str] | None = None) -> l
         for place, state in ((others, TaskState.FAILED), *((session, each) for each in TaskState)):
             task = add_task(
                 store, place, state=state, name=ONE_LINE, printed=f"{ATTACK}\n".encode() * 3,
-                provenance=known, tags=tags or [],
+                provenance=known, tags=tags or [], shown=partial(_show, store),
             )  # fmt: skip
             ids.append(task.id)
             change = "UPDATE tasks SET reason = ?, source = ? WHERE key = ?"
             store.database.execute(change, (ATTACK, f"{ATTACK}\n1\n", task.key))
             store.database.execute("UPDATE events SET reason = ?", (ATTACK,))
             store.tasks.progress(task.key, Progress(1, 2, ONE_LINE))
-            _add(store, task.key, OutputKind.STDERR, f"{ATTACK}\n".encode())
-            bundle = {
-                "text/plain": ATTACK, "text/html": MARKUP, "image/svg+xml": MARKUP,
-                ONE_LINE: ATTACK, "text/markdown": MARKUP, "application/javascript": "pwned()",
-            }  # fmt: skip
-            plain = {"text/plain": ATTACK, "text/html": MARKUP}
-            for data in (bundle, plain, {"text/plain": ATTACK}, {"image/png": MARKUP}):
-                _add(store, task.key, OutputKind.DISPLAY_DATA, {"data": data, "metadata": {}})
-            error = {"ename": ONE_LINE, "evalue": ATTACK, "traceback": [ATTACK, MARKUP]}
-            _add(store, task.key, OutputKind.ERROR, error)
             frame = {
                 "place": ONE_LINE, "function": ONE_LINE, "code": ONE_LINE, "left_out": 0,
                 "variables": [{"name": ONE_LINE, "type": ONE_LINE, "text": ATTACK}],
