@@ -62,6 +62,8 @@ class Children:
         if self.in_child:
             return DESCRIPTORS[kind]
         with self._lock:
+            if self._ended:
+                return DESCRIPTORS[kind]
             if not self.have_streams:
                 for each in DESCRIPTORS:
                     read, self._write[each] = os.pipe()

@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ipytaskpersist import arrival, submitting
-from ipytaskpersist.active import active_task
+from ipytaskpersist.active import ActiveTask, active_task
 from ipytaskpersist.cancellation import Cancellation
 from ipytaskpersist.children import DESCRIPTORS, READER
 from ipytaskpersist.errors import TaskCancelled
@@ -194,6 +194,15 @@ def _get_handles(plain: Callable[..., Any]) -> Callable[..., Any]:
     return _get_handles
 
 
+def _starter() -> ActiveTask | None:
+    """The task whose code is about to start a process, also one that has ended.
+
+    Its threads may live on. What they start prints in the foreground, but ends with the kernel like
+    all that the task has started.
+    """
+    return active_task.variable.get()
+
+
 def _fork_exec(plain: Callable[..., int]) -> Callable[..., int]:
     """The C function that starts a command, for `subprocess` and for spawned processes.
 
@@ -202,7 +211,7 @@ def _fork_exec(plain: Callable[..., int]) -> Callable[..., int]:
     """
 
     def fork_exec(*args: Any) -> int:
-        task = active_task.get()
+        task = _starter()
         if task is None or task.children.in_child:
             return plain(*args)
         given = [*args]
@@ -255,7 +264,7 @@ def _inherited_environment() -> list[bytes]:
 
 def _posix_spawn(plain: Callable[..., int]) -> Callable[..., int]:
     def posix_spawn(path: Any, argv: Any, env: Any, /, **options: Any) -> int:
-        task = active_task.get()
+        task = _starter()
         if task is None or task.children.in_child:
             return plain(path, argv, env, **options)
         if not {"setpgroup", "setsid"} & options.keys():
@@ -291,7 +300,7 @@ def _system(plain: Callable[..., int]) -> Callable[..., int]:
 
 def _fork(plain: Callable[..., Any], *, with_streams: bool) -> Callable[..., Any]:
     def fork(*arguments: Any) -> Any:
-        task = active_task.get()
+        task = _starter()
         if task is None or task.children.in_child or arguments:
             return plain(*arguments)
         if with_streams:
@@ -309,7 +318,7 @@ def _fork(plain: Callable[..., Any], *, with_streams: bool) -> Callable[..., Any
 
 def _process_start(plain: Callable[..., None]) -> Callable[..., None]:
     def start(self: Any) -> None:
-        task = active_task.get()
+        task = _starter()
         if task is None or task.children.in_child:
             return plain(self)
         # Pickled along by the start methods that do not fork.
@@ -352,13 +361,14 @@ def be_child(mark: str, stdout: Any, stderr: Any) -> None:
 
 
 def _adopt_forked_child() -> None:
-    task = active_task.get()
+    task = _starter()
     for file, mark in _open_marks.items():
         if task is None or task.children.mark != mark:
             os.close(file)  # another thread was starting a command for its task
     if task is None:
         return
-    task.continue_in_forked_child()
+    if not task.has_ended:
+        task.continue_in_forked_child()
     if not _installed:
         return  # in a process of its own, whose descriptors are the task's
     # What runs at the end of the kernel is not for the end of its children: it would remove the
