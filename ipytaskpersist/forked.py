@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from ipytaskpersist.records import OutputKind
+from ipytaskpersist.standins import is_stand_in
 
 
 class Pipe(io.FileIO):
@@ -41,7 +42,7 @@ def take_streams() -> None:
     """Let ``sys.stdout`` and ``sys.stderr`` be the calling process's own: it was just forked."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         # What somebody else has put there, to catch what is printed, goes on doing so.
-        if hasattr(getattr(getattr(sys, name), "write", None), "plain"):
+        if is_stand_in(getattr(getattr(sys, name), "write", None)):
             setattr(sys, name, text_stream(descriptor))
 
 

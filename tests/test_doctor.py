@@ -451,7 +451,9 @@ def test_tasks_of_a_killed_process_are_named_and_left_as_they_are(state_dir: Pat
 def running(state_dir: Path) -> Iterator[psutil.Process]:
     """The supervisor of a shell task that runs."""
     with own_session(state_dir):
-        process_of(shell("sleep 1000"))
+        task = shell("sleep 1000")
+        process_of(task)
+        until(lambda: task.state == "running", message="the supervisor's word that it runs")
         yield psutil.Process(supervisor().pid)
 
 
