@@ -467,8 +467,10 @@ def test_a_supervisor_that_works_is_well(
 
 
 def test_a_killed_supervisor_is_named_and_its_tasks_are_left(
-    running: psutil.Process, directory: StateDirectory
+    running: psutil.Process, directory: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # This process is the session's, and would replace it while the doctor looks.
+    monkeypatch.setattr("ipytaskpersist.runners.process.REPLACED_AT_MOST", 0)
     running.kill()
     until(lambda: not is_alive(running), message="the death of the supervisor")
     (found,) = wrong(doctor.examine(directory))
