@@ -52,6 +52,8 @@ class Carried:
     """Other magics, pickled; those that are methods of one object together."""
     missing: dict[str, dict[str, str]] = field(default_factory=lambda: {"line": {}, "cell": {}})
     """What is said of others, unless an extension brings them."""
+    lost: dict[str, dict[str, str]] = field(default_factory=lambda: {"line": {}, "cell": {}})
+    """What is said of those that cannot be pickled. They may replace magics of every shell."""
     autoreload: dict[str, bool] = field(default_factory=dict)
 
 
@@ -109,7 +111,7 @@ def _pickle(magics: Kinds, namespace: dict[str, Any], carried: Carried) -> None:
         if is_from_outside(error):
             raise
         for kind, named in magics.items():
-            carried.missing[kind].update(dict.fromkeys(named, NOT_HERE + describe(error)))
+            carried.lost[kind].update(dict.fromkeys(named, NOT_HERE + describe(error)))
 
 
 def _autoreload(shell: Any) -> dict[str, bool]:
@@ -140,6 +142,7 @@ def bring(shell: Any, carried: Carried, say: Callable[[str], None]) -> None:
             shell.alias_manager.define_alias(name, command)
         except AliasError as error:
             say(f"the notebook's alias {name} is not there ({describe(error)})")
+    _replace(shell, carried.lost)
     for names, data in carried.pickled:
         _register(shell, names, data)
 
@@ -158,7 +161,7 @@ def _register(shell: Any, names: Names, data: bytes) -> None:
         if is_from_outside(error):
             raise
         why = NOT_HERE + describe(error)
-        _define(shell, {kind: dict.fromkeys(named, why) for kind, named in names.items()})
+        _replace(shell, {kind: dict.fromkeys(named, why) for kind, named in names.items()})
         return
     for kind, named in magics.items():
         there = shell.magics_manager.magics[kind]
@@ -175,6 +178,13 @@ def _define(shell: Any, missing: dict[str, dict[str, str]]) -> None:
     for kind, named in missing.items():
         for name, why in named.items():
             shell.magics_manager.magics[kind].setdefault(name, _missing(kind, name, why))
+
+
+def _replace(shell: Any, lost: dict[str, dict[str, str]]) -> None:
+    """Say of a magic why it is not there, rather than run another one of the same name."""
+    for kind, named in lost.items():
+        for name, why in named.items():
+            shell.magics_manager.magics[kind][name] = _missing(kind, name, why)
 
 
 def _missing(kind: str, name: str, why: str) -> Callable[..., None]:

@@ -32,6 +32,10 @@ get_ipython().register_magic_function(scoped)
 def locked(line):
     with lock:
         pass
+@register_line_magic
+def pwd(line):
+    with lock:
+        return 'not the folder'
 @magics_class
 class Mine(Magics):
     def __init__(self, shell):
@@ -107,6 +111,8 @@ def test_magics_aliases_and_extensions_are_there(notebook: Notebook) -> None:
     ("cell", "said"),
     [
         ("%locked", "%locked of the notebook is not in this process: TypeError: cannot pickle"),
+        # It replaces one of IPython's, which is not run in its place.
+        ("%pwd", "%pwd of the notebook is not in this process: TypeError: cannot pickle"),
         ("%absent", "%absent of the notebook is not in this process: no extension"),
         ("%load_ext ipytaskpersist\n%bg_list", "%bg_list is for cells of the notebook"),
         ("get_ipython().run_cell_magic('background', '', '1')", "%%background is for cells"),
