@@ -1,4 +1,4 @@
-"""How a worker process comes to print for whoever submitted the work that it does next.
+"""How a worker process comes to print for the submitter of the work that it does next.
 
 Its descriptors 1 and 2 were fixed when it was started. Work that arrives says where its submitter
 reads, as paths in ``/proc``: they need no file, and no connection between the two processes.

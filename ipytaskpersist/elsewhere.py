@@ -132,7 +132,7 @@ def _found(name: str, path: Any) -> ModuleSpec | None:
         if find is not None and kind.__module__ != MAIN:
             try:
                 spec: ModuleSpec | None = find(name, path, None)
-            except Exception:  # a finder of somebody's that does not know what it is asked
+            except Exception:  # a finder may not know what it is asked
                 continue
             if spec is not None:
                 return spec

@@ -49,7 +49,7 @@ def exchange(function: FunctionType, value: Any, make: Make, owner: type | None)
     _ENTRANCES.add(code)
 
     def undo() -> None:
-        if function.__code__ is code:  # else somebody changed it after us, and keeps what they set
+        if function.__code__ is code:  # else it was changed after us, and stays so
             function.__code__ = plain_code
 
     return undo

@@ -1,4 +1,4 @@
-"""Work that is handed to a worker belongs to whoever submits it, not to whoever started the worker.
+"""Work that is handed to a worker belongs to its submitter, not to the code that started the worker.
 
 Executors, pools and queues take the submitter along: `Submitter` says in whose name the worker acts
 until it is given other work. In a thread that is a matter of two context variables. A worker
@@ -282,7 +282,7 @@ def _get(plain: Plain) -> Plain:
 
 
 def _owner_of(item: Any, owners: dict[int, deque[tuple[Any, Submitter]]]) -> Submitter:
-    """Who has put an item, which is known by its identity: its value is nobody's business."""
+    """The putter of an item, which is known by its identity: its value is not looked at."""
     known = owners.get(id(item))
     if not known:
         return OF_FOREGROUND
@@ -293,7 +293,7 @@ def _owner_of(item: Any, owners: dict[int, deque[tuple[Any, Submitter]]]) -> Sub
 
 
 def _take_over(submitter: Submitter) -> None:
-    """Act for whoever has put the item, unless the calling thread has work of its own.
+    """Act for the putter of the item, unless the calling thread has work of its own.
 
     A task's own thread that takes what another one has put does so for its task.
     """

@@ -222,7 +222,7 @@ def test_what_is_replaced_stays_what_it_was(make_kernel: MakeKernel) -> None:
     assert_pickled(told(kernel, "[*map(pickles, between)]"), plain, names)
 
 
-# Work for other processes, and a thing that uses what is replaced, as somebody's module does.
+# Work for other processes, and a thing that uses what is replaced, as any module does.
 WORK = """
 import joblib, multiprocessing as mp, pickle, sys, os, time, threading, types, inspect
 from concurrent.futures import ProcessPoolExecutor

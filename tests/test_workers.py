@@ -1,4 +1,4 @@
-"""What a worker prints belongs to whoever submitted the work, whoever started the worker."""
+"""What a worker prints belongs to the work's submitter, wherever the worker was started."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_what_a_cell_leaves_working_is_the_foregrounds_though_a_task_runs_alone(
 def test_workers_of_tasks_print_on_once_the_extension_is_unloaded(
     make_kernel: Callable[..., NotebookKernel],
 ) -> None:
-    """More than a pipe holds, which somebody has to read."""
+    """More than a pipe holds: it must be read meanwhile."""
     kernel = make_kernel()
     kernel.run(
         "%%background\nimport multiprocessing\npool = multiprocessing.Pool(1)\npool.apply(id, (1,))"

@@ -48,7 +48,7 @@ def end(task: ActiveTask) -> None:
         listener.finish()
         task.recording.listener = None
     for widget in [*task.shown_widgets.values()]:
-        with suppress(Exception):  # whatever a widget of somebody's own raises
+        with suppress(Exception):  # whatever a widget class raises
             widget.end()
     task.shown_widgets.clear()
 
