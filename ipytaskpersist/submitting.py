@@ -1,4 +1,4 @@
-"""Work that is handed to a worker belongs to its submitter, not to the code that started the worker.
+"""Work that is handed to a worker belongs to its submitter, wherever the worker was started.
 
 Executors, pools and queues take the submitter along: `Submitter` says in whose name the worker acts
 until it is given other work. In a thread that is a matter of two context variables. A worker
