@@ -623,7 +623,7 @@ for turn in range(20):
     here.mkdir(parents=True, exist_ok=True)
     (here / place).touch()
     while len(list(here.iterdir())) < 4:
-        time.sleep(0)
+        time.sleep(0.0005)
     try:
         TaskStore(StateDirectory(root / f"store-{turn}")).open().close()
     except Exception as error:
