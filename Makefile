@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-browser properties chaos stress soak bench docs lint test-matrix clean
+.PHONY: help demo test test-browser notebooks properties chaos stress soak peers bench docs lint test-matrix clean
 
 PYTHON ?=
 JOBS   ?= auto
@@ -30,6 +30,8 @@ demo:  ## run notebooks/quickstart.ipynb, restart its kernel halfway, check what
 test:  ## run all tests, in parallel
 	@$(PREPARE) test
 	@sh .ci/versions
+	@sh .ci/peers
+	@sh .ci/chromium || true
 	@$(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
@@ -38,6 +40,10 @@ test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@sh .ci/chromium
 	@IPYTASKPERSIST_REQUIRE_BROWSER=1 IPYTASKPERSIST_EVERY_PAIR=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
 
+notebooks:  ## run notebooks cell by cell in processes: what is alike, loud, silent; ARGS="--verbose FILE"
+	@$(PREPARE) test
+	@$(RUN) tests/helpers/notebooks_in_processes.py $(or $(ARGS),tests/runners/notebooks/*.py)
+
 properties:  ## try each property of tests/properties with EXAMPLES examples
 	@$(PREPARE) test
 	@IPYTASKPERSIST_EXAMPLES=$(EXAMPLES) $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal \
@@ -45,25 +51,30 @@ properties:  ## try each property of tests/properties with EXAMPLES examples
 
 chaos:  ## kill and stop processes in N rounds, check what must hold; SEED=… ROUND=… repeats one
 	@$(PREPARE) test
-	@PYTHONPATH=tests $(RUN) -m faults --rounds $(N) $(if $(SEED),--seed $(SEED)) \
+	@PYTHONPATH=tests:tests/helpers $(RUN) -m faults --rounds $(N) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ROUND),--round $(ROUND)) $(ARGS)
 
 stress:  ## 100 kernels, 1,000 tasks at once, 1,000 cancels, 10 GB of lines (needs 16 GB of memory, 20 GB of disk)
 	@$(PREPARE) test
 	@IPYTASKPERSIST_KERNELS=100 IPYTASKPERSIST_TASKS=1000 IPYTASKPERSIST_FLOOD_MB=10240 \
 		IPYTASKPERSIST_KILLS=50 IPYTASKPERSIST_CANCELS=1000 $(RUN) -m pytest -rP \
-		tests/test_many_kernels.py tests/test_many.py tests/test_floods.py tests/test_cancellations.py \
-		tests/test_durability.py tests/test_survival.py tests/test_archives.py tests/test_backup.py $(ARGS)
+		tests/runners/test_many_kernels.py tests/runners/test_many.py tests/runners/test_floods.py tests/runners/test_cancellations.py \
+		tests/runners/test_durability.py tests/runners/test_survival.py tests/history/test_archives.py tests/store/test_backup.py $(ARGS)
 
 soak:  ## a day of a busy session in ten minutes: what grows that should not?
 	@$(PREPARE) test
-	@IPYTASKPERSIST_SOAK_S=600 $(RUN) -m pytest -rP tests/test_soak.py $(ARGS)
+	@IPYTASKPERSIST_SOAK_S=600 $(RUN) -m pytest -rP tests/runners/test_soak.py $(ARGS)
+
+peers:  ## run the tests of IPython, ipykernel and joblib, with the extension loaded and without
+	@$(PREPARE) test
+	@sh .ci/peers
+	@PYTHONPATH=tests:tests/helpers $(RUN) -m peers $(ARGS)
 
 bench:  ## measure, side by side with what else there is
 	@$(PREPARE) bench
 	@$(RUN) -m benchmarks $(ARGS)
 
-docs:  ## write docs/reference.md anew, from the definitions in the code
+docs:  ## write docs/reference.md, the tables of docs/internals and the schema of a new store anew
 	@$(PREPARE) test
 	@$(RUN) docs/generate.py
 

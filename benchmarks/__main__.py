@@ -20,12 +20,14 @@ from benchmarks import (
     commands,
     encryption,
     fresh,
+    handing_over,
     history,
     killed,
     launching,
     long_log,
     panel,
     printing,
+    process_tasks,
     searching,
     store_calls,
     supervising,
@@ -33,7 +35,7 @@ from benchmarks import (
 from benchmarks.bench import FULL, QUICK, Bench
 from benchmarks.results import BenchmarkError, Row, table
 from ipytaskpersist.errors import BackgroundError
-from ipytaskpersist.store import SQLITE_VERSION
+from ipytaskpersist.store.file.database import SQLITE_VERSION
 
 FORMAT = 1
 """The version of the JSON document."""
@@ -61,6 +63,13 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "search": searching.searching,
     "card": cards.card,
     "panel": panel.panel,
+    "process-start": process_tasks.process_start,
+    "process-round": process_tasks.process_round,
+    "process-memory": process_tasks.process_memory,
+    "process-array": handing_over.process_array,
+    "process-frame": handing_over.process_frame,
+    "process-sweep": handing_over.process_sweep,
+    "process-untouched": handing_over.process_untouched,
     "encryption": encryption.encryption,
 }
 ON_REQUEST = {"encryption"}

@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks import stores
 from benchmarks.kernels import Kernel, MemoryWatch
 from benchmarks.results import BenchmarkError
-from ipytaskpersist.records import OutputKind, TaskState
-from ipytaskpersist.store import Selection
+from ipytaskpersist.base.records import OutputKind, TaskState
+from ipytaskpersist.store.tasks import Selection
 
 LOAD = "%load_ext ipytaskpersist"
 BACKGROUND = "%%background\npass"
@@ -52,6 +52,13 @@ class Scale:
     sleepers: int
     idle_s: float
     """For how long the supervisor is watched, three times."""
+    process_launches: int
+    payload_bytes: int
+    """How big a value is that is handed to a process task."""
+    payload_runs: int
+    swept_tasks: int
+    """How many tasks are given the same value."""
+    idle_tasks: int
 
 
 FULL = Scale(
@@ -75,6 +82,11 @@ FULL = Scale(
     followed_lines=60,
     sleepers=500,
     idle_s=10,
+    process_launches=20,
+    payload_bytes=1_000_000_000,
+    payload_runs=3,
+    swept_tasks=20,
+    idle_tasks=20,
 )
 QUICK = Scale(
     launches=40,
@@ -97,7 +109,17 @@ QUICK = Scale(
     followed_lines=20,
     sleepers=50,
     idle_s=1,
+    process_launches=8,
+    payload_bytes=100_000_000,
+    payload_runs=1,
+    swept_tasks=5,
+    idle_tasks=5,
 )
+
+
+def in_words(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e9:g} GB" if size >= 1e9 else f"{size / 1e6:g} MB"
 
 
 class Bench:
@@ -151,8 +173,7 @@ class Bench:
     @property
     def log_size(self) -> str:
         """The long log's size, for people."""
-        size = self.scale.log_bytes
-        return f"{size / 1e9:g} GB" if size >= 1e9 else f"{size / 1e6:g} MB"
+        return in_words(self.scale.log_bytes)
 
     @property
     def past(self) -> str:

@@ -16,9 +16,9 @@ from benchmarks import stores
 from benchmarks.bench import LOAD, Bench
 from benchmarks.kernels import Kernel
 from benchmarks.results import BenchmarkError, Row
-from ipytaskpersist import outputs
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.output import replay
+from ipytaskpersist.store.tasks import Selection
 
 IMPORT = "from benchmarks.inside_commands import *"
 FEW = 4
@@ -196,7 +196,7 @@ def make_room(scratch: Path) -> None:
     """Let the disk come to rest, and leave memory that was in use a moment ago.
 
     A virtual machine is given memory by its host when it first touches it, which takes longer
-    than to copy into it; whoever comes first would pay for that.
+    than to copy into it; the first way measured would pay for that.
     """
     with scratch.open("wb") as file:
         for _ in range(ROOM_MB):
@@ -225,7 +225,7 @@ def check_same(state: Path, command: str) -> None:
     ):
         assert process.stdout is not None, "it was started with a pipe"
         (task,) = store.tasks.select(Selection(limit=1))
-        for piece in outputs.stream_bytes(store, task.key):
+        for piece in replay.stream_bytes(store, task.key):
             if process.stdout.read(len(piece)) != piece:
                 raise BenchmarkError("the stored output differs from what the command prints")
         if process.stdout.read(1):

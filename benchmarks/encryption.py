@@ -31,18 +31,25 @@ from benchmarks import inside, searching, stores
 from benchmarks.bench import BACKGROUND, LOAD, Bench
 from benchmarks.kernels import Kernel
 from benchmarks.results import BenchmarkError, Row
-from ipytaskpersist import payload
-from ipytaskpersist.archives import Archives
-from ipytaskpersist.outputs import Cut, stream_bytes
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.records import OutputKind, OutputRecord, TaskRecord, TaskState, from_timestamp
-from ipytaskpersist.searching import Scope, parse, search
-from ipytaskpersist.store import NewTask, Selection, TaskStore
+from ipytaskpersist.base.records import (
+    OutputKind,
+    OutputRecord,
+    TaskRecord,
+    TaskState,
+    from_timestamp,
+)
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.history.search_query import Scope, parse
+from ipytaskpersist.history.text_search import search
+from ipytaskpersist.output.replay import Cut, stream_bytes
 from ipytaskpersist.store import outputs as stored
-from ipytaskpersist.store.chunks import unpack
+from ipytaskpersist.store.compression import unpack
 from ipytaskpersist.store.outputs import LINE_BYTES, Outputs
-from ipytaskpersist.store.search import Passage, SearchIndex, task_of
-from ipytaskpersist.store.tasks import Tasks
+from ipytaskpersist.store.search_index import Passage, SearchIndex, task_of
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
+from ipytaskpersist.values import payloads
+from ipytaskpersist.values.payloads import Payloads
 
 AEAD = "cryptography.hazmat.primitives.ciphers.aead"
 CIPHERS = ("AESGCM", "AESGCMSIV", "ChaCha20Poly1305")
@@ -59,6 +66,7 @@ SOURCE, LAST_LINE, ID = 12, 29, 1
 PAST_PART = 5
 """The tasks of the past print so much less than the long log: they are indexed twice."""
 PAYLOAD_BYTES = 100_000_000
+PIECE_BYTES = 16 * 1024
 IMPORTS = 15
 PRINTS = """\
 %%background printing
@@ -235,7 +243,7 @@ def sealed_payloads(sealing: Sealing) -> list[Replacement]:
 
     A file is written before its task has an id, so only the signature binds it to one.
     """
-    hashing, trusted, prepare = payload._Hashing, Payloads._trusted, Payloads.prepare
+    hashing, trusted = payloads._Hashing, Payloads._trusted
 
     class SealedFile(hashing):  # type: ignore[misc, valid-type]
         def __init__(self, file: Any) -> None:
@@ -250,8 +258,9 @@ def sealed_payloads(sealing: Sealing) -> list[Replacement]:
                 del self._waiting[:SEGMENT_BYTES]
             return memoryview(data).nbytes
 
-        def finish(self) -> None:
+        def __exit__(self, *exception: object) -> None:
             self._seal(bytes(self._waiting), is_last=True)
+            super().__exit__(*exception)
 
         def _seal(self, data: bytes, *, is_last: bool) -> None:
             super().write(sealing.seal(data, self._name, self._place, is_last))
@@ -266,21 +275,7 @@ def sealed_payloads(sealing: Sealing) -> list[Replacement]:
             for place, at in enumerate(starts)
         )
 
-    def prepared(self: Any, values: Any, namespace: Any = None) -> Any:
-        made: list[Any] = []
-
-        def begun(file: Any) -> Any:
-            made.append(SealedFile(file))
-            return made[0]
-
-        def until_finished() -> Iterator[Any]:
-            yield from values
-            made[0].finish()
-
-        with patch.object(payload, "_Hashing", begun):
-            return prepare(self, until_finished(), namespace)
-
-    return [(Payloads, "_trusted", opened), (Payloads, "prepare", prepared)]
+    return [(Payloads, "_trusted", opened), (payloads, "_Hashing", SealedFile)]
 
 
 # Measuring.
@@ -579,7 +574,8 @@ def read(store: TaskStore, cut: Cut) -> None:
 def over_a_payload(bench: Bench, sealing: Sealing) -> list[Row]:
     """Keeping and loading a large value."""
     bench.say("keeping and loading a value of 100 MB")
-    value = os.urandom(PAYLOAD_BYTES)
+    # In pieces that are small enough for the pickle itself.
+    value = [os.urandom(PIECE_BYTES) for _piece in range(PAYLOAD_BYTES // PIECE_BYTES)]
     with two_stores(bench) as (plain, sealed):
         turns = Turns(plain, sealed, sealing)
         kept = {}
@@ -588,8 +584,7 @@ def over_a_payload(bench: Bench, sealing: Sealing) -> list[Row]:
             kept[store] = Payloads(store.directory).save("task-1", "value", value, "a value")
 
         def load(store: TaskStore, turn: int) -> None:
-            unpickled = Payloads(store.directory).unpickler(tasks[store], kept[store], {}).load()
-            if unpickled != value:
+            if Payloads(store.directory).load(tasks[store], kept[store]) != value:
                 raise BenchmarkError("another value came back")
 
         tasks = {store: a_task(store) for store in (plain, sealed)}

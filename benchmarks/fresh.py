@@ -8,8 +8,8 @@ from benchmarks import stores
 from benchmarks.bench import BACKGROUND, LOAD, Bench
 from benchmarks.kernels import Kernel
 from benchmarks.results import BenchmarkError, Row
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.store.tasks import Selection
 
 IMPORT_CLOCK = "from benchmarks.inside import timed_magic"
 LEFT_RUNNING = "%%background left-running\nimport time\ntime.sleep(600)"

@@ -12,11 +12,12 @@ from benchmarks.bench import LOAD, Bench
 from benchmarks.fresh import IMPORT_CLOCK
 from benchmarks.kernels import environment_for, notebook_of
 from benchmarks.results import BenchmarkError, Row
-from ipytaskpersist.archives import Archives
-from ipytaskpersist.records import OutputKind
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.base.records import OutputKind
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 
-LOOKS = {
+STATE_STYLES = {
     "`%bg_sessions --all`": "timed_magic('bg_sessions', '--all')",
     "`%bg_stats`": "timed_magic('bg_stats')",
     "`%bg_list --all`": "timed_magic('bg_list', '--all')",
@@ -32,21 +33,24 @@ def history(bench: Bench) -> list[Row]:
     bench.say(f"storing {tasks:,} tasks of {scale.sessions:,} sessions")
     stores.fill(state, tasks, tasks_a_session=10)
     held = f"{scale.sessions:,} sessions and {tasks:,} tasks"
-    first: dict[str, list[float]] = {what: [] for what in LOOKS}
-    later: dict[str, list[float]] = {what: [] for what in LOOKS}
+    first: dict[str, list[float]] = {what: [] for what in STATE_STYLES}
+    later: dict[str, list[float]] = {what: [] for what in STATE_STYLES}
     for _ in range(scale.kernels):
         with bench.kernel(state) as kernel:
             kernel.run(IMPORT_CLOCK)
             kernel.run(LOAD)
             for samples in (first, later):
-                for what, call in LOOKS.items():
+                for what, call in STATE_STYLES.items():
                     kernel.settle()
                     samples[what].append(float(kernel.value(call)))
     return [
-        *(Row("history", f"the first {what}, {held}", "ms", tuple(first[what])) for what in LOOKS),
+        *(
+            Row("history", f"the first {what}, {held}", "ms", tuple(first[what]))
+            for what in STATE_STYLES
+        ),
         *(
             Row("history", f"{what}, {held}", "ms", tuple(later[what])).at_most(100)
-            for what in LOOKS
+            for what in STATE_STYLES
         ),
     ]
 

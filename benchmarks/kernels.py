@@ -207,7 +207,7 @@ def notebook_of(state: Path) -> Path:
 def environment_for(state: Path) -> dict[str, str]:
     """The environment of a process that keeps its tasks in `state`, without what is yours.
 
-    Nor does it compile the package anew each time: nobody's kernel does.
+    Nor does it compile the package anew each time: a user's kernel does not, either.
     """
     yours = ("IPYTASKPERSIST_", "JPY_", "JUPYTER", "IPYTHON", "PYTHONDONTWRITEBYTECODE")
     return {name: value for name, value in os.environ.items() if not name.startswith(yours)} | {
@@ -241,7 +241,7 @@ def end_processes_of(state: Path) -> None:
 def _keeps_tasks_in(state: Path, process: psutil.Process) -> bool:
     try:
         return bool(process.environ().get("IPYTASKPERSIST_DIR") == str(state))
-    except (psutil.Error, OSError):  # it has ended, or is somebody else's
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
         return False
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks import stores
 from benchmarks.bench import LOAD, Bench
 from benchmarks.results import BenchmarkError, Judgement, Row
-from ipytaskpersist.records import OutputKind
-from ipytaskpersist.store import Selection
+from ipytaskpersist.base.records import OutputKind
+from ipytaskpersist.store.tasks import Selection
 
 LIMIT_MS = 50
 PACES = ((1, 0.0), (1, 0.003), (7, 0.02), (1000, 0.001))

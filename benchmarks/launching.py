@@ -10,8 +10,8 @@ from benchmarks import stores
 from benchmarks.bench import LOAD, Bench, Scale
 from benchmarks.kernels import Kernel
 from benchmarks.results import BenchmarkError, Row
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.store.tasks import Selection
 
 PREPARE = """\
 import submitit

@@ -17,12 +17,14 @@ from benchmarks.bench import Bench
 from benchmarks.kernels import CHECKOUT
 from benchmarks.results import BenchmarkError, Row
 from benchmarks.store_calls import milliseconds
-from ipytaskpersist.archives import Archives
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.records import OutputKind, SessionRecord
-from ipytaskpersist.searching import Found, Scope, parse, search
-from ipytaskpersist.store import NewOutput, TaskStore
-from ipytaskpersist.store.search import SearchIndex
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import OutputKind, SessionRecord
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.history.search_query import Scope, parse
+from ipytaskpersist.history.text_search import Found, search
+from ipytaskpersist.store.outputs import NewOutput
+from ipytaskpersist.store.search_index import SearchIndex
+from ipytaskpersist.store.task_store import TaskStore
 
 VOCABULARY = 50_000
 POOL_LINES = 200_000
@@ -54,7 +56,7 @@ CATCHER = """\
 import os, sys, time
 os.nice(10)
 from benchmarks import stores
-from ipytaskpersist.store.search import SearchIndex
+from ipytaskpersist.store.search_index import SearchIndex
 from pathlib import Path
 with stores.opened(Path(sys.argv[1])) as store:
     print("ready", flush=True)

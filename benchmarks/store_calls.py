@@ -10,8 +10,9 @@ from pathlib import Path
 from benchmarks import stores
 from benchmarks.bench import Bench, Scale
 from benchmarks.results import Row
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 
 
 def store(bench: Bench) -> list[Row]:

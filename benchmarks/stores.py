@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.kernels import notebook_of
-from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.records import OutputKind, SessionRecord, TaskState
-from ipytaskpersist.store import NewOutput, NewTask, TaskStore
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
+from ipytaskpersist.base.records import OutputKind, SessionRecord, TaskState
+from ipytaskpersist.store.outputs import NewOutput
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask
 
 TASKS_A_SESSION = 100
 SOURCE = "model = fit(frame, epochs=20)\nmodel.score(frame)\n"

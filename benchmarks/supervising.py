@@ -18,8 +18,8 @@ from benchmarks.bench import Bench
 from benchmarks.commands import MB, supervised_kernel
 from benchmarks.kernels import environment_for
 from benchmarks.results import BenchmarkError, Row
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.store.tasks import Selection
 
 TICKING = "while :; do date +%s.%N; sleep 0.1; done"
 """Prints the time now and then, in no step with those who look at intervals of their own."""

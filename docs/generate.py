@@ -1,7 +1,8 @@
-"""Write `docs/reference.md` from the definitions: `make docs`.
+"""Write what is made from definitions: `make docs`.
 
-What a person can type, set and call is defined once, in the code. This page is made from there, so
-that it cannot say anything else.
+What a person can type, set and call is defined once, in the code. `docs/reference.md` is made from
+there, so that it cannot say anything else. So are the tables of modules in `docs/internals`. The
+schema of a new store is made from the migrations.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sqlite3
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +20,17 @@ import click
 from traitlets import Enum, TraitType
 
 import ipytaskpersist
-from ipytaskpersist.commands import every_verb
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.commands.definition import every_verb
 from ipytaskpersist.commands.launching import background
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.records import TaskState
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.file.migrations import migrate
+from ipytaskpersist.store.file.schema import BETWEEN, FILE
 
 TARGET = Path(__file__).with_name("reference.md")
+INTERNALS = Path(__file__).with_name("internals")
+PACKAGE = Path(ipytaskpersist.__file__).parent
+MODULES = re.compile(r"(<!-- modules -->\n).*?(<!-- /modules -->)", re.DOTALL)
 WIDTH = 100
 LONGEST_SIGNATURE = 88
 
@@ -37,6 +44,8 @@ VARIABLES = {
     "in a thread has started the id is followed by the kernel's identity: it ends with the kernel.",
     "IPYTASKPERSIST_CHANNEL": "Set by a supervisor for the interpreter of a Python task, which "
     "removes it before the cell runs. Not meant for anybody else.",
+    "IPYTASKPERSIST_ROOM": "Set by a supervisor for its fork server, which removes it: it makes "
+    "room for the environments that `/proc` shows of its tasks.",
     "IPYTASKPERSIST_INSPECT": "The value of `PYTHONINSPECT`, set by a supervisor for the "
     "interpreter of a Python task, which gives it its own name back before the cell runs.",
 }
@@ -191,7 +200,7 @@ def trait_type(trait: TraitType[Any, Any]) -> str:
         "Unicode": "Text",
         "Bool": "`True` or `False`",
         "Int": "Whole number",
-        "Places": "List of places",
+        "NotifyTargets": "List of places",
         "Patterns": "List of patterns",
     }
     kind = words.get(type(trait).__name__, "Number")
@@ -400,5 +409,61 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+APPLIED = (
+    "INSERT INTO _sqlite_migrations (migration_set, name, applied_at)\n"
+    "VALUES ('ipytaskpersist', '{name}', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'))"
+)
+"""A row of sqlite-utils' own table of migrations, as that writes it."""
+
+
+def schema() -> str:
+    """The schema of a new store, as the migrations make it."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(connection)
+    made = connection.execute(
+        "SELECT sql FROM sqlite_master"
+        " WHERE sql IS NOT NULL AND name <> 'sqlite_sequence' ORDER BY rowid"
+    )
+    statements = [sql.strip() for (sql,) in made]
+    applied = connection.execute("SELECT name FROM _sqlite_migrations ORDER BY id")
+    statements += [APPLIED.format(name=name) for (name,) in applied]
+    for name, last in connection.execute("SELECT name, seq FROM sqlite_sequence ORDER BY rowid"):
+        statements.append(f"INSERT INTO sqlite_sequence VALUES ('{name}', {last})")
+    for pragma in ("user_version", "application_id"):
+        (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+        statements.append(f"PRAGMA {pragma} = {value}")
+    return BETWEEN.join(statements) + ";\n"
+
+
+# The wings.
+
+
+def wing_page(page: Path) -> str:
+    """A page of `docs/internals`, with the table of its wing's modules as they are now."""
+    text = page.read_text(encoding="utf-8")
+    return MODULES.sub(lambda found: found[1] + module_table(page.stem) + found[2], text)
+
+
+def module_table(wing: str) -> str:
+    """Each module of a wing, and the first line of its docstring."""
+    folder = PACKAGE / wing
+    rows = [
+        f"| `{file.relative_to(folder).with_suffix('').as_posix()}` | {idea_of(file)} |"
+        for file in sorted(folder.rglob("*.py"))
+        if file.name != "__init__.py"
+    ]
+    return "\n".join(["| module | idea |", "|---|---|", *rows, ""])
+
+
+def idea_of(file: Path) -> str:
+    """What a module's docstring says first."""
+    documented = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    first = documented.partition("\n\n")[0].replace("\n", " ")
+    return first.replace("``", "`").replace("|", "\\|")
+
+
 if __name__ == "__main__":
     TARGET.write_text(reference(), encoding="utf-8")
+    FILE.write_text(schema(), encoding="utf-8")
+    for wing in INTERNALS.glob("*.md"):
+        wing.write_text(wing_page(wing), encoding="utf-8")

@@ -1,21 +1,20 @@
 """Background cells for Jupyter and IPython that outlive their kernel.
 
-``%load_ext ipytaskpersist`` gives ``%%background`` and the ``%bg_`` commands. The functions here
-are the same for programs; they are imported when they are first used, so that loading is quick.
+``%load_ext ipytaskpersist`` provides ``%%background`` and the ``%bg_`` commands. The functions here
+are their counterparts for programs. They are imported on first use, so that loading is fast.
 """
 
 from __future__ import annotations
 
-# Nothing is imported here: with ``python -m`` the working directory is still on the path.
+# Import nothing here: with ``python -m`` the working directory is still on the path.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ipytaskpersist.api import background, current_task, submit, task, tasks
+    from ipytaskpersist.api import Task, background, current_task, submit, task, tasks
+    from ipytaskpersist.base.records import Progress, TaskState
+    from ipytaskpersist.capture.progress import track
     from ipytaskpersist.errors import BackgroundError, TaskCancelled, TaskFailed, TaskNotFound
-    from ipytaskpersist.handle import Task
-    from ipytaskpersist.progress import track
-    from ipytaskpersist.records import Progress, TaskState
 
 __version__ = "0.1.0"
 
@@ -36,11 +35,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api": ("background", "current_task", "submit", "task", "tasks"),
+    "api": ("Task", "background", "current_task", "submit", "task", "tasks"),
     "errors": ("BackgroundError", "TaskCancelled", "TaskFailed", "TaskNotFound"),
-    "handle": ("Task",),
-    "progress": ("track",),
-    "records": ("Progress", "TaskState"),
+    "capture.progress": ("track",),
+    "base.records": ("Progress", "TaskState"),
 }
 
 
@@ -54,11 +52,11 @@ def __getattr__(name: str) -> Any:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Called by ``%load_ext ipytaskpersist``."""
+    """Load the extension; called by ``%load_ext ipytaskpersist``."""
     from IPython.core.error import UsageError
 
     if getattr(shell, "is_of_process_task", False):
-        return  # its magics say there that they are the notebook's
+        return  # in the process of a task, the magics say that they work only in the notebook
     from ipytaskpersist.errors import BackgroundError
     from ipytaskpersist.extension import Extension
 
@@ -71,7 +69,7 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Called by ``%unload_ext ipytaskpersist``."""
+    """Unload the extension; called by ``%unload_ext ipytaskpersist``."""
     extension = shell.__dict__.pop("_ipytaskpersist", None)
     if extension is not None:
         extension.unload()

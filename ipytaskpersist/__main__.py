@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # The working directory, which ``python -m`` puts there: its files are no modules of ours.
+    # Drop the working directory, which ``python -m`` adds: its files must not shadow modules.
     del sys.path[0]
 
 import io
@@ -13,31 +13,31 @@ import os
 
 import click
 
-from ipytaskpersist import disks
-from ipytaskpersist.commands import run, verbs
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.legible import legible_lines
+from ipytaskpersist.commands.definition import run, verbs
+from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import BackgroundError
-from ipytaskpersist.manager import BackgroundTasks, current
-from ipytaskpersist.safetext import legible_lines
-from ipytaskpersist.surfaces import Surface
-from ipytaskpersist.views import for_shell
+from ipytaskpersist.session.manager import BackgroundTasks, current
+from ipytaskpersist.text.formatting import for_shell
 
 COMPLETE = "_JUPYTER_BG_COMPLETE"
-"""Set by a shell's completion to what it wants to know."""
+"""Set by a shell's completion to the instruction for `complete`."""
 
 
 def complete(instruction: str) -> None:
-    """Answer a shell that completes what is being typed, or print what makes it ask."""
+    """Answer a shell that completes a command line, or print the script that sets completion up."""
     from click.shell_completion import shell_complete
 
     try:
         surface = Surface(BackgroundTasks())
         sys.exit(shell_complete(verbs, {"obj": surface}, "jupyter-bg", COMPLETE, instruction))
-    except Exception:  # What is being typed may be wrong so far: the command will say it.
+    except Exception:  # An incomplete line may be invalid; the command will report it.
         sys.exit(1)
 
 
 def main() -> None:
-    """Run the command line, and exit with its status: 1 for an error, 2 for a wrong command."""
+    """Run the command line, and exit with its status: 1 for an error, 2 for wrong usage."""
     if os.environ.get(COMPLETE):
         complete(os.environ[COMPLETE])
     try:
@@ -54,14 +54,17 @@ def main() -> None:
         print(f"jupyter bg: {for_shell(legible_lines(str(error)))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader, as in `jupyter bg output | head`, has seen enough. What is left in the
-        # buffer goes nowhere, or the interpreter would complain about it at its end.
+        # The reader has closed the pipe, as in `jupyter bg output | head`. Discard the rest of the
+        # buffer, or the interpreter would complain about it on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if not disks.has_words(error):
+        if not disk_errors.has_words(error):
             raise
-        print(f"jupyter bg: {for_shell(legible_lines(str(disks.refusal(error))))}", file=sys.stderr)
+        print(
+            f"jupyter bg: {for_shell(legible_lines(str(disk_errors.refusal(error))))}",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,20 +1,35 @@
-"""What a program calls. All of it answers from the store, in any process."""
+"""What programs call. Everything reads from the store, so it works in any process."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import Any
 
-from ipytaskpersist.active import active_task
-from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.handle import Task
-from ipytaskpersist.launcher import PROCESS, SHELL, THREAD, Request
-from ipytaskpersist.manager import current
-from ipytaskpersist.records import Options
-from ipytaskpersist.store import Selection
+from ipytaskpersist.base.records import (
+    EventRecord,
+    Options,
+    OutputKind,
+    Progress,
+    TaskRecord,
+    TaskState,
+)
+from ipytaskpersist.capture.progress import progress_of
+from ipytaskpersist.display.status_card import CardReader, bundle
+from ipytaskpersist.errors import InvalidRequest, TaskNotFound
+from ipytaskpersist.output import replay
+from ipytaskpersist.running.running_task import active_task
+from ipytaskpersist.session import results
+from ipytaskpersist.session.manager import BackgroundTasks, current
+from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, Request
+from ipytaskpersist.session.wait_cycles import refuse_own
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text import formatting
 
 
 def background(
@@ -30,22 +45,24 @@ def background(
     shell_path: str | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
+    fresh: bool = False,
     tags: Sequence[str] = (),
     notify: bool | Sequence[str] = False,
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
-    `shell` makes the source a shell command, `process` runs Python in a process of its own; both
-    outlive the kernel, and a shell command can be launched by any program. For them, `cwd` is the
-    directory, `env` further environment variables, and `timeout` the seconds after which they are
-    ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and `outputs` name
-    the variables that a Python process is given and leaves; by default those that the source uses
-    and assigns. `tags` are words by which lists find the task again. `notify` tells its end at the
-    places of the setting `notify`, and at those that are given here.
+    `shell` makes the source a shell command, `process` runs Python in its own process; both outlive
+    the kernel, and any program can launch a shell command. For these two, `cwd` is the working
+    directory, `env` adds environment variables, and `timeout` is the number of seconds after which
+    the task is ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and
+    `outputs` name the variables that a Python process receives and leaves; by default those that
+    the source uses and assigns. `fresh` has it begin in a fresh interpreter instead of a copy of a
+    warm one. `tags` are words by which lists find the task again. `notify` sends
+    a notification of its end to the places of the setting `notify`, and to the places given here.
 
-    Returns as soon as the task is durably recorded. Raises what `%%background` reports: a
+    Return as soon as the task is durably recorded. Raise what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
-    written, and the error itself for a source that does not compile.
+    written, and the original error for a source that does not compile.
     """
     manager = current()
     if shell and process:
@@ -59,6 +76,7 @@ def background(
         shell_path=shell_path,
         inputs=None if inputs is None else list(inputs),
         outputs=None if outputs is None else list(outputs),
+        fresh=fresh,
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
     request = Request(name, where, options, tags, bool(notify), notify_to)
@@ -70,9 +88,9 @@ def submit(
 ) -> Task:
     """Call ``function(*args, **kwargs)`` in the background and return its task.
 
-    The task is named after the function. An ``async`` function is run to its end. With `process`
-    the call runs in a process of its own, which gets copies of function and arguments and outlives
-    the kernel.
+    The task is named after the function. An ``async`` function runs to its end. With `process` the
+    call runs in its own process, which gets copies of function and arguments and outlives the
+    kernel.
     """
     manager = current()
     call = partial(function, *args, **kwargs)
@@ -89,22 +107,233 @@ def _source(function: Callable[..., Any]) -> str:
 
 
 def tasks(*, every_notebook: bool = False) -> list[Task]:
-    """This notebook's tasks, or every notebook's, oldest first."""
+    """Return this notebook's tasks, or every notebook's, oldest first."""
     manager = current()
-    key = None if every_notebook else manager.notebook_key() or -1
-    return [Task(manager, record) for record in manager.select(Selection(key))]
+    key = None if every_notebook else manager.session.notebook_key() or -1
+    return [Task(manager, record) for record in manager.tasks.select(Selection(key))]
 
 
 def task(ref: str | int | None = None) -> Task:
-    """The task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest.
+    """Return the task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest.
 
-    Raises `TaskNotFound` or `AmbiguousReference`.
+    Raise `TaskNotFound` or `AmbiguousReference`.
     """
     manager = current()
-    return Task(manager, manager.find(ref))
+    return Task(manager, manager.tasks.find(ref))
 
 
 def current_task() -> Task | None:
-    """The task to which the calling code belongs; None in the foreground."""
+    """Return the task to which the calling code belongs; None in the foreground."""
     active = active_task.get()
     return None if active is None else Task(current(), active.record)
+
+
+class Task:
+    """One run of one background cell or function.
+
+    The methods are those of `concurrent.futures.Future`. A task can be awaited, and displays itself
+    as its status card.
+    """
+
+    def __init__(self, manager: BackgroundTasks, record: TaskRecord) -> None:
+        self._manager = manager
+        self._record = record
+
+    def _place(self) -> tuple[TaskStore, int]:
+        """Return its current store and key: it may have been archived, or deleted with its data."""
+        with suppress(TaskNotFound):
+            self._record = self._manager.tasks.refresh(self._record)
+        return self._manager.tasks.store_of(self._record), self._record.key
+
+    def _now(self) -> TaskRecord:
+        if not self._record.state.is_final:
+            self._manager.runners.reconcile()
+            self._record = self._manager.tasks.refresh(self._record)
+        return self._record
+
+    @property
+    def id(self) -> str:
+        """``<first eight or more characters of the session id>-<number>``, unique in the store.
+
+        There are more than eight if another session's id begins the same.
+        """
+        return self._record.id
+
+    @property
+    def number(self) -> int:
+        """Its number within its notebook: 1, 2, 3 …"""
+        return self._record.number
+
+    @property
+    def name(self) -> str:
+        """Its name; empty if it has none."""
+        return self._record.name
+
+    @property
+    def source(self) -> str:
+        """The code that it runs."""
+        return self._record.source
+
+    @property
+    def created_at(self) -> datetime:
+        """The time when it was recorded, in UTC."""
+        return self._record.created_at
+
+    @property
+    def state(self) -> TaskState:
+        """Its current state."""
+        return self._now().state
+
+    @property
+    def reason(self) -> str | None:
+        """The evidence for its state, in words."""
+        return self._now().reason
+
+    @property
+    def exit_code(self) -> int | None:
+        """0 if it completed, 1 for an exception, the code of ``SystemExit``; otherwise None."""
+        return self._now().exit_code
+
+    @property
+    def started_at(self) -> datetime | None:
+        """The time when it started running, in UTC."""
+        return self._now().started_at
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """The time when it ended, in UTC."""
+        return self._now().ended_at
+
+    @property
+    def stdout(self) -> str:
+        """Everything that it has printed to standard output."""
+        return self._text(OutputKind.STDOUT)
+
+    @property
+    def stderr(self) -> str:
+        """Everything that it has printed to standard error."""
+        return self._text(OutputKind.STDERR)
+
+    def _text(self, kind: OutputKind) -> str:
+        cut = replay.Cut((kind,))
+        pieces = replay.stream_bytes(*self._place(), cut)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """Everything that it has printed, displayed and raised, as nbformat outputs, in order."""
+        store, key = self._place()
+        records = store.outputs.of(key)
+        return replay.as_nbformat(replay.resolve(records))
+
+    @property
+    def history(self) -> list[EventRecord]:
+        """Its states in order, each with its time and reason."""
+        store, key = self._place()
+        return store.tasks.history(key)
+
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        return self._now().state.is_final
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended, at most `timeout` seconds. Return whether it has.
+
+        Without a timeout a task cannot wait for itself, nor for a thread task of its kernel that
+        waits for it: that raises `InvalidRequest`. Cycles across processes are not detected.
+        """
+        (self._record,) = self._manager.waiting.wait([self._record], timeout)
+        return self._record.state.is_final
+
+    def progress(
+        self, done: float | None = None, total: float | None = None, text: str = ""
+    ) -> Progress | None:
+        """Return its progress, or report it; None if it has never been reported.
+
+        The task's own code reports it with `done` and `total`, in any unit, and with `text`, one
+        line about what it is doing. Lists, cards and panels show it.
+        """
+        if done is None:
+            return self._now().progress
+        active = active_task.get()
+        if active is None or active.record.id != self.id:
+            raise InvalidRequest(
+                f"how far task {self._record.label} has come is said by its own code: "
+                "current_task().progress(done, total, text)"
+            )
+        said = progress_of(done, total, text)
+        active.progress(said)
+        return said
+
+    def cancel(self) -> bool:
+        """Request its cancellation. Return False if it had ended and had left no process."""
+        changes = self._manager.changes
+        return changes.cancel(self._record) or changes.end_left(self._record) > 0
+
+    def rerun(self) -> Task:
+        """Run it again with the same options, and return the new task.
+
+        Raise `InvalidRequest` if it has not ended.
+        """
+        if not self.done():
+            raise InvalidRequest(f"task {self._record.label} is {self.state}; cancel it first")
+        self._record = self._manager.tasks.refresh(self._record)
+        return Task(self._manager, self._manager.launcher.rerun(self._record))
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait, and return the value of its last expression, or of its function.
+
+        In the process that ran it this is the very object; elsewhere it is loaded from its signed
+        pickle. Raise what the task raised if that is known, otherwise `TaskFailed`. Raise
+        `TimeoutError` if the task has not ended after `timeout` seconds, and `ResultUnavailable` if
+        the value could not be kept.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self.value()
+
+    def value(self) -> Any:
+        """Return the value of a completed task; None if its last statement is not an expression."""
+        self._place()
+        return self._manager.results.value(self._record)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, and return the exception that it raised, or None if it completed.
+
+        A task of another process gives a `TaskFailed` that carries the traceback's text.
+        """
+        if not self.wait(timeout):
+            raise TimeoutError(f"task {self._record.label} has not ended after {timeout} s")
+        task = self._record
+        if task.state is TaskState.COMPLETED:
+            return None
+        outcome = self._manager.results.outcome(task)
+        if (
+            outcome is not None
+            and outcome.error is not None
+            and isinstance(outcome.error, Exception)
+        ):
+            return outcome.error
+        return results.failure(task, self.outputs)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        refuse_own([self._record])  # here, because the wait runs in another thread
+        return asyncio.to_thread(self.result).__await__()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        task = self._now()
+        name = f" {task.name!r}" if task.name else ""
+        return f"<Task {task.number}{name}: {task.state.value}>"
+
+    def _repr_mimebundle_(self, **_options: Any) -> dict[str, str]:
+        card = CardReader(self._manager).read(self._now(), formatting.utc_now())
+        return bundle([card])

@@ -1,43 +1,42 @@
-"""What can go wrong, in words meant for the person who typed the command.
+"""The errors of this package, worded for the person who typed the command.
 
-Every error of this package is a `BackgroundError`. Its message is one line: what happened, to
-which task, and the next command to type. The commands show the message alone; a program catches
-the class.
+Every error is a `BackgroundError`. Its message is one line: what happened, to which task, and the
+next command to type. Commands show only the message; a program catches the class.
 """
 
 from __future__ import annotations
 
 
 class BackgroundError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """Base of every error that this package raises deliberately."""
 
 
 class InvalidRequest(BackgroundError):
-    """What was asked for makes no sense: an empty cell, an unknown state, a negative number."""
+    """The request makes no sense: an empty cell, an unknown state, a negative number."""
 
 
 class InvalidSetting(BackgroundError):
-    """A setting has a value that it cannot have, or there is none of that name."""
+    """A setting has an invalid value, or there is no setting of that name."""
 
 
 class TaskNotFound(BackgroundError, LookupError):
-    """No task answers to the reference that was given."""
+    """No task matches the given reference."""
 
 
 class AmbiguousReference(BackgroundError, LookupError):
-    """Several tasks answer to the reference that was given."""
+    """Several tasks match the given reference."""
 
 
 class ConfirmationNeeded(BackgroundError):
-    """The command changes what it should not change by accident, and nobody said yes."""
+    """The command could do harm by accident, and was not confirmed."""
 
 
 class AlreadyRunAgain(BackgroundError):
-    """The interrupted task that was to be resumed has been run again by somebody else."""
+    """The interrupted task has already been run again elsewhere."""
 
 
 class TaskNotDone(BackgroundError):
-    """The task has not ended, so what was asked for is not there yet."""
+    """The task has not ended, so the requested data does not exist yet."""
 
 
 class TaskFailed(BackgroundError):
@@ -57,15 +56,15 @@ class StoreDamaged(StoreError):
 
 
 class StoreBusy(StoreError):
-    """Another program held the store for longer than this one may wait."""
+    """Another program has held the store for longer than this one may wait."""
 
 
 class StoreNewer(StoreError):
-    """A newer version has brought the store up to date, and this one may not write it."""
+    """A newer version has updated the store, and this version may not write to it."""
 
 
 class StoreUnwritable(StoreError):
-    """The disk takes nothing more: it has no room, can only be read, or reports errors."""
+    """The disk accepts no more data: it is full, read-only, or reports errors."""
 
 
 class StoreFull(StoreUnwritable):
@@ -73,7 +72,7 @@ class StoreFull(StoreUnwritable):
 
 
 class ForkedProcess(StoreError):
-    """This process was forked from one that uses the store, and cannot use it itself."""
+    """This process was forked from one that uses the store, and cannot use the store itself."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -83,7 +82,7 @@ class ForkedProcess(StoreError):
 
 
 class NoThread(BackgroundError):
-    """No thread can be started for a task, because the machine's limit on processes is reached."""
+    """No thread can be started for a task: the machine's limit on processes is reached."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -93,11 +92,11 @@ class NoThread(BackgroundError):
 
 
 class TaskExit(SystemExit):
-    """A task's code has called ``exit()``: its end, which is not shown as an error."""
+    """A task's code has called ``exit()``. This ends the task, and is not shown as an error."""
 
 
 class TaskCancelled(BaseException):
-    """Raised inside a background cell that was cancelled.
+    """Raised inside a background cell that is being cancelled.
 
     A `BaseException`, so that the cell's own ``except Exception`` does not swallow it.
     """

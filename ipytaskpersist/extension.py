@@ -1,21 +1,24 @@
-"""Load into a shell, and unload: everything that is changed is put back."""
+"""Load the extension into a shell, and unload it: unloading restores everything it changed."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from ipytaskpersist import away, matcher
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.patches import Patches
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.commands import tab_completion
+from ipytaskpersist.commands.magics import BackgroundMagics, command_of
+from ipytaskpersist.display import greetings
 from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
-from ipytaskpersist.magics import BackgroundMagics, command_of
-from ipytaskpersist.manager import BackgroundTasks, set_current
-from ipytaskpersist.patches import Patches
-from ipytaskpersist.records import TaskRecord
-from ipytaskpersist.safetext import legible
+from ipytaskpersist.isolation import random_states
+from ipytaskpersist.session.manager import BackgroundTasks, set_current
+from ipytaskpersist.store import problems
 
 
 class Extension:
-    """The extension as one shell has loaded it."""
+    """The extension as loaded by one shell."""
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
@@ -24,42 +27,44 @@ class Extension:
         self._patches = Patches()
 
     def load(self) -> None:
-        """Register the magics, and say in a few lines what has happened since somebody was here."""
+        """Register the magics, and report in a few lines what has happened since the last visit."""
         set_current(self.manager)
         self.manager.say_setting_problems()
         self._say_project()
         self.shell.configurables.append(self.manager)
         self.magics.register()
-        matcher.install(self.shell, self.manager, command_of, self._patches)
+        random_states.install(self._patches)
+        tab_completion.install(self.shell, self.manager, command_of, self._patches)
         kernel = getattr(self.shell, "kernel", None)
         if kernel is None:
-            # A terminal's streams can only be routed from between two cells.
-            self.manager.install_capture()
+            # A terminal's streams can be routed only between two cells.
+            self.manager.runners.install_capture()
         else:
             self._patches.replace(kernel, "do_shutdown", self._shutdown)
         try:
             self._greet()
         except StoreError as error:
-            self.manager.warn(f"{error}; new background tasks cannot be recorded")
+            message = f"{error}; new background tasks cannot be recorded"
+            problems.say(self.manager.directory, message)
         if kernel is None:
             self._announce()
 
     def _say_project(self) -> None:
-        """Say which project's settings are in effect, so that a stranger's are noticed."""
+        """Report which project's settings are in effect: a stranger's must not go unnoticed."""
         words = self.manager.project_in_words()
         if words:
             print(legible(words))
 
     def _announce(self) -> None:
-        """Say before each prompt of a terminal what has ended."""
+        """Report ended tasks before each prompt of a terminal."""
         if hasattr(self.shell, "prompt_for_code"):
-            from ipytaskpersist.announcements import Announcements
+            from ipytaskpersist.display.announcements import Announcements
 
             Announcements(self.manager).install(self.shell, self._patches)
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:
-            self.manager.end_process("kernel restarted" if restart else "kernel shut down")
+            self.manager.runners.end_process("kernel restarted" if restart else "kernel shut down")
             return plain(restart)
 
         return do_shutdown
@@ -71,16 +76,16 @@ class Extension:
         manager.store.open()
         if manager.store.read_only:
             manager.store.require_writable()
-        returned = away.Return(manager)
+        returned = greetings.Greeting(manager)
         resumed = self._resume() if manager.auto_resume else {}
         greeting = returned.greeting(resumed)
         if greeting:
             print(greeting)
 
     def _resume(self) -> dict[str, TaskRecord]:
-        """Run what was interrupted again: the new tasks, by the ids of those before."""
+        """Run interrupted tasks again. Return the new tasks by the ids of the old ones."""
         resumed = {}
-        for task in self.manager.resumable():
+        for task in self.manager.tasks.resumable():
             try:
                 resumed[task.id] = self.manager.launcher.rerun(task, once=True)
             except AlreadyRunAgain:
@@ -90,7 +95,7 @@ class Extension:
         return resumed
 
     def unload(self) -> None:
-        """Put everything back. Running thread tasks are interrupted."""
+        """Restore everything. Running thread tasks are interrupted."""
         self.magics.unregister()
         self._patches.undo()
         self.manager.close()

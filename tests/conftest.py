@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from kernels import NotebookKernel, end_processes_of
 
-from ipytaskpersist.archives import Archives
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.store import TaskStore
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.task_store import TaskStore
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it runs in the background so, and children inherit it: no interrupt of a
@@ -27,6 +27,16 @@ def pytest_xdist_auto_num_workers() -> int:
     """Half as many again as cores: most tests wait for kernels and processes half of the time."""
     cores = os.cpu_count() or 1
     return cores + cores // 2
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say in the very last line how many browser tests did not run: a green end hides it."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", ()) if reporter is not None else ()
+    count = sum("/browser/" in f"/{report.nodeid}" for report in skipped)
+    if count:
+        tests = "1 test" if count == 1 else f"{count} tests"
+        reporter.write_line(f"{tests} in a browser did not run; make test-browser runs them")
 
 
 @pytest.fixture

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import json
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.builtin_trap import BuiltinUndefined
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 
-from ipytaskpersist import widgetmarks
-from ipytaskpersist.active import ActiveTask, active_task, redirects
-from ipytaskpersist.capture import keptwidgets
-from ipytaskpersist.capture.streams import is_routed
-from ipytaskpersist.patches import Patches
-from ipytaskpersist.records import OutputKind, OutputRecord
+from ipytaskpersist.base import widget_marks
+from ipytaskpersist.base.patches import Patches
+from ipytaskpersist.base.records import OutputKind, OutputRecord
+from ipytaskpersist.capture import kept_widgets
+from ipytaskpersist.running.running_task import RunningTask, active_task, redirects
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-_displayed_by: dict[str, ActiveTask] = {}
-"""Which task showed the last display with this id. Updates go there, whoever makes them, unless the
-task that makes them has shown one of its own."""
+_displayed_by: dict[str, RunningTask] = {}
+"""Which task showed the last display with each id. All updates go there, except those of a task
+that has shown a display with this id itself."""
 _of_foreground: dict[str, None] = {}
-"""The ids of the displays that the foreground has shown, the last one last."""
+"""The ids of the foreground's displays, the latest last."""
 AT_MOST = 1000
 """How many of them are known."""
 
@@ -144,7 +145,7 @@ def publish_for_task(data: Any, metadata: Any, options: dict[str, Any]) -> bool:
     return task is not None
 
 
-def _owner(task: ActiveTask | None, display_id: Any) -> ActiveTask | None:
+def _owner(task: RunningTask | None, display_id: Any) -> RunningTask | None:
     """The task to whose outputs an update belongs; None for a display of the foreground.
 
     What an ended task has shown stays as it was: an update goes to the page alone.
@@ -155,19 +156,19 @@ def _owner(task: ActiveTask | None, display_id: Any) -> ActiveTask | None:
     return None if owner is None or owner.has_ended else owner
 
 
-def record_display(task: ActiveTask, content: dict[str, Any], *, update: bool = False) -> None:
+def record_display(task: RunningTask, content: dict[str, Any], *, update: bool = False) -> None:
     """Record a display, after what the task's children have printed before it."""
     task.children.drain()
     kind = OutputKind.UPDATE_DISPLAY_DATA if update else OutputKind.DISPLAY_DATA
     task.recording.add(kind, content)
-    keptwidgets.shown(task, content["data"])
+    kept_widgets.shown(task, content["data"])
 
 
 def _clear_for_task(wait: bool) -> bool:
     task = active_task.get()
     if task is None:
         return False
-    content = widgetmarks.clearing(task.widgets.innermost, wait=wait)
+    content = widget_marks.clearing(task.widgets.innermost, wait=wait)
     task.recording.add(OutputKind.CLEAR_OUTPUT, content)
     return True
 
@@ -188,9 +189,31 @@ def _route_results(shell: InteractiveShell, patches: Patches) -> None:
         classes.append(sys.modules["ipykernel.displayhook"].ZMQDisplayHook)
     for hook_class in classes:
         patches.replace(hook_class, "__call__", partial(_display_hook, shell))
-    # What is there only while a cell runs, `get_ipython` without an import, is there for tasks.
-    shell.builtin_trap.__enter__()
-    patches.on_undo(partial(shell.builtin_trap.__exit__, None, None, None))
+    _keep_get_ipython(shell, patches)
+
+
+def _keep_get_ipython(shell: InteractiveShell, patches: Patches) -> None:
+    """Have `get_ipython` without an import for tasks, too, which run while no cell does.
+
+    The shell's trap puts it into `builtins` for each cell, and then puts back what was there: a
+    cell that runs now does so with what the trap has kept. The trap itself is not held open,
+    because it hides `exit` and `quit`, which other threads may call between two cells.
+    """
+    trap = shell.builtin_trap
+
+    def outside() -> dict[str, Any]:
+        return trap._orig_builtins if trap._nested_level else vars(builtins)
+
+    before = outside().get("get_ipython", BuiltinUndefined)
+    outside()["get_ipython"] = shell.get_ipython
+
+    def undo() -> None:
+        if before is not BuiltinUndefined or trap._nested_level:
+            outside()["get_ipython"] = before
+        else:
+            del vars(builtins)["get_ipython"]
+
+    patches.on_undo(undo)
 
 
 def _display_hook(shell: InteractiveShell, plain: Callable[..., None]) -> Callable[..., None]:
@@ -198,16 +221,13 @@ def _display_hook(shell: InteractiveShell, plain: Callable[..., None]) -> Callab
         task = active_task.get()
         if task is None:
             plain(self, value)
-        elif is_routed(sys.stdout):
-            show_result(shell, task, value)
         else:
-            # A tool that runs code of its own, such as doctest, waits for it in a stream.
-            sys.__displayhook__(value)
+            show_result(shell, task, value)
 
     return __call__
 
 
-def show_result(shell: Any, task: ActiveTask, value: Any) -> str | None:
+def show_result(shell: Any, task: RunningTask, value: Any) -> str | None:
     """Record a value as a cell's result is shown. Returns its text form; None for no value."""
     if value is None:
         return None
@@ -225,5 +245,5 @@ def show_result(shell: Any, task: ActiveTask, value: Any) -> str | None:
         task.children.drain()
         content["execution_count"] = task.record.execution_count
         task.recording.add(OutputKind.EXECUTE_RESULT, content)
-        keptwidgets.shown(task, data)
+        kept_widgets.shown(task, data)
     return str(data.get("text/plain", ""))

@@ -1,4 +1,4 @@
-"""Errors that are shown, and input that is asked for, in a task."""
+"""Errors shown and input requested in a task."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from ipytaskpersist import frames, postmortem, standins
-from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
+from ipytaskpersist.base import stand_ins, traceback_frames
+from ipytaskpersist.base.foreign_errors import class_name, message
+from ipytaskpersist.base.patches import Patches
+from ipytaskpersist.capture import post_mortem
 from ipytaskpersist.errors import TaskCancelled, TaskExit
-from ipytaskpersist.interruption import is_from_outside
-from ipytaskpersist.mishaps import class_name, message
-from ipytaskpersist.patches import Patches
+from ipytaskpersist.running.interruption import is_from_outside
+from ipytaskpersist.running.running_task import FOREGROUND, RunningTask, active_task
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -30,7 +31,7 @@ PACKAGE = str(Path(__file__).parent.parent)
 
 
 def install(shell: InteractiveShell, patches: Patches) -> None:
-    """Route errors, and refuse input, from now on."""
+    """Route errors and refuse input from now on."""
     _route_errors(shell, patches)
     _refuse_input(shell, patches)
     _keep_warnings_apart(shell, patches)
@@ -39,8 +40,8 @@ def install(shell: InteractiveShell, patches: Patches) -> None:
 def _keep_warnings_apart(shell: Any, patches: Patches) -> None:
     """Let a foreground cell begin without making running tasks repeat their warnings.
 
-    IPython forgets at each cell's beginning which warnings were shown, for all code of the
-    notebook; while a task runs it must not.
+    At the beginning of each cell, IPython forgets which warnings it has shown, for all code of the
+    notebook. It must not do so while a task runs.
     """
     if hasattr(shell, "_clear_warning_registry"):
         patches.replace(shell, "_clear_warning_registry", _clear_alone)
@@ -72,7 +73,7 @@ def _show(shell: InteractiveShell, plain: Callable[..., None]) -> Callable[..., 
     return _showtraceback
 
 
-def _look_at(shell: InteractiveShell, task: ActiveTask, error: BaseException) -> None:
+def _look_at(shell: InteractiveShell, task: RunningTask, error: BaseException) -> None:
     task.error = error
     task.post_mortem = _post_mortem(shell, error, task.record.execution_count)
 
@@ -81,8 +82,8 @@ def _show_whole(shell: InteractiveShell, plain: Callable[..., None]) -> Callable
     def showtraceback(*args: Any, **options: Any) -> None:
         task, error = active_task.get(), sys.exc_info()[1]
         if task is not None and is_cancellation(task, error):
-            return  # not shown, and to render it takes long
-        hide_frames(error, standins.is_of_replacement if task is None else _is_own)
+            return  # not shown, and slow to render
+        hide_frames(error, stand_ins.is_of_replacement if task is None else _is_own)
         if task is not None and type(error) is TaskExit:
             task.error, task.shown_error = error, (class_name(error), message(error))
             return
@@ -91,10 +92,10 @@ def _show_whole(shell: InteractiveShell, plain: Callable[..., None]) -> Callable
         except BaseException as raised:
             if task is None or error is None or is_from_outside(raised):
                 raise
-            # The error's own class has raised something, asked for its text.
+            # The error's own class raised an exception when asked for its text.
             shell._showtraceback(type(error), error, traceback.format_tb(error.__traceback__))
         if task is not None and error is not None and task.error is not error:
-            _look_at(shell, task, error)  # IPython prints groups of errors itself
+            _look_at(shell, task, error)  # IPython prints exception groups itself
 
     return showtraceback
 
@@ -110,24 +111,24 @@ def _format_again(plain: Callable[..., Any]) -> Callable[..., Any]:
     return structured_traceback
 
 
-def is_cancellation(task: ActiveTask, error: BaseException | None) -> bool:
-    """Whether an error is there because the task was cancelled, and so is none of its own."""
+def is_cancellation(task: RunningTask, error: BaseException | None) -> bool:
+    """Whether an error results from the task's cancellation and is not one of its own."""
     return task.cancelled and issubclass(type(error), TaskCancelled | CancelledError)
 
 
 def _post_mortem(shell: Any, error: BaseException, own_cell: int | None) -> dict[str, Any] | None:
     cells = getattr(shell.compile, "_filename_map", {})
     try:
-        return postmortem.of_error(error, cells, own_cell)
+        return post_mortem.of_error(error, cells, own_cell)
     except BaseException as raised:
         if is_from_outside(raised):
             raise
-        return None  # it is about an error, and must not become the cell's error itself
+        return None  # a failing post-mortem must not become the cell's error
 
 
 def hide_frames(error: BaseException | None, is_hidden: Callable[[CodeType], bool]) -> None:
-    """Take the frames of such code out of the traceback of an error and of its causes."""
-    for each in frames.related(error):
+    """Remove frames of hidden code from the tracebacks of an error and of its causes."""
+    for each in traceback_frames.related(error):
         shown = _shown(each.__traceback__, is_hidden)
         for step, following in pairwise([*shown, None]):
             if step is not None and step.tb_next is not following:
@@ -147,16 +148,16 @@ def _shown(
 
 
 def _is_own(code: CodeType) -> bool:
-    """Whether code is of this package, or of what it replaces."""
-    return code.co_filename.startswith(PACKAGE) or standins.is_of_replacement(code)
+    """Whether code is from this package or from a replacement that it installs."""
+    return code.co_filename.startswith(PACKAGE) or stand_ins.is_of_replacement(code)
 
 
 def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:
     kernel = getattr(shell, "kernel", None)
     places: list[tuple[Any, str]] = [(builtins, "input"), (getpass, "getpass")]
     if kernel is not None:
-        # While a cell runs the kernel's are in the places of the interpreter's own, which it keeps
-        # and puts back at the cell's end.
+        # While a cell runs, the kernel's functions replace the interpreter's, which it saves and
+        # restores at the cell's end.
         places += [(kernel, name) for name in ("_sys_raw_input", "_save_getpass")]
         places += [(kernel, name) for name in ("raw_input", "getpass")]
     patches.on_undo(partial(_put_back, places))
@@ -169,11 +170,11 @@ def _refuse_input(shell: InteractiveShell, patches: Patches) -> None:
 
 
 def _put_back(places: list[tuple[Any, str]]) -> None:
-    """The kernel may have exchanged what is in these places since."""
+    """Restore the functions. The kernel may have exchanged them since."""
     for owner, name in places:
         value = getattr(owner, name, None)
-        if standins.is_stand_in(value):
-            setattr(owner, name, standins.plain_of(value))
+        if stand_ins.is_stand_in(value):
+            setattr(owner, name, stand_ins.plain_of(value))
 
 
 def _refusing(name: str, plain: Callable[..., str]) -> Callable[..., str]:

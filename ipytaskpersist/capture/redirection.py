@@ -1,6 +1,6 @@
 """``redirect_stdout`` and ``%%capture``: in a task they hold for the task alone.
 
-In the foreground they hold for the foreground, and do not catch what tasks print.
+In the foreground they assign to ``sys``, which does not reach tasks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 
 from IPython.utils.capture import CapturedIO, capture_output
 
-from ipytaskpersist.active import active_task, redirects
+from ipytaskpersist.base.patches import Patches
+from ipytaskpersist.base.records import STREAM_KINDS, OutputKind
 from ipytaskpersist.capture.streams import Redirect, RoutedText, route_present
-from ipytaskpersist.patches import Patches
-from ipytaskpersist.records import STREAM_KINDS, OutputKind
-from ipytaskpersist.standins import with_globals
+from ipytaskpersist.running.running_task import active_task, redirects
 
 
 def install(patches: Patches) -> None:
@@ -60,7 +59,10 @@ class _Previous:
 
 
 class _Standing:
-    """What stands before the kernel's streams for as long as any task redirects its own."""
+    """What stands before the streams of a process task for as long as it redirects its own.
+
+    In a kernel `system_attributes` has put routers there for good.
+    """
 
     def __init__(self) -> None:
         self._count = Counter[OutputKind]()
@@ -71,18 +73,19 @@ class _Standing:
         """A task begins to redirect a stream."""
         with self._lock:
             self._count[kind] += 1
-            stream = getattr(sys, kind.value)
+            # The dictionary, because the attribute is the task's own.
+            stream = vars(sys)[kind.value]
             if not isinstance(stream, RoutedText):
                 self._placed[kind] = RoutedText(stream, kind)
-                setattr(sys, kind.value, self._placed[kind])
+                vars(sys)[kind.value] = self._placed[kind]
 
     def end(self, kind: OutputKind) -> None:
         """A task's redirection ends; after the last one the stream itself is back."""
         with self._lock:
             self._count[kind] -= 1
             placed = self._placed.get(kind)
-            if not self._count[kind] and placed is getattr(sys, kind.value):
-                setattr(sys, kind.value, self._placed.pop(kind)._plain)
+            if not self._count[kind] and placed is vars(sys)[kind.value]:
+                vars(sys)[kind.value] = self._placed.pop(kind)._plain
 
 
 _STANDING = _Standing()
@@ -90,22 +93,11 @@ _STANDING = _Standing()
 
 def _redirect_enter(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def __enter__(self: Any) -> Any:
-        if self._stream not in STREAM_KINDS:
+        if active_task.get() is None or self._stream not in STREAM_KINDS:
             return plain(self)
-        kind = OutputKind(self._stream)
-        if active_task.get() is None:
-            target = self._new_target
-            if target is not None:
-                # Not after it stands there: what a task prints just then would be caught.
-                self._new_target = RoutedText(target, kind)
-            try:
-                plain(self)
-            finally:
-                self._new_target = target
-            return target
         previous = _Previous()
         self._old_targets.append(previous)
-        previous.redirect({kind: self._new_target})
+        previous.redirect({OutputKind(self._stream): self._new_target})
         return self._new_target
 
     return __enter__
@@ -128,27 +120,10 @@ def _route_again(patches: Patches) -> None:
         route_present(patches)
 
 
-def _captured() -> Any:
-    """What ``%%capture`` puts in a stream's place: behind the routing from its first moment on."""
-    return RoutedText(io.StringIO(), OutputKind.STDOUT)
-
-
-def _unwrapped(captured: CapturedIO) -> CapturedIO:
-    """What was captured, which its reader need not ask for."""
-    for kind in STREAM_KINDS:
-        stands = getattr(captured, f"_{kind.value}")
-        if isinstance(stands, RoutedText):
-            stands._kind = kind
-            setattr(captured, f"_{kind.value}", stands._plain)
-    return captured
-
-
 def _capture_enter(plain: Callable[[Any], CapturedIO]) -> Callable[[Any], CapturedIO]:
-    plain = with_globals(plain, StringIO=_captured)
-
     def __enter__(self: Any) -> CapturedIO:
         if active_task.get() is None:
-            return _unwrapped(plain(self))
+            return plain(self)
         targets: dict[OutputKind, Any] = {
             OutputKind.STDOUT: io.StringIO() if self.stdout else None,
             OutputKind.STDERR: io.StringIO() if self.stderr else None,

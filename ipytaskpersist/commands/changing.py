@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from ipytaskpersist import completion, views
+from ipytaskpersist.base.records import TaskRecord, TaskState
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     refuse_together,
     several,
@@ -14,12 +15,13 @@ from ipytaskpersist.commands.definition import (
     verbs,
     yes,
 )
+from ipytaskpersist.commands.surfaces import Surface, stopped_by_interrupt
 from ipytaskpersist.errors import InvalidRequest, TaskFailed, TaskNotDone
-from ipytaskpersist.handle import failure
-from ipytaskpersist.records import TaskRecord, TaskState
-from ipytaskpersist.references import find_session
-from ipytaskpersist.store import Selection
-from ipytaskpersist.surfaces import Surface, stopped_by_interrupt
+from ipytaskpersist.session import results
+from ipytaskpersist.session.finding import find_session
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text import formatting
 
 
 @verbs.command()
@@ -27,15 +29,21 @@ from ipytaskpersist.surfaces import Surface, stopped_by_interrupt
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="At most S seconds.")
 @click.option("--check", is_flag=True, help="An error when a task did not complete.")
 @surface_and_manager
-def wait(surface: Surface, refs: Sequence[str], timeout: float | None, check: bool) -> None:
+def wait(
+    surface: Surface,
+    manager: BackgroundTasks,
+    refs: Sequence[str],
+    timeout: float | None,
+    check: bool,
+) -> None:
     """Wait until tasks have ended. An interrupt ends the waiting, not the task."""
-    tasks = surface.manager.find_all(refs)
+    tasks = manager.tasks.find_all(refs)
     waiting = surface.waiting()
     names = ", ".join(task.label for task in tasks)
     ended: list[TaskRecord] = []
     try:
         with stopped_by_interrupt(f"no longer waiting; {names} runs on"):
-            ended = surface.manager.wait(tasks, timeout, waiting.show)
+            ended = manager.waiting.wait(tasks, timeout, waiting.show)
     finally:
         waiting.close()
     surface.ends_shown(ended)
@@ -45,7 +53,7 @@ def wait(surface: Surface, refs: Sequence[str], timeout: float | None, check: bo
         raise TaskNotDone(f"still running after {timeout:g} s: {labels}")
     failed = [task for task in ended if task.state.is_final and task.exit_code != 0]
     if failed and check:
-        message = str(failure(failed[0], []))
+        message = str(results.failure(failed[0], []))
         if surface.is_ipython:
             raise TaskFailed(message)
         click.echo(surface.in_words(message), err=True)
@@ -53,7 +61,7 @@ def wait(surface: Surface, refs: Sequence[str], timeout: float | None, check: bo
 
 
 def _exit_status(task: TaskRecord) -> int:
-    """A task's exit code as a shell gives it: 128 and the number for a signal, 1 without any."""
+    """Return a task's exit code as a shell does: 128 plus a signal's number, 1 if there is none."""
     code = 1 if task.exit_code is None else task.exit_code
     return 128 - code if code < 0 else code
 
@@ -63,20 +71,21 @@ def _exit_status(task: TaskRecord) -> int:
 @click.option("--all", "every_task", is_flag=True, help="All live tasks of this notebook.")
 @yes
 @surface_and_manager
-def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -> None:
-    """Cancel tasks. A process is killed if need be; a thread ends when its call of C code does."""
-    manager = surface.manager
+def cancel(
+    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], every_task: bool, yes: bool
+) -> None:
+    """Cancel tasks. A process is killed if need be; a thread in a C call ends when it returns."""
     if every_task and refs:
         raise InvalidRequest("cancel takes either --all or the tasks' references, not both")
     if every_task:
         live = (TaskState.PENDING, TaskState.RUNNING)
-        tasks = manager.select(Selection(manager.notebook_key() or -1, live))
+        tasks = manager.tasks.select(Selection(manager.session.notebook_key() or -1, live))
     else:
-        tasks = manager.find_all(refs)
-    _confirm_others(surface, tasks, "Cancel", yes)
-    asked = [task for task in tasks if manager.cancel(task)]
-    left = {task.id: manager.end_left(task) for task in tasks if task not in asked}
-    current = {task.id: task for task in manager.wait(asked, timeout_s=1.0)}
+        tasks = manager.tasks.find_all(refs)
+    _confirm_others(surface, manager, tasks, "Cancel", yes)
+    asked = [task for task in tasks if manager.changes.cancel(task)]
+    left = {task.id: manager.changes.end_left(task) for task in tasks if task not in asked}
+    current = {task.id: task for task in manager.waiting.wait(asked, timeout_s=1.0)}
     for task in tasks:
         click.echo(_cancelled(task, current.get(task.id), left.get(task.id, 0)))
     surface.ends_shown(current.values())
@@ -86,7 +95,7 @@ def cancel(surface: Surface, refs: Sequence[str], every_task: bool, yes: bool) -
 
 def _cancelled(task: TaskRecord, now: TaskRecord | None, left: int) -> str:
     if now is None:
-        return views.had_ended(task, left)
+        return formatting.had_ended(task, left)
     if now.state.is_final:
         return f"task {task.label}: {now.state.value}"
     if now.runner == "process":
@@ -98,11 +107,13 @@ def _cancelled(task: TaskRecord, now: TaskRecord | None, left: int) -> str:
     )
 
 
-def _confirm_others(surface: Surface, tasks: Sequence[TaskRecord], verb: str, yes: bool) -> None:
-    others = [task for task in tasks if not surface.manager.is_own(task)]
+def _confirm_others(
+    surface: Surface, manager: BackgroundTasks, tasks: Sequence[TaskRecord], verb: str, yes: bool
+) -> None:
+    others = [task for task in tasks if not manager.tasks.is_own(task)]
     if others and not yes:
         ids = ", ".join(task.id for task in others)
-        places = ", ".join(sorted({views.notebook_name(task.notebook) for task in others}))
+        places = ", ".join(sorted({formatting.notebook_name(task.notebook) for task in others}))
         surface.confirm(
             f"{verb} {ids} of another notebook ({places})?",
             f"{ids} belongs to another notebook ({places}); add --yes to {verb.lower()} it",
@@ -111,9 +122,9 @@ def _confirm_others(surface: Surface, tasks: Sequence[TaskRecord], verb: str, ye
 
 @verbs.command()
 @surface_and_manager
-def clear(surface: Surface) -> None:
+def clear(surface: Surface, manager: BackgroundTasks) -> None:
     """Cancel this session's running tasks and take ended ones off the list. Deletes nothing."""
-    cancelled, cleared = surface.manager.clear()
+    cancelled, cleared = manager.changes.clear()
     stopped = f"cancelled {cancelled}, " if cancelled else ""
     shows = surface.in_words("%bg_list --cleared")
     click.echo(f"{stopped}took {cleared} off the list; {shows} still shows them")
@@ -127,15 +138,17 @@ def clear(surface: Surface) -> None:
 )  # fmt: skip
 @yes
 @surface_and_manager
-def delete(surface: Surface, refs: Sequence[str], session: str | None, yes: bool) -> None:
+def delete(
+    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], session: str | None, yes: bool
+) -> None:
     """Delete ended tasks for good, with their outputs and results."""
     refuse_together({"--session": session is not None, "references": bool(refs)})
     if session is not None:
-        _delete_session(surface, session, yes)
+        _delete_session(surface, manager, session, yes)
         return
     if not refs:
         raise InvalidRequest("which task? delete takes its number, name or id: %bg_delete 3")
-    tasks = surface.manager.find_all(refs)
+    tasks = manager.tasks.find_all(refs)
     for task in tasks:
         if not task.state.is_final:
             raise InvalidRequest(
@@ -147,15 +160,14 @@ def delete(surface: Surface, refs: Sequence[str], session: str | None, yes: bool
         surface.confirm(
             f"Delete {labels} with all outputs?", f"add --yes to delete {labels} for good"
         )
-    surface.manager.delete(tasks)
+    manager.changes.delete(tasks)
     click.echo(f"deleted {labels}")
 
 
-def _delete_session(surface: Surface, reference: str, yes: bool) -> None:
-    manager = surface.manager
-    manager.reconcile()
+def _delete_session(surface: Surface, manager: BackgroundTasks, reference: str, yes: bool) -> None:
+    manager.runners.reconcile()
     session = find_session(manager.store, reference)
-    tasks = manager.tasks_of(session)
+    tasks = manager.tasks.of_session(session)
     live = [task.label for task in tasks if not task.state.is_final]
     short = manager.store.sessions.short(session.id)
     if live:
@@ -163,11 +175,11 @@ def _delete_session(surface: Surface, reference: str, yes: bool) -> None:
             f"session {short} has tasks that have not ended ({', '.join(live)}); cancel them first"
         )
     active_at = max([session.started_at, *(task.ended_at or task.created_at for task in tasks)])
-    count = views.counted(len(tasks), "task")
-    about = f"{count}, last active {views.clock(active_at, views.utc_now())}"
+    count = formatting.counted(len(tasks), "task")
+    about = f"{count}, last active {formatting.clock(active_at, formatting.utc_now())}"
     if not yes:
         hint = f"add --yes to delete session {short} ({about}) for good"
         surface.confirm(f"Delete session {short}? ({about})", hint)
-    manager.delete_session(session)
+    manager.changes.delete_session(session)
     kept = "" if session.ended_at else "; the session itself is still active"
     click.echo(f"deleted session {short} with {count}{kept}")

@@ -1,4 +1,4 @@
-"""The verbs that look after the whole: config, doctor."""
+"""The verbs about the installation as a whole: config, doctor."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import click
 
-from ipytaskpersist import completion
+from ipytaskpersist.base.legible import legible_lines
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import as_json, print_json, surface_and_manager, verbs
-from ipytaskpersist.safetext import legible_lines
-from ipytaskpersist.settings import Setting, find_setting
-from ipytaskpersist.surfaces import Surface
+from ipytaskpersist.commands.surfaces import Surface
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.session.settings import Setting, find_setting
 
 WIDTH = 88
 
@@ -22,14 +23,14 @@ WIDTH = 88
 )  # fmt: skip
 @as_json
 @surface_and_manager
-def config(surface: Surface, name: str | None, as_json: bool) -> None:
-    """Show the settings, and where each value comes from; of one also what it means."""
-    settings = surface.manager.settings()
+def config(surface: Surface, manager: BackgroundTasks, name: str | None, as_json: bool) -> None:
+    """Show the settings and where each value comes from; with a name, also what it means."""
+    settings = manager.settings()
     chosen = settings if name is None else [find_setting(settings, name)]
     if as_json:
         print_json({"settings": [setting.as_json() for setting in chosen]})
     elif name is None:
-        project = surface.manager.project_in_words()
+        project = manager.project_in_words()
         click.echo(legible_lines("\n".join(filter(None, [_table(chosen), project]))))
     else:
         click.echo(legible_lines(_explained(chosen[0])))
@@ -38,17 +39,16 @@ def config(surface: Surface, name: str | None, as_json: bool) -> None:
 @verbs.command()
 @as_json
 @surface_and_manager
-def doctor(surface: Surface, as_json: bool) -> None:
-    """Say what is well and what is not, and what to do. Changes nothing."""
-    from ipytaskpersist import doctor
+def doctor(surface: Surface, manager: BackgroundTasks, as_json: bool) -> None:
+    """Check what works and what does not, and say what to do. Changes nothing."""
+    from ipytaskpersist.doctor import findings, report
 
-    manager = surface.manager
-    findings = doctor.examine(manager.directory, manager.identity.id, manager.setting_problems)
+    found = report.examine(manager.directory, manager.session.identity.id, manager.setting_problems)
     if as_json:
-        print_json(doctor.as_document(findings))
+        print_json(report.as_document(found))
     else:
-        click.echo(surface.in_words(doctor.as_text(findings)))
-    surface.exit(doctor.LEVELS.index(doctor.worst(findings)))
+        click.echo(surface.in_words(report.as_text(found)))
+    surface.exit(findings.LEVELS.index(report.worst(found)))
 
 
 def _table(settings: Sequence[Setting]) -> str:

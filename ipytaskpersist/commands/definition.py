@@ -1,20 +1,21 @@
-"""What all verbs have in common: how they are parsed, and the options that many take."""
+"""Parsing that all verbs share, and the options that many of them take."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from ipytaskpersist import completion
+from ipytaskpersist.base.vocabulary import MODULE_OF, VERBS
+from ipytaskpersist.commands import completion
+from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.surfaces import Surface
-from ipytaskpersist.vocabulary import MODULE_OF, VERBS
 
 HELP = {"help_option_names": ["-h", "--help"]}
 STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -22,14 +23,14 @@ COUNTED_BACK = re.compile(r"-\d+")
 
 
 class Verb(click.Command):
-    """A command whose arguments may be ``-1``, ``-2`` …, which click takes for options."""
+    """A command whose arguments may be ``-1``, ``-2`` …, which click would take for options."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # Not taken from the group, because ``%bg_VERB`` calls a verb without it.
+        # Not inherited from the group, because ``%bg_VERB`` calls a verb without it.
         super().__init__(*args, **{**options, "context_settings": HELP})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Let what is counted back look like no option: a blank before it means nothing."""
+        """Put a blank before negative references, so that click does not take them for options."""
         end = args.index("--") if "--" in args else len(args)
         with_value = {name for param in self.params for name in param.opts if _takes_value(param)}
         given = [
@@ -44,27 +45,27 @@ def _takes_value(param: click.Parameter) -> bool:
 
 
 class Verbs(click.Group):
-    """All verbs. Knows which one was probably meant."""
+    """The group of all verbs. Suggests the verb that was probably meant."""
 
     command_class = Verb
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all, without importing any."""
+        """Return all names, without importing any command."""
         return [*VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A verb by its name."""
+        """Return a verb by name."""
         if cmd_name in MODULE_OF:
             import_module(f"ipytaskpersist.commands.{MODULE_OF[cmd_name]}")
         return self.commands.get(cmd_name)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """The verbs that begin so, without importing any, and the options."""
+        """Complete verbs, without importing any, and options."""
         names = [CompletionItem(name) for name in VERBS if name.startswith(incomplete)]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Find the verb, or say which is nearest."""
+        """Find the verb, or suggest the nearest one."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             import difflib
 
@@ -75,7 +76,7 @@ class Verbs(click.Group):
 
 
 def every_verb() -> dict[str, click.Command]:
-    """All verbs by name, imported."""
+    """Import all verbs, and return them by name."""
     found = {name: verbs.get_command(click.Context(verbs), name) for name in VERBS}
     return {name: command for name, command in found.items() if command is not None}
 
@@ -85,7 +86,16 @@ def verbs() -> None:
     """Background cells that outlive their kernel."""
 
 
-surface_and_manager = click.make_pass_decorator(Surface)
+def surface_and_manager(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass a command the surface on which it was typed and the tasks that it works on."""
+
+    @wraps(command)
+    def with_both(surface: Surface, **options: Any) -> Any:
+        return command(surface, surface.manager, **options)
+
+    return click.pass_obj(with_both)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 one = click.argument(
@@ -97,22 +107,21 @@ several = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=co
 def print_json(document: Any) -> None:
     """Print one JSON document."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
-    # JSON itself escapes less than what may steer a terminal, or turn what it shows around.
+    # JSON escapes less than needed: escape characters that control a terminal or reverse text.
     click.echo(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def refuse_together(given: dict[str, bool]) -> None:
-    """Refuse flags of which only one makes sense."""
+    """Raise an error if several mutually exclusive flags are given."""
     if sum(given.values()) > 1:
         *names, last = given
         raise InvalidRequest(f"{', '.join(names)} and {last} exclude each other; give one of them")
 
 
 def run(arguments: Sequence[str], surface: Surface, command: click.Command = verbs) -> Any:
-    """Run one command line, and return what it returns.
+    """Run one command line, and return its return value.
 
-    Raises `BackgroundError` for what went wrong, and `click.ClickException` for what was typed
-    wrong.
+    Raise `BackgroundError` if it fails, and `click.ClickException` for wrong usage.
     """
     name = "" if command is verbs else f"_{command.name}"
     program = f"%bg{name}" if surface.is_ipython else "jupyter bg"

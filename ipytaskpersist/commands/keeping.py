@@ -7,14 +7,16 @@ from pathlib import Path
 
 import click
 
-from ipytaskpersist import completion, views
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.paths import typed_path
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import several, surface_and_manager, verbs, yes
+from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.paths import typed_path
-from ipytaskpersist.records import TaskRecord
-from ipytaskpersist.references import check_tags
-from ipytaskpersist.safetext import legible
-from ipytaskpersist.surfaces import Surface
+from ipytaskpersist.session.finding import check_tags
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.text import formatting
 
 
 @verbs.command()
@@ -25,21 +27,30 @@ from ipytaskpersist.surfaces import Surface
     help="Take this tag away. May be given several times.",
 )  # fmt: skip
 @surface_and_manager
-def tag(surface: Surface, ref: str, tags: Sequence[str], removed: Sequence[str]) -> None:
-    """Give a task tags, by which list finds it, or take some away. Without any: show them."""
+def tag(
+    surface: Surface,
+    manager: BackgroundTasks,
+    ref: str,
+    tags: Sequence[str],
+    removed: Sequence[str],
+) -> None:
+    """Give a task tags, by which list finds it, or remove some. Without tags: show them."""
     check_tags([*tags, *removed])
-    manager = surface.manager
-    task = manager.find(ref)
-    _tag(surface, task, tags, removed)
-    now = manager.refresh(task)
+    task = manager.tasks.find(ref)
+    _tag(surface, manager, task, tags, removed)
+    now = manager.tasks.refresh(task)
     click.echo(f"task {now.label}: {', '.join(now.tags) or 'no tags'}")
 
 
 def _tag(
-    surface: Surface, task: TaskRecord, added: Sequence[str], removed: Sequence[str] = ()
+    surface: Surface,
+    manager: BackgroundTasks,
+    task: TaskRecord,
+    added: Sequence[str],
+    removed: Sequence[str] = (),
 ) -> None:
     if added or removed:
-        store = surface.manager.store_of(task)
+        store = manager.tasks.store_of(task)
         store.require_writable()
         store.tasks.tag(task.key, added, removed)
 
@@ -48,11 +59,11 @@ def _tag(
 @several
 @click.option("--remove", is_flag=True, help="No longer keep them.")
 @surface_and_manager
-def keep(surface: Surface, refs: Sequence[str], remove: bool) -> None:
+def keep(surface: Surface, manager: BackgroundTasks, refs: Sequence[str], remove: bool) -> None:
     """Protect tasks from every limit: they are neither archived nor deleted because of one."""
-    tasks, mark = surface.manager.find_all(refs), [surface.manager.keep]
+    tasks, mark = manager.tasks.find_all(refs), [manager.keep]
     for task in tasks:
-        _tag(surface, task, *(([], mark) if remove else (mark, [])))
+        _tag(surface, manager, task, *(([], mark) if remove else (mark, [])))
     labels = ", ".join(task.label for task in tasks)
     click.echo(f"{'no longer keeping' if remove else 'keeping'} {labels}")
 
@@ -61,10 +72,11 @@ def keep(surface: Surface, refs: Sequence[str], remove: bool) -> None:
 @several
 @click.option("--older-than", metavar="AGE", help="All that ended longer ago: 30d, 12h, 2w.")
 @surface_and_manager
-def archive(surface: Surface, refs: Sequence[str], older_than: str | None) -> None:
-    """Move ended tasks to the archive of their month, where everything still finds them."""
-    manager = surface.manager
-    tasks = _chosen(surface, refs, older_than)
+def archive(
+    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], older_than: str | None
+) -> None:
+    """Move ended tasks to the archive of their month, where every command still finds them."""
+    tasks = _chosen(surface, manager, refs, older_than)
     for task in tasks:
         if not task.state.is_final:
             raise InvalidRequest(
@@ -76,23 +88,25 @@ def archive(surface: Surface, refs: Sequence[str], older_than: str | None) -> No
     for month, count in moved.items():
         click.echo(
             legible(
-                f"moved {views.counted(count, 'task')} to {manager.directory.archive(month).store}"
+                f"moved {formatting.counted(count, 'task')} "
+                f"to {manager.directory.archive(month).store}"
             )
         )
 
 
-def _chosen(surface: Surface, refs: Sequence[str], older_than: str | None) -> list[TaskRecord]:
-    from ipytaskpersist.durations import parse_age
+def _chosen(
+    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], older_than: str | None
+) -> list[TaskRecord]:
+    from ipytaskpersist.text.durations import parse_age
 
-    manager = surface.manager
     if bool(refs) == bool(older_than):
         raise InvalidRequest(
             "which tasks? archive takes either their references or an age: "
             "%bg_archive --older-than 30d"
         )
     if refs:
-        return manager.find_all(refs)
-    manager.reconcile()
+        return manager.tasks.find_all(refs)
+    manager.runners.reconcile()
     manager.store.open().require_own_version()
     return manager.archives.older_than(parse_age(older_than or ""), manager.keep)
 
@@ -100,20 +114,21 @@ def _chosen(surface: Surface, refs: Sequence[str], older_than: str | None) -> li
 @verbs.command()
 @several
 @surface_and_manager
-def unarchive(surface: Surface, refs: Sequence[str]) -> None:
-    """Move archived tasks back among the others, and keep them there."""
+def unarchive(surface: Surface, manager: BackgroundTasks, refs: Sequence[str]) -> None:
+    """Move archived tasks back to the store, and protect them from being archived again."""
     if not refs:
         raise InvalidRequest("which task? %bg_list --archived shows those that can come back")
-    tasks = surface.manager.find_all(refs)
+    tasks = manager.tasks.find_all(refs)
     for task in tasks:
         if not task.archive:
             raise InvalidRequest(f"task {task.label} is not archived")
-    surface.manager.archives.unarchive(tasks)
+    manager.archives.unarchive(tasks)
     for task in tasks:
-        # They are as old as before: a limit would have them back in the archive at once.
-        _tag(surface, surface.manager.refresh(task), [surface.manager.keep])
+        # They are as old as before: a limit would archive them again at once.
+        _tag(surface, manager, manager.tasks.refresh(task), [manager.keep])
     click.echo(
-        f"moved {views.counted(len(tasks), 'task')} back: {', '.join(task.label for task in tasks)}"
+        f"moved {formatting.counted(len(tasks), 'task')} back: "
+        + ", ".join(task.label for task in tasks)
     )
 
 
@@ -123,9 +138,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @verbs.command()
 @click.argument("file", type=FILE, required=False, metavar="[FILE]")
 @surface_and_manager
-def backup(surface: Surface, file: Path | None) -> None:
-    """Copy the store to a file while kernels go on writing. Default: in its folder of backups."""
-    store = surface.manager.store
+def backup(surface: Surface, manager: BackgroundTasks, file: Path | None) -> None:
+    """Copy the store to a file while kernels keep writing. Default: into its folder of backups."""
+    store = manager.store
     if not store.exists:
         raise InvalidRequest("there is nothing to back up yet: no task has been stored")
     if str(file) == "-":
@@ -137,9 +152,9 @@ def backup(surface: Surface, file: Path | None) -> None:
         raise InvalidRequest(f"there is no folder {target.parent}; nothing was written")
     written = store.open().back_up(target)
     tasks = store.statistics.count()
-    click.echo(legible(f"backed up {views.counted(tasks, 'task')} to {written}"))
-    if surface.manager.directory.months():
-        archives = legible(str(surface.manager.directory.archives))
+    click.echo(legible(f"backed up {formatting.counted(tasks, 'task')} to {written}"))
+    if manager.directory.months():
+        archives = legible(str(manager.directory.archives))
         click.echo(f"the archives in {archives} are not part of it")
 
 
@@ -147,22 +162,22 @@ def backup(surface: Surface, file: Path | None) -> None:
 @click.argument("file", type=FILE, metavar="FILE")
 @yes
 @surface_and_manager
-def restore(surface: Surface, file: Path, yes: bool) -> None:
-    """Put the tasks of a backup in the place of those in the store, which is set aside."""
+def restore(surface: Surface, manager: BackgroundTasks, file: Path, yes: bool) -> None:
+    """Replace the tasks in the store by those of a backup; the current store is set aside."""
     from ipytaskpersist.store import restoring
 
-    manager, source = surface.manager, typed_path(file)
+    source = typed_path(file)
     restoring.check(source)
-    manager.reconcile()
+    manager.runners.reconcile()
     store = manager.store.open()
     store.require_own_version()
     count = store.statistics.count()
     if count and not yes:
         surface.confirm(
-            f"Replace the {views.counted(count, 'task')} in the store by those of {source.name}? "
-            "The store as it is will be set aside.",
-            f"add --yes to replace the {views.counted(count, 'task')} in the store",
+            f"Replace the {formatting.counted(count, 'task')} in the store "
+            f"by those of {source.name}? The store as it is will be set aside.",
+            f"add --yes to replace the {formatting.counted(count, 'task')} in the store",
         )
     done = restoring.restore(store, source)
-    click.echo(legible(f"restored {views.counted(done.tasks, 'task')} from {source}"))
+    click.echo(legible(f"restored {formatting.counted(done.tasks, 'task')} from {source}"))
     click.echo(legible(f"the store as it was is {done.set_aside}"))

@@ -1,4 +1,4 @@
-"""What launches tasks: ``%%background``, rerun and resume; and load, for what they leave."""
+"""The verbs that launch tasks: ``%%background``, rerun and resume; and load, for variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from ipytaskpersist import completion
+from ipytaskpersist.base.legible import legible_lines
+from ipytaskpersist.base.records import Options, TaskRecord
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     HELP,
     one,
@@ -17,15 +19,14 @@ from ipytaskpersist.commands.definition import (
     verbs,
     yes,
 )
+from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.launcher import PROCESS, SHELL, THREAD, Request
-from ipytaskpersist.records import Options, TaskRecord
-from ipytaskpersist.safetext import legible_lines
-from ipytaskpersist.surfaces import Surface
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, Request
 
 
 def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
-    """``a,b`` as a list; an empty one where nothing stands before or after a comma."""
+    """Split ``a,b`` into a list of names, without empty ones."""
     return None if given is None else [name for name in given.replace(",", " ").split() if name]
 
 
@@ -67,6 +68,10 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="The variables it leaves: a,b. Default: those that it assigns.",
     ),
     click.option(
+        "--fresh", is_flag=True,
+        help="Start a Python process in a fresh interpreter, though a warm one is quicker.",
+    ),
+    click.option(
         "--tag", "tags", multiple=True, metavar="TAG", shell_complete=completion.tags,
         help="A word by which list finds it again. May be given several times.",
     ),
@@ -91,10 +96,10 @@ def with_options(function: Any) -> Any:
 def background(name: Sequence[str], **given: Any) -> Request:
     """Run a cell in the background: %%background [NAME] above its code.
 
-    The cell runs in a thread that shares the notebook's variables, or with --process in a process
-    of its own. A body that begins with %%bash, %%sh or %%script X, or has nothing but ! lines, is a
-    shell command. The name is optional; %bg_list, %bg_output and the others take it or the number.
-    %background EXPRESSION runs one line.
+    The cell runs in a thread that shares the notebook's variables, or with --process in its own
+    process. A body that begins with %%bash, %%sh or %%script X, or that has only ! lines, is a
+    shell command. The name is optional; %bg_list, %bg_output and the others accept it or the
+    number. %background EXPRESSION runs one line.
     """
     places = {f"--{where}": bool(given.pop(where)) for where in (THREAD, PROCESS, SHELL)}
     refuse_together(places)
@@ -108,16 +113,15 @@ def background(name: Sequence[str], **given: Any) -> Request:
 @one
 @yes
 @surface_and_manager
-def rerun(surface: Surface, ref: str | None, yes: bool) -> None:
+def rerun(surface: Surface, manager: BackgroundTasks, ref: str | None, yes: bool) -> None:
     """Run an ended task's source again with the same options, as a new task."""
-    manager = surface.manager
-    task = manager.find(ref)
+    task = manager.tasks.find(ref)
     if not task.state.is_final:
         raise InvalidRequest(
             f"task {task.label} is {task.state.value}; cancel it first: %bg_cancel {task.number}"
         )
     if task.is_imported and task.runner == THREAD and not yes:
-        # It may have the name of another, and be the latest: nobody need have meant it.
+        # An imported task may have another task's name and be the latest, without being meant.
         read_it = f"%bg_show {task.number} shows its source"
         surface.confirm(
             f"Run task {task.label}, which was imported from a file? {read_it}.",
@@ -130,13 +134,14 @@ def rerun(surface: Surface, ref: str | None, yes: bool) -> None:
 @several
 @click.option("--all", "every_task", is_flag=True, help="All that were interrupted, each once.")
 @surface_and_manager
-def resume(surface: Surface, refs: Sequence[str], every_task: bool) -> None:
-    """Run interrupted tasks again. One that ended by itself is run again by rerun."""
-    manager = surface.manager
+def resume(
+    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], every_task: bool
+) -> None:
+    """Run interrupted tasks again. Use rerun for a task that ended by itself."""
     refuse_together({"--all": every_task, "references": bool(refs)})
-    waiting = manager.interrupted()
-    certain = manager.certainly_dead(waiting)
-    chosen = [*map(manager.find, refs)] if refs else certain if every_task else certain[-1:]
+    waiting = manager.tasks.interrupted()
+    certain = manager.tasks.certainly_dead(waiting)
+    chosen = [*map(manager.tasks.find, refs)] if refs else certain if every_task else certain[-1:]
     for task in chosen:
         if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
@@ -153,7 +158,7 @@ def _may_run_on(tasks: Sequence[TaskRecord]) -> str:
     which = ", ".join(task.label for task in tasks)
     them, numbers = "it" if len(tasks) == 1 else "them", " ".join(str(t.number) for t in tasks)
     return (
-        f"left out, because nobody can tell from here whether it has really ended: {which}; "
+        f"left out, because it cannot be seen from here whether it has really ended: {which}; "
         f"%bg_resume {numbers} runs {them} again all the same"
     )
 
@@ -175,12 +180,11 @@ def _why_not(task: TaskRecord) -> str:
 @one
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @surface_and_manager
-def load(surface: Surface, ref: str | None, names: Sequence[str]) -> None:
-    """Put the variables that a process task has left into the notebook: all, or those named."""
-    manager = surface.manager
-    task = manager.find(ref)
+def load(surface: Surface, manager: BackgroundTasks, ref: str | None, names: Sequence[str]) -> None:
+    """Load the variables that a process task left into the notebook: all, or those named."""
+    task = manager.tasks.find(ref)
     if manager.shell is None:
         raise InvalidRequest(
             f"load puts variables into a notebook; here %bg_show {task.number} lists them"
         )
-    click.echo(legible_lines(manager.load_variables(task, names).in_words(task)))
+    click.echo(legible_lines(manager.results.load_variables(task, names).in_words(task)))

@@ -1,4 +1,4 @@
-"""The verbs that take tasks out of the store and into another: export and import."""
+"""The verbs that move tasks out of the store and into another: export and import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 
 import click
 
-from ipytaskpersist import completion, disks, references
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.paths import typed_path
+from ipytaskpersist.base.private_files import make_durable, new_private, remove
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
     print_json,
@@ -17,20 +22,19 @@ from ipytaskpersist.commands.definition import (
     surface_and_manager,
     verbs,
 )
+from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.exporting import Export
-from ipytaskpersist.importing import DOCUMENT_BYTES, Invalid, Report, import_file
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import make_durable, new_private, remove, typed_path
-from ipytaskpersist.records import TaskRecord
-from ipytaskpersist.safetext import legible
-from ipytaskpersist.store import Selection
-from ipytaskpersist.surfaces import Surface
-from ipytaskpersist.views import counted
+from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.history.import_reading import DOCUMENT_BYTES, Invalid
+from ipytaskpersist.history.importing import Report, import_file
+from ipytaskpersist.session import finding
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text.formatting import counted
 
 
 def _page(export: Export) -> Iterator[bytes]:
-    from ipytaskpersist.pages import page
+    from ipytaskpersist.history.export_page import page
 
     return page(export)
 
@@ -63,6 +67,7 @@ FORMATS: dict[str, Callable[[Export], Iterator[bytes]]] = {
 @surface_and_manager
 def export(
     surface: Surface,
+    manager: BackgroundTasks,
     refs: Sequence[str],
     every_task: bool,
     session: str | None,
@@ -71,7 +76,7 @@ def export(
     force: bool,
     archived: bool,
 ) -> None:
-    """Write tasks with all that is known of them to a file or to standard output."""
+    """Write tasks with everything known about them to a file or to standard output."""
     chosen = {"references": bool(refs), "--all": every_task, "--session": session is not None}
     refuse_together(chosen)
     if not any(chosen.values()):
@@ -79,7 +84,11 @@ def export(
             "which tasks? export takes their numbers, names or ids, --session ID, or --all: "
             "%bg_export 3"
         )
-    export = Export(surface.manager, _select(surface.manager, refs, session, archived))
+    export = Export(
+        manager.archives,
+        manager.payloads,
+        _select(manager, refs, session, archived),
+    )
     pieces = FORMATS[form](export)
     if output is None:
         surface.raw(pieces)
@@ -101,36 +110,36 @@ def _select(
     manager: BackgroundTasks, refs: Sequence[str], session: str | None, archived: bool
 ) -> list[TaskRecord]:
     if refs:
-        return manager.find_all(refs)
-    prefix = references.find_session(manager.store, session).id if session is not None else ""
+        return manager.tasks.find_all(refs)
+    prefix = finding.find_session(manager.store, session).id if session is not None else ""
     selection = Selection(session_prefix=prefix)
-    own = manager.select(selection)
-    return [*(manager.select_archived(selection) if archived else []), *own]
+    own = manager.tasks.select(selection)
+    return [*(manager.tasks.select_archived(selection) if archived else []), *own]
 
 
 def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
     """Write a file that appears complete or not at all, and return its size.
 
-    Raises `InvalidRequest` where there is one already, unless it is to be replaced.
+    Raise `InvalidRequest` if the file exists and must not be replaced.
     """
     exists = f"{target} exists already; add --force to replace it"
     if target.exists() and not force:
         raise InvalidRequest(exists)
     partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
     try:
-        # Not for others: tasks may have printed what is nobody else's business.
+        # Private: tasks may have printed confidential text.
         with new_private(partial) as file:
             size_bytes = sum(map(file.write, pieces))
         make_durable(partial)
         if force:
             partial.replace(target)
         else:
-            # Unlike a rename, a link never replaces what has come there meanwhile.
+            # Unlike a rename, a link never replaces a file that has appeared in the meantime.
             os.link(partial, target)
     except FileExistsError:
         raise InvalidRequest(exists) from None
     except OSError as error:
-        raise disks.refused(str(target), error, target) from error
+        raise disk_errors.refused(str(target), error, target) from error
     finally:
         remove(partial)
     return size_bytes
@@ -141,9 +150,10 @@ def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
 @click.option("--dry-run", is_flag=True, help="Only say what would be imported.")
 @as_json
 @surface_and_manager
-def import_(surface: Surface, file: Path, dry_run: bool, as_json: bool) -> None:
-    """Take the tasks of an exported file, or of one in an older shape, into the store."""
-    manager = surface.manager
+def import_(
+    surface: Surface, manager: BackgroundTasks, file: Path, dry_run: bool, as_json: bool
+) -> None:
+    """Read the tasks of an exported file, or of one in an older format, into the store."""
     report = import_file(
         typed_path(file),
         manager.store,
@@ -161,7 +171,7 @@ def import_(surface: Surface, file: Path, dry_run: bool, as_json: bool) -> None:
 
 
 def _complain(file: Path, invalid: Invalid) -> None:
-    # A file may be a stranger's, and a reason names what stands in it.
+    # The file may be a stranger's, and a reason quotes its content.
     click.echo(legible(f"{file}: {invalid.position}: {invalid.reason}"), err=True)
 
 

@@ -1,12 +1,14 @@
-"""The verbs that look at many tasks from afar: sessions, stats."""
+"""The verbs that give an overview of many tasks: sessions, stats."""
 
 from __future__ import annotations
 
 import click
 
-from ipytaskpersist import views
 from ipytaskpersist.commands.definition import as_json, print_json, surface_and_manager, verbs
-from ipytaskpersist.surfaces import Surface
+from ipytaskpersist.commands.surfaces import Surface
+from ipytaskpersist.display.listing import SessionListing
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.text import formatting
 
 SESSION_LIMIT = 30
 
@@ -19,34 +21,39 @@ SESSION_LIMIT = 30
 )  # fmt: skip
 @as_json
 @surface_and_manager
-def sessions(surface: Surface, every_notebook: bool, limit: int | None, as_json: bool) -> None:
+def sessions(
+    surface: Surface,
+    manager: BackgroundTasks,
+    every_notebook: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
     """List this notebook's sessions, newest first: when, how each ended, and what it did."""
-    from ipytaskpersist.terminal import render, session_table
+    from ipytaskpersist.display.tables import render, session_table
 
-    manager = surface.manager
-    manager.reconcile()
-    key = None if every_notebook else manager.notebook_key() or -1
+    manager.runners.reconcile()
+    key = None if every_notebook else manager.session.notebook_key() or -1
     store, limit = manager.store, limit or (None if as_json else SESSION_LIMIT)
     found = store.sessions.select(key, limit) if store.exists else []
     if as_json:
-        print_json({"sessions": [*map(views.session_json, found)], "count": len(found)})
+        print_json({"sessions": [*map(formatting.session_json, found)], "count": len(found)})
         return
     total = store.sessions.count(key) if len(found) == limit else len(found)
     short_ids = [store.sessions.short(session.id) for session in found]
-    listing = views.SessionListing(found, total, every_notebook, views.utc_now(), short_ids)
+    listing = SessionListing(found, total, every_notebook, formatting.utc_now(), short_ids)
     click.echo(render(*session_table(listing), plain=surface.is_ipython))
 
 
 @verbs.command()
 @as_json
 @surface_and_manager
-def stats(surface: Surface, as_json: bool) -> None:
-    """How much there is: tasks by state and day, sessions, what they take on disk."""
-    from ipytaskpersist.summary import as_document, as_tables, gather
-    from ipytaskpersist.terminal import render
+def stats(surface: Surface, manager: BackgroundTasks, as_json: bool) -> None:
+    """Show how much is stored: tasks by state and day, sessions, disk usage."""
+    from ipytaskpersist.display.store_statistics import as_document, as_tables, gather
+    from ipytaskpersist.display.tables import render
 
-    surface.manager.reconcile()
-    found = gather(surface.manager)
+    manager.runners.reconcile()
+    found = gather(manager)
     if as_json:
         print_json(as_document(found))
     else:

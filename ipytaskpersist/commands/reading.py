@@ -1,4 +1,4 @@
-"""The verbs that tell what is known of tasks: list, output, show, result."""
+"""The verbs that show what is known about tasks: list, output, show, result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import Any
 
 import click
 
-from ipytaskpersist import completion, disks, outputs, references, views
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.paths import typed_path
+from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
+from ipytaskpersist.base.widget_marks import is_about_widget, is_kept_widget
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
     one,
@@ -20,22 +25,23 @@ from ipytaskpersist.commands.definition import (
     surface_and_manager,
     verbs,
 )
+from ipytaskpersist.commands.surfaces import NotebookSurface, Surface
+from ipytaskpersist.display.listing import Listing
 from ipytaskpersist.errors import InvalidRequest, TaskNotDone
-from ipytaskpersist.handle import Task, failure
-from ipytaskpersist.harmless import harmless_output
-from ipytaskpersist.outputs import Output
-from ipytaskpersist.paths import typed_path
-from ipytaskpersist.records import STREAM_KINDS, OutputKind, TaskRecord, TaskState
-from ipytaskpersist.safetext import legible
-from ipytaskpersist.store import Selection
-from ipytaskpersist.surfaces import NotebookSurface, Surface
-from ipytaskpersist.widgetmarks import is_about_widget, is_kept_widget
+from ipytaskpersist.output import replay
+from ipytaskpersist.output.replay import Output
+from ipytaskpersist.session import finding, results
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.file.database import CommitWatch
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text import formatting
+from ipytaskpersist.text.sanitized_html import harmless_output
 
 TABLE_LIMIT = 30
 FOLLOW_S = 0.02
 RECONCILE_S = 1.0
 INTERRUPTED = 130
-"""The exit status of a program that Ctrl-C has ended."""
+"""Exit status of a program ended by Ctrl-C."""
 
 
 @verbs.command("list")
@@ -66,6 +72,7 @@ INTERRUPTED = 130
 @surface_and_manager
 def list_(
     surface: Surface,
+    manager: BackgroundTasks,
     every_notebook: bool,
     states: Sequence[str],
     session: str | None,
@@ -76,18 +83,19 @@ def list_(
     as_json: bool,
 ) -> None:
     """List this notebook's background tasks, newest last."""
-    manager = surface.manager
     every_notebook = every_notebook or bool(session)
     selection = Selection(
-        notebook_key=None if every_notebook else manager.notebook_key() or -1,
+        notebook_key=None if every_notebook else manager.session.notebook_key() or -1,
         states=[TaskState(state) for state in states],
-        session_prefix=references.find_session(manager.store, session).id if session else "",
+        session_prefix=finding.find_session(manager.store, session).id if session else "",
         cleared=cleared or archived or bool(session),
         tags=tags,
         limit=limit or (None if as_json else TABLE_LIMIT),
     )
-    tasks = manager.select_archived(selection) if archived else manager.select(selection)
-    now = views.utc_now()
+    tasks = (
+        manager.tasks.select_archived(selection) if archived else manager.tasks.select(selection)
+    )
+    now = formatting.utc_now()
     if as_json:
         print_json({"tasks": [task.as_json(now) for task in tasks], "count": len(tasks)})
         return
@@ -95,7 +103,7 @@ def list_(
     if len(tasks) == selection.limit:
         total = (manager.archives if archived else manager.store.tasks).count(selection)
     has_archives = bool(manager.directory.months())
-    surface.listing(views.Listing(tasks, total, every_notebook, now, archived, has_archives))
+    surface.listing(Listing(tasks, total, every_notebook, now, archived, has_archives))
     surface.ends_shown(tasks)
 
 
@@ -115,6 +123,7 @@ def list_(
 @surface_and_manager
 def output(
     surface: Surface,
+    manager: BackgroundTasks,
     ref: str | None,
     stdout: bool,
     stderr: bool,
@@ -125,33 +134,33 @@ def output(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    """Show what a task printed, displayed and raised, in the order in which it happened."""
+    """Show what a task printed, displayed and raised, in order."""
     refuse_together({"--head": head is not None, "--tail": tail is not None, "--follow": follow})
     ways = {"--follow": follow, "--save": save is not None, "--raw": raw, "--json": as_json}
     refuse_together(ways)
-    task = surface.manager.find(ref)
+    task = manager.tasks.find(ref)
     chosen = {OutputKind.STDOUT: stdout, OutputKind.STDERR: stderr}
     kinds = tuple(kind for kind, wanted in chosen.items() if wanted)
     if follow:
-        _follow(surface, task, kinds)
+        _follow(surface, manager, task, kinds)
     elif save is not None or raw:
-        cut = outputs.Cut(kinds or STREAM_KINDS, head, tail)
-        pieces = outputs.stream_bytes(surface.manager.store_of(task), task.key, cut)
+        cut = replay.Cut(kinds or STREAM_KINDS, head, tail)
+        pieces = replay.stream_bytes(manager.tasks.store_of(task), task.key, cut)
         if save is None:
             surface.raw(pieces)
         else:
             _save(task, pieces, save)
     else:
-        cut = outputs.Cut(kinds, head, tail)
-        found = outputs.of_task(surface.manager.store_of(task), task.key, cut)
+        cut = replay.Cut(kinds, head, tail)
+        found = replay.of_task(manager.tasks.store_of(task), task.key, cut)
         if task.is_imported and not as_json:
-            found = map(harmless_output, outputs.beside(found))
+            found = map(harmless_output, replay.beside(found))
         _show(surface, found, as_json)
 
 
 def _show(surface: Surface, chosen: Iterable[Output], as_json: bool) -> None:
     if as_json:
-        print_json(outputs.as_nbformat(outputs.merge_streams(chosen)))
+        print_json(replay.as_nbformat(replay.merge_streams(chosen)))
         return
     try:
         for each in chosen:
@@ -165,16 +174,18 @@ def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
         with typed_path(path).open("wb") as file:
             size = sum(file.write(piece) for piece in pieces)
     except OSError as error:
-        raise disks.refused(str(path), error, typed_path(path)) from error
+        raise disk_errors.refused(str(path), error, typed_path(path)) from error
     click.echo(legible(f"task {task.label}: {size:,} bytes written to {path}"))
 
 
-def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
+def _follow(
+    surface: Surface, manager: BackgroundTasks, task: TaskRecord, kinds: Sequence[OutputKind]
+) -> None:
     try:
-        _follow_to_the_end(surface, task, kinds)
+        _follow_to_the_end(surface, manager, task, kinds)
     except KeyboardInterrupt:
         surface.end_of_output()
-        named = views.reference(task, not surface.manager.is_own(task))
+        named = formatting.reference(task, not manager.tasks.is_own(task))
         back = surface.in_words(f"%bg_output {named} --follow")
         print(
             f"\nno longer following; task {task.label} runs on. {back} comes back to it",
@@ -185,25 +196,28 @@ def _follow(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> 
         surface.end_of_output()
 
 
-def _follow_to_the_end(surface: Surface, task: TaskRecord, kinds: Sequence[OutputKind]) -> None:
-    manager, after, version, reconciled_at = surface.manager, 0, -1, 0.0
-    follower = outputs.Follower()
+def _follow_to_the_end(
+    surface: Surface, manager: BackgroundTasks, task: TaskRecord, kinds: Sequence[OutputKind]
+) -> None:
+    after, commits, reconciled_at = 0, CommitWatch(manager.store.database), 0.0
+    follower = replay.Follower()
     while True:
-        seen = manager.store.database.data_version
         if time.monotonic() - reconciled_at > RECONCILE_S:
-            manager.reconcile()
+            manager.runners.reconcile()
             # What this process itself writes does not change the version that it sees.
-            reconciled_at, version = time.monotonic(), -1
-        if seen != version:
-            version = seen
-            task = manager.refresh(task)
-            for record in manager.store_of(task).outputs.of(task.key, kinds=kinds, after=after):
+            reconciled_at = time.monotonic()
+            commits.forget()
+        if commits.has_news():
+            task = manager.tasks.refresh(task)
+            for record in manager.tasks.store_of(task).outputs.of(
+                task.key, kinds=kinds, after=after
+            ):
                 after = record.sequence
                 if is_kept_widget(record.kind, record.data) and not task.is_imported:
                     content = json.loads(record.data)
                     surface.kept(content["model"], content["data"])
                 if is_about_widget(record.kind, record.data):
-                    continue  # what it clears is not all that was shown
+                    continue  # it clears more than what was shown
                 piece = follower.output(record)
                 piece = harmless_output(piece) if task.is_imported else piece
                 _pass_on(surface, record.kind, piece)
@@ -230,18 +244,17 @@ def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
 )
 @as_json
 @surface_and_manager
-def show(surface: Surface, ref: str | None, as_json: bool) -> None:
-    """Show all that is known of one task, or of the session whose id begins so."""
-    from ipytaskpersist import details
+def show(surface: Surface, manager: BackgroundTasks, ref: str | None, as_json: bool) -> None:
+    """Show everything known about one task, or about the session whose id begins so."""
+    from ipytaskpersist.display import task_details
 
-    manager = surface.manager
-    manager.reconcile()
-    session = references.session_meant(manager.store, ref)
-    what = manager.find(ref) if session is None else session
+    manager.runners.reconcile()
+    session = finding.session_meant(manager.store, ref)
+    what = manager.tasks.find(ref) if session is None else session
     if as_json:
-        print_json(details.as_document(manager, what))
+        print_json(task_details.as_document(manager, what))
     else:
-        click.echo(details.as_text(manager, what))
+        click.echo(task_details.as_text(manager, what))
         if isinstance(what, TaskRecord):
             surface.ends_shown([what])
 
@@ -250,25 +263,24 @@ def show(surface: Surface, ref: str | None, as_json: bool) -> None:
 @one
 @as_json
 @surface_and_manager
-def result(surface: Surface, ref: str | None, as_json: bool) -> Any:
-    """The value of a task's last expression."""
-    manager = surface.manager
-    task = manager.find(ref)
+def result(surface: Surface, manager: BackgroundTasks, ref: str | None, as_json: bool) -> Any:
+    """Show the value of a task's last expression."""
+    task = manager.tasks.find(ref)
     if not task.state.is_final:
         raise TaskNotDone(
             f"task {task.label} is {task.state.value}, so it has no result yet; "
             f"%bg_wait {task.number} waits for it"
         )
     if task.state is not TaskState.COMPLETED:
-        raise failure(task, [])
+        raise results.failure(task, [])
     if task.kind == "shell":
         raise InvalidRequest(
             f"task {task.label} is a shell command, which has no result; "
             f"%bg_output {task.number} shows what it printed"
         )
-    value = Task(manager, task).value()
+    value = manager.results.value(task)
     if as_json:
-        kept = manager.store_of(task).results.get(task.key)
+        kept = manager.tasks.store_of(task).results.get(task.key)
         print_json(
             {
                 "id": task.id,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import click
 
-from ipytaskpersist import completion, searching, views
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
     print_json,
@@ -16,10 +17,12 @@ from ipytaskpersist.commands.definition import (
     surface_and_manager,
     verbs,
 )
-from ipytaskpersist.durations import parse_since
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store.search import COLUMNS
-from ipytaskpersist.surfaces import Surface, stopped_by_interrupt
+from ipytaskpersist.commands.surfaces import Surface, stopped_by_interrupt
+from ipytaskpersist.history import search_query, text_search
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.search_index import COLUMNS
+from ipytaskpersist.text import formatting
+from ipytaskpersist.text.durations import parse_since
 
 SHOW_PROGRESS_S = 1.0
 
@@ -46,6 +49,7 @@ SHOW_PROGRESS_S = 1.0
 @surface_and_manager
 def search(
     surface: Surface,
+    manager: BackgroundTasks,
     words: Sequence[str],
     states: Sequence[str],
     since: str | None,
@@ -56,13 +60,13 @@ def search(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Find words in the names, sources and outputs of all tasks, the best first."""
-    from ipytaskpersist.hits import Shown
+    """Find words in the names, sources and outputs of all tasks, best matches first."""
+    from ipytaskpersist.display.search_results import Shown
 
     refuse_together({"--stdout": stdout, "--source": source})
-    query = searching.parse(words)
-    now = views.utc_now()
-    scope = searching.Scope(
+    query = search_query.parse(words)
+    now = formatting.utc_now()
+    scope = search_query.Scope(
         columns=("stdout",) if stdout else ("name", "source") if source else COLUMNS,
         states=[TaskState(state) for state in states],
         since=parse_since(since, now).timestamp() if since is not None else None,
@@ -70,22 +74,21 @@ def search(
         archived=archived,
         limit=limit,
     )
-    manager = surface.manager
-    manager.reconcile()
+    manager.runners.reconcile()
     with stopped_by_interrupt("no longer searching; what has been indexed so far is kept"):
         progress = _Progress()
         try:
-            found = searching.search(manager.store, manager.archives, query, scope, progress.show)
+            found = text_search.search(manager.store, manager.archives, query, scope, progress.show)
         finally:
             progress.close()
         if as_json:
             print_json(found.as_json(now))
         else:
-            surface.found(Shown(found, manager.is_own, now))
+            surface.found(Shown(found, manager.tasks.is_own, now))
 
 
 class _Progress:
-    """A line on stderr that says how much is indexed, in a terminal, when it takes its time."""
+    """A line on stderr with the indexing progress, shown in a terminal if indexing takes long."""
 
     def __init__(self) -> None:
         self._begun_at = time.monotonic()

@@ -1,27 +1,28 @@
-"""What the buttons of the panel do. Each is one call, and says in one line what came of it."""
+"""The actions of the panel's buttons. Each makes one call and answers with one line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ipytaskpersist import views
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.errors import BackgroundError, InvalidRequest, TaskNotFound
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.records import TaskRecord
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.text import formatting
 
 REMEMBERED = 200
 
 
 class Actions:
-    """Does what a page asks for, each request once."""
+    """Performs what a page requests, each request once."""
 
     def __init__(self, manager: BackgroundTasks) -> None:
         self._manager = manager
         self._answers: dict[str, dict[str, Any]] = {}
 
     def do(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a request: what was done, or why not."""
+        """Return the answer to a request: what was done, or why not."""
         ask = str(request.get("ask"))
         if ask not in self._answers:
             self._answers[ask] = {"kind": "answer", "ask": ask, **self._answer(request)}
@@ -33,10 +34,10 @@ class Actions:
         try:
             return {"ok": True, "text": self._do(request)}
         except BackgroundError as error:
-            return {"ok": False, "text": views.shorten(views.printable(str(error)), 400)}
-        except Exception as error:  # without an answer the page would wait for ever
+            return {"ok": False, "text": formatting.shorten(legible(str(error)), 400)}
+        except Exception as error:  # without an answer the page would wait forever
             said = f"that went wrong: {type(error).__name__}: {error}"
-            return {"ok": False, "text": views.shorten(views.printable(said), 400)}
+            return {"ok": False, "text": formatting.shorten(legible(said), 400)}
 
     def _do(self, request: Mapping[str, Any]) -> str:
         verb = str(request.get("verb"))
@@ -56,10 +57,10 @@ class Actions:
         return verbs[verb](task, request)
 
     def _cancel(self, task: TaskRecord, request: Mapping[str, Any]) -> str:
-        if not self._manager.is_own(task) and not request.get("sure"):
+        if not self._manager.tasks.is_own(task) and not request.get("sure"):
             raise InvalidRequest(f"task {task.id} is another notebook's; confirm to cancel it")
-        if not self._manager.cancel(task):
-            return views.had_ended(task, self._manager.end_left(task))
+        if not self._manager.changes.cancel(task):
+            return formatting.had_ended(task, self._manager.changes.end_left(task))
         return f"task {task.label}: cancellation requested"
 
     @staticmethod
@@ -74,7 +75,7 @@ class Actions:
         self._refuse_imported(task)
         if not task.state.is_final:
             raise InvalidRequest(f"task {task.label} is {task.state.value}; cancel it first")
-        # Of two clicks on what looked the same, the later one would run it a second time.
+        # The page may be out of date: a second click must not run the task a second time.
         again = task.provenance.get("rerun_as")
         if again != request.get("again"):
             raise InvalidRequest(f"task {task.label} has been run again meanwhile, as {again}")
@@ -89,7 +90,8 @@ class Actions:
         return f"task {task.label} resumed as {new.number}"
 
     def _clear(self) -> str:
-        key = self._manager.notebook_key()
+        key = self._manager.session.notebook_key()
         self._manager.store.require_writable()
         cleared = 0 if key is None else self._manager.store.tasks.clear(key)
-        return f"took {views.counted(cleared, 'ended task')} off the list; %bg_list --cleared shows"
+        took = formatting.counted(cleared, "ended task")
+        return f"took {took} off the list; %bg_list --cleared shows"

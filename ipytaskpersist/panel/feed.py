@@ -1,4 +1,4 @@
-"""What feeds the panels of one process: a thread that tells each what has changed."""
+"""The feed of the panels of one process: one thread sends each panel what has changed."""
 
 from __future__ import annotations
 
@@ -8,40 +8,44 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
-from ipytaskpersist import problems, views
-from ipytaskpersist.active import active_task, start_outside
+from ipytaskpersist.base.records import LIVE_STATES, TaskRecord
+from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.errors import BackgroundError
-from ipytaskpersist.manager import BackgroundTasks
 from ipytaskpersist.panel.rows import Row, ends_of_sessions, row_of
 from ipytaskpersist.panel.selected import Facts, Tail, lines_above, pieces_of
-from ipytaskpersist.records import LIVE_STATES, TaskRecord
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.running.running_task import active_task
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store import problems
 from ipytaskpersist.store.changes import Changed, Position
+from ipytaskpersist.store.file.database import CommitWatch
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text import formatting
 
 POLL_S = 0.1
-"""How often the store is asked whether anything has changed, which costs microseconds."""
+"""Interval of checks whether the store has changed; a check costs microseconds."""
 UPDATE_S = 0.2
-"""At most so often panels are told."""
+"""Minimum interval between updates of the panels."""
 SHARE = 0.03
-"""Of one core, at most so much of this thread's time: a costly update makes the next one wait."""
+"""Maximum share of one core for this thread: a costly update delays the next one."""
 LONGEST_UPDATE_S = 2.0
 BEAT_S = 2.0
 CENSUS_S = 2.0
-"""How often is looked for tasks that are gone or off the list."""
+"""Interval of checks for tasks that are gone or off the list."""
 RECONCILE_S = 5.0
 UNHEARD_S = 75.0
-"""After so long without a word from its page a panel is fed no more."""
+"""Silence of its page after which a panel is no longer fed."""
 TASKS = 1000
-"""So many of the newest tasks are listed, and all that are live."""
+"""Number of newest tasks that are listed, in addition to all live ones."""
 SESSIONS = 40
 
 Send = Callable[[dict[str, Any]], None]
 
 
 class Feed:
-    """What one panel has been told, and what it is to be told next.
+    """What one panel has been sent, and what to send it next.
 
-    The feeder's thread alone uses it, but for the wishes of its page, each of which is one
+    Only the feeder's thread uses it, except for its page's requests, each of which is one
     assignment.
     """
 
@@ -49,11 +53,11 @@ class Feed:
         self.everywhere = everywhere
         """Whether the tasks of all notebooks are listed."""
         self.wants_all = False
-        """Whether its page has asked for everything anew."""
+        """Whether its page has requested the whole list again."""
         self.selected: str | None = None
-        """The id of the task whose output is shown."""
+        """Id of the task whose output is shown."""
         self.views: dict[str, float] = {"": time.monotonic()}
-        """When each view of it in a page was last heard of. The first one is still to come."""
+        """Time of the last message from each of its views. The first view is yet to come."""
         self._manager = manager
         self._send = send
         self._rows: dict[int, Row] = {}
@@ -64,10 +68,10 @@ class Feed:
         self._told_facts: list[tuple[str, str]] = []
         self._looked_at = 0.0
 
-    # What is listed.
+    # The list.
 
     def everything(self) -> dict[str, Any]:
-        """The whole list, which is remembered as told."""
+        """Return the whole list, and remember it as sent."""
         store, key = self._manager.store, self._key()
         tasks, total, sessions = [], 0, []
         if store.exists:
@@ -79,17 +83,17 @@ class Feed:
             "kind": "all",
             "now": time.time(),
             "everywhere": self.everywhere,
-            "looks": {state.value: look.glyph for state, look in views.LOOKS.items()},
+            "looks": {state.value: look.glyph for state, look in formatting.STATE_STYLES.items()},
             "tasks": [*self._rows.values()],
             "left_out": total - len(tasks),
             "sessions": ends_of_sessions(sessions),
         }
 
     def _row(self, task: TaskRecord) -> Row:
-        return row_of(task, self._manager.notebook_key())
+        return row_of(task, self._manager.session.notebook_key())
 
     def _key(self) -> int | None:
-        return None if self.everywhere else self._manager.notebook_key() or -1
+        return None if self.everywhere else self._manager.session.notebook_key() or -1
 
     @staticmethod
     def _selection(key: int | None) -> Selection:
@@ -100,10 +104,10 @@ class Feed:
         live = store.tasks.select(Selection(key, LIVE_STATES))
         return [*{task.key: task for task in (*live, *newest)}.values()]
 
-    # What it is told.
+    # Sending.
 
-    def tell(self, records: dict[int, TaskRecord], changed: Changed, census: bool) -> None:
-        """Send what of these tasks is new to its page."""
+    def send(self, records: dict[int, TaskRecord], changed: Changed, census: bool) -> None:
+        """Send its page whatever is new about these tasks."""
         if self.wants_all:
             self.wants_all, self._confirmed, self._shown = False, True, None
             self._send(self.everything())
@@ -125,7 +129,7 @@ class Feed:
         ids = [self._rows[each]["id"] for each in gone]
         self._send({"kind": "changes", "now": time.time(), "tasks": [*new.values()], "gone": ids})
         if self._confirmed:
-            # Until a page has said that it is there, it may not have got what was sent.
+            # Until a page has reported, it may not have received what was sent.
             self._rows.update(new)
             for each in gone:
                 del self._rows[each]
@@ -160,12 +164,12 @@ class Feed:
         return next((key for key, row in self._rows.items() if row["id"] == task_id), None)
 
     def _are_facts_old(self, key: int | None) -> bool:
-        """Whether it is time to look what the task's processes use."""
+        """Return whether it is time to check what the task's processes use."""
         is_live = key is not None and self._rows[key]["ended"] is None
         return is_live and time.monotonic() - self._looked_at > BEAT_S
 
     def _new_output(self, task: TaskRecord) -> dict[str, Any]:
-        store = self._manager.store_of(task)
+        store = self._manager.tasks.store_of(task)
         pieces = pieces_of(store, task)
         change = self._tail.change(pieces)
         return {} if change is None else {**change, "above": lines_above(store, task, len(pieces))}
@@ -180,33 +184,33 @@ class Feed:
         return {"facts": facts}
 
     def beat(self) -> None:
-        """Tell its page that the kernel is there."""
+        """Send a sign of life of the kernel to its page."""
         self._send({"kind": "beat"})
 
-    # Who looks at it.
+    # Its views.
 
     def heard(self, view: str) -> None:
-        """A view of it has been heard of."""
+        """Note a message from a view."""
         self.views.pop("", None)
         self.views[view] = time.monotonic()
 
     def left(self, view: str) -> None:
-        """A view of it is gone."""
+        """Remove a view that is gone."""
         self.views.pop("", None)
         self.views.pop(view, None)
 
     def forget_unheard(self, until: float) -> None:
-        """Take the views away that have not been heard of since then."""
+        """Remove the views that have not sent a message since then."""
         for view, at in [*self.views.items()]:
             if at < until:
                 self.views.pop(view, None)
 
 
 class Feeder:
-    """The one thread of a process that feeds its panels, and sleeps while nobody looks."""
+    """The one thread of a process that feeds its panels. It sleeps while no panel is in view."""
 
     def __init__(self, manager: BackgroundTasks, is_listening: Callable[[], bool]) -> None:
-        """`is_listening` tells whether the kernel could have heard a page lately."""
+        """`is_listening` returns whether the kernel could have received a page's message lately."""
         self._manager = manager
         self._is_listening = is_listening
         self._feeds: list[Feed] = []
@@ -214,16 +218,16 @@ class Feeder:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._position: Position | None = None
-        self._version = -1
+        self._commits = CommitWatch(self._manager.store.database)
         self._beaten_at = self._counted_at = self._reconciled_at = 0.0
         self._is_census_due = False
-        manager.on_close.append(self.close)
+        manager.runners.on_close.append(self.close)
 
     def add(self, feed: Feed) -> None:
-        """Feed this one too."""
+        """Feed another panel."""
         self._feeds.append(feed)
         if self._thread is None or not self._thread.is_alive():
-            # Some front ends know by the context to which cell a message belongs.
+            # Some front ends use the context to find the cell to which a message belongs.
             context = copy_context()
             context.run(active_task.set, None)
             thread = threading.Thread(
@@ -234,11 +238,11 @@ class Feeder:
 
     def wake(self) -> None:
         """Look at the store now, whatever it says."""
-        self._version = -1
+        self._commits.forget()
         self._wake.set()
 
     def close(self) -> None:
-        """End. Pages notice that no more comes."""
+        """End the feed. Pages notice that updates have stopped."""
         self._end.set()
         self._wake.set()
         if self._thread is not None:
@@ -260,14 +264,14 @@ class Feeder:
         return [feed for feed in self._feeds if feed.views]
 
     def _turn(self, watched: list[Feed]) -> bool:
-        """Tell the panels what is new. Returns whether there was anything."""
+        """Send the panels what is new. Return whether there was anything."""
         try:
             has_told = self._look(watched)
         except BackgroundError:
-            has_told = False  # the store cannot be read just now
+            has_told = False  # the store cannot be read at the moment
             self._begin_anew(watched)
-        except Exception as error:  # a page that cannot be told must not end this thread
-            has_told = True  # and takes its time
+        except Exception as error:  # a page that cannot be reached must not end this thread
+            has_told = True  # and takes time
             self._begin_anew(watched)
             what = f"a panel could not be told ({type(error).__name__}: {error})"
             problems.record(self._manager.directory, what)
@@ -280,8 +284,8 @@ class Feeder:
         return has_told
 
     def _begin_anew(self, watched: list[Feed]) -> None:
-        """Nobody knows what the pages have got: the next time they get everything."""
-        self._version = -1
+        """Send everything the next time: it is unknown what the pages have received."""
+        self._commits.forget()
         for feed in watched:
             feed.wants_all = True
 
@@ -298,10 +302,8 @@ class Feeder:
         now = time.monotonic()
         if now - self._reconciled_at >= RECONCILE_S:
             self._reconciled_at = now
-            self._manager.reconcile_silently()
-        version = store.database.data_version
-        is_new = version != self._version
-        self._version = version
+            self._manager.runners.reconcile_silently()
+        is_new = self._commits.has_news()
         self._is_census_due = self._is_census_due or is_new
         census = self._is_census_due and now - self._counted_at >= CENSUS_S
         if census:
@@ -325,7 +327,7 @@ class Feeder:
         if not changed.tasks:
             return {}
         found = {task.key: task for task in store.tasks.of_keys(changed.tasks)}
-        # A task that is run again says so, and may not have changed otherwise.
+        # Running a task again is recorded on the old task, which may not have changed otherwise.
         before = {task.rerun_of for task in found.values()} - {None} - found.keys()
         found.update((task.key, task) for task in store.tasks.of_keys(_known(before)))
         return found
@@ -335,7 +337,7 @@ class Feeder:
         watched: list[Feed], records: dict[int, TaskRecord], changed: Changed, *, census: bool
     ) -> None:
         for feed in watched:
-            feed.tell(records, changed, census)
+            feed.send(records, changed, census)
 
 
 def _known(keys: Iterable[int | None]) -> list[int]:

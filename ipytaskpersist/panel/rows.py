@@ -1,26 +1,27 @@
-"""Tasks as the panel's page gets them: plain values, and text that steers nothing."""
+"""Tasks as the panel's page receives them: plain values, and text without control characters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from ipytaskpersist import views
-from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.text import formatting
 
 Row = dict[str, Any]
 TEXT_CHARACTERS = 240
 
 
 def row_of(task: TaskRecord, own_notebook: int | None) -> Row:
-    """The task as one row. Times are seconds since the epoch."""
+    """Return the task as one row. Times are seconds since the epoch."""
     progress = None if task.state.is_final else task.progress
     return {
         "id": task.id,
         "number": task.number,
         "name": text(task.name),
         "own": task.notebook_key == own_notebook,
-        "notebook": text(views.notebook_name(task.notebook)),
+        "notebook": text(formatting.notebook_name(task.notebook)),
         "state": task.state.value,
         "created": task.created_at.timestamp(),
         "started": task.started_at.timestamp() if task.started_at else None,
@@ -35,20 +36,20 @@ def row_of(task: TaskRecord, own_notebook: int | None) -> Row:
 
 
 def text(raw: str) -> str:
-    """One line in which no character steers: neither a terminal nor the order of letters."""
-    return views.shorten(views.printable(raw.replace("\n", " ")), TEXT_CHARACTERS)
+    """Return one line without characters that control a terminal or reorder text."""
+    return formatting.shorten(legible(raw.replace("\n", " ")), TEXT_CHARACTERS)
 
 
 def last_line(task: TaskRecord) -> str:
-    """What a row says of the task: why it failed, else what it printed last."""
+    """Return why the task failed, or else its last printed line."""
     if task.state is TaskState.FAILED:
         return task.reason or task.last_line or ""
     said = task.progress.text if task.progress and not task.state.is_final else ""
-    return task.last_line or said or views.ending(task)
+    return task.last_line or said or formatting.ending(task)
 
 
 def action(task: TaskRecord) -> str | None:
-    """The verb that its button is for; None where there is none."""
+    """Return the verb for its button; None if it has no button."""
     if not task.state.is_final:
         return "cancel"
     if task.is_imported or (task.is_call and task.runner == "thread"):
@@ -59,12 +60,12 @@ def action(task: TaskRecord) -> str | None:
 
 
 def ends_of_sessions(sessions: Iterable[SessionRecord]) -> list[dict[str, Any]]:
-    """When sessions ended and how, for the timeline."""
+    """Return when and how sessions ended, for the timeline."""
     return [
         {
             "at": session.ended_at.timestamp(),
             "why": text(session.end_reason or ""),
-            "notebook": text(views.notebook_name(session.path)),
+            "notebook": text(formatting.notebook_name(session.path)),
         }
         for session in sessions
         if session.ended_at is not None

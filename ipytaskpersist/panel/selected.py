@@ -1,4 +1,4 @@
-"""The output of the selected task as pieces of harmless HTML, and what is known of it."""
+"""The output of the selected task as pieces of sanitized HTML, and the facts about it."""
 
 from __future__ import annotations
 
@@ -10,42 +10,40 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from ipytaskpersist import outputs, pages, processes, views
-from ipytaskpersist.ansi import PLAIN, Colours, Style, changed
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.outputs import CHANGES, Output
-from ipytaskpersist.provenance import git_in_words
-from ipytaskpersist.records import (
-    STREAM_KINDS,
-    OutputKind,
-    OutputRecord,
-    TaskRecord,
-)
-from ipytaskpersist.safetext import unturned
-from ipytaskpersist.screen import Screen
-from ipytaskpersist.store import TaskStore
-from ipytaskpersist.widgetmarks import is_about_widget
+from ipytaskpersist.base import process_tree
+from ipytaskpersist.base.legible import legible, unturned
+from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, OutputRecord, TaskRecord
+from ipytaskpersist.base.widget_marks import is_about_widget
+from ipytaskpersist.history import export_page
+from ipytaskpersist.output import replay
+from ipytaskpersist.output.replay import CHANGES, Output
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.session.provenance import git_in_words
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.text import formatting
+from ipytaskpersist.text.colours import PLAIN, Colours, Style, changed
+from ipytaskpersist.text.screen import Screen
 
 LINES = 200
 SECONDS = ":%S"
 DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
 READ_BYTES = 512 * 1024
-"""How much of a task's newest output is looked at."""
+"""Maximum amount of a task's newest output that is read."""
 LINE_CHARACTERS = 2000
 CURSOR_MOVES = re.compile(r"\r(?!\n)|\x08|(?:\x1b\[|\x9b)[0-?]*[ -/]*[A-DGJK]")
-"""What makes a terminal write over what it has shown."""
+"""Sequences with which a terminal overwrites what it has shown."""
 
 
 class Tail:
-    """What a page shows of one task's output, and by how little the next state differs."""
+    """What a page shows of one task's output, and the difference to the next state."""
 
     def __init__(self) -> None:
         self._shown: list[str] = []
 
     def change(self, pieces: list[str]) -> dict[str, Any] | None:
-        """How to come from what is shown to these pieces; None where nothing changed.
+        """Return the change from what is shown to these pieces; None if there is none.
 
-        `drop` pieces go from the top, of the rest `keep` stay, and after them comes `add`.
+        `drop` pieces are removed from the top, `keep` of the rest stay, and `add` follows them.
         """
         shown, self._shown = self._shown, pieces
         if shown == pieces:
@@ -59,9 +57,9 @@ class Tail:
 
 
 def _shift(shown: list[str], pieces: list[str]) -> int:
-    """How many pieces have gone from the top."""
+    """Return how many pieces have gone from the top."""
     for drop in range(len(shown)):
-        # Two in a row, because one line alone is often like another.
+        # Compare two in a row, because single lines are often alike.
         two = shown[drop : drop + 2]
         if two == pieces[: len(two)]:
             return drop
@@ -69,19 +67,19 @@ def _shift(shown: list[str], pieces: list[str]) -> int:
 
 
 def pieces_of(store: TaskStore, task: TaskRecord) -> list[str]:
-    """The newest output of a task: a piece of HTML for each line and each display."""
+    """Return the newest output of a task: one piece of HTML for each line and each display."""
     found = [*pieces(_newest(store, task))]
     return found[-LINES:]
 
 
 def _newest(store: TaskStore, task: TaskRecord) -> list[Output]:
-    """The outputs of the last lines. What came before them is not looked at."""
-    records = outputs.tail(_bounded(store.outputs.backwards(task.key)), LINES)
-    return outputs.resolve(_shown_again(records))
+    """Return the outputs of the last lines. Earlier output is not read."""
+    records = replay.tail(_bounded(store.outputs.backwards(task.key)), LINES)
+    return replay.resolve(_shown_again(records))
 
 
 def _bounded(records: Iterable[OutputRecord]) -> Iterator[OutputRecord]:
-    """The records that come last first, until they are enough; the last one whatever its size."""
+    """Yield the records, last first, until they are enough; the last one whatever its size."""
     left = READ_BYTES
     for record in records:
         is_stream = record.kind in STREAM_KINDS
@@ -95,11 +93,11 @@ def _bounded(records: Iterable[OutputRecord]) -> Iterator[OutputRecord]:
 
 
 def _shown_again(records: list[OutputRecord]) -> Iterator[OutputRecord]:
-    """The records, with an update of a display that came before them as a display."""
+    """Yield the records. An update of a display from before them becomes a display."""
     known = set()
     for record in records:
         if record.kind in DISPLAYS and not is_about_widget(record.kind, record.data):
-            display = outputs.display_id(record)
+            display = replay.display_id(record)
             is_known = display in known
             known.add(display)
             yield record if is_known else replace(record, kind=OutputKind.DISPLAY_DATA)
@@ -108,7 +106,7 @@ def _shown_again(records: list[OutputRecord]) -> Iterator[OutputRecord]:
 
 
 def lines_above(store: TaskStore, task: TaskRecord, shown: int) -> int:
-    """How many lines of its streams came before those that are shown, about."""
+    """Return about how many lines of its streams came before the ones shown."""
     if store.outputs.count(task.key, CHANGES):
         return 0
     lines = sum(store.outputs.stream_size(task.key, kind).lines for kind in STREAM_KINDS)
@@ -116,7 +114,7 @@ def lines_above(store: TaskStore, task: TaskRecord, shown: int) -> int:
 
 
 def pieces(found: Iterable[Output]) -> Iterator[str]:
-    """Each line and each display as HTML that does nothing but show."""
+    """Yield each line and each display as inert HTML."""
     for output in found:
         if output["output_type"] == "stream":
             for line in stream_lines(output["text"]):
@@ -125,7 +123,7 @@ def pieces(found: Iterable[Output]) -> Iterator[str]:
             for line in stream_lines("\n".join(output["traceback"]) or _error(output)):
                 yield f'<div class="stderr">{line or " "}</div>'
         else:
-            yield f'<div class="display">{pages.shown(output)}</div>'
+            yield f'<div class="display">{export_page.shown(output)}</div>'
 
 
 def _error(output: Output) -> str:
@@ -133,7 +131,7 @@ def _error(output: Output) -> str:
 
 
 def stream_lines(raw: str) -> list[str]:
-    """The lines that a terminal would show of a text, in its colours, as HTML."""
+    """Return the lines that a terminal would show for a text, in colour, as HTML."""
     raw = unturned(raw)
     if CURSOR_MOVES.search(raw):
         screen = ColouredScreen()
@@ -148,7 +146,7 @@ def stream_lines(raw: str) -> list[str]:
 
 
 class ColouredScreen(Screen):
-    """A terminal that also knows in which style each character was written."""
+    """A terminal that also knows the style in which each character was written."""
 
     row_characters = LINE_CHARACTERS
 
@@ -158,7 +156,7 @@ class ColouredScreen(Screen):
         self._styles: list[list[Style]] = [[]]
 
     def html_lines(self) -> list[str]:
-        """The rows as HTML."""
+        """Return the rows as HTML."""
         return [_styled(*row) for row in zip(self.rows, self._styles, strict=False)]
 
     def _write(self, run: str) -> None:
@@ -203,20 +201,20 @@ def _styled(row: str, styles: list[Style]) -> str:
     return html + escape(row[start:])
 
 
-# What is known of it.
+# The facts about it.
 
 
 class Facts:
-    """What is known of one task, with what its processes use at the moment."""
+    """The facts about one task, including what its processes currently use."""
 
     def __init__(self, manager: BackgroundTasks, task: TaskRecord) -> None:
         self._manager = manager
         self._peak_bytes = 0
-        self._process = manager.store_of(task).processes.get(task.key)
+        self._process = manager.tasks.store_of(task).processes.get(task.key)
 
     def of(self, task: TaskRecord) -> list[tuple[str, str]]:
-        """Names and values, in the order in which they are shown."""
-        store = self._manager.store_of(task)
+        """Return names and values, in display order."""
+        store = self._manager.tasks.store_of(task)
         if task.runner == "process":
             self._process = store.processes.get(task.key)
         facts = [
@@ -231,12 +229,12 @@ class Facts:
             ("again as", task.provenance.get("rerun_as") or ""),
             ("tags", ", ".join(task.tags)),
         ]
-        return [(name, views.printable(value)) for name, value in facts if value]
+        return [(name, legible(value)) for name, value in facts if value]
 
     def _place(self, task: TaskRecord) -> str:
         process = self._process
         if task.runner != "process" or process is None:
-            own = task.session == self._manager.identity.id
+            own = task.session == self._manager.session.identity.id
             return "a thread of this kernel" if own else "a thread of another kernel"
         number = "" if process.pid is None else f" {process.pid}"
         what = "shell, process" if task.kind == "shell" else "process"
@@ -249,29 +247,29 @@ class Facts:
         if task.state.is_final or process.pid is None:
             peak = process.peak_memory_bytes
             return [
-                ("memory", "" if peak is None else f"peak {views.size(peak)}"),
-                ("CPU", "" if process.cpu_s is None else views.duration(process.cpu_s)),
+                ("memory", "" if peak is None else f"peak {formatting.size(peak)}"),
+                ("CPU", "" if process.cpu_s is None else formatting.duration(process.cpu_s)),
             ]
-        used = processes.usage(process.pid_here, process.process_start)
+        used = process_tree.usage(process.pid_here, process.process_start)
         if used is None:
             return []
         memory_bytes, cpu_s = used
         self._peak_bytes = max(self._peak_bytes, memory_bytes)
-        peak_text = f" (peak {views.size(self._peak_bytes)})"
+        peak_text = f" (peak {formatting.size(self._peak_bytes)})"
         return [
-            ("memory", views.size(memory_bytes) + peak_text),
-            ("CPU", views.duration(cpu_s)),
+            ("memory", formatting.size(memory_bytes) + peak_text),
+            ("CPU", formatting.duration(cpu_s)),
         ]
 
 
 def _when(at: datetime | None) -> str:
     if at is None:
         return ""
-    return views.clock(at, views.utc_now()) + f"{at.astimezone():{SECONDS}}"
+    return formatting.clock(at, formatting.utc_now()) + f"{at.astimezone():{SECONDS}}"
 
 
 def _ending(task: TaskRecord) -> str:
     if task.exit_code is None:
-        return views.shorten(task.reason or "", 200)
+        return formatting.shorten(task.reason or "", 200)
     reason = f", {task.reason}" if task.reason and task.exit_code else ""
-    return views.shorten(f"code {task.exit_code}{reason}", 200)
+    return formatting.shorten(f"code {task.exit_code}{reason}", 200)

@@ -1,4 +1,4 @@
-"""The panel as a widget: messages from its page, and what a page without a kernel shows of it."""
+"""The panel as a widget: messages from its page, and its appearance in a page without a kernel."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from uuid import uuid4
 import anywidget
 from traitlets import Unicode
 
-from ipytaskpersist import searching, views
-from ipytaskpersist.active import start_outside
+from ipytaskpersist.base.threads import start_outside
+from ipytaskpersist.display.listing import Listing, list_html
 from ipytaskpersist.errors import BackgroundError, StoreError
-from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.history import search_query, text_search
 from ipytaskpersist.panel.actions import Actions
 from ipytaskpersist.panel.feed import TASKS, Feed, Feeder
-from ipytaskpersist.store import Selection
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text import formatting
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-STATIC = Path(__file__).parents[1] / "static"
+STATIC = Path(__file__).with_name("static")
 SNAPSHOT_TASKS = 30
 ONLY_LIVE = "The panel is live while its kernel runs; %bg_panel opens it again."
 LISTENING_S = 5.0
@@ -43,7 +45,7 @@ class Panel(anywidget.AnyWidget):
     """The list as it was at the beginning, for a page that the kernel cannot answer yet."""
 
     snapshot_name = Unicode().tag(sync=True)
-    """What the list beside it is called in the page."""
+    """Name of the accompanying list in the page."""
 
     def __init__(self, manager: BackgroundTasks, feeder: Feeder, *, everywhere: bool) -> None:
         self._manager = manager
@@ -66,15 +68,15 @@ class Panel(anywidget.AnyWidget):
         return {**data, "text/html": html, "text/plain": ONLY_LIVE}, metadata
 
     def snapshot(self) -> dict[str, str]:
-        """The list as it is now, to stand beside the panel where its kernel is gone.
+        """Return the current list, to stand beside the panel when its kernel is gone.
 
-        An output of its own, which a live panel hides: JupyterLab shows nothing else of an output
-        that has a widget, even when the widget is not there any more.
+        This is a separate output, which a live panel hides. JupyterLab shows nothing else of an
+        output that has a widget, even when the widget no longer exists.
         """
         return snapshot(self._manager, self._feed.everywhere, str(self.snapshot_name))
 
     def _take(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        """A message from its page. Runs in the kernel's main thread or in that of a subshell."""
+        """Handle a message from its page, in the kernel's main thread or that of a subshell."""
         kind, view = content.get("kind"), str(content.get("view", ""))
         if kind == "close":
             self._feed.left(view)
@@ -82,7 +84,7 @@ class Panel(anywidget.AnyWidget):
         self._feed.heard(view)
         if kind == "open":
             self._feed.wants_all = True
-            self.first = ""  # it has served, and a saved notebook need not hold it
+            self.first = ""  # it has served its purpose, and a saved notebook does not need it
         elif kind == "scope":
             self._feed.everywhere = bool(content.get("everywhere"))
             self._feed.wants_all = True
@@ -96,7 +98,7 @@ class Panel(anywidget.AnyWidget):
             self._feeder.wake()
 
     def _search(self, typed: str) -> None:
-        # The first search may have much to index, and the page's other wishes do not wait for it.
+        # The first search may have much to index, and other requests must not wait for it.
         context = copy_context()
         thread = threading.Thread(target=lambda: context.run(self._find, typed), daemon=True)
         if not start_outside(thread):
@@ -105,11 +107,11 @@ class Panel(anywidget.AnyWidget):
     def _find(self, typed: str) -> None:
         found, problem = [], ""
         try:
-            query = searching.parse([f"{typed}*" if typed[-1:].isalnum() else typed])
-            here = "" if self._feed.everywhere else self._manager.identity.path
-            scope = searching.Scope(limit=TASKS, notebook=here)
+            query = search_query.parse([f"{typed}*" if typed[-1:].isalnum() else typed])
+            here = "" if self._feed.everywhere else self._manager.session.identity.path
+            scope = search_query.Scope(limit=TASKS, notebook=here)
             store, archives = self._manager.store, self._manager.archives
-            hits = searching.search(store, archives, query, scope, lambda _done, _total: None)
+            hits = text_search.search(store, archives, query, scope, lambda _done, _total: None)
             found = [hit.task.id for hit in hits.hits]
         except BackgroundError as error:
             problem = str(error)
@@ -119,32 +121,32 @@ class Panel(anywidget.AnyWidget):
 
 
 def snapshot(manager: BackgroundTasks, everywhere: bool, name: str) -> dict[str, str]:
-    """The list as it is now, for whoever opens the notebook without its kernel."""
-    from ipytaskpersist.terminal import render, task_table
+    """Return the current list, for a notebook that is opened without its kernel."""
+    from ipytaskpersist.display.tables import render, task_table
 
-    now = views.utc_now()
-    key = None if everywhere else manager.notebook_key() or -1
+    now = formatting.utc_now()
+    key = None if everywhere else manager.session.notebook_key() or -1
     chosen = Selection(key, cleared=False, limit=SNAPSHOT_TASKS)
-    tasks = manager.select(chosen)
+    tasks = manager.tasks.select(chosen)
     total = manager.store.tasks.count(chosen) if manager.store.exists else 0
-    listing = views.Listing(tasks, total, everywhere, now)
+    listing = Listing(tasks, total, everywhere, now)
     title = f"Background tasks as of {now.astimezone():%Y-%m-%d %H:%M:%S}"
     return {
         "text/html": f'<div class="{name}"><div style="opacity:.7">{title}</div>'
-        f"{views.list_html(listing)}</div>",
+        f"{list_html(listing)}</div>",
         "text/plain": f"{title}\n{render(*task_table(listing), plain=True)}",
     }
 
 
-# Hearing a page while a cell runs.
+# Receiving messages while a cell runs.
 
 
 def hear_at_once(comm: Any, take: Any) -> None:
-    """Let messages of a comm be handled where they arrive, without what would disturb a cell.
+    """Handle messages of a comm where they arrive, without disturbing the running cell.
 
     ipykernel 7.4.0 sends a page's messages to the subshell that opened the comm, which is the main
     one: they would wait for the running cell. And a comm announces each message as if a cell began
-    and ended, which among others shows the running cell's unfinished figures.
+    and ended, which shows, among others, the running cell's unfinished figures.
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda _data, default: default
@@ -159,9 +161,9 @@ def hear_at_once(comm: Any, take: Any) -> None:
 
 
 class ForegroundOutput:
-    """Where threads of the foreground print: to the latest cell, not to a message of a page.
+    """Directs output of the foreground's threads to the latest cell, not to a page's message.
 
-    ipykernel 7 notes the latest message of any subshell for threads that it does not know.
+    ipykernel 7 uses the latest message of any subshell for threads that it does not know.
     """
 
     def __init__(self) -> None:
@@ -174,13 +176,13 @@ class ForegroundOutput:
             shell.events.register("pre_run_cell", self.note)
 
     def unwatch(self, shell: InteractiveShell) -> None:
-        """Leave cells alone again."""
+        """Stop following cells."""
         self._kept = []
         with suppress(ValueError):
             shell.events.unregister("pre_run_cell", self.note)
 
     def note(self, _info: Any = None) -> None:
-        """A cell begins."""
+        """Note the output of the cell that begins."""
         from IPython.core.getipython import get_ipython
 
         self._note(get_ipython())
@@ -194,7 +196,7 @@ class ForegroundOutput:
         ]
 
     def restore(self) -> None:
-        """Put back what a message has changed."""
+        """Restore what a message has changed."""
         for place, parent in self._kept:
             place._parent_header_global = parent
 
@@ -203,7 +205,7 @@ FOREGROUND_OUTPUT = ForegroundOutput()
 
 
 class Listening:
-    """Tells whether the kernel's main thread is free, so that it hears what pages send."""
+    """Checks whether the kernel's main thread is free, so that it receives what pages send."""
 
     def __init__(self, shell: Any) -> None:
         self._loop = getattr(getattr(shell, "kernel", None), "io_loop", None)
@@ -211,7 +213,7 @@ class Listening:
         self._free_since = time.monotonic()
 
     def __call__(self) -> bool:
-        """Whether it has been free for some seconds. Asks it again, for the next time."""
+        """Return whether it has been free for some seconds. Query it again, for the next call."""
         now = time.monotonic()
         if self._asked_at is None and self._loop is not None:
             self._asked_at = now
@@ -231,13 +233,13 @@ _feeders: dict[int, Feeder] = {}
 
 
 def open_panel(manager: BackgroundTasks, shell: InteractiveShell, *, everywhere: bool) -> Panel:
-    """A new panel, which is live from now on."""
-    with suppress(StoreError):  # then it can at least be looked for
-        manager.get_ready()
+    """Return a new panel, which is live from now on."""
+    with suppress(StoreError):  # it can still show what is there
+        manager.runners.get_ready()
     feeder = _feeders.get(id(manager))
     if feeder is None:
         _feeders.clear()
         feeder = _feeders[id(manager)] = Feeder(manager, Listening(shell))
-        manager.on_close.append(lambda: FOREGROUND_OUTPUT.unwatch(shell))
+        manager.runners.on_close.append(lambda: FOREGROUND_OUTPUT.unwatch(shell))
     FOREGROUND_OUTPUT.watch(shell)
     return Panel(manager, feeder, everywhere=everywhere)

@@ -1,9 +1,9 @@
-"""What a Python process task sends to its supervisor besides the bytes on its descriptors 1 and 2.
+"""The channel on which a Python process task sends frames to its supervisor.
 
-One pipe, and in it frames: a byte for the kind, four for the length, then the data. Python's own
-prints come this way too, so that they and the displays keep their order. What C code and child
-processes write to descriptors 1 and 2 comes through pipes of their own; before a frame is sent,
-the supervisor has read those, and it reads this pipe before them.
+The channel is one pipe. A frame is one byte for its kind, four for its length, then the data.
+Python's own prints use the channel, so that they stay in order with the displays. C code and child
+processes write to descriptors 1 and 2, which have pipes of their own. The supervisor has read those
+pipes before a frame is sent, and it reads the channel before them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from time import sleep
 from typing import Any
 
-from ipytaskpersist.active import start_outside
-from ipytaskpersist.recording import PROGRESS_S, encode, encode_content
-from ipytaskpersist.records import OutputKind, Progress, ResultRecord
+from ipytaskpersist.base.records import OutputKind, Progress, ResultRecord
+from ipytaskpersist.base.threads import start_outside
+from ipytaskpersist.output.recording import PROGRESS_S
+from ipytaskpersist.running.sinks import Listener
+from ipytaskpersist.text.encoding import encode, encode_content
 
 DESCRIPTOR = "IPYTASKPERSIST_CHANNEL"
-"""The environment variable that holds the number of the pipe's descriptor."""
+"""Environment variable with the number of the channel's descriptor."""
 HEADER = struct.Struct("<cI")
 OUTPUTS = dict(zip((b"o", b"e", b"d", b"u", b"c", b"r", b"x"), OutputKind, strict=True))
 CODES = {kind: code for code, kind in OUTPUTS.items()}
@@ -33,7 +35,7 @@ EXIT_UNHEARD = 70
 
 
 class Sender:
-    """The task's end of the pipe. Stands in a `recorder.Recording`'s place."""
+    """The task's end of the channel. Stands in for a `recording.Recording`."""
 
     def __init__(self, descriptor: int, streams: Sequence[int]) -> None:
         """`streams` are the descriptors whose pipes must be empty before a frame is sent."""
@@ -43,10 +45,10 @@ class Sender:
         self._owner = os.getpid()
         self._unsent: Progress | None = None
         self._progress_thread: threading.Thread | None = None
-        self.listener: Callable[[OutputKind, Any], None] | None = None
-        """Hears all that the task puts out, before it is sent."""
+        self.listener: Listener | None = None
+        """Called with all of the task's output before it is sent."""
         self._has_ended = False
-        """Whether it has been told how the task has ended."""
+        """Whether the task's outcome has been sent."""
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Send a piece of a stream."""
@@ -55,16 +57,16 @@ class Sender:
         self._send(CODES[kind], encode(text))
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
-        """Send a display, a result or an error: the content of its message."""
+        """Send the message content of a display, a result or an error."""
         if self.listener is not None:
             self.listener(kind, content)
         self._send(CODES[kind], encode_content(content))
 
     def progress(self, progress: Progress) -> None:
-        """Send how far the task has come; not each step of one that hurries, but the last one.
+        """Send the task's progress. Of rapid updates, only the latest is sent.
 
-        Not after its end: a bar that is left open is closed when the interpreter is torn down, and
-        a thread that is started then never begins.
+        Nothing is sent after the outcome: a progress bar that was left open is closed while the
+        interpreter shuts down, and a thread started then never runs.
         """
         if self._has_ended:
             return
@@ -79,35 +81,36 @@ class Sender:
                 self._progress_thread = None
 
     def _keep_sending(self) -> None:
-        """Send what was said since, for as long as something is said now and then."""
+        """Keep sending progress until no update has arrived for a while."""
         while True:
             sleep(PROGRESS_S)
             if self._send_progress():
                 continue
-            # First the mark, then a look: what is said in between begins anew.
+            # Clear the attribute before the last check, so that a concurrent update starts a new
+            # thread.
             self._progress_thread = None
             if not self._send_progress():
                 return
             self._progress_thread = threading.current_thread()
 
     def _send_progress(self) -> bool:
-        """Send what is not sent yet. Returns whether there was anything."""
+        """Send the pending progress. Returns whether there was any."""
         unsent, self._unsent = self._unsent, None
         if unsent is not None:
             self._send(PROGRESS, encode_content(unsent.as_json()))
         return unsent is not None
 
     def result(self, result: ResultRecord) -> None:
-        """Send what is to be known of a value."""
+        """Send the record of a saved value."""
         fields = {name: getattr(result, name) for name in ResultRecord.__slots__}
         self._send(RESULT, encode_content(fields))
 
     def post_mortem(self, found: dict[str, Any]) -> None:
-        """Send what the variables were where the task failed."""
+        """Send the variables of the frames in which the task failed."""
         self._send(POST_MORTEM, encode_content(found))
 
     def outcome(self, state: str, reason: str | None, exit_code: int | None) -> None:
-        """Send how the task has ended."""
+        """Send how the task ended."""
         self._has_ended = True
         self._send_progress()
         content = {"state": state, "reason": reason, "exit_code": exit_code}
@@ -115,7 +118,7 @@ class Sender:
 
     def _send(self, code: bytes, data: bytes) -> None:
         if os.getpid() != self._owner:
-            return  # a forked copy, whose frames would fall into others
+            return  # a forked child, whose frames would interleave with the parent's
         with self._lock:
             self._wait_until_read()
             rest = memoryview(HEADER.pack(code, len(data)) + data)
@@ -123,11 +126,11 @@ class Sender:
                 while rest:
                     rest = rest[os.write(self._descriptor, rest) :]
             except BrokenPipeError:
-                # The supervisor is dead. Nothing more would be kept, and nobody could end this.
+                # The supervisor is dead. Output would be lost, and the task could not be cancelled.
                 os._exit(EXIT_UNHEARD)
 
     def _wait_until_read(self) -> None:
-        """Let the supervisor read what was written past Python before this."""
+        """Wait until the supervisor has read earlier output that bypassed Python's streams."""
         if not any(map(unread_bytes, self._streams)):
             return
         deadline = time.monotonic() + DRAIN_S
@@ -136,7 +139,7 @@ class Sender:
 
 
 def unread_bytes(descriptor: int) -> int:
-    """How many bytes of a pipe nobody has read yet."""
+    """Return the number of unread bytes in a pipe."""
     import fcntl
     import termios
 
@@ -149,13 +152,13 @@ def unread_bytes(descriptor: int) -> int:
 
 
 class Receiver:
-    """The supervisor's end: puts the frames together."""
+    """The supervisor's end of the channel. Reassembles the frames."""
 
     def __init__(self) -> None:
         self._received = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Take in what was read, and give the frames that are whole by now: code and data."""
+        """Take in what was read. Yields the kind and data of each frame that is now complete."""
         self._received += data
         position = 0
         while len(self._received) - position >= HEADER.size:
@@ -169,10 +172,10 @@ class Receiver:
 
 
 def as_progress(data: bytes) -> Progress:
-    """The record that `Sender.progress` has sent."""
+    """Return the record that `Sender.progress` sent."""
     return Progress(**json.loads(data))
 
 
 def as_result(data: bytes) -> ResultRecord:
-    """The record that `Sender.result` has sent."""
+    """Return the record that `Sender.result` sent."""
     return ResultRecord(**json.loads(data))

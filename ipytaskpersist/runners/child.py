@@ -1,11 +1,10 @@
 """The process of one Python task: a fresh interpreter that runs a cell as a notebook would.
 
-It is started by the supervisor, to which it sends what the cell prints, displays and returns. What
-it is given and what it leaves are signed files.
+The supervisor starts it and receives its output. Its inputs and results are signed files.
 
-All that its end needs is imported before the cell begins: by the end, hours later perhaps, the
-environment may have been upgraded or removed. So it is before the notebook's ``sys.path`` holds, on
-which any file may have the name of a module that is needed here.
+Everything needed when the task ends is imported before the cell begins. By the end, perhaps hours
+later, the environment may have been upgraded or removed. These imports also precede the notebook's
+``sys.path``, where any file may shadow a module that is needed here.
 """
 
 from __future__ import annotations
@@ -14,57 +13,63 @@ import ast
 import os
 import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from threading import get_ident
+from types import ModuleType
 from typing import Any, NoReturn
 
 from ipykernel.compiler import XCachingCompiler
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.profiledir import ProfileDir, ProfileDirError
 
-from ipytaskpersist import (
-    capture,
-    cell,
-    cellsources,
-    figures,
-    foregroundonly,
-    forked,
-    inherit,
-    mentions,
-    notebookmagics,
-    progress,
-    secretnames,
-    variables,
+from ipytaskpersist.base import redaction
+from ipytaskpersist.base.detached import show_inspection
+from ipytaskpersist.base.foreign_errors import class_name, describe, plain_text
+from ipytaskpersist.base.patches import Patches
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.process_tree import MARK
+from ipytaskpersist.base.records import (
+    CHANGED_HERE,
+    NOT_ASKED,
+    OutputKind,
+    ResultRecord,
+    TaskState,
 )
-from ipytaskpersist.active import FOREGROUND, ActiveTask, active_task
-from ipytaskpersist.capture import keptwidgets
-from ipytaskpersist.cell import Outcome, compile_cell, run_cell, run_function
-from ipytaskpersist.cellsources import Source
-from ipytaskpersist.librarysettings import Left, OfProcess
-from ipytaskpersist.mishaps import class_name, describe, plain_text
-from ipytaskpersist.notebookmagics import Carried
-from ipytaskpersist.patches import Patches
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.payload import INPUTS, SETTINGS, Payloads
-from ipytaskpersist.pickling import Failed, load
-from ipytaskpersist.processes import MARK
-from ipytaskpersist.records import OutputKind, ResultRecord
+from ipytaskpersist.capture import kept_widgets, progress
+from ipytaskpersist.cells import execution, mentions, notebook_magics, variables
+from ipytaskpersist.cells.execution import Outcome, compile_cell, run_cell, run_function
+from ipytaskpersist.cells.install import install_in_process
+from ipytaskpersist.cells.notebook_magics import Carried
+from ipytaskpersist.isolation import random_states
+from ipytaskpersist.isolation.carried_settings import Left, OfProcess
+from ipytaskpersist.runners import prepared_shell, task_rows
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
-from ipytaskpersist.runners.detached import show_inspection
-from ipytaskpersist.runners.given import Given, Setting
-from ipytaskpersist.store import TaskStore
+from ipytaskpersist.runners.given import Given, NotebookSetup, Setting
+from ipytaskpersist.runners.task_rows import TaskRows
+from ipytaskpersist.running import forks
+from ipytaskpersist.running.running_task import FOREGROUND, RunningTask, active_task
+from ipytaskpersist.running.sinks import Sink
+from ipytaskpersist.values import cell_sources, mappings
+from ipytaskpersist.values.bundles import Bundle
+from ipytaskpersist.values.cell_sources import Source
+from ipytaskpersist.values.originals import Changed, Originals
+from ipytaskpersist.values.payloads import SETTINGS, Payloads
+from ipytaskpersist.values.pickling import Failed
 
 __all__ = ["Given", "Setting", "main"]
-
+"""Pickles and rows in stores of earlier versions name these here."""
 FAILED = 1
+DELETED = "it was deleted there"
+WHAT_IT_WAS_GIVEN = "what it was given"
 
 
 class OwnStreams:
-    """Stands for `children.Children` in a process whose descriptors 1 and 2 are the task's."""
+    """Streams of a process whose descriptors 1 and 2 belong to the task."""
 
     have_streams = True
 
@@ -73,61 +78,77 @@ class OwnStreams:
 
     @property
     def in_child(self) -> bool:
-        """Whether this is a forked copy, in a child of the task."""
+        """Whether this is a forked copy in a child of the task."""
         return os.getpid() != self._owner
 
-    def silent(self, recording: Any) -> OwnStreams:
-        """The same: what is written past Python is the task's in any case."""
+    def silent(self, sink: Sink) -> OwnStreams:
+        """Return the same streams: output that bypasses Python always belongs to the task."""
         return self
 
     def drain(self) -> None:
-        """Nothing to do: the sender waits until the supervisor has read the streams."""
+        """Do nothing: the sender waits until the supervisor has read the streams."""
 
     def stream(self, kind: OutputKind) -> int:
-        """The file descriptor of a stream."""
+        """Return the file descriptor of a stream."""
         return 1 if kind is OutputKind.STDOUT else 2
+
+    def terminate(self, whole: bool) -> None:
+        """Do nothing: the supervisor ends the task's child processes."""
+
+    def close(self) -> None:
+        """Do nothing: the supervisor reads the streams until they are closed."""
+
+    def leave_to_foreground(self) -> None:
+        """Do nothing: this process has no foreground."""
 
 
 class Child:
-    """One task in this process."""
+    """The one task of this process."""
 
-    def __init__(self, root: Path, task_id: str, sender: Sender) -> None:
-        directory = StateDirectory(root)
-        store = TaskStore(directory).open()
-        record = store.tasks.by_id(task_id)
-        assert record is not None, "the supervisor starts tasks of the store"
-        process, inputs = store.processes.get(record.key), store.results.get(record.key, INPUTS)
-        assert process is not None
-        assert inputs is not None
-        store.close()
-        self._record = record
-        self._process = process
-        self._inputs = inputs
-        self._payloads = Payloads(directory)
+    def __init__(self, root: Path, rows: TaskRows, sender: Sender) -> None:
+        self._record, self._process, self._inputs = rows
+        self._directory = StateDirectory(root)
+        self._payloads = Payloads(self._directory)
         self._sender = sender
         self._kept: list[ResultRecord] = []
+        self._originals: Originals | None = None
+        """What the cell was given, to be compared when it has ended."""
+        self._given_names: list[str] = []
+        self._damage = ""
+        """What makes it uncertain that the cell was given what was handed over."""
+        self._given_again: Callable[[], Bundle] | None = None
 
     def run(self) -> int:
         """Run the task, send how it ended, and return the exit status."""
         module = sys.modules["__main__"] = type(sys)("__main__")
-        inputs = self._payloads.unpickler(self._record, self._inputs, module.__dict__)
-        setting: Setting = inputs.load()
-        # What an earlier version has pickled, for a task that is run again, says nothing of them.
-        secretnames.use(getattr(setting, "secret_names", ()))
+        inputs = self._payloads.inputs(self._record, self._inputs, module.__dict__)
+        setting = load_setting(inputs.values)
+        # Inputs pickled by an earlier version, for a task that is run again, lack these names.
+        redaction.use(getattr(setting, "secret_names", ()))
+        is_durable = getattr(setting, "is_durable", False)
+        self._payloads = Payloads(self._directory, is_durable=is_durable)
         shell = make_shell(setting, module)
         task = self._task()
         patches = install(shell, task)
-        cell.be_ready_for_errors()
+        execution.be_ready_for_errors()
         self._payloads.be_ready()
         sys.path[:] = setting.path
         given_settings = getattr(setting, "libraries", {})
-        # In the cell's context: some libraries keep their settings there.
-        self._settings = task.context.run(OfProcess, given_settings, patches)
+        # Run in the cell's context, where some libraries keep their settings.
+        apart = getattr(setting, "apart", [])
+        random_states.install(patches)
+        self._settings = task.context.run(OfProcess, given_settings, patches, apart)
         task.context.run(_bring_magics, shell, task, setting)
-        given, name = task.context.run(_load_given, inputs, getattr(setting, "submodules", []))
+        given, name = task.context.run(
+            _load_given, inputs.values, getattr(setting, "submodules", [])
+        )
         if isinstance(given, Failed):
             return self._refuse(shell, name, given.error)
         shell.user_ns.update(given.variables)
+        if given.call is None:
+            self._originals, self._given_again = inputs.originals(), inputs.again
+            self._given_names = list(given.variables)
+        del inputs
         show_figures_inline()
         before = dict(shell.user_ns)
         if given.call is not None:
@@ -138,9 +159,10 @@ class Child:
             outcome = run_cell(shell, compiled, task)
             names = self._names(shell, before, outcome)
         if task.is_forked:
-            forked.end(outcome.exit_code)
-        keptwidgets.end(task)
+            forks.end(outcome.exit_code)
+        kept_widgets.end(task)
         progress.end(task)
+        outcome = self._unless_damaged(task, outcome)
         self._keep(shell, task, outcome, names)
         self._say_large(task, getattr(setting, "large_result_bytes", None))
         if task.post_mortem is not None:
@@ -148,23 +170,21 @@ class Child:
         return self._tell(outcome.state.value, outcome.reason, outcome.exit_code)
 
     def _refuse(self, shell: Any, name: str, error: BaseException) -> int:
-        """End without having run the cell: what it was given cannot be had."""
+        """End without running the cell, because one of its inputs could not be loaded."""
         shell.showtraceback((type(error), error, error.__traceback__))
         reason = f"{name} cannot be unpickled ({describe(error)})"
         return self._tell("failed", reason, FAILED)
 
     def _tell(self, state: str, reason: str | None, code: int | None) -> int:
-        """Send how the task has ended. Returns the exit status that goes with it."""
+        """Send how the task ended. Returns the matching exit status."""
         self._sender.outcome(state, reason, code)
         return FAILED if code is None else code
 
-    def _task(self) -> ActiveTask:
-        sender: Any = self._sender
-        streams: Any = OwnStreams()
-        return ActiveTask(self._record, sender, streams, copy_context())
+    def _task(self) -> RunningTask:
+        return RunningTask(self._record, self._sender, OwnStreams(), copy_context())
 
     def _names(self, shell: Any, before: dict[str, Any], outcome: Outcome) -> list[str]:
-        """The variables to keep: those that were asked for, or that the cell has assigned."""
+        """Return the variables to save: the requested ones, or else all that the cell assigned."""
         wanted = self._process.options.outputs
         if wanted is not None:
             return list(wanted)
@@ -174,16 +194,47 @@ class Child:
         tree: ast.Module = ast.parse(shell.transform_cell(self._record.source))
         return tree
 
-    def _keep(self, shell: Any, task: ActiveTask, outcome: Outcome, names: list[str]) -> None:
-        # What a class prints while it is pickled is no output of the cell.
+    def _keep(self, shell: Any, task: RunningTask, outcome: Outcome, names: list[str]) -> None:
+        # Output that a class prints while it is pickled is not the cell's.
         active_task.set(task.silent())
         with _staying():
-            if not outcome.has_no_value and outcome.value is not None:
-                self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
-            self._save_variables(shell, names)
-            if not self._record.is_call:
-                self._save_settings(shell, task)
+            if self._damage:
+                self._keep_texts(shell, outcome, names)
+            else:
+                self._keep_values(shell, task, outcome, names)
         active_task.set(task)
+
+    def _keep_values(
+        self, shell: Any, task: RunningTask, outcome: Outcome, names: list[str]
+    ) -> None:
+        if not outcome.has_no_value and outcome.value is not None:
+            self._save(shell, "", outcome.value, outcome.text or _short_text(outcome.value))
+        self._save_variables(shell, names, self._changed(shell))
+        if not self._record.is_call:
+            self._save_settings(shell, task)
+
+    def _unless_damaged(self, task: RunningTask, outcome: Outcome) -> Outcome:
+        """Return how the cell ended, as failed if a file was changed whose arrays it was given."""
+        for path in mappings.changed_files():
+            self._damage = (
+                f"{path} was changed on the disk while this task ran: arrays that it was given may "
+                "be wrong"
+            )
+            task.write(OutputKind.STDERR, f"{self._damage}\n")
+        if not self._damage or outcome.state is not TaskState.COMPLETED:
+            return outcome
+        return replace(outcome, state=TaskState.FAILED, reason=self._damage, exit_code=FAILED)
+
+    def _keep_texts(self, shell: Any, outcome: Outcome, names: list[str]) -> None:
+        """Keep modules, and say why nothing else is kept: it may come from wrong numbers."""
+        values = {name: shell.user_ns[name] for name in names if name in shell.user_ns}
+        modules = [name for name, value in values.items() if type(value) is ModuleType]
+        self._save_variables(shell, modules, Changed())
+        if not outcome.has_no_value and outcome.value is not None:
+            values[""] = outcome.value
+        for name in [name for name in values if name not in modules]:
+            text = _short_text(values[name])
+            self._sender.result(ResultRecord(name, None, None, None, None, text, self._damage))
 
     def _save(self, shell: Any, name: str, value: Any, text: str) -> None:
         self._send(self._payloads.save(self._record.id, name, value, text, shell.user_ns))
@@ -192,21 +243,43 @@ class Child:
         self._kept.append(kept)
         self._sender.result(kept)
 
-    def _say_large(self, task: ActiveTask, large_bytes: int | None) -> None:
+    def _say_large(self, task: RunningTask, large_bytes: int | None) -> None:
         for kept in self._kept:
             task.say_large(kept, large_bytes)
 
-    def _save_variables(self, shell: Any, names: list[str]) -> None:
+    def _changed(self, shell: Any) -> Changed:
+        """Return what the cell has changed of what it was given."""
+        if self._originals is None or self._given_again is None:
+            return Changed()
+        try:
+            return self._originals.compare(shell.user_ns, self._given_again)
+        except Exception as error:  # pickling and loading may run any code
+            return Changed(problems={WHAT_IT_WAS_GIVEN: f"cannot be compared: {describe(error)}"})
+
+    def _save_variables(self, shell: Any, names: list[str], changed: Changed) -> None:
         values = {name: shell.user_ns[name] for name in names if name in shell.user_ns}
+        asked = self._process.options.outputs
+        changed = changed.without(values)
+        if asked is None:
+            values |= changed.values
         texts = {name: _short_text(value) for name, value in values.items()}
-        for kept in self._payloads.save_together(self._record.id, values, texts, shell.user_ns):
-            self._send(kept)
+        for kept in self._payloads.save_together(
+            self._record.id, values, texts, shell.user_ns, changed
+        ):
+            self._send(_not_brought_back(kept) if kept.problem and kept.name not in names else kept)
+        deleted = dict.fromkeys(set(self._given_names) - shell.user_ns.keys(), DELETED)
+        for name, why in {**deleted, **changed.problems}.items():
+            if name not in values:
+                self._sender.result(_changed_only_here(name, why))
+        if asked is not None:
+            for name in changed.names.keys() - values.keys():
+                self._sender.result(_changed_only_here(name, NOT_ASKED))
         for name in names:
             if name not in values:
                 self._sender.result(_missing(name))
 
-    def _save_settings(self, shell: Any, task: ActiveTask) -> None:
-        """What the cell has changed that is no variable: what libraries keep, and submodules."""
+    def _save_settings(self, shell: Any, task: RunningTask) -> None:
+        """Save the library settings that the cell changed and the submodules that it imported."""
         changes = task.context.run(self._settings.changes)
         imported = [name for name in mentions.imports(self._tree(shell)) if name in sys.modules]
         submodules = [name for name in imported if "." in name]
@@ -216,7 +289,7 @@ class Child:
 
 @contextmanager
 def _staying() -> Iterator[None]:
-    """A class that ends the process while a value is pickled loses that value alone."""
+    """Keep a value that calls `os._exit` while it is pickled from ending the process."""
     plain, owner, thread = os._exit, os.getpid(), get_ident()
 
     def leave(status: int) -> NoReturn:
@@ -231,32 +304,51 @@ def _staying() -> Iterator[None]:
         os._exit = plain
 
 
-def _load_given(inputs: Any, submodules: list[str]) -> tuple[Given | Failed, str]:
-    """What the cell works on, with which libraries are imported; or what of it cannot be had."""
+def load_setting(inputs: Iterator[tuple[str, Any]]) -> NotebookSetup:
+    """Load what comes first. Raises what its loading raises: without it, no cell can be run."""
+    setting = next(inputs)[1]
+    if isinstance(setting, Failed):
+        raise setting.error
+    assert isinstance(setting, NotebookSetup)
+    return setting
+
+
+def _load_given(
+    inputs: Iterator[tuple[str, Any]], submodules: list[str]
+) -> tuple[Given | Failed, str]:
+    """Import `submodules` and load the cell's inputs, or report the input that failed to load."""
     for name in submodules:
-        with suppress(Exception):  # the cell itself will say so, if it needs it
+        with suppress(Exception):  # if the cell needs it, the cell itself raises the error
             import_module(name)
-    given = load(inputs)
+    given = next(inputs)[1]
     if isinstance(given, Failed):
         return given, "what it was given"
     for name in getattr(given, "names", ()):
-        value = load(inputs)
+        value = next(inputs)[1]
         if isinstance(value, Failed):
             return value, f"{name}, which it was given,"
         given.variables[name] = value
     return given, ""
 
 
-def _bring_magics(shell: Any, task: ActiveTask, setting: Setting) -> None:
-    """Have the notebook's extensions and magics. What they print is no output of the cell."""
+def _bring_magics(shell: Any, task: RunningTask, setting: NotebookSetup) -> None:
+    """Load the notebook's extensions and magics. Their output is not the cell's."""
     problems: list[str] = []
     active_task.set(task.silent())
     try:
-        notebookmagics.bring(shell, getattr(setting, "magics", Carried()), problems.append)
+        notebook_magics.bring(shell, getattr(setting, "magics", Carried()), problems.append)
     finally:
         active_task.set(task)
     for problem in problems:
         task.write(OutputKind.STDERR, f"{problem}\n")
+
+
+def _changed_only_here(name: str, why: str) -> ResultRecord:
+    return ResultRecord(name, None, None, None, None, "", f"{CHANGED_HERE}: {why}")
+
+
+def _not_brought_back(kept: ResultRecord) -> ResultRecord:
+    return replace(kept, problem=f"{CHANGED_HERE}: {kept.problem}")
 
 
 def _missing(name: str) -> ResultRecord:
@@ -273,16 +365,17 @@ def _short_text(value: Any) -> str:
 def assigned_names(
     tree: ast.Module, shell: Any, before: dict[str, Any], *, is_whole: bool
 ) -> list[str]:
-    """What a cell has assigned: by its text, and what has another value than before.
+    """Return the names that the cell assigns in its source, or whose values changed.
 
-    Of a cell that did not run to its end, what its text alone says may not have happened.
+    If the cell did not run to its end, an assignment in the source alone is no proof that it
+    happened.
     """
     now, missing = shell.user_ns, object()
     changed = [
         name
         for name, value in now.items()
         if before.get(name, missing) is not value
-        and type(name) is str  # `globals()` may have been given anything
+        and type(name) is str  # `globals()` may contain keys of any type
         and not name.startswith("_")
     ]
     named = variables.assigned(tree)
@@ -291,7 +384,7 @@ def assigned_names(
         named = [name for name in named if name in changed or name in in_place]
 
     def is_unassigned(name: str) -> bool:
-        """Whether it is still IPython's own, as `_` is after a loop over nothing."""
+        """Whether the value is still IPython's own, as `_` is after a loop over nothing."""
         is_history = variables.OF_HISTORY.fullmatch(name)
         return is_history is not None and before.get(name, missing) is now[name]
 
@@ -303,16 +396,16 @@ def assigned_names(
 
 
 class ProcessShell(ZMQInteractiveShell):
-    """Knows no graphical event loop, and shares no history."""
+    """An IPython shell without a GUI event loop and without shared history."""
 
     is_of_process_task = True
 
     def enable_gui(self, gui: Any = None) -> None:
-        """A process task has no event loop of a window system."""
+        """Do nothing: a process task has no GUI event loop."""
 
 
 def _like(shell_class: tuple[str, str] | None) -> type[ProcessShell]:
-    """The class under the name of the notebook's, by which libraries know where they run."""
+    """Name the class like the notebook's shell class, by which libraries detect a front end."""
     module, name = shell_class or (ZMQInteractiveShell.__module__, ZMQInteractiveShell.__name__)
     ProcessShell.__module__ = module
     ProcessShell.__name__ = ProcessShell.__qualname__ = name
@@ -323,17 +416,19 @@ def _profile(folder: str) -> ProfileDir | None:
     try:
         found: ProfileDir = ProfileDir.find_profile_dir(folder)
     except ProfileDirError:
-        return None  # IPython takes its default
+        return None  # IPython uses its default
     return found
 
 
-def make_shell(setting: Setting, module: Any) -> Any:
-    """An IPython shell as a kernel's, but without a front end."""
+def make_shell(setting: NotebookSetup, module: Any) -> Any:
+    """Create an IPython shell like a kernel's, but without a front end."""
     config = setting.config
     config.HistoryManager.enabled = False
-    shell = _like(getattr(setting, "shell_class", None)).instance(
+    profile = getattr(setting, "profile", "")
+    shell_class = _like(getattr(setting, "shell_class", None))
+    shell = prepared_shell.take(config, profile, module) or shell_class.instance(
         config=config,
-        profile_dir=_profile(getattr(setting, "profile", "")),
+        profile_dir=_profile(profile),
         user_module=module,
         user_ns=module.__dict__,
         compiler_class=XCachingCompiler,
@@ -341,36 +436,34 @@ def make_shell(setting: Setting, module: Any) -> Any:
     shell.ast_node_interactivity = setting.interactivity
     shell.compile.flags |= setting.compiler_flags
     for name, (number, text) in setting.cells.items():
-        cellsources.have_here(Source(name, text, number), shell)
+        cell_sources.have_here(Source(name, text, number), shell)
     return shell
 
 
 def show_figures_inline() -> None:
-    """Let figures that the task was given show themselves, as those that it makes will."""
+    """Make figures among the inputs display inline, like those that the cell creates."""
     if "matplotlib.figure" in sys.modules and "inline" in os.environ.get("MPLBACKEND", ""):
         import_module("matplotlib_inline.backend_inline")
 
 
-def install(shell: Any, task: ActiveTask) -> Patches:
+def install(shell: Any, task: RunningTask) -> Patches:
     """Make all that is printed and displayed in this process the task's."""
-    patches = Patches()
-    capture.install(shell, patches)
-    inherit.install_for_threads(patches)
-    figures.install(shell, patches)
-    cell.install(shell, patches)
-    progress.install(patches)
-    foregroundonly.install(shell, patches)
+    patches = install_in_process(shell)
     FOREGROUND.end_cell()
     active_task.set(task)
     return patches
 
 
-def main() -> None:
-    """Run the task of this process's environment; the state directory is the argument."""
+def main(rows: TaskRows | None = None) -> None:
+    """Run the task named in the environment. The argument is the state directory.
+
+    `rows` is what the store has of the task, if that has been read already.
+    """
     show_inspection()
     channel = int(os.environ.pop(DESCRIPTOR))
     os.set_inheritable(channel, False)
-    # Copies, because the cell may do with its own what it likes.
+    # Use copies, because the cell may close or redirect the originals.
     sender = Sender(channel, [os.dup(1), os.dup(2)])
-    status = Child(Path(sys.argv[1]), os.environ[MARK], sender).run()
+    root = Path(sys.argv[1])
+    status = Child(root, rows or task_rows.read(root, os.environ[MARK]), sender).run()
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""What a Python process task is given: the setting of its cell, and what the cell works on."""
+"""The inputs of a Python process task: its notebook settings, variables and function."""
 
 from __future__ import annotations
 
@@ -7,56 +7,63 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
-from ipytaskpersist.notebookmagics import Carried
+from ipytaskpersist.cells.notebook_magics import Carried
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a cell finds in its notebook besides variables. Pickled before them."""
+    """A cell's dependencies in its notebook besides variables. Pickled before them."""
 
     path: list[str]
     """``sys.path``."""
     config: Any
-    """The configuration of IPython."""
+    """IPython's configuration."""
     interactivity: str
     """IPython's ``ast_node_interactivity``."""
     compiler_flags: int
-    """The ``from __future__`` of earlier cells."""
+    """Compiler flags from earlier cells' ``from __future__`` imports."""
     cells: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """The number and text of earlier cells by their file names. Given by earlier versions alone:
-    code carries its own source."""
+    """Number and text of earlier cells, by file name. Only earlier versions fill this in: code now
+    carries its own source."""
     secret_names: list[str] = field(default_factory=list)
-    """The patterns of names that are those of secrets, too."""
+    """Further name patterns that mark a variable as a secret."""
     libraries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What the notebook has set in libraries, by the names of `libraries`."""
+    """Settings that the notebook changed in libraries, by the names in `library_settings`."""
     submodules: list[str] = field(default_factory=list)
-    """What is imported, because the cell reaches it through modules of the notebook."""
+    """Submodules to import, because the cell reaches them through the notebook's modules."""
     magics: Carried = field(default_factory=Carried)
     """The notebook's extensions and magics."""
     shell_class: tuple[str, str] | None = None
-    """Module and name of the class of the notebook's shell, by which libraries know where they run.
-    None for a shell that shows nothing as a notebook does."""
+    """Module and name of the notebook's shell class, by which libraries detect a front end. None
+    for a shell that cannot display as a notebook does."""
     profile: str = ""
-    """The folder of IPython's profile, where ``%store`` keeps what it stores."""
+    """IPython profile directory, where ``%store`` keeps its values."""
+    apart: list[str] = field(default_factory=list)
+    """Libraries whose settings stay apart from the notebook's."""
     large_result_bytes: int | None = None
-    """From how many bytes on the task says that a value is kept."""
+    """Size from which the task reports that it keeps a value."""
+    is_durable: bool = False
+    """Whether the task's values are to be on the disk before its end is recorded."""
+
+
+NotebookSetup = Setting
+"""Its name in the code. Pickles in the store use the other one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a cell works on, pickled after its `Setting`."""
+    """The variables or the function that a task works on. Pickled after its `Setting`."""
 
     variables: dict[str, Any] = field(default_factory=dict)
-    """Empty in what is pickled: there each value comes after it, so that one which cannot be loaded
-    can be named."""
+    """The variables' values. Empty in the pickle, where the values follow one by one, so that a
+    value that fails to load can be named."""
     call: Callable[[], Any] | None = None
-    """The function to call, when the task is one instead of a cell."""
+    """Function to call, if the task runs one instead of a cell."""
     names: list[str] = field(default_factory=list)
-    """The names of the variables that come after it."""
+    """Names of the variables that follow in the pickle."""
     modules: list[ModuleType] = field(default_factory=list)
-    """What the cell imports that only this notebook's process finds."""
+    """Modules the cell imports that only the notebook's process can find."""
 
-    def apart(self) -> list[Any]:
-        """What is pickled: itself, and the variables' values one after the other."""
-        itself = replace(self, variables={}, names=list(self.variables))
-        return [itself, *self.variables.values()]
+    def without_values(self) -> Given:
+        """Return it as it is pickled: the values follow one by one."""
+        return replace(self, variables={}, names=list(self.variables))

@@ -1,7 +1,7 @@
-"""The guard of a kernel: a small process that waits for its end, and ends what it has left.
+"""The guard of a kernel: a small process that waits for the kernel's end and ends its leftovers.
 
-It has nothing of the kernel's, so that it outlives it, whatever ends that. It ends itself when
-nothing is left to guard.
+The guard shares no resources with the kernel, so it survives whatever ends the kernel. It exits
+when there is nothing left to guard.
 """
 
 from __future__ import annotations
@@ -13,34 +13,33 @@ import sys
 import time
 from pathlib import Path
 
-from ipytaskpersist import leftovers
-from ipytaskpersist.leftovers import GUARD, Kernel, Mark
-from ipytaskpersist.runners.detached import remove_empty
+from ipytaskpersist.base import leftover_processes
+from ipytaskpersist.base.detached import remove_empty
+from ipytaskpersist.base.leftover_processes import GUARD, Kernel, Mark
 
 IDLE_S = 60.0
-"""How often it looks whether there is something to guard."""
+"""How often the guard checks that there is something to guard."""
 POLL_S = 0.5
-"""How often it looks whether its kernel is there, where the system does not tell."""
+"""Poll interval for the kernel's end, where the system does not report it."""
 
 
 def guard(kernel: Kernel, idle_s: float = IDLE_S) -> str:
-    """Wait for the end of a kernel, and end what is left. Returns in words what goes on all the
-    same."""
+    """Wait for the kernel's end, then end its leftovers. Returns a description of survivors."""
     while not _has_ended(kernel, idle_s):
-        if not leftovers.find(leftovers.of_kernel(kernel)):
+        if not leftover_processes.find(leftover_processes.of_kernel(kernel)):
             return ""
-    _count, survivors = leftovers.end(leftovers.of_kernel(kernel))
+    _count, survivors = leftover_processes.end(leftover_processes.of_kernel(kernel))
     return survivors
 
 
 def _has_ended(kernel: Kernel, within_s: float) -> bool:
-    """Whether a kernel has ended, or does so in this time."""
+    """Wait at most this long for a kernel to end. Returns whether it has."""
     try:
         descriptor = os.pidfd_open(kernel.pid)
     except (OSError, AttributeError):
         return _is_seen_to_end(kernel, within_s)
     try:
-        # The descriptor may stand for another process that has the pid by now.
+        # The pid may have been reused, in which case the descriptor is another process's.
         return kernel.is_gone or bool(select.select([descriptor], [], [], within_s)[0])
     finally:
         os.close(descriptor)
@@ -56,13 +55,13 @@ def _is_seen_to_end(kernel: Kernel, within_s: float) -> bool:
 
 
 def main() -> None:
-    """Guard a kernel: its identity and the guard's log are the arguments."""
+    """Guard a kernel. The arguments are its identity and the guard's log."""
     kernel, log = Kernel.parse(sys.argv[1]), Path(sys.argv[2])
     # A kernel may have been started with signals blocked.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    Mark(GUARD, kernel).open()  # by this others know that it is there
+    Mark(GUARD, kernel).open()  # marks the guard for other processes to find
     survivors = guard(kernel)
     if survivors:
         print(f"left by the kernel with pid {kernel.pid}: {survivors}", file=sys.stderr)

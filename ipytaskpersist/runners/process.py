@@ -1,4 +1,4 @@
-"""Launch tasks that run in processes of their own, by way of the session's supervisor."""
+"""Launch tasks in processes of their own, through the session's supervisor."""
 
 from __future__ import annotations
 
@@ -6,45 +6,53 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ipytaskpersist import disks, environments
-from ipytaskpersist.active import start_outside
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.detached import own_environment, python_command, start_detached
+from ipytaskpersist.base.process_identity import ProcessIdentity
+from ipytaskpersist.base.records import INPUTS, SessionRecord, SupervisorRecord, TaskRecord
+from ipytaskpersist.base.redaction import without_values
+from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.errors import InvalidRequest, StoreError
-from ipytaskpersist.identity import ProcessIdentity
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.payload import INPUTS, Payloads, Prepared
-from ipytaskpersist.records import SessionRecord, SupervisorRecord, TaskRecord
-from ipytaskpersist.runners.detached import own_environment, python_command, start_detached
-from ipytaskpersist.secretnames import without_values
-from ipytaskpersist.store import NewProcess, NewTask, TaskStore
+from ipytaskpersist.runners.session_modules import SessionModules
+from ipytaskpersist.store import environments
+from ipytaskpersist.store.processes import NewProcess, note_modules
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask
+from ipytaskpersist.values.payloads import Payloads, Prepared
 
 REPLACED_AT_MOST = 3
-"""How many supervisors in a row are replaced without a launch in between: a task that ends its
-supervisor whenever it begins must not do so for ever."""
+"""How many supervisors are replaced in a row without a launch in between.
+
+Without this limit, a task that kills its supervisor at its start would do so for ever.
+"""
+
+NewModules = tuple[int, list[str]] | None
+"""A supervisor, and the modules to record for it."""
 
 _started: list[subprocess.Popen[bytes]] = []
-"""The supervisors that this process has started: a parent must take their exit status."""
+"""Supervisors started by this process, which must reap them."""
 _environments: dict[ProcessIdentity, dict[str, str]] = {}
-"""The environment that each of them was given. Kept when the extension is loaded anew."""
+"""Environment given to each supervisor. Kept when the extension is reloaded."""
 
 
 class ProcessRunner:
-    """The process tasks of one session, as its kernel launches them."""
+    """The process tasks of one session, as launched by its kernel."""
 
     def __init__(
         self,
         store: TaskStore,
-        directory: StateDirectory,
         payloads: Payloads,
         session: Callable[[], SessionRecord],
         on_loss: Callable[[], None],
     ) -> None:
-        """`on_loss` is called, in a thread of its own, when a supervisor has ended by itself."""
+        """`on_loss` is called in a separate thread when a supervisor ends unexpectedly."""
         self._store = store
-        self._directory = directory
+        self._directory = store.directory
         self._payloads = payloads
         self._session = session
         self._on_loss = on_loss
@@ -52,13 +60,17 @@ class ProcessRunner:
         """How many supervisors have been replaced since the last launch."""
         self._supervisor: SupervisorRecord | None = None
         self._one_at_a_time = threading.RLock()
+        self._modules = SessionModules()
+        self._noted: tuple[int, int] | None = None
+        """Supervisor and number of modules for which these were recorded last."""
 
     def launch(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
     ) -> TaskRecord:
-        """Record a task for the supervisor to start, durably, and return it.
+        """Record a task durably for the supervisor to start, and return it.
 
-        `inputs` are what a Python task is given. Raises `StoreError` when it cannot be recorded.
+        `inputs` are the inputs of a Python task. Raises `StoreError` if the task cannot be
+        recorded.
         """
         if not hasattr(os, "fork"):
             raise InvalidRequest("tasks in processes of their own need Linux or macOS")
@@ -66,13 +78,14 @@ class ProcessRunner:
         try:
             supervisor = self._ensure_supervisor()
             changed = self._changes(supervisor, process.options.env)
-            record = self._insert(new, process, changed, inputs)
+            modules = self._new_modules(process, supervisor)
+            record = self._insert(new, process, changed, inputs, modules)
         finally:
             if inputs is not None:
                 inputs.discard()
         known = self._store.supervisors.get(supervisor.key)
         if known is None or known.ended_at is not None:
-            self._start_supervisor()  # it had left in the very moment
+            self._start_supervisor()  # it retired just before the task was recorded
         return record
 
     def _insert(
@@ -81,8 +94,9 @@ class ProcessRunner:
         process: NewProcess,
         changed: Mapping[str, str | None],
         inputs: Prepared | None,
+        modules: NewModules,
     ) -> TaskRecord:
-        """Record a task. The values of its environment wait beside the store, not in it."""
+        """Record a task. Its environment's values are kept beside the store, not in it."""
         values = {name: value for name, value in changed.items() if value is not None}
         options = replace(process.options, env=without_values(process.options.env))
         marks = {name: None if value is None else True for name, value in changed.items()}
@@ -90,74 +104,97 @@ class ProcessRunner:
         written: list[str] = []
         try:
             return self._store.tasks.insert(
-                new, partial(self._complete, stored, values, inputs, written)
+                new, partial(self._complete, stored, values, inputs, modules, written)
             )
         except BaseException:
             for task_id in written:
-                environments.remove(self._directory, task_id)
+                self._forget_unless_recorded(task_id)
             raise
+
+    def _forget_unless_recorded(self, task_id: str) -> None:
+        """Remove the files of a task that was not recorded.
+
+        An interrupt may come just after the commit, and then the task needs them.
+        """
+        with suppress(StoreError):
+            if self._store.tasks.by_id(task_id) is not None:
+                return
+        environments.remove(self._directory, task_id)
+        with suppress(OSError):
+            self._payloads.delete(task_id)
 
     def _complete(
         self,
         process: NewProcess,
         values: Mapping[str, str],
         inputs: Prepared | None,
+        modules: NewModules,
         written: list[str],
         connection: Any,
         task_key: int,
         task_id: str,
     ) -> None:
-        """Add to a task's row what belongs to it, in the same transaction."""
+        """Add the rows that belong to a task, in the same transaction."""
         process.insert(connection, task_key)
+        written.append(task_id)
         if values:
-            written.append(task_id)
             environments.put(self._directory, task_id, values)
+        if modules is not None:
+            note_modules(connection, *modules)
+            self._noted = (modules[0], len(modules[1]))
         if inputs is not None:
             self._store.results.save(
                 task_key, self._payloads.adopt(task_id, INPUTS, inputs, "what it was given")
             )
 
+    def _new_modules(self, process: NewProcess, supervisor: SupervisorRecord) -> NewModules:
+        """Return the supervisor and this process's modules, if it does not know them yet."""
+        if process.script is not None or process.interpreter is not None:
+            return None
+        names = self._modules.names()
+        return None if self._noted == (supervisor.key, len(names)) else (supervisor.key, [*names])
+
     @staticmethod
     def _changes(
         supervisor: SupervisorRecord, own: Mapping[str, str | None]
     ) -> dict[str, str | None]:
-        """How the environment of a task that is launched now differs from its supervisor's."""
-        given = _environments.get(ProcessIdentity.recorded(supervisor), {})
+        """Return how the environment of a task launched now differs from its supervisor's."""
+        given = _environments.get(supervisor.process, {})
         now = {**os.environ, **own}
         changed = {name: value for name, value in now.items() if given.get(name) != value}
-        # The interpreter of the supervisor may have set this one for itself (PEP 538).
+        # The supervisor's interpreter may have set this variable itself (PEP 538).
         removed = {name: None for name in (*given, "LC_CTYPE") if name not in now}
         return {**changed, **removed}
 
     # The supervisor.
 
     def serve_pending(self) -> None:
-        """Start a supervisor when tasks of this session wait for one and there is none."""
+        """Start a supervisor if tasks of this session are waiting and there is none."""
         session_id = self._session().id
         if self._store.processes.has_pending(session_id):
             self._ensure_supervisor()
 
     def _ensure_supervisor(self) -> SupervisorRecord:
-        # A button of the panel may launch a task while a cell does.
+        # A panel button may launch a task while a cell does.
         with self._one_at_a_time:
             if self._supervisor is None:
                 self._supervisor = self._find_supervisor()
             known = self._supervisor
-            if known is None or not ProcessIdentity.recorded(known).may_be_alive:
+            if known is None or not known.process.may_be_alive:
                 return self._start_supervisor()
             return known
 
     def _find_supervisor(self) -> SupervisorRecord | None:
-        """One that this session has from before the extension was unloaded and loaded again."""
+        """Return the supervisor that this session started before the extension was reloaded."""
         session_id = self._session().id
         for supervisor in self._store.supervisors.unfinished():
-            process = ProcessIdentity.recorded(supervisor)
+            process = supervisor.process
             if supervisor.session == session_id and process.may_be_alive:
                 return supervisor
         return None
 
     def _start_supervisor(self) -> SupervisorRecord:
-        """Start a process that has nothing of this one's: neither session nor streams."""
+        """Start a supervisor that shares neither session nor streams with this process."""
         self._store.require_writable()
         session = self._session()
         environment, log = dict(os.environ), self._directory.supervisor_log(session.id)
@@ -169,8 +206,8 @@ class ProcessRunner:
                 log,
             )
         except OSError as error:
-            if disks.has_words(error):
-                raise disks.refused(f"the supervisor's log {log}", error, log) from error
+            if disk_errors.has_words(error):
+                raise disk_errors.refused(f"the supervisor's log {log}", error, log) from error
             raise StoreError(
                 f"the supervisor of process tasks could not be started ({error.strerror}); "
                 "run the cell with --thread, or free some of this machine's processes"
@@ -196,7 +233,7 @@ class ProcessRunner:
         return self._supervisor
 
     def _see_end(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the end of a supervisor, which is none of its own while its kernel is there."""
+        """Wait for a supervisor's end, which is unexpected while its kernel is alive."""
         process.wait()
         if self._replaced < REPLACED_AT_MOST:
             self._replaced += 1

@@ -1,8 +1,8 @@
-"""What the owner of tasks does when another process has taken it for dead by mistake.
+"""Recovery of an owner of tasks that another process has wrongly declared dead.
 
-A process that cannot look at another one, because that is on another host or in another container,
-judges it by its heartbeats, and may be wrong: it was suspended, or a call kept all its threads from
-running. The owner goes on with its tasks as if nothing had been; their history tells both.
+An owner on another host or in another container cannot be inspected, so it is judged by its
+heartbeats. The verdict may be wrong: the owner was suspended, or a call blocked all its threads.
+The owner continues its tasks regardless. Their history records both events.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import TaskStore
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.store.task_store import TaskStore
 
 
 def take_back(store: TaskStore, keys: Collection[int]) -> None:
-    """Go on with those of a process's own running tasks that were declared dead, and say so."""
+    """Take back the process's own running tasks that were declared dead, with a message."""
     if store.read_only:
         return
     buried = store.tasks.declared_dead(keys) if keys else []
@@ -29,7 +29,7 @@ def take_back(store: TaskStore, keys: Collection[int]) -> None:
 
 
 def start(store: TaskStore, key: int, at: float) -> None:
-    """Pending to running, also for a task that another process has declared dead."""
+    """Change a task from pending to running, even if another process has declared it dead."""
     if not store.tasks.start(key, at):
         take_back(store, [key])
 
@@ -37,7 +37,7 @@ def start(store: TaskStore, key: int, at: float) -> None:
 def end(
     store: TaskStore, key: int, state: TaskState, reason: str | None, code: int | None, at: float
 ) -> None:
-    """To a final state, also for a task that another process has declared dead."""
+    """Change a task to a final state, even if another process has declared it dead."""
     if not store.tasks.end(key, state, reason, code, at):
         take_back(store, [key])
         store.tasks.end(key, state, reason, code, at)

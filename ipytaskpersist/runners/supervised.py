@@ -1,4 +1,4 @@
-"""One process task as its supervisor has it: started, read, signalled, and its end in words."""
+"""One process task in its supervisor: its start, output, signals and end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ipytaskpersist import processes
-from ipytaskpersist.processes import Snapshot
-from ipytaskpersist.recording import Recording
-from ipytaskpersist.records import OutputKind, ProcessRecord, ResultRecord, TaskState
+from ipytaskpersist.base import process_tree
+from ipytaskpersist.base.buffer_names import cut_files
+from ipytaskpersist.base.detached import hide_inspection
+from ipytaskpersist.base.process_tree import Snapshot
+from ipytaskpersist.base.records import WARM, OutputKind, ProcessRecord, ResultRecord, TaskState
+from ipytaskpersist.output.recording import Recording
 from ipytaskpersist.runners.channel import (
     DESCRIPTOR,
     OUTCOME,
@@ -32,16 +34,19 @@ from ipytaskpersist.runners.channel import (
     as_progress,
     as_result,
 )
-from ipytaskpersist.runners.detached import hide_inspection
+from ipytaskpersist.runners.warm import NotForked, WarmProcess
+from ipytaskpersist.runners.warm_starts import WarmStarts
 
 READ_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
 TERMINAL_SIZE = (24, 80)
 UNKILLABLE_S = 10.0
-"""After how long a process that SIGKILL does not end is said to be there: it hangs in the system,
-or belongs to another user."""
+"""Delay after which a process that survives SIGKILL is reported as stuck.
+
+Such a process hangs in the system or belongs to another user.
+"""
 STUCK_S = 1.0
-"""How often one that is there all the same is looked at, until it has ended."""
+"""How often a stuck process is checked until it has ended."""
 LIMITS = {
     errno.EAGAIN: "the limit on the number of processes is reached; see ulimit -u",
     errno.EMFILE: "the supervisor's limit on open files is reached; see ulimit -n",
@@ -61,21 +66,21 @@ class End:
 
 
 SHORTAGES = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Of what the end of another process may free some."""
+"""Shortages that may pass when another process ends."""
 
 
 class CannotStart(Exception):
-    """The system refused to start the process; the message says why."""
+    """The system refused to start the process. The message says why."""
 
     def __init__(self, message: str, *, is_shortage: bool = False) -> None:
         super().__init__(message)
         self.is_shortage = is_shortage
-        """Whether it may be possible when another process has ended."""
+        """Whether the start may succeed when another process has ended."""
 
 
 @dataclass(slots=True)
 class Ending:
-    """A process that has been told to end."""
+    """The ending of a process that was asked to end."""
 
     end_state: TaskState
     reason: str
@@ -86,40 +91,52 @@ class Ending:
 class Supervised:
     """A task's process, from its start to its last byte."""
 
-    def __init__(self, record: ProcessRecord, recording: Recording) -> None:
+    def __init__(self, record: ProcessRecord, recording: Recording, values: Path) -> None:
+        """`values` is the folder with the files of the task's values."""
         self.record = record
+        self._values = values
         self.recording = recording
         self.results: list[ResultRecord] = []
-        """What a Python task has said of its values."""
+        """Records of the values that a Python task has saved."""
         self.post_mortem: dict[str, Any] | None = None
-        """What a Python task has said of the variables where it failed."""
+        """Variables that a Python task has sent from where it failed."""
         self.readers: dict[int, Callable[[bytes], None]] = {}
-        """The descriptors that are still open, each with what takes in its bytes."""
+        """Open descriptors, each with the function that takes its data."""
         self.ending: Ending | None = None
         self.usage: Any = None
-        self.leader: processes.Process | None = None
+        self.leader: process_tree.Process | None = None
         self._started_at = time.monotonic()
         self._status: int | None = None
         self.stuck = ""
-        """Which of its processes SIGKILL has not ended, in words, once that is certain."""
+        """Description of the processes that survived SIGKILL, once that is certain."""
         self._press_at = 0.0
         self._alone = 0
-        """How many looks in a row have found none of its processes."""
+        """How many checks in a row have found no process of the task."""
         self._receiver = Receiver()
         self._reported: End | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | WarmProcess | None = None
+        self.interpreter = record.interpreter
+        """Which interpreter a Python task has, in words."""
 
     # Its start.
 
-    def start(self, environment: dict[str, str], limits: AbstractContextManager[None]) -> None:
-        """Start the process, within these limits. Raises `CannotStart`."""
+    def start(
+        self,
+        environment: dict[str, str],
+        limits: AbstractContextManager[None],
+        warm: WarmStarts,
+    ) -> None:
+        """Start the process within these limits, or fork a warm one. Raises `CannotStart`."""
         ours: list[int] = []
         theirs: list[int] = []
         try:
             stdout, stderr = self._open_streams(ours, theirs)
             channel = self._open_channel(ours, theirs)
-            with self._script() as script:
-                self._process = self._popen(stdout, stderr, channel, script, environment, limits)
+            whole = self._environment(environment, channel)
+            self._process = self._fork(stdout, stderr, channel, whole, warm)
+            if self._process is None:
+                with self._script() as script:
+                    self._process = self._popen(stdout, stderr, channel, script, whole, limits)
         except (OSError, ValueError, TypeError) as error:
             for descriptor in ours:
                 os.close(descriptor)
@@ -129,12 +146,12 @@ class Supervised:
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
-        # With no descriptor left for a look it is this process's own child all the same.
+        # If no descriptor is free to inspect it, it is this process's child all the same.
         with suppress(OSError):
-            self.leader = processes.find(self._process.pid)
+            self.leader = process_tree.find(self._process.pid)
 
     def _open_streams(self, ours: list[int], theirs: list[int]) -> tuple[int, int]:
-        """What the process gets as descriptors 1 and 2."""
+        """Open what the process gets as descriptors 1 and 2."""
         if self.record.pty:
             import fcntl
             import struct
@@ -166,13 +183,40 @@ class Supervised:
         return lambda data: self.recording.write(kind, data)
 
     def _script(self) -> IO[bytes]:
-        """What the process reads: its script, or nothing."""
+        """Open the process's standard input: its script, or nothing."""
         if self.record.script is None:
             return open(os.devnull, "rb")
         file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         file.write(self.record.script.encode())
         file.seek(0)
         return file
+
+    def _environment(self, environment: dict[str, str], channel: int | None) -> dict[str, str]:
+        """Return the environment of the task's process."""
+        whole = {**environment, process_tree.MARK: self.record.task_id}
+        if channel is not None:
+            hide_inspection(whole)
+            whole[DESCRIPTOR] = str(channel)
+        return whole
+
+    def _fork(
+        self,
+        stdout: int,
+        stderr: int,
+        channel: int | None,
+        environment: dict[str, str],
+        warm: WarmStarts,
+    ) -> WarmProcess | None:
+        """Fork a warm process for a Python task. None if the task needs a fresh interpreter."""
+        if channel is None or self.record.interpreter is not None:
+            return None
+        try:
+            pid = warm.fork(self.record, environment, (stdout, stderr, channel))
+        except NotForked as reason:
+            self.interpreter = f"fresh ({reason})"
+            return None
+        self.interpreter = WARM
+        return WarmProcess(pid)
 
     def _popen(
         self,
@@ -187,12 +231,9 @@ class Supervised:
         if self.record.script_as == "file":
             command.append(f"/dev/fd/{script.fileno()}")
             passed.append(script.fileno())
-        environment = {**environment, processes.MARK: self.record.task_id}
         if channel is not None:
-            hide_inspection(environment)
-            environment[DESCRIPTOR] = str(channel)
             passed.append(channel)
-        # Only for this: what this process itself opens for the task stays with it.
+        # The limits apply to this call only: descriptors opened for the task stay in this process.
         with limits:
             return subprocess.Popen(
                 command,
@@ -215,14 +256,14 @@ class Supervised:
 
     @property
     def pid(self) -> int:
-        """The process id of the task's own process."""
+        """The pid of the task's own process."""
         assert self._process is not None
         return self._process.pid
 
     # Its output.
 
     def read(self, descriptor: int) -> bool:
-        """Take in what is there. Returns False at the end, when the descriptor has been closed."""
+        """Read available data. Returns False at the end, after closing the descriptor."""
         try:
             data = os.read(descriptor, READ_BYTES)
         except OSError:
@@ -235,12 +276,12 @@ class Supervised:
         return False
 
     def drop(self, descriptor: int) -> None:
-        """Read no more of a descriptor."""
+        """Stop reading a descriptor."""
         if self.readers.pop(descriptor, None) is not None:
             os.close(descriptor)
 
     def is_channel(self, descriptor: int) -> bool:
-        """Whether a descriptor is the channel, which is to be read before the streams."""
+        """Whether a descriptor is the channel, which is read before the streams."""
         return self.readers.get(descriptor) == self._take_frames
 
     def _take_frames(self, data: bytes) -> None:
@@ -266,10 +307,10 @@ class Supervised:
     # Its end.
 
     def has_just_ended(self) -> bool:
-        """Whether its own process has ended, and nobody had noticed.
+        """Whether the process has ended since the last check.
 
-        It is not reaped yet, where the system allows to look without doing so: as long as it is
-        not, its number, and that of its group and session, is nobody else's.
+        If the system allows, the process is not reaped yet. Until then its pid, process group and
+        session numbers cannot be reused.
         """
         if self._status is not None:
             return False
@@ -282,49 +323,49 @@ class Supervised:
         return found is not None
 
     def reap(self) -> bool:
-        """Take its exit status, and what it has used. Returns whether it had ended."""
+        """Reap the process and record its usage. Returns whether it had ended."""
         assert self._process is not None
         try:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         except ChildProcessError:
-            return False  # it has been reaped before
+            return False  # already reaped
         if pid:
             self._status, self.usage = status, usage
             self._process.returncode = os.waitstatus_to_exitcode(status)
         return bool(pid)
 
     def ask_to_end(self, state: TaskState, reason: str, snapshot: Snapshot) -> None:
-        """Send SIGTERM to all its processes. `press` goes on from there."""
+        """Send SIGTERM to all processes of the task. `press` continues from there."""
         if self.ending is not None:
             return
         self.ending = Ending(state, reason, time.monotonic() + self.record.grace_s)
         self._signal_group(signal.SIGTERM)
         others = [each for each in self._living(snapshot) if not _is_in_group(each, self.pid)]
-        processes.send_all(others, signal.SIGTERM)
+        process_tree.send_all(others, signal.SIGTERM)
 
     def press(self, snapshot: Snapshot) -> None:
-        """Go on with ending: see who is left, and send SIGKILL once the grace is over."""
+        """Continue the ending: look for survivors, and send SIGKILL after the grace period."""
         assert self.ending is not None
         living, now = self._living(snapshot), time.monotonic()
         self._alone = 0 if living else self._alone + 1
-        # The leader is there also where no process can be found, as in a foreign /proc.
+        # The leader exists even if no process can be found, as in a foreign /proc.
         if (living or self._status is None) and now >= self.ending.kill_at:
             self._signal_group(signal.SIGKILL)
-            refused = processes.send_all(living, signal.SIGKILL)
+            refused = process_tree.send_all(living, signal.SIGKILL)
             if living and now > self.ending.kill_at + UNKILLABLE_S:
-                self.stuck = ", ".join(refused or map(processes.outlasting, living))
+                self.stuck = ", ".join(refused or map(process_tree.outlasting, living))
                 self._press_at = now + STUCK_S
 
     @property
     def is_to_press(self) -> bool:
-        """Whether its ending is to be gone on with now."""
+        """Whether the ending should be continued now."""
         return self.ending is not None and time.monotonic() >= self._press_at
 
-    def _living(self, snapshot: Snapshot) -> list[processes.Process]:
+    def _living(self, snapshot: Snapshot) -> list[process_tree.Process]:
         return snapshot.of_task(self.record.task_id, self.leader)
 
     def _signal_group(self, number: int) -> None:
-        """Signal the whole group at once. Its leader is not reaped, so the number is its own."""
+        """Signal the whole group at once. Its leader is not reaped, so the number is not reused."""
         assert self._process is not None
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
@@ -332,23 +373,25 @@ class Supervised:
 
     @property
     def is_late(self) -> bool:
-        """Whether its time is over, and nobody has told it so."""
+        """Whether the process has exceeded its time limit and was not asked to end yet."""
         timeout_s = self.record.timeout_s
         is_over_time = timeout_s is not None and time.monotonic() - self._started_at > timeout_s
         return is_over_time and self.ending is None
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, and nobody is left who could print."""
+        """Whether the process has ended, and no other process of the task can print."""
         if self._status is None:
             return False
         if self.ending is None:
             return not self.readers
-        return self._alone >= processes.SURELY_ALONE
+        return self._alone >= process_tree.SURELY_ALONE
 
     def close(self) -> None:
-        """Take in what is there, and close what is still open: what a program prints later that is
-        none of its processes, and holds a stream of its, is not its."""
+        """Read the remaining output and close the descriptors.
+
+        Later output from unrelated programs that still hold a stream is not recorded.
+        """
         for descriptor in list(self.readers):
             for _piece in range(PIPE_BYTES // READ_BYTES):
                 if not _has_more(descriptor) or not self.read(descriptor):
@@ -356,28 +399,38 @@ class Supervised:
             self.drop(descriptor)
 
     def end(self, out_of_memory: Callable[[], bool]) -> End:
-        """How it ended. `out_of_memory` says whether the system has just killed for memory."""
+        """Return how the task ended. `out_of_memory` asks if the OOM killer has just acted."""
         code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
         if self.ending is not None:
             return End(self.ending.end_state, self.ending.reason, code)
         if self._reported is not None and self._reported.exit_code == code:
             return self._reported
         if code is not None and code < 0:
-            memory = " (out of memory)" if code == -signal.SIGKILL and out_of_memory() else ""
-            return End(TaskState.FAILED, f"killed by {processes.signal_name(-code)}{memory}", code)
+            why = self._why_killed(-code, out_of_memory)
+            return End(TaskState.FAILED, f"killed by {process_tree.signal_name(-code)}{why}", code)
         if code == 0 and self.is_python:
             return End(TaskState.FAILED, "the process ended before its cell did", code)
         if code == 0:
             return End(TaskState.COMPLETED, None, 0)
         return End(TaskState.FAILED, f"exit status {code}", code)
 
+    def _why_killed(self, signal_number: int, out_of_memory: Callable[[], bool]) -> str:
+        """Return what is known about the cause of a deadly signal, to be put after its name."""
+        if signal_number == signal.SIGKILL and out_of_memory():
+            return " (out of memory)"
+        if signal_number == signal.SIGBUS:
+            # The system sends it for a page of a mapped file behind the file's end.
+            for path in cut_files(self._values):
+                return f": {path}, which it was given, was cut while it ran"
+        return ""
+
     @property
     def is_python(self) -> bool:
-        """Whether it runs a cell of Python, which says itself how it ended."""
+        """Whether the process runs a Python cell, which reports its own end."""
         return self.record.kind == "python"
 
 
-def _is_in_group(process: processes.Process, group: int) -> bool:
+def _is_in_group(process: process_tree.Process, group: int) -> bool:
     try:
         return os.getpgid(process.pid) == group
     except OSError:
@@ -385,7 +438,7 @@ def _is_in_group(process: processes.Process, group: int) -> bool:
 
 
 def _widen(descriptor: int) -> None:
-    """Let a pipe hold more than its 64 KiB, where the system allows it."""
+    """Enlarge a pipe beyond 64 KiB, where the system allows it."""
     if sys.platform == "linux":
         import fcntl
 
@@ -394,7 +447,7 @@ def _widen(descriptor: int) -> None:
 
 
 def _has_more(descriptor: int) -> bool:
-    # Not select.select, which takes no descriptor above 1023.
+    # Unlike select.select, poll takes descriptors above 1023.
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))

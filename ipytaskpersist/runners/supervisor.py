@@ -1,11 +1,11 @@
-"""The supervisor: one detached process for each session, which owns that session's process tasks.
+"""The supervisor: one detached process for each session that owns the session's process tasks.
 
-It outlives the kernel, because it has a session of its own and nothing of the kernel's. It claims
-the tasks that the store has as pending, starts them, records what they print and how they end, and
-leaves when its kernel is gone and nothing is left to do. The store is its only channel: it looks
-there when another connection has committed.
+It shares neither session nor resources with the kernel, so it outlives the kernel. It claims the
+store's pending tasks, starts them, and records their output and their end. It exits when its kernel
+is gone and nothing is left to do. The store is its only means of communication: it reads the store
+when another connection has committed.
 
-It imports neither IPython nor sqlite_utils, so that it is small; a test holds that.
+To stay small, it imports neither IPython nor sqlite_utils. A test checks that.
 """
 
 from __future__ import annotations
@@ -27,79 +27,97 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist import environments, leftovers, problems
+from ipytaskpersist.base import leftover_processes
+from ipytaskpersist.base.detached import remove_empty
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.process_identity import ProcessIdentity
+from ipytaskpersist.base.process_tree import Snapshot, kill_tasks
+from ipytaskpersist.base.records import ProcessRecord, SessionRecord, SupervisorRecord, TaskState
 from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
-from ipytaskpersist.identity import ProcessIdentity
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.processes import Snapshot, kill_tasks
-from ipytaskpersist.recorder import Recorder
-from ipytaskpersist.recording import Recording
-from ipytaskpersist.records import ProcessRecord, SessionRecord, SupervisorRecord, TaskState
-from ipytaskpersist.runners import revival, telling
-from ipytaskpersist.runners.detached import remove_empty
-from ipytaskpersist.runners.machine import MemoryEvents, OpenFiles
+from ipytaskpersist.notify import dispatch
+from ipytaskpersist.output.recorder import Recorder
+from ipytaskpersist.output.recording import Recording
+from ipytaskpersist.runners import revival
+from ipytaskpersist.runners.adoption import Strangers
+from ipytaskpersist.runners.durability import Flushes
+from ipytaskpersist.runners.log_watch import LogWatch
+from ipytaskpersist.runners.machine_limits import MemoryEvents, OpenFiles
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
-from ipytaskpersist.runners.watch import LogWatch
-from ipytaskpersist.store import TaskStore
+from ipytaskpersist.runners.task_end import TaskEnd
+from ipytaskpersist.runners.task_rows import TaskRows
+from ipytaskpersist.runners.warm import ForkServer
+from ipytaskpersist.runners.warm_starts import WarmStarts
+from ipytaskpersist.store import environments, problems
+from ipytaskpersist.store.file.database import CommitWatch
+from ipytaskpersist.store.task_store import TaskStore
 
 LOOK_S = 0.01
-"""How long after a look at the store the next one comes at the earliest."""
+"""Shortest interval between two looks at the store."""
 LET_REPLY_S = 0.012
-"""How long after a change was told: the cell that has launched a task replies first, and does not
-share its cores with the start of a process meanwhile."""
+"""Delay of a look after a change is reported.
+
+The cell that launched a task replies first, without sharing its cores with a starting process.
+"""
+WARM_REPLY_S = 0.001
+"""The same when a task can start from a fork server, which takes little."""
 POLLED_LOOK_S = 0.02
-"""How long where the system does not tell of changes."""
-UNTOLD_LOOK_S = 0.5
-"""How long where it does, and has not."""
+"""Poll interval where changes are not reported."""
+UNPROMPTED_LOOK_S = 0.5
+"""Poll interval when inotify works but has reported nothing."""
 KERNEL_S = 1.0
-"""How often an idle supervisor looks whether its kernel is still there."""
+"""How often an idle supervisor checks that its kernel is alive."""
 ENDS_S = 1.0
-"""How often it looks whose processes have ended, also when no signal has said that one has."""
+"""How often ended processes are looked for, even without SIGCHLD."""
 CLAIM_AT_ONCE = 50
-"""How many tasks are started before what the others print is read."""
+"""How many tasks are started before the output of the others is read."""
 PRESS_S = 0.05
 REGISTRATION_S = 30.0
 STOP_S = 10.0
 
 
 class Supervisor:
-    """The main loop, in one thread; a `Recorder` writes to the store in another."""
+    """The main loop, in one thread. A `Recorder` writes to the store in another."""
 
     def __init__(self, store: TaskStore, session_id: str) -> None:
         self._store = store
         self._session_id = session_id
         self._record: SupervisorRecord | None = None
         self._tasks: dict[int, Supervised] = {}
-        """By process id."""
+        """The running tasks, by process id."""
         self._touched: set[Supervised] = set()
-        """Those that may be over: only they are looked at, however many there are."""
+        """Tasks that may have ended. Only these are checked, however many run."""
         self._stuck: set[Supervised] = set()
-        """Those of which it was said that their processes cannot be ended."""
+        """Tasks whose processes were reported as impossible to end."""
         self._limited: set[Supervised] = set()
-        """Those with a time limit, and those that were told to end."""
+        """Tasks with a time limit, and tasks that were asked to end."""
         self._waiting: deque[ProcessRecord] = deque()
-        """Those that were claimed and could not be started yet."""
+        """Claimed tasks that could not be started yet."""
         self._is_short = False
         """Whether the machine's limits have just kept a task from being started."""
         self._retry_at = 0.0
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
-        self._seen = -1
+        self._commits = CommitWatch(store.database)
         self._looked_at = self._press_at = self._kernel_seen_at = self._ends_seen_at = 0.0
-        self._told_at = 0.0
-        """When the store was first written since the last look; infinite when it was not."""
+        self._signalled_at = 0.0
+        """When the store was first written since the last look. Infinite if it was not."""
         self._watch: LogWatch | None = None
         self._stopping = False
         self._replacements = 0
-        """How often the store had been replaced when it was last watched."""
+        """The store's count of replacements when it was last watched."""
         self._trouble = ""
-        """What was last wrong with the store."""
+        """The last reported problem with the store."""
         self._said: set[str] = set()
-        """What was said once, and would be met again with each turn."""
+        """Messages already logged, which would otherwise recur every turn."""
         self._kernel_watch: threading.Thread | None = None
         self._memory = MemoryEvents()
         store.session_id, store.say = session_id, self._warn
         self._limit = OpenFiles()
+        self._warm = WarmStarts(
+            self._selector, self._limit.as_it_was, self._modules, self._rows, _log
+        )
+        self._strangers = Strangers()
+        self._flushes = Flushes(store.directory.payloads, self._warn)
         self._recorder = Recorder(store, warn=self._warn, heartbeat=self._heartbeat, quiet_wait_s=0)
 
     def _warn(self, message: str) -> None:
@@ -107,9 +125,9 @@ class Supervisor:
         problems.record(self._store.directory, f"supervisor: {message}")
 
     def _guarded(self, what: str, call: Callable[[], object]) -> bool:
-        """Do something for one task: what goes wrong with it is said, and the others go on.
+        """Do something for one task. A failure is reported and does not affect the other tasks.
 
-        Returns whether it was done.
+        Returns whether it succeeded.
         """
         try:
             call()
@@ -142,7 +160,7 @@ class Supervisor:
             self._end_all(reason)
 
     def _registration(self) -> SupervisorRecord | None:
-        """What the kernel has recorded of this process, as soon as it has."""
+        """Wait for the kernel to record this process, and return the record."""
         own, until = ProcessIdentity.own(), time.monotonic() + REGISTRATION_S
         while time.monotonic() < until and self._kernel_is_there():
             record = self._store.supervisors.of_process(self._session_id, own)
@@ -161,7 +179,8 @@ class Supervisor:
 
     def _follow_store(self) -> None:
         """The store is another file now: watch that, and look at all of it."""
-        self._replacements, self._seen = self._store.replacements, -1
+        self._replacements = self._store.replacements
+        self._commits.forget()
         if self._watch is not None:
             self._selector.unregister(self._watch.descriptor)
             os.close(self._watch.descriptor)
@@ -173,8 +192,8 @@ class Supervisor:
         self._watch_store()
 
     def _listen_to_signals(self) -> None:
-        """SIGCHLD and SIGTERM end the waiting; what asks a terminal's programs to end does not."""
-        # A kernel may have been started with signals blocked, which its tasks would inherit too.
+        """Let SIGCHLD and SIGTERM end the waiting, but survive SIGINT and SIGHUP."""
+        # A kernel may have been started with signals blocked, and tasks would inherit that.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         read, write = os.pipe()
         os.set_blocking(read, False)
@@ -185,7 +204,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._stop)
         for number in (signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                # A handler, because what is ignored would be ignored by the tasks too.
+                # Use a handler, because tasks would inherit an ignored signal.
                 signal.signal(number, lambda *_: None)
 
     def _stop(self, *_signal: object) -> None:
@@ -200,36 +219,41 @@ class Supervisor:
             self._ends_seen_at = now
             self._notice_ends()
         if now >= self._look_at:
-            self._looked_at, self._told_at = now, math.inf
+            self._looked_at, self._signalled_at = now, math.inf
             self._look()
         if self._limited and now >= self._press_at:
             self._press()
-            # Looking at all processes of a busy machine takes a while: most time is for output.
+            # Inspecting all processes of a busy machine is slow. Most of the time must go to
+            # output.
             self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
         has_ended_some = self._finish()
         if self._waiting and (has_ended_some or now >= self._retry_at):
             self._start_waiting()
+        self._warm.turn(now)
 
     @property
     def _look_at(self) -> float:
         """When to look at the store again, by the monotonic clock."""
         if self._watch is None:
             return self._looked_at + POLLED_LOOK_S
-        told = max(self._told_at + LET_REPLY_S, self._looked_at + LOOK_S)
-        return min(told, self._looked_at + UNTOLD_LOOK_S)
+        let_reply_s = WARM_REPLY_S if self._warm.is_ready else LET_REPLY_S
+        prompted = max(self._signalled_at + let_reply_s, self._looked_at + LOOK_S)
+        return min(prompted, self._looked_at + UNPROMPTED_LOOK_S)
 
     def _take_output(self) -> None:
-        """Wait a moment for output, and take it in: channels before streams."""
+        """Wait a moment for output and read it, channels before streams."""
         streams: list[tuple[Supervised, int]] = []
         wake_at = min(self._look_at, self._press_at) if self._limited else self._look_at
         for key, _events in self._selector.select(max(0.0, wake_at - time.monotonic())):
-            source: Supervised | LogWatch | None = key.data
+            source: Supervised | LogWatch | ForkServer | None = key.data
             if source is None:
                 self._child_has_ended = True
                 with suppress(BlockingIOError):
                     os.read(key.fd, 4096)
+            elif isinstance(source, ForkServer):
+                self._warm.read()
             elif isinstance(source, LogWatch):
-                self._told_at = min(self._told_at, time.monotonic())
+                self._signalled_at = min(self._signalled_at, time.monotonic())
                 source.clear()
             elif source.is_channel(key.fd):
                 self._read(source, key.fd)
@@ -239,7 +263,7 @@ class Supervisor:
             self._read(task, descriptor)
 
     def _read(self, task: Supervised, descriptor: int) -> None:
-        """Take in what a task has sent; where that makes no sense, no more is read of it."""
+        """Read what a task has sent. After malformed data, stop reading that descriptor."""
         is_open = False
 
         def read() -> None:
@@ -253,8 +277,9 @@ class Supervisor:
             self._touched.add(task)
 
     def _notice_ends(self) -> None:
-        """See whose processes have ended."""
+        """Find the tasks whose processes have ended."""
         self._child_has_ended = False
+        self._strangers.reap()
         for task in [*self._tasks.values()]:
             self._guarded(f"looking at task {task.record.task_id}", partial(self._notice, task))
 
@@ -263,20 +288,18 @@ class Supervisor:
             self._touched.add(task)
 
     def _look(self) -> None:
-        """See what others have written, if they have."""
+        """Read the store if another connection has written to it."""
         try:
             self._store.open()
-            version = self._store.database.data_version
             if self._replacements != self._store.replacements:
                 self._follow_store()
-            if version != self._seen:
-                self._seen = version
+            if self._commits.has_news():
                 self._do_what_others_ask()
         except StoreError as error:
-            self._seen = -1
+            self._commits.forget()
             self._say_trouble(error)
         except Exception:
-            self._seen = -1  # what was to be done has not been
+            self._commits.forget()  # what was to be done has not been
             raise
 
     def _do_what_others_ask(self) -> None:
@@ -287,23 +310,23 @@ class Supervisor:
             self._claim()
         except StoreNewer as error:
             self._recorder.go_aside(error)
-            # That a column says so is what all versions have in common.
+            # The column for this request is common to all versions.
             self._cancel_started(self._store.tasks.cancel_requested(self._session_id))
 
     def _say_trouble(self, error: StoreError) -> None:
-        """Write to the log what is wrong with the store: once, and not with each look."""
+        """Log a problem with the store once, not with every look."""
         if str(error) != self._trouble:
             self._trouble = str(error)
             _log(self._trouble)
 
     def _take_back(self) -> None:
-        """Go on with tasks of which another process has said that they were interrupted."""
+        """Take back tasks that another process has declared interrupted."""
         waiting = {process.task_key for process in self._waiting}
         running = {task.record.task_key for task in self._tasks.values()}
         revival.take_back(self._store, waiting | running)
 
     def _claim(self) -> None:
-        """Start the tasks that wait: few at a time, because those that run are to be read too."""
+        """Start waiting tasks, a few at a time, because the running ones must be read too."""
         if self._waiting:
             return
         if not self._store.processes.has_pending(self._session_id):
@@ -315,26 +338,28 @@ class Supervisor:
             self._store.processes.claim(self._session_id, self._record.key, time.time(), few)
         )
         self._start_waiting()
-        self._seen = -1  # there may be more
+        self._commits.forget()  # there may be more
 
     def _start_waiting(self) -> None:
-        """Start what was claimed, as far as the machine allows."""
+        """Start the claimed tasks, as far as the machine allows."""
         while self._waiting and self._start(self._waiting[0]):
             self._waiting.popleft()
 
     def _start(self, process: ProcessRecord) -> bool:
-        """Start a task. Returns False when it has to wait for the end of another one."""
+        """Start a task. Returns False if it must wait until another one ends."""
         recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
-        task = Supervised(process, recording)
+        folder = self._store.directory.payloads / process.task_id
+        task = Supervised(process, recording, folder)
         try:
             if self._tasks and not self._limit.has_room():
                 raise CannotStart(LIMITS[errno.EMFILE], is_shortage=True)
-            # Kept by who waits, for the file with its environment is gone when it was read.
+            # Put back into the queue, because reading the environment's file removes it.
             process = self._waiting[0] = self._with_values(process)
-            task.start(_whole(process.environment), self._limit.as_it_was())
+            environment = _whole(process.environment)
+            task.start(environment, self._limit.as_it_was(), self._warm)
         except CannotStart as error:
             if error.is_shortage and self._tasks:
-                self._recorder.recordings.discard(recording)
+                self._recorder.discard(recording)
                 self._say_shortage(error)
                 return False
             self._record_end(task, End(TaskState.FAILED, str(error), None))
@@ -351,18 +376,32 @@ class Supervisor:
         self._recorder.live_tasks = len(self._tasks)
         start = task.leader.start if task.leader else None
         self._recorder.post(
-            lambda store: store.processes.started(process.task_key, task.pid, start)
+            lambda store: store.processes.started(
+                process.task_key, task.pid, start, task.interpreter
+            )
         )
+        if task.is_python:
+            self._make_durable(task)
+            self._warm.begun(process, environment)
+            self._strangers.look([*self._tasks, *self._warm.pids()])
         return True
 
+    def _modules(self) -> list[str]:
+        """Return the modules that the kernel has imported."""
+        assert self._record is not None
+        return self._store.supervisors.modules(self._record.key)
+
+    def _rows(self, process: ProcessRecord) -> TaskRows:
+        return TaskRows.of(self._store, self._store.tasks.get(process.task_key))
+
     def _say_shortage(self, error: CannotStart) -> None:
-        self._retry_at = time.monotonic() + UNTOLD_LOOK_S
+        self._retry_at = time.monotonic() + UNPROMPTED_LOOK_S
         if not self._is_short:
             self._is_short = True
             self._warn(f"{error}; tasks wait until others of this session have ended")
 
     def _with_values(self, process: ProcessRecord) -> ProcessRecord:
-        """A process with the values in its environment. Raises `CannotStart`."""
+        """Return the process with the values of its environment. Raises `CannotStart`."""
         if True not in process.environment.values():
             return process
         values = environments.take(self._store.directory, process.task_id)
@@ -388,14 +427,14 @@ class Supervisor:
     def _ask_to_end(
         self, task: Supervised, state: TaskState, reason: str, snapshot: Snapshot
     ) -> None:
-        self._limited.add(task)  # whatever becomes of the first signal, the next look goes on
+        self._limited.add(task)  # even if the first signal fails, the next turn continues
         self._guarded(
             f"telling task {task.record.task_id} to end",
             lambda: task.ask_to_end(state, reason, snapshot),
         )
 
     def _cancel_waiting(self, key: int) -> None:
-        """Cancel a task that has not begun; one that has just ended keeps its end."""
+        """Cancel a task that has not begun. A task that has just ended keeps its state."""
         if any(process.task_key == key for process in self._waiting):
             self._waiting = deque(each for each in self._waiting if each.task_key != key)
             self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
@@ -406,7 +445,7 @@ class Supervisor:
             environments.remove(self._store.directory, record.id)
 
     def _press(self) -> None:
-        """Hold the time limits, and go on with ending those that were told to end."""
+        """Enforce the time limits, and continue the ending of tasks."""
         late = [task for task in self._limited if task.is_late]
         ending = [task for task in self._limited if task.is_to_press]
         if not late and not ending:
@@ -430,7 +469,7 @@ class Supervisor:
             )
 
     def _finish(self) -> bool:
-        """Record the end of those that are over. Returns whether there were any."""
+        """Record the end of tasks that are over. Returns whether there were any."""
         over = [task for task in self._touched if task.is_over]
         self._touched.clear()
         for task in over:
@@ -445,30 +484,34 @@ class Supervisor:
         return bool(over)
 
     def _close(self, task: Supervised) -> None:
-        """Take in the last of what a task has sent, as far as it makes sense."""
+        """Read the last of a task's output. Discard it if it is malformed."""
         if not self._guarded(f"reading what task {task.record.task_id} has sent", task.close):
             for descriptor in list(task.readers):
                 task.drop(descriptor)
 
     def _record_end(self, task: Supervised, end: End) -> None:
-        key, ended = task.record.task_key, time.time()
+        key = task.record.task_key
+        task_end = TaskEnd(
+            key, end.state, end.reason, end.exit_code, time.time(), task.results, task.post_mortem
+        )
 
         def record(store: TaskStore) -> None:
-            task.recording.finish(store)
-            for result in task.results:
-                store.results.save(key, result)
-            if end.state is TaskState.FAILED and task.post_mortem is not None:
-                store.tasks.save_post_mortem(key, task.post_mortem)
             if task.usage is not None:
                 usage = task.usage
                 cpu_s = usage.ru_utime + usage.ru_stime
                 store.processes.used(key, cpu_s, usage.ru_maxrss * RSS_UNIT_BYTES)
-            revival.end(store, key, end.state, end.reason, end.exit_code, ended)
+            task_end.record(store, task.recording)
 
         self._recorder.post(record)
-        self._recorder.post(lambda store: telling.tell(store, key))
-        self._recorder.recordings.discard(task.recording)
+        self._recorder.post(lambda store: dispatch.notify(store, key))
+        self._recorder.post(lambda _store: self._make_durable(task))
+        self._recorder.discard(task.recording)
         self._recorder.live_tasks = len(self._tasks)
+
+    def _make_durable(self, task: Supervised) -> None:
+        """Have a task's values flushed, unless they were written so by its kernel and itself."""
+        if task.is_python and self._store.database.synchronous != "full":
+            self._flushes.add(task.record.task_id)
 
     # The end of the supervisor.
 
@@ -476,39 +519,39 @@ class Supervisor:
         session = self._store.sessions.get(self._session_id)
         if session is None or session.ended_at is not None:
             return False
-        return ProcessIdentity.recorded(session).may_be_alive
+        return session.process.may_be_alive
 
     def _watch_kernel(self) -> None:
-        """End what the kernel's threads have started, once it is gone and its guard, too."""
+        """End the processes of the kernel's threads, once the kernel and its guard are gone."""
         session = self._store.sessions.get(self._session_id)
         if session is not None:
             watch = threading.Thread(target=_end_left_by, args=(session,), daemon=True)
-            with suppress(RuntimeError):  # the limit on processes, which counts threads
+            with suppress(RuntimeError):  # the limit on processes also counts threads
                 watch.start()
                 self._kernel_watch = watch
 
     def _is_ending_left(self) -> bool:
-        """Whether what a kernel has left is being ended. A session may end before its process."""
+        """Whether a kernel's leftovers are being ended. Its session may end before its process."""
         session, watch = self._store.sessions.get(self._session_id), self._kernel_watch
         if session is None or watch is None or not watch.is_alive():
             return False
-        return not ProcessIdentity.recorded(session).may_be_alive
+        return not session.process.may_be_alive
 
     def _has_retired(self) -> bool:
-        """Leave when nothing is left to do. Returns whether that is so."""
+        """Retire if nothing is left to do. Returns whether it has."""
         now = time.monotonic()
         if self._tasks or now - self._kernel_seen_at < KERNEL_S:
             return False
         self._kernel_seen_at = now
         assert self._record is not None
         if self._recorder.is_aside:
-            return not self._waiting  # it may claim nothing more
+            return not self._waiting  # it must not claim any more
         try:
             if self._kernel_is_there():
                 return False
             if self._is_ending_left():
                 return False
-            # What was recorded just now is written first: nobody is left to do it later.
+            # Write pending records first: after retiring, there is no process left to do it.
             self._recorder.change(lambda _store: None)
             return self._store.supervisors.retire(self._record)
         except StoreNewer as error:
@@ -519,9 +562,10 @@ class Supervisor:
             return False
 
     def _end_all(self, reason: str) -> None:
-        """End every task that still runs, record why, and that this supervisor has ended."""
+        """End all running tasks, then record the reason and the end of this supervisor."""
         assert self._record is not None
         record, at = self._record, time.time()
+        self._warm.end()
         survivors = self._kill_all()
         for task in self._tasks.values():
             self._close(task)
@@ -529,16 +573,17 @@ class Supervisor:
             lambda store: store.processes.interrupt(record.key, reason, at, except_tasks=survivors),
             STOP_S,
         )
-        # Of what could not be ended the next reconcile says what became of it.
+        # The next reconcile records what became of survivors.
         if not survivors:
             self._recorder.change(
                 lambda store: store.supervisors.end(record.key, reason, at), STOP_S
             )
-        self._recorder.change(telling.tell, STOP_S)
+        self._recorder.change(dispatch.notify, STOP_S)
         self._recorder.stop(STOP_S)
+        self._flushes.stop(STOP_S)
 
     def _kill_all(self) -> set[str]:
-        """End the processes of all tasks. Returns the ids of those that go on all the same."""
+        """End the processes of all tasks. Returns the task ids of survivors."""
         survivors = {task.record.task_id for task in self._tasks.values()}
 
         def kill() -> None:
@@ -554,32 +599,32 @@ class Supervisor:
 
 
 def _end_left_by(session: SessionRecord) -> None:
-    """Wait for the end of a kernel, and end what it has left."""
-    kernel = ProcessIdentity.recorded(session)
+    """Wait for a kernel's end, then end the processes it has left."""
+    kernel = session.process
     while kernel.may_be_alive:
         time.sleep(KERNEL_S)
     if kernel.is_local and kernel.start:
-        leftovers.end_of_kernel(kernel.pid, kernel.start)
+        leftover_processes.end_of_kernel(kernel.pid, kernel.start)
 
 
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
-"""In what getrusage(2) counts ``ru_maxrss``."""
+"""Unit of ``ru_maxrss`` in getrusage(2)."""
 
 
 def _whole(changes: Mapping[str, Any]) -> dict[str, str]:
-    """This process's environment with a task's changes, of which some take a variable away."""
+    """Return this process's environment with a task's changes. None removes a variable."""
     whole = {**os.environ, **changes}
     return {name: value for name, value in whole.items() if isinstance(value, str)}
 
 
 def _log(message: str) -> None:
-    """To the supervisor's log: its standard error is a file, on the disk that may be full."""
+    """Write to the supervisor's log, which is its standard error. The disk may be full."""
     with suppress(OSError):
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Supervise a session: state directory, session id and `synchronous` are the arguments."""
+    """Supervise a session. The arguments are state directory, session id and `synchronous`."""
     root, session_id, synchronous = sys.argv[1:]
     directory = StateDirectory(Path(root))
     store = TaskStore(directory, synchronous=synchronous)
@@ -591,7 +636,7 @@ def main() -> None:
         problems.record(directory, f"supervisor: {error}")
         sys.exit(1)
     except Exception as error:
-        # Said now, because an empty log is removed.
+        # Log it before the cleanup, which removes an empty log.
         _log(traceback.format_exc())
         problems.record(directory, f"supervisor: {type(error).__name__}: {error}")
         sys.exit(1)

@@ -13,81 +13,96 @@ from queue import SimpleQueue
 from time import sleep
 from typing import Any
 
-from ipytaskpersist import directories, figures, forked, frames, progress
-from ipytaskpersist.active import ActiveTask, active_task, start_outside
-from ipytaskpersist.capture import keptwidgets
-from ipytaskpersist.cell import (
+from ipytaskpersist.base import traceback_frames
+from ipytaskpersist.base.foreign_errors import class_name, describe, plain_text
+from ipytaskpersist.base.leftover_processes import Kernel, Mark
+from ipytaskpersist.base.records import ResultRecord, TaskRecord, TaskState
+from ipytaskpersist.base.threads import start_outside
+from ipytaskpersist.capture import figures, kept_widgets, progress
+from ipytaskpersist.capture.child_processes import Children, end_all
+from ipytaskpersist.cells.execution import (
     NOTHING,
     Outcome,
     be_ready_for_errors,
     close_loop_of_thread,
 )
-from ipytaskpersist.children import Children, end_all
-from ipytaskpersist.contexts import Contexts
 from ipytaskpersist.errors import NoThread
-from ipytaskpersist.interruption import is_from_outside
-from ipytaskpersist.leftovers import Kernel, Mark
-from ipytaskpersist.mishaps import class_name, describe, plain_text
-from ipytaskpersist.payload import Payloads, not_kept
-from ipytaskpersist.recorder import Recorder
-from ipytaskpersist.recording import Recording
-from ipytaskpersist.records import ResultRecord, TaskRecord, TaskState
+from ipytaskpersist.isolation import working_directory
+from ipytaskpersist.isolation.context_variables import Contexts
+from ipytaskpersist.isolation.thread_settings import Launched, ThreadSettings
+from ipytaskpersist.output.recorder import Recorder
+from ipytaskpersist.output.recording import Recording
 from ipytaskpersist.runners import revival
 from ipytaskpersist.runners.guarded import Guarded
-from ipytaskpersist.threadsettings import Launched, ThreadSettings
+from ipytaskpersist.runners.task_end import TaskEnd
+from ipytaskpersist.running import forks
+from ipytaskpersist.running.interruption import is_from_outside
+from ipytaskpersist.running.running_task import RunningTask, active_task
+from ipytaskpersist.values.payloads import Payloads, not_kept
 
 LET_REPLY_S = 0.003
 IDLE_WORKERS = 4
 IDLE = "ipytaskpersist-worker"
-"""The name of a thread while it runs no task."""
-Work = Callable[[ActiveTask], Outcome]
+"""Name of a thread that runs no task."""
+Work = Callable[[RunningTask], Outcome]
 
 
 class Worker:
-    """A thread that runs one task after the other."""
+    """A thread that runs tasks one after another."""
 
     def __init__(self, on_end: Callable[[], None]) -> None:
-        """`on_end` is called in the thread when it has run its last task."""
+        """`on_end` is called in the thread after its last task."""
         self._on_end = on_end
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         if not start_outside(threading.Thread(target=self._run, name=IDLE, daemon=True)):
             raise NoThread
 
     def _run(self) -> None:
-        directories.part()
+        working_directory.part()
         while (job := self._jobs.get()) is not None:
             job()
             threading.current_thread().name = IDLE
-            del job  # and with it what its task was given, for as long as there is no other
+            del job  # releases the task's inputs while the thread is idle
         close_loop_of_thread()
         self._on_end()
 
     def do(self, job: Callable[[], None]) -> None:
-        """Do this next."""
+        """Run this job next."""
         self._jobs.put(job)
 
     def retire(self) -> None:
-        """End after what is being done."""
+        """End the thread after the current job."""
         self._jobs.put(None)
 
 
 @dataclass(frozen=True, slots=True)
 class AtLaunch:
-    """What held for the calling cell when a task was launched."""
+    """Context, settings and directory of the calling cell when a task was launched."""
 
     context: Context
     settings: Launched
-    place: directories.Place | None
+    place: working_directory.WorkingPlace | None
 
     def enter(self) -> None:
-        """Bring the calling thread where that cell was."""
+        """Change the calling thread to that cell's directory."""
         if self.place is not None:
             with suppress(OSError):
-                directories.go_to(self.place)
+                working_directory.go_to(self.place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A task in its thread, with the objects it uses."""
+
+    task: RunningTask
+    recording: Recording
+    children: Children
+    launched: AtLaunch
+    worker: Worker
 
 
 class ThreadRunner:
-    """The tasks that run, and have run, in threads of this process."""
+    """The running and ended tasks in threads of this process."""
 
     def __init__(
         self,
@@ -98,7 +113,7 @@ class ThreadRunner:
         large_bytes: Callable[[], int | None],
         guarded: Guarded,
     ) -> None:
-        """`large_bytes` gives the size from which on a task says that its value is kept."""
+        """`large_bytes` returns the size from which a task reports that its value is kept."""
         self._recorder = recorder
         self._payloads = payloads
         self._text_form = text_form
@@ -107,12 +122,12 @@ class ThreadRunner:
         self._guarded = guarded
         self.settings = ThreadSettings()
         self._idle: list[Worker] = []
-        self._active: dict[int, ActiveTask] = {}
+        self._active: dict[int, RunningTask] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._ended: dict[int, threading.Event] = {}
 
     def reserve(self) -> Worker:
-        """The thread for a task that is not recorded yet: a task without one would wait for ever.
+        """Return a thread for a task about to be recorded: a task without one would wait for ever.
 
         Raises `NoThread`.
         """
@@ -123,7 +138,7 @@ class ThreadRunner:
             return Worker(self._recorder.let_go_of_store)
 
     def give_back(self, worker: Worker) -> None:
-        """Keep a thread that has nothing to do for the next task."""
+        """Keep an idle thread for the next task."""
         if len(self._idle) < IDLE_WORKERS:
             self._idle.append(worker)
         else:
@@ -132,30 +147,25 @@ class ThreadRunner:
     def launch(
         self, record: TaskRecord, work: Work, on_end: Callable[[], None], worker: Worker
     ) -> None:
-        """Run a task that the store has as pending in the thread that is reserved for it."""
+        """Run a task that is pending in the store in the thread reserved for it."""
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
         mark = Mark(record.id, Kernel.own())
         children = Children(recording, mark, self._guarded.need)
-        task = ActiveTask(record, recording, children, self._contexts.for_task())
+        task = RunningTask(record, recording, children, self._contexts.for_task())
         figures.begin(task)
         self._active[record.key] = task
         self._ended[record.key] = threading.Event()
         self._recorder.live_tasks = len(self._active)
-        launched = AtLaunch(foreground, self.settings.at_launch(), directories.here())
-        worker.do(lambda: self._run(task, work, launched, worker, on_end))
+        launched = AtLaunch(foreground, self.settings.at_launch(), working_directory.here())
+        run = _Run(task, recording, children, launched, worker)
+        worker.do(lambda: self._run(run, work, on_end))
 
-    def _run(
-        self,
-        task: ActiveTask,
-        work: Work,
-        launched: AtLaunch,
-        worker: Worker,
-        on_end: Callable[[], None],
-    ) -> None:
+    def _run(self, run: _Run, work: Work, on_end: Callable[[], None]) -> None:
+        task, launched = run.task, run.launched
         threading.current_thread().name = f"background {task.record.label}"
         launched.enter()
-        # The cell that launched it replies first: two threads at once would delay each other.
+        # Let the launching cell reply first: two active threads would delay each other.
         sleep(LET_REPLY_S)
         be_ready_for_errors()
         self._payloads.be_ready()
@@ -165,14 +175,14 @@ class ThreadRunner:
         active_task.set(task)
         outcome = self._outcome(task, work)
         if task.is_forked:
-            forked.end(outcome.exit_code)
+            forks.end(outcome.exit_code)
         ended = time.time()
-        self._calmly(lambda: keptwidgets.end(task))
+        self._calmly(lambda: kept_widgets.end(task))
         self._calmly(lambda: progress.end(task))
         self._calmly(task.end)
-        # What they held is summed up in the post-mortem. It may be most of the memory.
-        self._calmly(lambda: frames.let_go(outcome.error))
-        self._calmly(lambda: frames.let_go(task.error))
+        # The post-mortem summarizes the frames' variables, which may take most of the memory.
+        self._calmly(lambda: traceback_frames.let_go(outcome.error))
+        self._calmly(lambda: traceback_frames.let_go(task.error))
         ended_as, result = self._keep(task, outcome)
         if result is not None:
             self._calmly(partial(task.say_large, result, self._large_bytes()))
@@ -180,24 +190,24 @@ class ThreadRunner:
         self._calmly(lambda: figures.leave(task))
         self._calmly(lambda: self.settings.keep(launched.settings))
         self._outcomes[key] = ended_as
-        self._release(worker, task)
-        self._record_end(task, ended_as, result, ended)
+        self._release(run.worker, task)
+        self._record_end(run, ended_as, result, ended)
         on_end()
         if task.cancelled:
-            task.children.terminate_left()
+            run.children.terminate_left()
 
     def _calmly(self, step: Callable[[], object]) -> None:
-        """Do what belongs to a task's end, which is recorded whatever this raises."""
+        """Run a cleanup step of an ended task. The end is recorded even if the step fails."""
         try:
             step()
         except BaseException as error:
             self._recorder.say(f"a task that ended has not left all that it had: {describe(error)}")
 
-    def _release(self, worker: Worker, task: ActiveTask) -> None:
-        """Give the thread to the next task.
+    def _release(self, worker: Worker, task: RunningTask) -> None:
+        """Return the thread to the pool, for the next task.
 
-        Before the end is told, so that a cell launched after it finds its predecessor's thread:
-        some objects, as sqlite3's connections, are bound to one.
+        This precedes the announcement of the end, so that a cell launched afterwards gets the same
+        thread: some objects, such as sqlite3 connections, are bound to one.
         """
         if task.cancelled:
             worker.retire()
@@ -205,27 +215,27 @@ class ThreadRunner:
             self.give_back(worker)
 
     def _record_end(
-        self, task: ActiveTask, outcome: Outcome, result: ResultRecord | None, ended: float
+        self, run: _Run, outcome: Outcome, result: ResultRecord | None, ended: float
     ) -> None:
-        key = task.record.key
-
-        def end(store: Any) -> None:
-            task.recording.finish(store)
-            if result is not None:
-                store.results.save(key, result)
-            if outcome.state is TaskState.FAILED and task.post_mortem is not None:
-                store.tasks.save_post_mortem(key, task.post_mortem)
-            revival.end(store, key, outcome.state, outcome.reason, outcome.exit_code, ended)
-
+        key = run.task.record.key
+        end = TaskEnd(
+            key,
+            outcome.state,
+            outcome.reason,
+            outcome.exit_code,
+            ended,
+            [] if result is None else [result],
+            run.task.post_mortem,
+        )
         # Where the store cannot be written this waits, and the task stands as running: what is
         # not recorded has not happened.
-        self._recorder.change(end)
+        self._recorder.change(lambda store: end.record(store, run.recording))
         self._active.pop(key, None)
         self._recorder.live_tasks = len(self._active)
-        self._recorder.recordings.discard(task.recording)
+        self._recorder.discard(run.recording)
         self._ended[key].set()
 
-    def _outcome(self, task: ActiveTask, work: Work) -> Outcome:
+    def _outcome(self, task: RunningTask, work: Work) -> Outcome:
         try:
             task.begin()
             outcome = work(task)
@@ -238,12 +248,12 @@ class ThreadRunner:
             outcome = Outcome(TaskState.CANCELLED, "cancelled")
         return outcome
 
-    def _keep(self, task: ActiveTask, outcome: Outcome) -> tuple[Outcome, ResultRecord | None]:
-        """Pickle the value. That is code of its class, which may raise anything or never end."""
+    def _keep(self, task: RunningTask, outcome: Outcome) -> tuple[Outcome, ResultRecord | None]:
+        """Pickle the value. This runs code of its class, which may raise anything or never end."""
         if outcome.value is NOTHING or outcome.value is None:
             active_task.set(None)
             return outcome, None
-        # What a class prints while it is pickled, or shown once more, is no output of the cell.
+        # Output that a class prints while it is pickled or shown again is not the cell's.
         silent = self._active[task.record.key] = task.silent()
         active_task.set(silent)
         try:
@@ -283,35 +293,35 @@ class ThreadRunner:
         return key in self._ended
 
     def ended(self, key: int) -> threading.Event:
-        """Set once the end of a task of this process is recorded."""
+        """Return the event that is set once the task's end is recorded."""
         return self._ended[key]
 
     def outcome(self, key: int) -> Outcome | None:
-        """How a task of this process ended, with the very value and exception; None otherwise."""
+        """Return how a task of this process ended, with its actual value and exception, or None."""
         return self._outcomes.get(key)
 
-    def running(self) -> list[ActiveTask]:
-        """The tasks that run now."""
+    def running(self) -> list[RunningTask]:
+        """Return the running tasks."""
         return list(self._active.values())
 
     def keep_widgets(self) -> None:
-        """Record what the widgets of running tasks show: their kernel ends."""
+        """Record the state of running tasks' widgets, because their kernel is ending."""
         for task in self.running():
-            keptwidgets.keep_now(task)
+            kept_widgets.keep_now(task)
 
     def close(self) -> None:
-        """End the threads that wait for another task, and a guard that has nothing to guard."""
+        """End the idle threads, and the guard if it has nothing to guard."""
         while self._idle:
             self._idle.pop().retire()
         self._guarded.close()
 
     def end_children(self) -> None:
-        """End what the tasks have started: this process is about to end."""
+        """End all child processes of the tasks, because this process is ending."""
         if self._guarded.was_needed:
             end_all()
 
     def forget(self, key: int) -> None:
-        """Let go of an ended task's value."""
+        """Release an ended task's value."""
         if key not in self._active:
             self._outcomes.pop(key, None)
             self._ended.pop(key, None)

@@ -1,12 +1,12 @@
-"""What a process keeps in a file, because a newer version has taken over the store meanwhile.
+"""A file for the changes of a process whose store a newer version has taken over.
 
-Its tasks run on, and what they print and how they end must not be lost. So the calls that would
-have changed the store are written to the file, one a line, and the newer version makes them when
-it next looks what has become of the tasks of others. To make one twice changes nothing, so that it
-may be broken off at any moment. The file is removed when its process has certainly ended, so by a
-process that can see it: on the same host, in the same container.
+The process's tasks run on, and their output and their end must not be lost. So the calls that would
+have changed the store are written to the file, one per line. The newer version makes them when it
+next checks on the tasks of other processes. Making a call twice changes nothing, so that this may
+be interrupted at any moment. The file is removed once its process has certainly ended. Only a
+process that can see it does that: one on the same host, in the same container.
 
-The file outlives versions: its lines name only what `CALLS` has, and these stay.
+The file outlives versions: its lines name only calls in `CALLS`, which stay as they are.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ipytaskpersist import problems
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.private_files import make_private, open_own, open_private
+from ipytaskpersist.base.process_identity import ProcessIdentity
+from ipytaskpersist.base.records import Progress, ResultRecord, TaskState
 from ipytaskpersist.errors import StoreError
-from ipytaskpersist.identity import ProcessIdentity
-from ipytaskpersist.paths import StateDirectory, make_private, open_own, open_private
-from ipytaskpersist.records import Progress, ResultRecord, TaskState
+from ipytaskpersist.store import problems
 
 if TYPE_CHECKING:
-    from ipytaskpersist.store import TaskStore
+    from ipytaskpersist.store.task_store import TaskStore
 
 AT_ONCE_BYTES = 1024 * 1024
-"""How much of a file is taken in while others wait for the store."""
+"""Amount of a file that is applied while others wait for the store."""
 NOT_BEGUN = "a newer version of ipytaskpersist took over the store before it began"
 BYTES, RESULT, PROGRESS = "$bytes", "$result", "$progress"
-"""Stand in JSON for what it does not have."""
+"""Keys that represent types that JSON lacks."""
 
 
 class Aside:
-    """Stands in the place of the store, for those who change it: keeps what they do in a file."""
+    """Substitute for the store in code that changes it: writes the calls to a file."""
 
     def __init__(self, directory: StateDirectory, session_id: str) -> None:
         self._directory = directory
@@ -58,7 +59,7 @@ class Aside:
         return self._directory.aside / name
 
     def begin(self) -> None:
-        """Make the file, which says whose it is: tasks that wait for that one wait in vain.
+        """Create the file, which names its owner: a task that waits for that owner waits in vain.
 
         Raises `StoreError` when there is no room for it.
         """
@@ -74,7 +75,7 @@ class Aside:
                 self._file = file
 
     def keep(self, call: str, given: Sequence[Any], named: dict[str, Any]) -> bool | list[Any]:
-        """Keep a call that would have changed the store. Of what would be asked nothing is known.
+        """Write a call that would have changed the store. Queries have no answer here.
 
         Raises `StoreError` when there is no room for it.
         """
@@ -94,7 +95,7 @@ class Aside:
 
 
 def _write(file: int, line: dict[str, Any]) -> None:
-    """Add a line, all of it or nothing."""
+    """Append a line, all of it or nothing."""
     data = json.dumps(line, default=_encoded).encode() + b"\n"
     size = os.fstat(file).st_size
     if os.write(file, data) < len(data):
@@ -103,7 +104,7 @@ def _write(file: int, line: dict[str, Any]) -> None:
 
 
 class _Calls:
-    """A table of the store, for those who change it."""
+    """Substitute for a table of the store."""
 
     def __init__(self, aside: Aside, table: str) -> None:
         self._aside = aside
@@ -131,11 +132,11 @@ def _decoded(found: dict[str, Any]) -> Any:
     return Progress(**found[PROGRESS]) if found.keys() == {PROGRESS} else found
 
 
-# Taking in.
+# Applying the files.
 
 
 def take_in(store: TaskStore) -> None:
-    """Do what processes of earlier versions have kept aside, and forget those that have ended."""
+    """Apply the changes that processes of earlier versions kept, and remove finished files."""
     for file in _files(store.directory):
         try:
             _take_in(store, file)
@@ -148,7 +149,7 @@ def take_in(store: TaskStore) -> None:
 
 
 def kept_elsewhere(store: TaskStore) -> list[tuple[Path, ProcessIdentity]]:
-    """The files of processes of which only their own host, or container, can say if they ended."""
+    """Return the files whose process can be seen only from its own host or container."""
     shared = store.database.is_shared_by_hosts
     found = [(file, process) for file in _files(store.directory) if (process := _writer(file))]
     return [each for each in found if each[1].is_out_of_sight(shared=shared)]
@@ -161,7 +162,7 @@ def _writer(file: Path) -> ProcessIdentity | None:
 
 
 def _owner(source: BinaryIO) -> tuple[str, ProcessIdentity]:
-    """Whose a file is: the session and the process."""
+    """Return the session and the process that own a file."""
     owner = json.loads(source.readline())
     return owner["session"], ProcessIdentity(**owner["process"])
 
@@ -175,7 +176,7 @@ def _files(directory: StateDirectory) -> list[Path]:
 def _take_in(store: TaskStore, file: Path) -> None:
     with open_own(file) as source:
         session, process = _owner(source)
-        # Asked before what it has written last is read.
+        # Checked before the process's last lines are read.
         has_ended = process.has_ended(shared=store.database.is_shared_by_hosts)
         store.tasks.interrupt_pending(session, NOT_BEGUN, time.time())
         begin = source.tell()
@@ -187,7 +188,7 @@ def _take_in(store: TaskStore, file: Path) -> None:
 
 
 def _take_some(store: TaskStore, session: str, source: BinaryIO, name: str, begin: int) -> bool:
-    """Do what the next lines say, once for all processes. Returns whether there were any."""
+    """Apply the next lines, once for all processes. Return whether there were any."""
     with store.database.transaction():
         at = max(begin, store.upkeep.reached(name))
         source.seek(at)
@@ -205,11 +206,11 @@ def _do(store: TaskStore, session: str, line: dict[str, Any]) -> None:
         do(store, session, *line["given"], **line["named"])
 
 
-# What is kept. These names, and what is given with them, stay as they are.
+# The calls. These names and arguments stay as they are.
 
 
 def _of(owners: str, table: str, method: str) -> Callable[..., None]:
-    """The call of a method for a row whose owner is of the session: no other is touched."""
+    """Return a call of a method, restricted to rows whose owner is of the session."""
 
     def do(store: TaskStore, session: str, key: int, *given: Any, **named: Any) -> None:
         if _is_own(store, session, owners, key):
@@ -236,7 +237,7 @@ def _end(store: TaskStore, session: str, key: int, state: str, *rest: Any) -> No
     if not _is_own(store, session, "tasks", key):
         return
     if not store.tasks.end(key, TaskState(state), *rest):
-        # It was taken for dead by mistake, and its owner knows better.
+        # It was declared dead by mistake. Its owner knows better.
         store.tasks.take_back([key], time.time())
         store.tasks.end(key, TaskState(state), *rest)
 

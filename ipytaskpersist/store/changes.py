@@ -1,25 +1,25 @@
-"""What has changed in the store since somebody last looked, for who shows tasks live."""
+"""Changes to the store since a position, for the live display of tasks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from ipytaskpersist.store.database import Database
+from ipytaskpersist.store.file.database import Database
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Up to where somebody has seen the store."""
+    """A point in the store's history."""
 
     event: int = 0
     """The last entry of the state history."""
     output: int = 0
     """The last entry of the outputs."""
     task: int = 0
-    """The last task. Its key is never given again, those of entries are when theirs are deleted."""
+    """The last task. Unlike the keys of deleted entries, its key is never reused."""
     live: frozenset[tuple[Any, ...]] = frozenset()
-    """The live tasks, each with what of it changes without an entry anywhere."""
+    """The live tasks, each with the columns that change without an entry anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +27,26 @@ class Changed:
     """What is new since a position."""
 
     position: Position
-    """Where to look from the next time."""
+    """Position to pass next time."""
     states: frozenset[int] = frozenset()
-    """The rows of tasks that were launched, or whose state or progress is another."""
+    """Rows of tasks that were launched, or whose state or progress changed."""
     outputs: frozenset[int] = frozenset()
-    """The rows of tasks that have printed or displayed something."""
+    """Rows of tasks that printed or displayed something."""
 
     @property
     def tasks(self) -> frozenset[int]:
-        """The rows of all these tasks."""
+        """Rows of all these tasks."""
         return self.states | self.outputs
 
 
 class Changes:
-    """Finds changed tasks by what was appended, so that it costs as much as has changed."""
+    """Finds changed tasks by appended entries, so that the cost depends on the changes alone."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def now(self) -> Position:
-        """The position from which only what comes later is new."""
+        """Return the current position."""
         row = self._database.row(
             """SELECT (SELECT max(key) FROM events), (SELECT max(sequence) FROM outputs),
                 (SELECT max(key) FROM tasks)"""
@@ -54,7 +54,7 @@ class Changes:
         return Position(row[0] or 0, row[1] or 0, row[2] or 0, self._live())
 
     def since(self, position: Position) -> Changed:
-        """What is new since then."""
+        """Return what is new since a position."""
         events = self._appended("events", "key", position.event)
         outputs = self._appended("outputs", "sequence", position.output)
         live = self._live()
@@ -72,7 +72,7 @@ class Changes:
         )
         if rows:
             return max(last for _task, last in rows), {task for task, _last in rows}
-        # Deleted tasks may have taken the last entries with them; SQLite gives their keys again.
+        # Deleted tasks may have taken the last entries with them; SQLite reuses their keys.
         (last,) = self._database.row(f"SELECT max({key}) FROM {table}")
         return min(after, last or 0), set()
 

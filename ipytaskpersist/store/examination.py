@@ -1,4 +1,4 @@
-"""A look at a store that changes nothing: neither its content, nor its schema, nor its marks."""
+"""Examine a store without changing its content, its schema or its marks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.errors import StoreBusy, StoreDamaged, StoreError
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.store import TaskStore
-from ipytaskpersist.store.database import Database, sqlite3
-from ipytaskpersist.store.migrations import STEPS, may_write
-from ipytaskpersist.store.words import in_words
+from ipytaskpersist.store.file.database import Database, sqlite3
+from ipytaskpersist.store.file.migrations import STEPS, may_write
+from ipytaskpersist.store.file.sqlite_errors import in_words
+from ipytaskpersist.store.task_store import TaskStore
 
 PATIENCE_MS = 1_000
 FINDINGS = 3
 
 
-class Look(Database):
+class ReadOnlyDatabase(Database):
     """Connections that cannot write."""
 
     def __init__(self, directory: StateDirectory) -> None:
@@ -35,17 +35,17 @@ class Look(Database):
 
     @property
     def _options(self) -> str:
-        """How SQLite is told to open the file.
+        """URI options that open the file.
 
-        A read-only connection would leave a log and shared memory beside a store that nobody has
-        open. With a rollback journal it does not, and closing a file that SQLite did not lock
-        would drop the locks that this very process holds.
+        A read-only connection would leave a log and shared memory beside a store that no process
+        has open. It does not with a rollback journal, where closing a file that SQLite did not lock
+        would drop the locks that this process holds.
         """
         return "mode=ro&immutable=1" if self._is_idle else "mode=ro"
 
     @property
     def _is_idle(self) -> bool:
-        """Whether nobody has the store open, this process included."""
+        """Whether no process has the store open, this one included."""
         return not self.is_shared_by_hosts and not self.log.exists()
 
     def _connect_to(self, options: str) -> Any:
@@ -60,7 +60,7 @@ class Look(Database):
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours, without a mark for whoever opens the store next."""
+        """Turn SQLite's errors into ours, without leaving a damage mark."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -70,7 +70,7 @@ class Look(Database):
 
     @property
     def schema_version(self) -> int:
-        """How many steps of the schema it has had; 0 for an empty file."""
+        """Number of schema steps applied; 0 for an empty file."""
         return int(self.row("PRAGMA user_version")[0])
 
     @property
@@ -80,18 +80,18 @@ class Look(Database):
 
     @property
     def journal_mode(self) -> str:
-        """How SQLite keeps its changes until they are in the file."""
+        """How SQLite keeps changes until they are in the file."""
         if self._is_idle:
-            # Without a log SQLite does not say WAL. The 19th byte is the version that may write.
+            # Without a log SQLite does not report WAL. The 19th byte is the write version.
             with self.path.open("rb") as file:
                 return "WAL" if file.read(19)[18:] == b"\x02" else "DELETE"
         return str(self.row("PRAGMA journal_mode")[0]).upper()
 
     def damage(self) -> list[str]:
-        """What SQLite finds wrong with the file; nothing when it is whole."""
+        """Return what SQLite finds wrong with the file; empty when it is intact."""
         found = self._quick_check()
         if found and "immutable" in self._options:
-            # Somebody may have begun to write meanwhile.
+            # Another process may have started to write meanwhile.
             self.close()
             found = self._quick_check()
         return found
@@ -104,11 +104,11 @@ class Look(Database):
         return [str(text) for (text,) in rows if text != "ok"]
 
     def can_be_written(self) -> bool:
-        """Whether the write lock can be had within a moment. It is given back at once.
+        """Return whether the write lock is available within a moment. It is released at once.
 
         Raises `StoreError` when the store can never be written from here.
         """
-        _ = self.connection  # the last connection to close would move the log into the store
+        _ = self.connection  # the last connection to close would checkpoint the log
         if self._is_idle:
             return True
         connection = None
@@ -126,24 +126,24 @@ class Look(Database):
 
 
 class ExaminedStore(TaskStore):
-    """A store to look at. It is never opened as others are, which could migrate or repair it."""
+    """A store to examine. Opened without the usual migration or repair."""
 
     def __init__(self, directory: StateDirectory) -> None:
-        self.look = Look(directory)
-        super().__init__(directory, database=self.look)
+        self.file = ReadOnlyDatabase(directory)
+        super().__init__(directory, database=self.file)
 
     @property
     def expected_schema_version(self) -> int:
-        """The schema that this version of the package writes."""
+        """Schema version that this version of the package writes."""
         return len(STEPS)
 
     def open(self) -> TaskStore:
-        """Nothing is made ready."""
+        """Return the store as it is, without preparing anything."""
         return self
 
     @property
     def is_readable(self) -> bool:
         """Whether it has a schema that this version can read."""
         with suppress(StoreError, OSError):
-            return self.exists and self.look.schema_version >= self.expected_schema_version
+            return self.exists and self.file.schema_version >= self.expected_schema_version
         return False

@@ -1,4 +1,4 @@
-"""Read whole tasks as they may leave the store."""
+"""Read whole tasks from the store, in portable form."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ipytaskpersist.records import (
-    STREAM_KINDS,
-    OutputKind,
-    Progress,
-    ResultRecord,
-    TaskState,
-)
-from ipytaskpersist.store.chunks import Unreadable, unpack
-from ipytaskpersist.store.database import Database
+from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, Progress, ResultRecord, TaskState
+from ipytaskpersist.store.compression import Unreadable, unpack
+from ipytaskpersist.store.file.database import Database
 from ipytaskpersist.store.outputs import LOST
 from ipytaskpersist.store.portable import (
     OF_THIS_STORE,
@@ -28,52 +22,71 @@ from ipytaskpersist.store.portable import (
 from ipytaskpersist.store.processes import path_kept
 
 READ_AT_ONCE = 16
-SESSION = """sessions.path, has_path, kernel_uuid, front_end, host, pid, process_start, boot_id,
-    started_at, heartbeat_at, ended_at, end_reason, pid_namespace"""
-TASK = """id, number, session_id, name, kind, runner, state, reason, exit_code, created_at,
-    started_at, ended_at, cancel_requested_at, cleared_at, cell_id, execution_count, source,
-    is_call, max_output_bytes, dropped_bytes"""
-PROCESS = """command, script, script_as, directory, pty, timeout_s, grace_s, options, pid,
-    process_start, cpu_s, peak_memory_bytes, pid_namespace"""
+NOTEBOOK = {
+    "uid": "uid",
+    "notebook_path": "notebooks.path",
+    "last_number": "last_number",
+    "created_at": "created_at",
+}
+SESSION = (
+    *("sessions.path", "has_path", "kernel_uuid", "front_end", "host", "pid", "process_start"),
+    *("boot_id", "started_at", "heartbeat_at", "ended_at", "end_reason", "pid_namespace"),
+)
+TASK = {
+    "id": "id",
+    "number": "number",
+    "session": "session_id",
+    **{name: name for name in ("name", "kind", "runner", "state", "reason", "exit_code")},
+    **{name: name for name in ("created_at", "started_at", "ended_at", "cancel_requested_at")},
+    **{name: name for name in ("cleared_at", "cell_id", "execution_count", "source", "is_call")},
+    **{name: name for name in ("max_output_bytes", "dropped_bytes", "provenance")},
+    "rerun_of": "(SELECT id FROM tasks AS earlier WHERE earlier.key = tasks.rerun_of)",
+    **{name: name for name in ("progress", "post_mortem")},
+}
+PROCESS = (
+    *("command", "script", "script_as", "directory", "pty", "timeout_s", "grace_s", "options"),
+    *("pid", "process_start", "cpu_s", "peak_memory_bytes", "pid_namespace", "interpreter"),
+)
+NOTEBOOK_COLUMNS, TASK_COLUMNS = ", ".join(NOTEBOOK.values()), ", ".join(TASK.values())
+SESSION_COLUMNS, PROCESS_COLUMNS = ", ".join(SESSION), ", ".join(PROCESS)
 
 
 def session(database: Database, session_id: str) -> PortableSession:
-    """A session that the store has, with its notebook."""
+    """Return a session of the store, with its notebook."""
     row = database.row(
-        f"""SELECT uid, notebooks.path, last_number, created_at, {SESSION} FROM sessions
+        f"""SELECT {NOTEBOOK_COLUMNS}, {SESSION_COLUMNS} FROM sessions
         JOIN notebooks ON notebooks.key = notebook_key WHERE id = ?""",
         (session_id,),
     )
-    fields: list[Any] = list(row[4:])
-    fields[1] = bool(fields[1])
-    return PortableSession(session_id, PortableNotebook(*row[:4]), *fields)
+    notebook = dict(zip(NOTEBOOK, row, strict=False))
+    notebook["path"] = notebook.pop("notebook_path")
+    known = dict(zip(("path", *SESSION[1:]), row[len(NOTEBOOK) :], strict=True))
+    known["has_path"] = bool(known["has_path"])
+    return PortableSession(id=session_id, notebook=PortableNotebook(**notebook), **known)
 
 
 def task(database: Database, key: int) -> PortableTask | None:
     """The task in this row, with what belongs to it but its outputs and results."""
-    row = database.row(
-        f"""SELECT {TASK}, provenance, (SELECT id FROM tasks AS earlier
-            WHERE earlier.key = tasks.rerun_of), progress, post_mortem
-        FROM tasks WHERE key = ?""",
-        (key,),
-    )
+    row = database.row(f"SELECT {TASK_COLUMNS} FROM tasks WHERE key = ?", (key,))
     if row is None:
         return None
-    fields: list[Any] = list(row[:-4])
-    provenance, rerun_of, progress, post_mortem = row[-4:]
-    fields[6], fields[17] = TaskState(fields[6]), bool(fields[17])
-    known = {
-        name: value for name, value in json.loads(provenance).items() if name not in OF_THIS_STORE
+    known = dict(zip(TASK, row, strict=True))
+    provenance, rerun_of = json.loads(known["provenance"]), known.pop("rerun_of")
+    known["provenance"] = {
+        name: value for name, value in provenance.items() if name not in OF_THIS_STORE
     }
     if rerun_of is not None:
-        known["rerun_of"] = rerun_of
-    fields += [
-        known,
-        None if progress is None else Progress(**json.loads(progress)),
-        None if post_mortem is None else json.loads(post_mortem),
-    ]
-    fields += [_tags(database, key), _history(database, key), _process(database, key)]
-    return PortableTask(*fields)
+        known["provenance"]["rerun_of"] = rerun_of
+    known["state"], known["is_call"] = TaskState(known["state"]), bool(known["is_call"])
+    progress, post_mortem = known["progress"], known["post_mortem"]
+    known["progress"] = None if progress is None else Progress(**json.loads(progress))
+    known["post_mortem"] = None if post_mortem is None else json.loads(post_mortem)
+    return PortableTask(
+        **known,
+        tags=_tags(database, key),
+        history=_history(database, key),
+        process=_process(database, key),
+    )
 
 
 def _tags(database: Database, key: int) -> tuple[str, ...]:
@@ -89,13 +102,14 @@ def _history(database: Database, key: int) -> tuple[PortableEvent, ...]:
 
 
 def _process(database: Database, key: int) -> PortableProcess | None:
-    row = database.row(f"SELECT {PROCESS} FROM processes WHERE task_key = ?", (key,))
+    row = database.row(f"SELECT {PROCESS_COLUMNS} FROM processes WHERE task_key = ?", (key,))
     if row is None:
         return None
-    fields = list(row)
-    fields[0], fields[4], fields[7] = json.loads(fields[0]), bool(fields[4]), json.loads(fields[7])
-    fields[3] = path_kept(fields[3])
-    return PortableProcess(*fields)
+    known = dict(zip(PROCESS, row, strict=True))
+    known |= {name: json.loads(known[name]) for name in ("command", "options")}
+    known["pty"] = bool(known["pty"])
+    known["directory"] = path_kept(known["directory"])
+    return PortableProcess(**known)
 
 
 def _portable(kind: OutputKind, at: float, compression: str | None, data: Any) -> PortableOutput:
@@ -107,7 +121,7 @@ def _portable(kind: OutputKind, at: float, compression: str | None, data: Any) -
 
 
 def outputs(database: Database, key: int) -> Iterator[PortableOutput]:
-    """What a task printed and displayed, in its order, a few pieces at a time."""
+    """Yield a task's outputs in order, a few at a time."""
     after = 0
     while True:
         rows = database.rows(
@@ -124,7 +138,7 @@ def outputs(database: Database, key: int) -> Iterator[PortableOutput]:
 
 
 def results(database: Database, key: int) -> list[ResultRecord]:
-    """What is known of a task's value, its variables and what it was given."""
+    """Return the records of a task's value, variables and inputs."""
     rows = database.rows(
         """SELECT name, path, size_bytes, digest, signature, text, problem FROM results
         WHERE task_key = ? ORDER BY key""",

@@ -1,8 +1,8 @@
-"""Put whole tasks into the store, each in a transaction of its own and none twice.
+"""Add whole tasks to the store, each in a transaction of its own, and none twice.
 
-What a task has printed is gathered in a file of its own first, which has no name and goes with its
-connection: the store is locked only while the task is put in its place. A process that is killed
-leaves whole tasks and nothing else.
+A task's output is first collected in a separate, unnamed file, which disappears with its
+connection: the store is locked only while the task is added. A process that is killed leaves whole
+tasks and nothing else.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist import disks
-from ipytaskpersist.paths import new_private, remove
-from ipytaskpersist.records import ResultRecord, TaskState
-from ipytaskpersist.store import TaskStore
-from ipytaskpersist.store.database import Database, storable
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.private_files import new_private, remove
+from ipytaskpersist.base.records import ResultRecord, TaskState
+from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.outputs import COPIED, NewOutput
 from ipytaskpersist.store.portable import (
     OF_THIS_STORE,
@@ -34,51 +33,52 @@ from ipytaskpersist.store.portable import (
 )
 from ipytaskpersist.store.processes import kept_path
 from ipytaskpersist.store.sessions import short_id
+from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import ADD_TAG
 
 GATHERED = f"""CREATE TABLE IF NOT EXISTS gathered.outputs
     (sequence INTEGER PRIMARY KEY, {", ".join(COPIED)})"""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}-[1-9][0-9]{0,9}", re.ASCII)
-"""What an id may look like that is kept; it names a folder."""
+"""Form of an id that is kept; it becomes a folder's name."""
 ORIGINAL = "json_extract(provenance, '$.original_id')"
-# The plus sign keeps SQLite from the index of sessions: there are many tasks in one.
+# The plus sign keeps SQLite from using the index of sessions: one has many tasks.
 SAME = f"""+session_id = ?1 AND tasks.created_at = ?2
     AND (id IN (?3, ?4) OR {ORIGINAL} IN (?3, ?4))"""
 SAME_WHENEVER = f"session_id = ?1 AND {ORIGINAL} = ?4 AND ?2 = ?2 AND ?3 = ?3"
 IS_OWN = """(NOT EXISTS (SELECT 1 FROM tasks WHERE session_id = sessions.id)
     OR EXISTS (SELECT 1 FROM tasks WHERE session_id = sessions.id
         AND json_extract(provenance, '$.imported_at') IS NULL))"""
-"""Whether a session is one of this store: it has a task that was not imported, or none."""
+"""Whether a session is this store's own: it has a task that was not imported, or none."""
 
 Complete = Callable[[str], Sequence[ResultRecord]]
-"""Gives the results of a task when its id in this store is certain."""
+"""Returns the results of a task once its id in this store is certain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a task is in this store."""
+    """The location of a task in this store."""
 
     id: str
     notebook: str
-    """The uid of its notebook."""
+    """Uid of its notebook."""
     is_new: bool
-    """Whether it was put there now."""
+    """Whether it was added just now."""
 
 
 class Importer:
-    """Puts tasks into a store. Uses one connection, so it belongs to one thread."""
+    """Adds tasks to a store. Uses one connection, so it belongs to one thread."""
 
     def __init__(self, store: TaskStore, archives: Callable[[], Sequence[TaskStore]]) -> None:
-        """`archives` gives the stores in which the store's own tasks may be archived."""
+        """`archives` returns the stores in which the store's own tasks may be archived."""
         self._database = store.database
         self._archives = archives
         self._is_gathering = False
         self._file = Path()
 
-    # What it has printed.
+    # Collecting output.
 
     def forget_outputs(self) -> None:
-        """Begin to gather the outputs of another task."""
+        """Start to collect another task's outputs."""
         if not self._is_gathering:
             self._begin_to_gather()
         self._database.execute("DELETE FROM gathered.outputs")
@@ -86,8 +86,8 @@ class Importer:
     def _begin_to_gather(self) -> None:
         # Not a temporary table: pysqlite3 keeps those in memory, and an output may be larger.
         file = self._database.directory.root / f".import-{secrets.token_hex(4)}.part"
-        self._detach()  # what an import has left that a stop button has parted from its end
-        with disks.writing(f"what is imported to {file.parent}", file):
+        self._detach()  # left by an import that the stop button interrupted
+        with disk_errors.writing(f"what is imported to {file.parent}", file):
             new_private(file).close()
         try:
             self._database.execute("ATTACH ? AS gathered", (os.fsencode(file),))
@@ -96,47 +96,47 @@ class Importer:
             self._database.execute("PRAGMA gathered.synchronous = OFF")
             self._database.execute(GATHERED)
         finally:
-            # Its connection has it open, and nobody else is to find it. Windows refuses that.
+            # The connection has it open, and no other process needs it. Windows refuses this.
             remove(file)
             self._file = file
 
     def close(self) -> None:
-        """Let go of what was gathered."""
+        """Close and remove the collected outputs."""
         if self._is_gathering:
             self._detach()
             remove(self._file)
             self._is_gathering = False
 
     def _detach(self) -> None:
-        # Not the list itself, in which there are names of files that may not be UTF-8.
+        # Not the list itself: its file names may not be UTF-8.
         if self._database.row("SELECT 1 FROM pragma_database_list WHERE name = 'gathered'"):
             self._database.execute("DETACH gathered")
 
     def add_outputs(self, outputs: Sequence[NewOutput]) -> None:
-        """Gather outputs, in their order. Locks nothing."""
+        """Collect outputs, in order. Locks nothing."""
         names, marks = ", ".join(COPIED), ", ".join("?" * len(COPIED))
         rows = [output.as_row()[1:] for output in outputs]
         with self._database.transaction("BEGIN") as connection:
             connection.executemany(f"INSERT INTO gathered.outputs ({names}) VALUES ({marks})", rows)
 
-    # Whether it is there.
+    # Finding a task.
 
     def find(self, task: PortableTask) -> Placed | None:
-        """Where the task is already, in the store or in an archive."""
+        """Return where the task already is, in the store or in an archive."""
         found = _same(self._database, task)
-        # An archive is asked after the store: a task moves to where it will be before it leaves
-        # where it was.
+        # Archives are searched after the store: a task is copied to its destination before it is
+        # removed from its origin.
         archives = iter(self._archives() if found is None else ())
         while found is None and (archive := next(archives, None)):
             found = _same(archive.database, task)
         return found
 
-    # Putting it there.
+    # Adding a task.
 
     def insert(
         self, session: PortableSession, task: PortableTask, at: float, complete: Complete
     ) -> Placed:
-        """Put an ended task with the gathered outputs into the store, unless it is there.
+        """Add an ended task with its collected outputs to the store, unless it is there.
 
         `at` is the time of the import. Raises `ValueError` for what the store refuses.
         """
@@ -171,9 +171,9 @@ class Importer:
         return key
 
     def _notebook(self, connection: Any, session: PortableSession) -> int:
-        """The notebook with this uid, else the one at work at this path of this host, or a new one.
+        """Return the notebook with this uid, else of this path on its host, else a new one.
 
-        Two notebooks of a file stay two, though one was renamed to where the other had been.
+        Two notebooks of a file stay two, even if one was renamed to the other's earlier path.
         """
         notebook = session.notebook
         row = (
@@ -189,7 +189,7 @@ class Importer:
         return int(row[0]) if row else _insert_notebook(connection, notebook)
 
     def _number(self, connection: Any, notebook_key: int, task: PortableTask) -> int:
-        """The task's own number where it is free, else the notebook's next."""
+        """Return the task's own number if it is free, else the notebook's next."""
         number = task.number
         if not number or self._is_number_taken(connection, notebook_key, number):
             (last,) = connection.execute(
@@ -212,7 +212,7 @@ class Importer:
         return any(archive.database.row(there, (uid, number)) for archive in self._archives())
 
     def _id(self, connection: Any, task: PortableTask, number: int) -> str:
-        """The task's own id where it is one and free, else a new one of the same form."""
+        """Return the task's own id if it is valid and free, else a new one of the same form."""
         short = short_id(self._database, task.session)
         candidates = (each for each in _ids(task, short, number) if SAFE_ID.fullmatch(each))
         return next(each for each in candidates if not self._is_id_taken(connection, each))
@@ -225,9 +225,9 @@ class Importer:
 
 
 def _same(database: Database, task: PortableTask) -> Placed | None:
-    """Where the same task is in one file."""
+    """Return where the same task is in one file."""
     original = task.provenance.get("original_id")
-    # One that never had an id of ours is known by its old one alone: its time may be a guess.
+    # A task that never had an id of ours is known by its old one alone: its time may be a guess.
     condition = SAME if task.id else SAME_WHENEVER
     row = database.row(
         f"""SELECT id, uid FROM tasks JOIN notebooks ON notebooks.key = notebook_key
@@ -256,7 +256,7 @@ def _ids(task: PortableTask, short_session: str, number: int) -> Iterator[str]:
 
 
 def _provenance(task: PortableTask, task_id: str, number: int, at: float) -> Mapping[str, Any]:
-    """Where it comes from, with what has become of its id and number."""
+    """Return the task's provenance, with what has become of its id and number."""
     known: dict[str, Any] = {
         name: value for name, value in task.provenance.items() if name not in OF_THIS_STORE
     }
@@ -310,9 +310,9 @@ def _insert_session(connection: Any, session: PortableSession, notebook_key: int
 
 
 def _keeps_path(connection: Any, session: PortableSession, notebook_key: int) -> bool:
-    """Whether later sessions at its path belong to its notebook.
+    """Return whether later sessions at its path belong to its notebook.
 
-    Not where a notebook that was at work here has the path: its kernels go on to belong to that.
+    Not if the path is that of a notebook used here: that notebook's kernels stay with it.
     """
     row = connection.execute(
         f"""SELECT 1 FROM sessions WHERE path = ? AND has_path AND notebook_key <> ?
@@ -330,7 +330,7 @@ def _insert(
     notebook_key: int,
     provenance: Mapping[str, Any],
 ) -> int:
-    """The task's row, pending as every task begins, with all that belongs to it."""
+    """Insert the task's row, pending as every new task, with all that belongs to it."""
     row = {
         "id": task_id,
         "notebook_key": notebook_key,
@@ -369,7 +369,7 @@ def _insert(
 
 
 def _earlier(connection: Any, task: PortableTask) -> int | None:
-    """The row of the task that this one runs again."""
+    """Return the row of the task that this one runs again."""
     earlier = task.provenance.get("rerun_of")
     row = connection.execute("SELECT key FROM tasks WHERE id = ?", (earlier,)).fetchone()
     return int(row[0]) if row else None
@@ -392,12 +392,13 @@ def _insert_process(connection: Any, key: int, process: PortableProcess) -> None
         "cpu_s": process.cpu_s,
         "peak_memory_bytes": process.peak_memory_bytes,
         "pid_namespace": process.pid_namespace,
+        "interpreter": process.interpreter,
     }
     _insert_row(connection, "processes", row)
 
 
 def _end(connection: Any, key: int, task: PortableTask) -> None:
-    """Take the task through its states, which the triggers watch, and give it its own history."""
+    """Take the task through its states, as the triggers require, and set its own history."""
     if task.started_at is not None:
         connection.execute(
             "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ?",

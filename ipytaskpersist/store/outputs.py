@@ -1,4 +1,4 @@
-"""What tasks printed, displayed and returned, as rows of the store."""
+"""Tasks' output and results as rows of the store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ipytaskpersist.records import (
+from ipytaskpersist.base.records import (
     STREAM_KINDS,
     OutputKind,
     OutputRecord,
@@ -15,28 +15,28 @@ from ipytaskpersist.records import (
     StreamSize,
     from_timestamp,
 )
-from ipytaskpersist.store.chunks import Unreadable, pack, unpack
-from ipytaskpersist.store.database import Database, storable
+from ipytaskpersist.store.compression import Unreadable, pack, unpack
+from ipytaskpersist.store.file.database import Database, storable
 
 COLUMNS = "sequence, kind, at, compression, first_line, data, size_bytes, lines"
 COPIED = (
     *("kind", "at", "first_byte", "size_bytes", "first_line", "lines", "last_line"),
     *("compression", "data"),
 )
-"""What `NewOutput.as_row` gives after the task's row."""
+"""Columns of `NewOutput.as_row` after the task's row."""
 INSERT = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
     SELECT key, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM tasks, pragma_user_version
     WHERE key = ?1 AND user_version = coalesce(?11, user_version)
     AND (state IN ('pending', 'running') OR declared_dead IS NOT NULL)"""
-"""The output of a task that has ended never changes.
+"""The output of an ended task never changes.
 
-A task that another process has declared dead, and that prints, has not ended.
+A task that another process declared dead, and that prints, has not ended.
 """
 LOST = "[{:,} bytes that were stored here are damaged]"
 READ_AT_ONCE = 64
 LAST_SEQUENCE = 2**62
 LINE_BYTES = 4096
-"""How much of a line that is not finished is looked for."""
+"""Maximum length searched of an unfinished line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ class NewOutput:
     at: float
     data: bytes
     first_byte: int = 0
-    """How many bytes its stream held before it."""
+    """Number of bytes in its stream before it."""
     first_line: int = 0
-    """How many line feeds its stream held before it."""
+    """Number of line feeds in its stream before it."""
     lines: int = 0
-    """How many line feeds it holds."""
+    """Number of line feeds in it."""
     last_line: str | None = None
     """The task's last visible line after it."""
 
     def as_row(self) -> tuple[Any, ...]:
-        """The row to insert, compressed."""
+        """Return the row to insert, compressed."""
         compression, packed = pack(self.data)
         return (
             self.task_key,
@@ -87,7 +87,7 @@ def _record(row: Any) -> OutputRecord:
 def _lost(
     sequence: int, kind: OutputKind, when: datetime, first_line: int, size_bytes: int, lines: int
 ) -> OutputRecord:
-    """What stands for a piece that is damaged: as many bytes and lines, so that all others fit."""
+    """Return a substitute for a damaged piece, of the same size so that offsets stay valid."""
     note = LOST.format(size_bytes).encode()
     if kind not in STREAM_KINDS:
         return OutputRecord(sequence, OutputKind.STDERR, when, note + b"\n", first_line)
@@ -104,7 +104,7 @@ class Outputs:
     def append(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add rows made by `NewOutput.as_row`, all or none.
 
-        Those of a task that has ended, or is deleted, are dropped.
+        Rows of tasks that have ended or were deleted are dropped.
         """
         if len(rows) == 1 and self._insert_alone(rows[0]):
             return
@@ -113,9 +113,9 @@ class Outputs:
                 connection.executemany(INSERT, [(*row, None) for row in rows])
 
     def _insert_alone(self, row: tuple[Any, ...]) -> bool:
-        """Add a row, unless another process has brought the schema up to date.
+        """Add a row, unless another process has migrated the schema.
 
-        One statement commits by itself, and takes the interpreter's lock thrice less.
+        A single statement commits by itself, and acquires the GIL three fewer times.
         """
         cursor = self._database.execute(INSERT, (*row, self._database.version))
         return bool(cursor.rowcount)
@@ -128,7 +128,7 @@ class Outputs:
         after: int = 0,
         until: int = LAST_SEQUENCE,
     ) -> Iterator[OutputRecord]:
-        """The task's outputs in their order, a few at a time, after a sequence, up to another."""
+        """Yield the task's outputs in order, a few at a time, after a sequence, up to another."""
         condition = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
         values = [kind.value for kind in kinds]
         while True:
@@ -146,7 +146,7 @@ class Outputs:
     def backwards(
         self, task_key: int, *, kinds: Sequence[OutputKind] = ()
     ) -> Iterator[OutputRecord]:
-        """The task's outputs from the last to the first."""
+        """Yield the task's outputs from the last to the first."""
         condition = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
         values = [kind.value for kind in kinds]
         before = LAST_SEQUENCE
@@ -162,7 +162,7 @@ class Outputs:
             before = rows[-1][0]
 
     def stream_size(self, task_key: int, kind: OutputKind) -> StreamSize:
-        """How much the task has written to one of its streams."""
+        """Return how much the task has written to one of its streams."""
         row = self._database.row(
             """SELECT first_byte + size_bytes, first_line + lines FROM outputs
             WHERE task_key = ? AND kind = ? ORDER BY sequence DESC LIMIT 1""",
@@ -171,7 +171,7 @@ class Outputs:
         return StreamSize(*(row or (0, 0)))
 
     def last_sequence(self, task_key: int) -> int:
-        """The place of the task's last output in the store; 0 for a task that has none."""
+        """Return the sequence of the task's last output; 0 when there is none."""
         row = self._database.row(
             "SELECT max(sequence) FROM outputs INDEXED BY outputs_task_order WHERE task_key = ?",
             (task_key,),
@@ -179,7 +179,7 @@ class Outputs:
         return int(row[0] or 0)
 
     def begun_line(self, task_key: int, kind: OutputKind, *, before: int) -> bytes:
-        """What a stream had of its line when it came to a sequence, the last few kilobytes."""
+        """Return the unfinished line of a stream before a sequence, its last few kilobytes."""
         rows = self._database.rows(
             """SELECT compression, data FROM outputs INDEXED BY outputs_task_order
             WHERE task_key = ? AND sequence < ? AND kind = ? ORDER BY sequence DESC LIMIT 8""",
@@ -196,7 +196,7 @@ class Outputs:
         return line[line.rfind(b"\n") + 1 :]
 
     def count(self, task_key: int, kinds: Sequence[OutputKind]) -> int:
-        """How many entries of these kinds the task has."""
+        """Return the number of the task's entries of these kinds."""
         marks = ", ".join("?" * len(kinds))
         row = self._database.row(
             f"SELECT count(*) FROM outputs WHERE task_key = ? AND kind IN ({marks})",
@@ -212,7 +212,7 @@ class Results:
         self._database = database
 
     def save(self, task_key: int, result: ResultRecord) -> None:
-        """Keep what is known of a task's value. That of a deleted task is dropped."""
+        """Save the record of a task's value. Dropped if the task was deleted."""
         self._database.write(
             """INSERT OR REPLACE INTO results
                 (task_key, name, path, size_bytes, digest, signature, text, problem)
@@ -230,7 +230,7 @@ class Results:
         )
 
     def variables(self, task_key: int) -> list[ResultRecord]:
-        """What is known of the variables that a task has left, in the order in which it did."""
+        """Return the records of a task's variables, in the order in which they were saved."""
         rows = self._database.rows(
             """SELECT name, path, size_bytes, digest, signature, text, problem FROM results
             WHERE task_key = ? AND name <> '' AND name NOT LIKE '<%' ORDER BY key""",
@@ -239,7 +239,7 @@ class Results:
         return [ResultRecord(*row) for row in rows]
 
     def get(self, task_key: int, name: str = "") -> ResultRecord | None:
-        """What is known of a task's value, or None when it has none."""
+        """Return the record of a task's value, or None when it has none."""
         row = self._database.row(
             """SELECT name, path, size_bytes, digest, signature, text, problem FROM results
             WHERE task_key = ? AND name = ?""",

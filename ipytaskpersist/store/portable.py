@@ -1,7 +1,6 @@
-"""Whole tasks as they leave one store and enter another: no row keys, and times as they are stored.
+"""Whole tasks in transit between stores: without row keys, and with the stored times.
 
-Times are seconds since the epoch, the very numbers of the store, because a `datetime` would round
-them.
+Times are the store's own numbers, in seconds since the epoch: a `datetime` would round them.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.records import OutputKind, Progress, TaskState
+from ipytaskpersist.base.records import OutputKind, Progress, TaskState
 
 OF_THIS_STORE = ("imported_at", "rerun_as")
-"""What a task's provenance says of this store alone: its import, and what ran it again."""
+"""Provenance that concerns this store alone: a task's import, and the task that reran it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +20,10 @@ class PortableNotebook:
     """What successive sessions share."""
 
     uid: str | None
-    """What makes it the same everywhere; None where nobody has said."""
+    """Identity in all stores; None when it was not recorded."""
     path: str
     last_number: int
-    """The highest number that it has given to a task."""
+    """Highest number that it has given to a task."""
     created_at: float
 
 
@@ -36,7 +35,7 @@ class PortableSession:
     notebook: PortableNotebook
     path: str
     has_path: bool
-    """Whether the path is a notebook's own, by which its sessions know each other."""
+    """Whether the path is a notebook's own, by which its sessions are connected."""
     kernel_uuid: str | None
     front_end: str
     host: str
@@ -71,12 +70,13 @@ class PortableProcess:
     timeout_s: float | None
     grace_s: float
     options: Mapping[str, Any]
-    """What a person said about it, in the form of `Options`."""
+    """What the user said about it, in the form of `Options`."""
     pid: int | None
     process_start: str | None
     cpu_s: float | None
     peak_memory_bytes: int | None
     pid_namespace: int | None = None
+    interpreter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class PortableTask:
     """One task without its outputs and results. The fields are `TaskRecord`'s."""
 
     id: str
-    """Empty for one that needs a new id."""
+    """Empty when it needs a new id."""
     number: int
-    """0 for one that needs a new number."""
+    """0 when it needs a new number."""
     session: str
     name: str
     kind: str
@@ -108,7 +108,7 @@ class PortableTask:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
     post_mortem: Mapping[str, Any] | None = None
-    """The variables where it failed, in the form of `postmortem.PostMortem`."""
+    """Variables at its failure, in the form of `capture.post_mortem`."""
     tags: Sequence[str] = ()
     history: Sequence[PortableEvent] = ()
     process: PortableProcess | None = None

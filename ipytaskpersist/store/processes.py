@@ -1,4 +1,4 @@
-"""The processes of tasks, and the supervisors that own them, in the store."""
+"""Task processes and their supervisors in the store."""
 
 from __future__ import annotations
 
@@ -8,21 +8,50 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.identity import ProcessIdentity, pid_namespace
-from ipytaskpersist.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
-from ipytaskpersist.store.database import Database, storable
+from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
+from ipytaskpersist.base.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
+from ipytaskpersist.store.file.database import Database, storable
+from ipytaskpersist.store.tasks import INTERRUPT
 
-PROCESS = """task_key, tasks.id, tasks.kind, command, script, script_as, directory, environment,
-    pty, timeout_s, grace_s, options, supervisor_key, pid, process_start, cpu_s,
-    peak_memory_bytes, tasks.max_output_bytes, pid_namespace"""
+PROCESS_FIELDS = {
+    "task_key": "task_key",
+    "task_id": "tasks.id",
+    "kind": "tasks.kind",
+    "command": "command",
+    "script": "script",
+    "script_as": "script_as",
+    "directory": "directory",
+    "environment": "environment",
+    "pty": "pty",
+    "timeout_s": "timeout_s",
+    "grace_s": "grace_s",
+    "options": "options",
+    "supervisor_key": "supervisor_key",
+    "pid": "pid",
+    "process_start": "process_start",
+    "cpu_s": "cpu_s",
+    "peak_memory_bytes": "peak_memory_bytes",
+    "max_output_bytes": "tasks.max_output_bytes",
+    "pid_namespace": "pid_namespace",
+    "interpreter": "interpreter",
+}
+"""Where the fields of a `ProcessRecord` come from."""
+PROCESS = ", ".join(PROCESS_FIELDS.values())
 FROM = "FROM processes JOIN tasks ON tasks.key = task_key"
-SUPERVISOR = """key, session_id, host, boot_id, pid, process_start, started_at, heartbeat_at,
-    ended_at, end_reason, pid_namespace"""
+SUPERVISOR_FIELDS = {
+    "key": "key",
+    "session": "session_id",
+    **{name: name for name in ("host", "boot_id", "pid", "process_start", "started_at")},
+    **{name: name for name in ("heartbeat_at", "ended_at", "end_reason", "pid_namespace")},
+}
+"""Where the fields of a `SupervisorRecord` come from."""
+SUPERVISOR = ", ".join(SUPERVISOR_FIELDS.values())
+SUPERVISOR_TIMES = ("started_at", "heartbeat_at", "ended_at")
 
 
 @dataclass(frozen=True, slots=True)
 class NewProcess:
-    """What is known of a task's process before it has begun. The fields are `ProcessRecord`'s."""
+    """A task's process before it has started. The fields are `ProcessRecord`'s."""
 
     command: Sequence[str]
     directory: str
@@ -32,6 +61,7 @@ class NewProcess:
     script: str | None = None
     script_as: str | None = None
     pty: bool = False
+    interpreter: str | None = None
 
     def insert(self, connection: Any, task_key: int) -> None:
         """Add it to a task, in the caller's transaction."""
@@ -46,36 +76,44 @@ class NewProcess:
             "timeout_s": self.options.timeout_s,
             "grace_s": self.grace_s,
             "options": self.options.as_json(),
+            "interpreter": self.interpreter,
         }
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
 
 
+def note_modules(connection: Any, supervisor_key: int, modules: Sequence[str]) -> None:
+    """Record which modules a supervisor's kernel has imported, in the caller's transaction."""
+    connection.execute(
+        "UPDATE supervisors SET modules = ? WHERE key = ?",
+        (json.dumps(list(modules)), supervisor_key),
+    )
+
+
 def kept_path(path: str) -> str:
-    """A path as the store keeps it: one that is not UTF-8 as a string of JSON."""
+    """Return a path as the store keeps it: as a JSON string if it is not UTF-8."""
     is_plain = storable(path) == path and not path.startswith('"')
     return path if is_plain else json.dumps(path)
 
 
 def path_kept(text: str) -> str:
-    """The path that the store has kept so."""
+    """Return the path that `kept_path` converted."""
     return str(json.loads(text)) if text.startswith('"') else text
 
 
 def _process(row: Any) -> ProcessRecord:
-    fields = list(row)
-    fields[6] = path_kept(fields[6])
-    for place in (3, 7):
-        fields[place] = json.loads(fields[place])
-    fields[8] = bool(fields[8])
-    fields[11] = Options.from_json(fields[11])
-    return ProcessRecord(*fields)
+    known = dict(zip(PROCESS_FIELDS, row, strict=True))
+    known["directory"] = path_kept(known["directory"])
+    known |= {name: json.loads(known[name]) for name in ("command", "environment")}
+    known["pty"] = bool(known["pty"])
+    known["options"] = Options.from_json(known["options"])
+    return ProcessRecord(**known)
 
 
 def _supervisor(row: Any) -> SupervisorRecord:
-    times: list[Any] = [from_timestamp(seconds) for seconds in row[6:9]]
-    fields: list[Any] = [*row[:6], *times, *row[9:]]
-    return SupervisorRecord(*fields)
+    known = dict(zip(SUPERVISOR_FIELDS, row, strict=True))
+    times = {name: from_timestamp(known[name]) for name in SUPERVISOR_TIMES}
+    return SupervisorRecord(**known | times)
 
 
 class Processes:
@@ -85,17 +123,16 @@ class Processes:
         self._database = database
 
     def get(self, task_key: int) -> ProcessRecord | None:
-        """The process of a task, or None for a task in a thread."""
+        """Return the process of a task; None for a task in a thread."""
         row = self._database.row(f"SELECT {PROCESS} {FROM} WHERE task_key = ?", (task_key,))
         return None if row is None else self._database.record(_process, row)
 
     def claim(
         self, session_id: str, supervisor_key: int, at: float, limit: int
     ) -> list[ProcessRecord]:
-        """Take the session's first pending tasks: they are running from now on, and this
-        supervisor's.
+        """Claim the session's first pending tasks for this supervisor, and set them running.
 
-        How their environment differs is not kept any longer than it is needed.
+        The differences of their environments are kept no longer than needed.
         """
         with self._database.transaction() as connection:
             keys = [
@@ -112,9 +149,9 @@ class Processes:
                 f"SELECT {PROCESS} {FROM} WHERE task_key IN ({marks}) ORDER BY task_key",
                 keys,
             ).fetchall()
-            # Here, because tasks that cannot be read must not be said to run.
+            # Here, because unreadable tasks must not be recorded as running.
             claimed = [self._database.record(_process, row) for row in rows]
-            # To claim a task is a sign of life: before, there may have been none for a long time.
+            # A claim is a sign of life: there may have been none for a long time before.
             connection.execute(
                 "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (at, supervisor_key)
             )
@@ -130,7 +167,7 @@ class Processes:
         return claimed
 
     def has_pending(self, session_id: str) -> bool:
-        """Whether a task of the session waits for its supervisor."""
+        """Return whether a task of the session waits for its supervisor."""
         row = self._database.row(
             """SELECT 1 FROM tasks INDEXED BY tasks_pending
             WHERE session_id = ? AND state = 'pending' AND runner = 'process' LIMIT 1""",
@@ -138,23 +175,34 @@ class Processes:
         )
         return row is not None
 
-    def started(self, task_key: int, pid: int, process_start: str | None) -> None:
-        """Note which process a task is. It is in the PID namespace of the one that asks."""
+    def started(
+        self, task_key: int, pid: int, process_start: str | None, interpreter: str | None
+    ) -> None:
+        """Record a task's process, which is in the caller's PID namespace."""
         self._database.write(
-            """UPDATE processes SET pid = ?, process_start = ?, pid_namespace = ?
+            """UPDATE processes SET pid = ?, process_start = ?, pid_namespace = ?, interpreter = ?
             WHERE task_key = ?""",
-            (pid, process_start, pid_namespace(), task_key),
+            (pid, process_start, pid_namespace(), interpreter, task_key),
         )
 
+    def interpreters(self, count: int) -> list[str]:
+        """Return in which interpreters the last Python tasks have begun."""
+        rows = self._database.rows(
+            """SELECT interpreter FROM processes
+            WHERE pid IS NOT NULL AND interpreter IS NOT NULL ORDER BY task_key DESC LIMIT ?""",
+            (count,),
+        )
+        return [interpreter for (interpreter,) in rows]
+
     def used(self, task_key: int, cpu_s: float, peak_memory_bytes: int) -> None:
-        """Note what a task's process has used."""
+        """Record the resources that a task's process has used."""
         self._database.write(
             "UPDATE processes SET cpu_s = ?, peak_memory_bytes = ? WHERE task_key = ?",
             (cpu_s, peak_memory_bytes, task_key),
         )
 
     def live_of(self, supervisor_key: int) -> list[ProcessRecord]:
-        """The processes of a supervisor's tasks that have not ended."""
+        """Return the processes of a supervisor's live tasks."""
         rows = self._database.rows(
             f"""SELECT {PROCESS} {FROM}
             WHERE supervisor_key = ? AND state IN ('pending', 'running') ORDER BY task_key""",
@@ -163,7 +211,7 @@ class Processes:
         return [self._database.record(_process, row) for row in rows]
 
     def has_live(self, supervisor_key: int) -> bool:
-        """Whether a supervisor has a task that has not ended."""
+        """Return whether a supervisor has a live task."""
         row = self._database.row(
             f"""SELECT 1 {FROM} WHERE supervisor_key = ? AND state IN ('pending', 'running')
             LIMIT 1""",
@@ -180,19 +228,15 @@ class Processes:
         except_tasks: Collection[str] = (),
         declared_dead: str | None = None,
     ) -> int:
-        """Every live task of a supervisor to interrupted, but for those with these ids.
+        """Interrupt every live task of a supervisor, except those with these ids.
 
-        `declared_dead` is `TaskRecord`'s. Returns how many.
+        `declared_dead` is `TaskRecord`'s. Returns how many there were.
         """
         cursor = self._database.write(
-            """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?5,
-                ended_at = max(?2, coalesce(started_at, created_at), coalesce(
-                    (SELECT at FROM outputs WHERE task_key = tasks.key
-                     ORDER BY sequence DESC LIMIT 1), 0))
-            WHERE key IN (SELECT task_key FROM processes WHERE supervisor_key = ?3)
-            AND state IN ('pending', 'running')
-            AND id NOT IN (SELECT value FROM json_each(?4))""",
-            (reason, at, supervisor_key, json.dumps([*except_tasks]), declared_dead),
+            f"""{INTERRUPT}
+            AND key IN (SELECT task_key FROM processes WHERE supervisor_key = ?4)
+            AND id NOT IN (SELECT value FROM json_each(?5))""",
+            (reason, declared_dead, at, supervisor_key, json.dumps([*except_tasks])),
         )
         return int(cursor.rowcount)
 
@@ -221,12 +265,12 @@ class Supervisors:
         return found
 
     def get(self, key: int) -> SupervisorRecord | None:
-        """The supervisor in this row."""
+        """Return the supervisor in this row."""
         row = self._database.row(f"SELECT {SUPERVISOR} FROM supervisors WHERE key = ?", (key,))
         return None if row is None else self._database.record(_supervisor, row)
 
     def of_process(self, session_id: str, process: ProcessIdentity) -> SupervisorRecord | None:
-        """What the store knows of this very process as the session's supervisor."""
+        """Return the record of exactly this process as the session's supervisor."""
         row = self._database.row(
             f"""SELECT {SUPERVISOR} FROM supervisors WHERE session_id = ? AND pid = ?
             AND process_start = ? AND boot_id = ? AND pid_namespace IS ? AND ended_at IS NULL""",
@@ -234,13 +278,18 @@ class Supervisors:
         )
         return None if row is None else self._database.record(_supervisor, row)
 
+    def modules(self, key: int) -> list[str]:
+        """Return the modules that the supervisor's kernel has imported from its environment."""
+        row = self._database.row("SELECT modules FROM supervisors WHERE key = ?", (key,))
+        return json.loads(row[0]) if row is not None and row[0] is not None else []
+
     def unfinished(self) -> list[SupervisorRecord]:
-        """The supervisors of which nobody has said how they ended."""
+        """Return the supervisors whose end was not recorded."""
         rows = self._database.rows(f"SELECT {SUPERVISOR} FROM supervisors WHERE ended_at IS NULL")
         return [self._database.record(_supervisor, row) for row in rows]
 
     def orphaned_sessions(self) -> Sequence[str]:
-        """The sessions with pending process tasks and without a supervisor."""
+        """Return the sessions with pending process tasks and without a supervisor."""
         rows = self._database.rows(
             """SELECT DISTINCT session_id FROM tasks
             WHERE state = 'pending' AND runner = 'process' AND session_id NOT IN
@@ -249,13 +298,13 @@ class Supervisors:
         return [session_id for (session_id,) in rows]
 
     def heartbeat(self, key: int) -> None:
-        """Note that the supervisor is alive now."""
+        """Record that the supervisor is alive now."""
         self._database.write(
             "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (time.time(), key)
         )
 
     def end(self, key: int, reason: str, at: float | None = None) -> None:
-        """Note how the supervisor ended, unless that is known already."""
+        """Record how the supervisor ended, unless that is already known."""
         self._database.write(
             """UPDATE supervisors SET ended_at = ?, end_reason = ?
             WHERE key = ? AND ended_at IS NULL""",
@@ -263,9 +312,10 @@ class Supervisors:
         )
 
     def retire(self, record: SupervisorRecord) -> bool:
-        """End the supervisor unless a task waits for it. Returns whether it has ended.
+        """End the supervisor unless a task waits for it. Return whether it has ended.
 
-        In one transaction, so that a task launched meanwhile either is seen here or sees the end.
+        In one transaction, so that a concurrently launched task is either seen here or sees the
+        end.
         """
         with self._database.transaction() as connection:
             waiting = connection.execute(

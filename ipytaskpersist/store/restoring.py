@@ -1,8 +1,8 @@
-"""Put the tasks of a backup in the place of those in the store, while others may use it.
+"""Replace the store's tasks with those of a backup, while others may use the store.
 
-Everything happens in one transaction, after the store as it is has been copied: a crash at any
-moment leaves either all as it was or all restored. Notebooks and sessions stay, because kernels
-that run now belong to them, and no number that a notebook has given is ever given again.
+Everything happens in one transaction, after the present store has been copied: a crash at any
+moment leaves either everything as it was or everything restored. Notebooks and sessions stay,
+because running kernels belong to them, and no number that a notebook has given is ever reused.
 """
 
 from __future__ import annotations
@@ -12,38 +12,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ipytaskpersist.base.private_files import new_private, remove
+from ipytaskpersist.base.records import RESTORED
 from ipytaskpersist.errors import InvalidRequest, StoreError
-from ipytaskpersist.paths import new_private, remove
-from ipytaskpersist.records import RESTORED
-from ipytaskpersist.store.database import sqlite3
-from ipytaskpersist.store.files import read_options
-from ipytaskpersist.store.migrations import STEPS, migrate
+from ipytaskpersist.store.file.database import sqlite3
+from ipytaskpersist.store.file.migrations import STEPS, migrate
+from ipytaskpersist.store.file.open_store import OpenStore
+from ipytaskpersist.store.file.repair import is_whole
+from ipytaskpersist.store.file.sidecars import read_options
+from ipytaskpersist.store.file.sqlite_errors import in_words
 from ipytaskpersist.store.outputs import COPIED
-from ipytaskpersist.store.repair import is_whole
+from ipytaskpersist.store.tasks import INTERRUPT
 from ipytaskpersist.store.transfer import attached, copy_chosen, copy_sessions
-from ipytaskpersist.store.words import in_words
-
-if TYPE_CHECKING:
-    from ipytaskpersist.store import TaskStore
 
 SINCE_UIDS = 4
 """From which schema on a notebook is the same in every file by its uid."""
-INTERRUPT = """UPDATE tasks SET state = 'interrupted', reason = ?,
-    ended_at = max(coalesce(started_at, created_at), coalesce(
-        (SELECT at FROM outputs WHERE task_key = tasks.key ORDER BY sequence DESC LIMIT 1), 0))
-    WHERE state IN ('pending', 'running')"""
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore has done."""
+    """The result of a restore."""
 
     tasks: int
-    """How many tasks there are now."""
+    """Number of tasks after the restore."""
     set_aside: Path
-    """The store as it was."""
+    """Copy of the store before the restore."""
 
 
 def check(file: Path) -> None:
@@ -73,8 +68,8 @@ def _version(file: Path) -> int:
         connection.close()
 
 
-def restore(store: TaskStore, file: Path) -> Restored:
-    """Put a backup in the place of the store's tasks. Raises `InvalidRequest` while any runs."""
+def restore(store: OpenStore, file: Path) -> Restored:
+    """Replace the store's tasks with a backup's. Raises `InvalidRequest` while any task runs."""
     check(file)
     connection = store.database.connection
     numbers = _numbers_of_archives(store)
@@ -94,10 +89,10 @@ def restore(store: TaskStore, file: Path) -> Restored:
     return Restored(tasks, set_aside)
 
 
-def missing_from(store: TaskStore, file: Path, with_tasks: bool) -> int:
-    """Add what a backup has and a repaired store does not, and return how many rows.
+def missing_from(store: OpenStore, file: Path, with_tasks: bool) -> int:
+    """Add what a backup has and a repaired store lacks. Return the number of rows added.
 
-    With `with_tasks` also whole tasks; else only what belongs to those that it has.
+    With `with_tasks`, adds whole tasks, too; else only what belongs to existing ones.
     """
     connection = store.database.connection
     with (
@@ -118,12 +113,12 @@ def _missing_tasks(connection: Any, version: int) -> int:
         WHERE id NOT IN (SELECT id FROM main.tasks)"""
     ).rowcount
     copy_chosen(connection)
-    connection.execute(f"{INTERRUPT} AND id IN (SELECT id FROM temp.chosen)", (RESTORED,))
+    connection.execute(f"{INTERRUPT} AND id IN (SELECT id FROM temp.chosen)", (RESTORED, None, 0))
     return int(missing)
 
 
 def _fill(table: str, key: str, columns: Sequence[str], same: Sequence[str], place: str) -> str:
-    """SQL that adds what a backup knows of tasks that are there, where it is missing."""
+    """Return SQL that adds a backup's missing rows to existing tasks."""
     conditions = " AND ".join(f"mine.{name} IS theirs.{name}" for name in same)
     theirs = ", ".join(f"theirs.{name}" for name in columns)
     return f"""INSERT OR IGNORE INTO main.{table} ({key}, task_key, {", ".join(columns)})
@@ -141,14 +136,14 @@ FILL = tuple(
         ("outputs", "sequence", COPIED, ("kind", "at", "first_byte", "size_bytes")),
         ("events", "key", ("state", "reason", "at"), ("state", "at")),
     )
-    # In its own place, so that the order is as it was; where that is taken, at the end.
+    # In its own place, to preserve the order; if that is taken, at the end.
     for place in (f"theirs.{key}", "NULL")
 )
 
 
 @contextmanager
-def _of_this_version(store: TaskStore, file: Path) -> Iterator[Path]:
-    """A copy of the backup with this version's schema. The backup itself is never changed."""
+def _of_this_version(store: OpenStore, file: Path) -> Iterator[Path]:
+    """Copy the backup and migrate the copy. The backup itself is never changed."""
     copy = store.directory.root / f".restore-{os.urandom(4).hex()}.part"
     new_private(copy).close()
     try:
@@ -185,8 +180,8 @@ def _refuse_live(connection: Any) -> None:
         )
 
 
-def _copy_of(store: TaskStore) -> Path:
-    """Set the store as it is aside. Nobody can write to it now."""
+def _copy_of(store: OpenStore) -> Path:
+    """Copy the present store. No other process can write to it now."""
     target = store.new_backup("before-restore")
     other = sqlite3.connect(store.database.path)
     try:
@@ -203,12 +198,12 @@ def _replace(connection: Any) -> int:
     connection.execute("DELETE FROM main.tasks")
     copy_sessions(connection, "SELECT id FROM origin.sessions")
     copy_chosen(connection)
-    connection.execute(INTERRUPT, (RESTORED,))
+    connection.execute(INTERRUPT, (RESTORED, None, 0))
     return int(connection.execute("SELECT count(*) FROM main.tasks").fetchone()[0])
 
 
 def _recognise_notebooks(connection: Any) -> None:
-    """Give an old backup's notebooks the uids of those here with which they share a session."""
+    """Give an old backup's notebooks the uids of this store's notebooks with the same sessions."""
     connection.execute(
         """UPDATE OR IGNORE origin.notebooks SET uid = known.uid FROM
             (SELECT there.notebook_key AS key, notebook.uid AS uid FROM origin.sessions AS there
@@ -218,8 +213,8 @@ def _recognise_notebooks(connection: Any) -> None:
     )
 
 
-def _numbers_of_archives(store: TaskStore) -> list[tuple[int, str]]:
-    """How far each notebook has counted in the archives: no number is given again."""
+def _numbers_of_archives(store: OpenStore) -> list[tuple[int, str]]:
+    """Return each notebook's highest number in the archives, as no number is reused."""
     numbers: list[tuple[int, str]] = []
     for month in store.directory.months():
         file = store.directory.archive(month).store

@@ -7,20 +7,24 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from ipytaskpersist.identity import SessionIdentity
-from ipytaskpersist.records import NotebookRecord, SessionRecord, from_timestamp
-from ipytaskpersist.store.database import Database, storable
+from ipytaskpersist.base.process_identity import SessionIdentity
+from ipytaskpersist.base.records import NotebookRecord, SessionRecord, from_timestamp
+from ipytaskpersist.store.file.database import Database, storable
 
-COLUMNS = """id, notebook_key, path, front_end, host, pid, process_start, boot_id,
-    started_at, heartbeat_at, ended_at, end_reason, pid_namespace"""
+FIELDS = (
+    *("id", "notebook_key", "path", "front_end", "host", "pid", "process_start", "boot_id"),
+    *("started_at", "heartbeat_at", "ended_at", "end_reason", "pid_namespace"),
+)
+COLUMNS = ", ".join(FIELDS)
+TIMES = ("started_at", "heartbeat_at", "ended_at")
 
 
 SHORT_CHARACTERS = 8
-"""How much of a session's id is shown, and is enough to name it where no other begins so."""
+"""Displayed part of a session's id. Names the session if no other id starts with it."""
 
 
 def short_id(database: Database, session_id: str) -> str:
-    """The beginning of a session's id by which it is known: no other session's begins so."""
+    """Return the prefix of a session's id that no other session's id starts with."""
     neighbours = database.row(
         """SELECT (SELECT max(id) FROM sessions WHERE id < ?1),
             (SELECT min(id) FROM sessions WHERE id > ?1)""",
@@ -28,20 +32,19 @@ def short_id(database: Database, session_id: str) -> str:
     )
     others = (each for each in neighbours if each is not None)
     needed = max([SHORT_CHARACTERS, *(_characters_shared(session_id, each) + 1 for each in others)])
-    # Not with the dash at its end: a task's id has another there.
+    # Without a dash at its end: a task's id has another dash there.
     return session_id[: needed + session_id[:needed].endswith("-")]
 
 
 def _characters_shared(one: str, other: str) -> int:
-    """With how many same characters two texts begin."""
+    """Return the length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _record(row: Any, counts: tuple[tuple[str, int], ...] = ()) -> SessionRecord:
-    times: list[Any] = [from_timestamp(seconds) for seconds in row[8:11]]
-    fields: list[Any] = [*row[:8], *times, *row[11:], counts]
-    return SessionRecord(*fields)
+def _record(row: Any) -> SessionRecord:
+    known = dict(zip(FIELDS, row, strict=True))
+    return SessionRecord(**known | {name: from_timestamp(known[name]) for name in TIMES})
 
 
 class Sessions:
@@ -53,7 +56,7 @@ class Sessions:
     def begin(self, identity: SessionIdentity) -> SessionRecord:
         """Record the session, in the notebook to which it belongs, and return it.
 
-        A session that is known already goes on.
+        A session that is already known continues.
         """
         now = time.time()
         with self._database.transaction() as connection:
@@ -105,10 +108,10 @@ class Sessions:
         )
 
     def find_notebook(self, identity: SessionIdentity) -> NotebookRecord | None:
-        """The notebook that shares a session, the kernel's uuid or the path with this one.
+        """Return the notebook that shares a session, the kernel's uuid or the path with this one.
 
-        The uuid goes before the path: the kernel that runs on after its notebook was renamed to
-        the name of another is still the kernel of the first.
+        The uuid takes precedence over the path: a kernel that runs on after its notebook was
+        renamed to another's name is still the first notebook's kernel.
         """
         row = self._database.row(
             """SELECT notebooks.key, notebooks.path, notebooks.uid FROM sessions
@@ -126,7 +129,7 @@ class Sessions:
                 (storable(identity.path),),
             )
         if row is None and identity.has_path:
-            # One whose sessions were all deleted goes on counting.
+            # A notebook whose sessions were all deleted keeps its numbering.
             row = self._database.row(
                 """SELECT key, path, uid FROM notebooks WHERE path = ? AND NOT EXISTS
                     (SELECT 1 FROM sessions WHERE notebook_key = notebooks.key)
@@ -136,12 +139,12 @@ class Sessions:
         return None if row is None else NotebookRecord(*row)
 
     def get(self, session_id: str) -> SessionRecord | None:
-        """The session with exactly this id."""
+        """Return the session with exactly this id."""
         row = self._database.row(f"SELECT {COLUMNS} FROM sessions WHERE id = ?", (session_id,))
         return None if row is None else self._database.record(_record, row)
 
     def find(self, prefix: str) -> list[SessionRecord]:
-        """The sessions whose id begins with `prefix`."""
+        """Return the sessions whose id starts with `prefix`."""
         rows = self._database.rows(
             f"SELECT {COLUMNS} FROM sessions WHERE id >= ?1 AND id < ?1 || char(1114111) "
             "ORDER BY started_at",
@@ -150,7 +153,7 @@ class Sessions:
         return [self._with_tasks(self._database.record(_record, row)) for row in rows]
 
     def beginning(self, prefix: str, limit: int) -> list[tuple[str, str]]:
-        """The ids that begin so, each with its notebook's path, the newest first."""
+        """Return the ids that start with this, with their notebooks' paths, newest first."""
         rows = self._database.rows(
             """SELECT id, path FROM sessions WHERE substr(id, 1, ?) = ?
             ORDER BY started_at DESC LIMIT ?""",
@@ -159,11 +162,11 @@ class Sessions:
         return [(session_id, path) for session_id, path in rows]
 
     def short(self, session_id: str) -> str:
-        """As much of a session's id as is shown: `short_id`."""
+        """Return the displayed part of a session's id: `short_id`."""
         return short_id(self._database, session_id)
 
     def select(self, notebook_key: int | None, limit: int | None = None) -> list[SessionRecord]:
-        """The sessions of one notebook, or of all, newest first, with what they did."""
+        """Return the sessions of one notebook, or of all, newest first, with their activity."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS} FROM sessions
             WHERE ?1 IS NULL OR notebook_key = ?1 ORDER BY started_at DESC LIMIT ?2""",
@@ -172,9 +175,9 @@ class Sessions:
         return [self._with_tasks(self._database.record(_record, row)) for row in rows]
 
     def visits(self, notebook_key: int, except_session: str, limit: int) -> list[SessionRecord]:
-        """The notebook's latest other sessions in which a person could work, newest first.
+        """Return the notebook's latest other sessions that a user could work in, newest first.
 
-        Not those of programs, nor those that were imported. A launch is a heartbeat, too.
+        Excludes sessions of programs and imported ones. A launch counts as a heartbeat.
         """
         alive = """max(heartbeat_at, coalesce((SELECT created_at FROM tasks
             WHERE session_id = sessions.id ORDER BY key DESC LIMIT 1), 0))"""
@@ -189,14 +192,14 @@ class Sessions:
         return [self._database.record(_record, row) for row in rows]
 
     def count(self, notebook_key: int | None) -> int:
-        """How many sessions the notebook, or every one, has had."""
+        """Return the number of sessions of the notebook, or of all notebooks."""
         row = self._database.row(
             "SELECT count(*) FROM sessions WHERE ?1 IS NULL OR notebook_key = ?1", (notebook_key,)
         )
         return int(row[0])
 
     def _with_tasks(self, session: SessionRecord) -> SessionRecord:
-        """The session with its tasks counted, its first task's source, and its last activity."""
+        """Add the session's task counts, its first task's source, and its last activity."""
         rows = self._database.rows(
             """SELECT state, count(*), min(key), max(coalesce(ended_at, started_at, created_at))
             FROM tasks WHERE session_id = ? GROUP BY state""",
@@ -214,28 +217,28 @@ class Sessions:
         )
 
     def uid_of_notebook(self, key: int) -> str | None:
-        """What makes a notebook of this store the same in another."""
+        """Return the identity across stores of a notebook of this one."""
         row = self._database.row("SELECT uid FROM notebooks WHERE key = ?", (key,))
         return None if row is None else str(row[0])
 
     def notebook_of_uid(self, uid: str) -> int | None:
-        """The key here of the notebook that has this uid; None where it is not known."""
+        """Return this store's key of the notebook with this uid; None when it is unknown."""
         row = self._database.row("SELECT key FROM notebooks WHERE uid = ?", (uid,))
         return None if row is None else int(row[0])
 
     def notebooks(self) -> list[NotebookRecord]:
-        """Every notebook that the store knows, the latest last."""
+        """Return every notebook that the store knows, latest last."""
         rows = self._database.rows("SELECT key, path, uid FROM notebooks ORDER BY key")
         return [NotebookRecord(*row) for row in rows]
 
     def delete(self, session_id: str) -> None:
-        """Remove a session that has no tasks any more."""
+        """Remove a session that no longer has tasks."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM supervisors WHERE session_id = ?", (session_id,))
             connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
 
     def with_live_tasks(self) -> list[SessionRecord]:
-        """The sessions that have a pending or running task in a thread, which ends with them."""
+        """Return the sessions with a live task in a thread, which ends with its session."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS} FROM sessions WHERE id IN
             (SELECT session_id FROM tasks WHERE state IN ('pending', 'running')
@@ -244,23 +247,23 @@ class Sessions:
         return [self._database.record(_record, row) for row in rows]
 
     def unfinished(self) -> list[SessionRecord]:
-        """The sessions of which nobody has said how they ended."""
+        """Return the sessions whose end was not recorded."""
         rows = self._database.rows(f"SELECT {COLUMNS} FROM sessions WHERE ended_at IS NULL")
         return [self._database.record(_record, row) for row in rows]
 
     def latest_task(self, session_id: str) -> int:
-        """The row of the task that a session has launched last; 0 where it has none."""
+        """Return the row of a session's latest task; 0 when there is none."""
         query = "SELECT coalesce(max(key), 0) FROM tasks WHERE session_id = ?"
         return int(self._database.row(query, (session_id,))[0])
 
     def heartbeat(self, session_id: str) -> None:
-        """Note that the session is alive now."""
+        """Record that the session is alive now."""
         self._database.write(
             "UPDATE sessions SET heartbeat_at = ? WHERE id = ?", (time.time(), session_id)
         )
 
     def end(self, session_id: str, reason: str, at: float | None = None) -> None:
-        """Note how the session ended, unless that is known already."""
+        """Record how the session ended, unless that is already known."""
         self._database.write(
             """UPDATE sessions SET ended_at = ?, end_reason = ?
             WHERE id = ? AND ended_at IS NULL""",

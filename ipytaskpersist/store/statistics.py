@@ -1,17 +1,20 @@
-"""How much there is in the store, from indexes alone: however much it is, it is told at once."""
+"""Size and contents of the store, from indexes alone: fast however much there is."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store.database import Database
-from ipytaskpersist.store.migrations import output_bytes_of
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.store.file.database import Database
+from ipytaskpersist.store.file.migrations import output_bytes_of
 
 PROBES = 5
 DAY_S = 86_400
@@ -28,7 +31,7 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the files take, in bytes."""
+    """File sizes in bytes."""
 
     store: int
     """The store, with its write-ahead log."""
@@ -42,7 +45,7 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The total size."""
         return self.store + self.archives + self.results + self.search + self.backups
 
 
@@ -52,7 +55,7 @@ class Overview:
 
     by_state: dict[TaskState, int]
     days: Sequence[Day]
-    """The days on which tasks were launched, the latest first."""
+    """The days on which tasks were launched, latest first."""
     output_bytes: int
 
 
@@ -63,12 +66,12 @@ class Statistics:
         self._database = database
 
     def overview(self) -> Overview:
-        """Tasks and what they printed and displayed, by state and by day."""
+        """Return tasks and their output size, by state and by day."""
         rows = self._database.rows(
             f"""SELECT state, CAST(created_at / {DAY_S} AS INTEGER), count(*), sum(output_bytes)
             FROM tasks INDEXED BY tasks_overview GROUP BY state, 2"""
         )
-        # Of one that runs the total is not known yet.
+        # A running task's total is not known yet.
         running = self._database.rows(
             f"""SELECT state, CAST(created_at / {DAY_S} AS INTEGER), 0,
                 {output_bytes_of("tasks.key")}
@@ -77,7 +80,7 @@ class Statistics:
         return _overview([*rows, *running])
 
     def largest(self, count: int) -> list[int]:
-        """The keys of the ended tasks that have printed and displayed the most."""
+        """Return the keys of the ended tasks with the most output."""
         rows = self._database.rows(
             """SELECT key FROM tasks INDEXED BY tasks_overview WHERE output_bytes > 0
             ORDER BY output_bytes DESC LIMIT ?""",
@@ -86,18 +89,18 @@ class Statistics:
         return [key for (key,) in rows]
 
     def count(self) -> int:
-        """How many tasks there are."""
+        """Return the number of tasks."""
         (count,) = self._database.row("SELECT count(*) FROM tasks")
         return int(count)
 
     def sessions(self) -> tuple[int, int]:
-        """How many sessions are active, and how many have ended."""
+        """Return the number of active and of ended sessions."""
         (active,) = self._database.row("SELECT count(*) FROM sessions WHERE ended_at IS NULL")
         (total,) = self._database.row("SELECT count(*) FROM sessions")
         return active, total - active
 
     def sizes(self) -> Sizes:
-        """What everything takes on disk."""
+        """Return the disk usage of everything."""
         directory, store = self._database.directory, self._database.path
         (page,) = self._database.row("PRAGMA page_size")
         (free,) = self._database.row("PRAGMA freelist_count")
@@ -108,13 +111,13 @@ class Statistics:
             store=_size(store) + _size(self._database.log),
             free=page * free,
             archives=_total(directory.archives.glob("*.db*")),
-            results=results,
+            results=max(0, results - repeated_bytes(directory)),
             search=_size(directory.search_index) + _total(directory.archives.glob("*.search")),
             backups=_total(directory.backups.glob("*.db")),
         )
 
     def write_latency_s(self) -> float:
-        """How long a small commit takes now: the median of a few that change nothing."""
+        """Return how long a small commit takes now: the median of a few that change nothing."""
         return sorted(self._probe() for _ in range(PROBES))[PROBES // 2]
 
     def _probe(self) -> float:
@@ -139,6 +142,19 @@ def _overview(rows: Sequence[Any]) -> Overview:
         for day in sorted(by_day, reverse=True)
     ]
     return Overview(by_state, days, sum(day.output_bytes for day in days))
+
+
+def repeated_bytes(directory: StateDirectory) -> int:
+    """Return how much of the values' sizes several tasks share, and is on the disk only once.
+
+    Each file of buffers has one name that all share, and one more for each task.
+    """
+    total = 0
+    with suppress(OSError):
+        for entry in os.scandir(directory.buffers):
+            status = entry.stat()
+            total += status.st_size * max(0, status.st_nlink - 2)
+    return total
 
 
 def _size(path: Path) -> int:

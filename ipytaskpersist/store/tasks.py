@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.errors import AlreadyRunAgain
-from ipytaskpersist.records import (
+from ipytaskpersist.base.records import (
     SILENT,
     EventRecord,
     Progress,
@@ -17,28 +16,62 @@ from ipytaskpersist.records import (
     TaskState,
     from_timestamp,
 )
-from ipytaskpersist.store.database import Database, storable
+from ipytaskpersist.errors import AlreadyRunAgain
+from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.sessions import short_id
 
-COLUMNS = """tasks.key, tasks.id, tasks.number, tasks.name, tasks.notebook_key, notebooks.path,
-    tasks.session_id, tasks.kind, tasks.runner, tasks.state, tasks.reason, tasks.exit_code,
-    tasks.source, tasks.cell_id, tasks.execution_count, tasks.created_at, tasks.started_at,
-    tasks.ended_at, tasks.cancel_requested_at, tasks.cleared_at, tasks.rerun_of,
-    tasks.is_call, tasks.output_bytes, tasks.max_output_bytes, tasks.dropped_bytes,
-    tasks.progress, tasks.notify, tasks.provenance, tasks.declared_dead,
-    (SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)"""
+FIELDS = {
+    "key": "tasks.key",
+    "id": "tasks.id",
+    "number": "tasks.number",
+    "name": "tasks.name",
+    "notebook_key": "tasks.notebook_key",
+    "notebook": "notebooks.path",
+    "session": "tasks.session_id",
+    "kind": "tasks.kind",
+    "runner": "tasks.runner",
+    "state": "tasks.state",
+    "reason": "tasks.reason",
+    "exit_code": "tasks.exit_code",
+    "source": "tasks.source",
+    "cell_id": "tasks.cell_id",
+    "execution_count": "tasks.execution_count",
+    "created_at": "tasks.created_at",
+    "started_at": "tasks.started_at",
+    "ended_at": "tasks.ended_at",
+    "cancel_requested_at": "tasks.cancel_requested_at",
+    "cleared_at": "tasks.cleared_at",
+    "rerun_of": "tasks.rerun_of",
+    "is_call": "tasks.is_call",
+    "output_bytes": "tasks.output_bytes",
+    "max_output_bytes": "tasks.max_output_bytes",
+    "dropped_bytes": "tasks.dropped_bytes",
+    "progress": "tasks.progress",
+    "notify": "tasks.notify",
+    "provenance": "tasks.provenance",
+    "declared_dead": "tasks.declared_dead",
+    "tags": "(SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)",
+}
+"""Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
+COLUMNS = ", ".join(FIELDS.values())
+TIMES = ("created_at", "started_at", "ended_at", "cancel_requested_at", "cleared_at")
 ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
 RUN_AGAIN = "json_extract(tasks.provenance, '$.rerun_as')"
-"""Not whether a later task names it: that one may have been archived or deleted."""
+"""Not whether a later task refers to it: that one may have been archived or deleted."""
 MARK_RUN_AGAIN = """UPDATE tasks SET provenance = json_set(provenance, '$.rerun_as', ?)
     WHERE key = ?"""
 IS_NOT_SILENT = f"""UPDATE sessions SET ended_at = NULL, end_reason = NULL
     WHERE id = ? AND end_reason LIKE '{SILENT}%'"""
-"""A session that launches a task is alive, though others may have seen no sign of that."""
+"""A session that launches a task is alive, even if others saw no sign of that."""
 LAST_LINE = """(SELECT last_line FROM outputs WHERE task_key = tasks.key AND last_line IS NOT NULL
     ORDER BY sequence DESC LIMIT 1)"""
+INTERRUPT = """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?2,
+    ended_at = max(?3, coalesce(started_at, created_at), coalesce(
+        (SELECT at FROM outputs WHERE task_key = tasks.key ORDER BY sequence DESC LIMIT 1), 0))
+    WHERE state IN ('pending', 'running')"""
+"""Live tasks to interrupted: why, `TaskRecord.declared_dead`, and not before a time."""
 NAMED_AMONG = 10_000
-"""In so many of the latest tasks a name is looked for that somebody has begun to type."""
+"""Number of latest tasks that are searched to complete a name."""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
 
 
@@ -52,14 +85,14 @@ def _event(row: Any) -> EventRecord:
 def _places(kept: str | None) -> tuple[str, ...]:
     if kept is None:
         return ()
-    # Imported for the few tasks that have any.
-    from ipytaskpersist.places import Place
+    # Imported late: few tasks have any.
+    from ipytaskpersist.base.notify_target import NotifyTarget
 
-    return tuple(map(Place, json.loads(kept)))
+    return tuple(map(NotifyTarget, json.loads(kept)))
 
 
 def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> TaskRecord:
-    """The record of a row that was just inserted."""
+    """Return the record of a row that was just inserted."""
     unknown: dict[str, Any] = dict.fromkeys(
         (
             *("reason", "exit_code", "started_at", "ended_at", "cancel_requested_at"),
@@ -81,7 +114,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """What is known of a task before the store gives it a number."""
+    """A task before the store has numbered it."""
 
     notebook_key: int
     session_id: str
@@ -94,21 +127,21 @@ class NewTask:
     is_call: bool = False
     """Whether it calls a function, so that its source alone does not say what it does."""
     rerun_of: int | None = None
-    """The row of the task that it runs again."""
+    """Row of the task that it runs again."""
     once: bool = False
     """Whether it must be the first to run that task again."""
     tags: Sequence[str] = ()
     max_output_bytes: int | None = None
-    """How many bytes of what it prints and displays are kept; None for all."""
+    """Maximum number of bytes of its output to keep; None for all."""
     notify: Sequence[str] = ()
-    """Where its end is to be told."""
+    """Places to notify of its end."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from."""
+    """Its origin."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskName:
-    """By what a person can name a task."""
+    """What a user can name a task by."""
 
     number: int
     name: str
@@ -118,33 +151,33 @@ class TaskName:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which tasks a list is to hold."""
+    """Which tasks to list."""
 
     notebook_key: int | None = None
     """Only this notebook's; None for every notebook's."""
     states: Sequence[TaskState] = ()
     session_prefix: str = ""
     cleared: bool = True
-    """Whether tasks that were taken off the default list are in it."""
+    """Whether to include tasks that were removed from the default list."""
     tags: Sequence[str] = ()
     """Only tasks that have all of these."""
     created_after: float | None = None
     """Only tasks created since then, in seconds since the epoch."""
     limit: int | None = None
-    """Only so many, the newest."""
+    """Maximum number of tasks, of which the newest are chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """The time in which nobody was at a notebook."""
+    """A period in which a notebook was not in use."""
 
     notebook_key: int
     since: float
     """When it began, in seconds since the epoch."""
     just_lost: Sequence[int] = ()
-    """The rows of tasks that were live until it was just found out that they are not."""
+    """Rows of tasks that counted as live until they were just found dead."""
     cut_off: Sequence[str] = ()
-    """The sessions with whose end it began: their own interrupted tasks ended in it."""
+    """Sessions whose end began it: their own interrupted tasks ended in it."""
 
 
 class Tasks:
@@ -155,23 +188,24 @@ class Tasks:
         self._archive = archive
 
     def _record(self, row: Any) -> TaskRecord:
-        fields = list(row)
-        fields[9] = TaskState(fields[9])
-        fields[15:20] = [from_timestamp(seconds) for seconds in fields[15:20]]
-        fields[21] = bool(fields[21])
-        fields[25] = Progress(**json.loads(fields[25])) if fields[25] else None
-        fields[26] = _places(fields[26])
-        fields[27] = json.loads(fields[27])
-        fields[29] = tuple(sorted(fields[29].split("\n"))) if fields[29] else ()
-        return replace(TaskRecord(*fields), archive=self._archive)
+        known: dict[str, Any] = dict(zip((*FIELDS, "last_line"), row, strict=False))
+        known["state"] = TaskState(known["state"])
+        known |= {name: from_timestamp(known[name]) for name in TIMES}
+        known["is_call"] = bool(known["is_call"])
+        progress, tags = known["progress"], known["tags"]
+        known["progress"] = Progress(**json.loads(progress)) if progress else None
+        known["notify"] = _places(known["notify"])
+        known["provenance"] = json.loads(known["provenance"])
+        known["tags"] = tuple(sorted(tags.split("\n"))) if tags else ()
+        return TaskRecord(**known, archive=self._archive)
 
     def insert(
         self, new: NewTask, complete: Callable[[Any, int, str], None] | None = None
     ) -> TaskRecord:
         """Record a pending task under the notebook's next number, durably, and return it.
 
-        `complete` is called with the connection and the task's row and id before the commit.
-        Raises `AlreadyRunAgain` for one that was to be the first to run a task again, and is not.
+        `complete` is called with the connection and the task's row and id before the commit. Raises
+        `AlreadyRunAgain` when the task had to be the first to run another one again, and is not.
         """
         with self._database.transaction() as connection:
             if new.once and self._was_run_again(connection, new.rerun_of):
@@ -219,7 +253,7 @@ class Tasks:
         return connection.execute(query, (key,)).fetchone() is not None
 
     def start(self, key: int, at: float) -> bool:
-        """Pending to running. Returns whether the task was pending."""
+        """Change the state from pending to running. Return whether the task was pending."""
         cursor = self._database.write(
             """UPDATE tasks SET state = 'running', started_at = ?
             WHERE key = ? AND state = 'pending'""",
@@ -230,9 +264,9 @@ class Tasks:
     def end(
         self, key: int, state: TaskState, reason: str | None, exit_code: int | None, at: float
     ) -> bool:
-        """To a final state. Returns False when the task had ended already, which stands.
+        """Set a final state. Return False when the task had already ended; its state then stays.
 
-        That it was cancelled is told nowhere: whoever has cancelled it knows.
+        No notification is sent for a cancelled task: its canceller knows.
         """
         cursor = self._database.write(
             """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
@@ -244,7 +278,7 @@ class Tasks:
         return bool(cursor.rowcount)
 
     def waiting_for_threads(self, session_id: str, before: float) -> list[int]:
-        """The keys of the session's tasks that since before then wait for a thread to run them."""
+        """Return the keys of the session's tasks that wait for a thread since before a time."""
         rows = self._database.rows(
             """SELECT key FROM tasks WHERE session_id = ? AND state = 'pending'
             AND runner = 'thread' AND created_at < ?""",
@@ -253,9 +287,9 @@ class Tasks:
         return [key for (key,) in rows]
 
     def take_back(self, keys: Sequence[int], at: float) -> list[str]:
-        """Interrupted to running, for those of these tasks that another process has declared dead.
+        """Set those of these tasks that another process declared dead back to running.
 
-        Only their owner calls this, which runs them. It is alive from then on, too. Returns their
+        Called only by their owner, which still runs them and is marked alive, too. Returns their
         ids.
         """
         marks = ", ".join("?" * len(keys))
@@ -283,7 +317,7 @@ class Tasks:
         return sorted(task_id for _key, task_id, *_rest in rows)
 
     def declared_dead(self, keys: Collection[int]) -> list[int]:
-        """Those of these tasks that another process has declared dead."""
+        """Return those of these tasks that another process has declared dead."""
         rows = self._database.rows(
             """SELECT key FROM tasks WHERE key IN (SELECT value FROM json_each(?))
             AND state = 'interrupted' AND declared_dead IS NOT NULL""",
@@ -299,32 +333,26 @@ class Tasks:
         at: float,
         declared_dead: str | None = None,
     ) -> int:
-        """Every live task of the session on this runner to interrupted. Returns how many.
+        """Interrupt every live task of the session on this runner. Return how many there were.
 
         `declared_dead` is `TaskRecord`'s.
         """
         cursor = self._database.write(
-            """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dead = ?5,
-                ended_at = max(?2, coalesce(started_at, created_at), coalesce(
-                    (SELECT at FROM outputs WHERE task_key = tasks.key
-                     ORDER BY sequence DESC LIMIT 1), 0))
-            WHERE session_id = ?3 AND runner = ?4 AND state IN ('pending', 'running')""",
-            (reason, at, session_id, runner, declared_dead),
+            f"{INTERRUPT} AND session_id = ?4 AND runner = ?5",
+            (reason, declared_dead, at, session_id, runner),
         )
         return int(cursor.rowcount)
 
     def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
-        """Every task of the session that waits for a supervisor to interrupted: none will come."""
+        """Interrupt the session's tasks that wait for a supervisor in vain. Return how many."""
         cursor = self._database.write(
-            """UPDATE tasks SET state = 'interrupted', reason = ?, ended_at = max(?, created_at),
-                declared_dead = 'proven'
-            WHERE session_id = ? AND state = 'pending' AND runner = 'process'""",
-            (reason, at, session_id),
+            f"{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'",
+            (reason, "proven", at, session_id),
         )
         return int(cursor.rowcount)
 
     def cancel_pending(self, session_id: str) -> int:
-        """Every task that waits for a supervisor, and is to be cancelled, to cancelled."""
+        """Cancel waiting process tasks whose cancellation was requested. Return how many."""
         cursor = self._database.write(
             """UPDATE tasks SET state = 'cancelled', reason = 'cancelled',
                 ended_at = max(?, created_at), notify = NULL
@@ -335,7 +363,7 @@ class Tasks:
         return int(cursor.rowcount)
 
     def request_cancel(self, key: int) -> bool:
-        """Ask the task's owner to cancel it. Returns whether the task was live."""
+        """Ask the task's owner to cancel it. Return whether the task was live."""
         cursor = self._database.write(
             """UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, ?)
             WHERE key = ? AND state IN ('pending', 'running')""",
@@ -344,7 +372,7 @@ class Tasks:
         return bool(cursor.rowcount)
 
     def cancel_requested(self, session_id: str) -> list[int]:
-        """The keys of the session's live tasks that somebody wants cancelled."""
+        """Return the keys of the session's live tasks whose cancellation was requested."""
         rows = self._database.rows(
             """SELECT key FROM tasks INDEXED BY tasks_to_cancel WHERE session_id = ?
             AND state IN ('pending', 'running') AND cancel_requested_at IS NOT NULL""",
@@ -353,7 +381,7 @@ class Tasks:
         return [key for (key,) in rows]
 
     def clear(self, notebook_key: int) -> int:
-        """Take the notebook's ended tasks off the default list. Returns how many."""
+        """Remove the notebook's ended tasks from the default list. Return how many there were."""
         cursor = self._database.write(
             """UPDATE tasks SET cleared_at = ? WHERE notebook_key = ? AND cleared_at IS NULL
             AND state NOT IN ('pending', 'running')""",
@@ -362,7 +390,7 @@ class Tasks:
         return int(cursor.rowcount)
 
     def tag(self, key: int, added: Sequence[str], removed: Sequence[str] = ()) -> None:
-        """Give a task tags, and take others away."""
+        """Add and remove a task's tags."""
         with self._database.transaction() as connection:
             for tag in added:
                 connection.execute(ADD_TAG, (key, storable(tag)))
@@ -370,7 +398,7 @@ class Tasks:
                 connection.execute("DELETE FROM tags WHERE task_key = ? AND tag = ?", (key, tag))
 
     def add_provenance(self, keys: Sequence[int], found: Mapping[str, Any]) -> None:
-        """Add to what is known of where tasks come from."""
+        """Add to the provenance of tasks."""
         marks = ", ".join("?" * len(keys))
         self._database.write(
             f"""UPDATE tasks SET provenance = json_patch(provenance, ?) WHERE key IN ({marks})""",
@@ -378,19 +406,19 @@ class Tasks:
         )
 
     def dropped(self, key: int, size_bytes: int) -> None:
-        """Note how many bytes of a task's output were beyond its limit."""
+        """Record how many bytes of a task's output exceeded its limit."""
         self._database.write("UPDATE tasks SET dropped_bytes = ? WHERE key = ?", (size_bytes, key))
 
     def progress(self, key: int, progress: Progress) -> None:
-        """Note how far a task has come."""
+        """Record how far a task has come."""
         self._database.write(
             "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_json()), key)
         )
 
-    def to_tell(self, key: int | None = None, *, before: float | None = None) -> list[TaskRecord]:
-        """The tasks that have ended, and whose end nobody has taken upon himself to tell.
+    def to_notify(self, key: int | None = None, *, before: float | None = None) -> list[TaskRecord]:
+        """Return the ended tasks whose notifications no process has taken over.
 
-        Only the one in this row, or those that ended before a time, where that is given.
+        Only the task in this row, or those that ended before a time, when given.
         """
         if key is not None:
             task = self.get(key)
@@ -404,7 +432,7 @@ class Tasks:
         return [self._database.record(self._record, row) for row in rows]
 
     def take_notify(self, key: int) -> tuple[str, ...]:
-        """Where an ended task's end is to be told: from now on by the caller, and nobody else."""
+        """Take over an ended task's notifications. Return their places, which are removed."""
         with self._database.transaction() as connection:
             row = connection.execute(
                 """SELECT notify FROM tasks WHERE key = ? AND notify IS NOT NULL
@@ -419,25 +447,25 @@ class Tasks:
         return _places(None if row is None else row[0])
 
     def post_mortem(self, key: int) -> dict[str, Any] | None:
-        """What the variables were where a Python task failed; None where nothing is known."""
+        """Return the variables at a Python task's failure; None when unknown."""
         row = self._database.row("SELECT post_mortem FROM tasks WHERE key = ?", (key,))
         return None if row is None or row[0] is None else dict(json.loads(row[0]))
 
     def save_post_mortem(self, key: int, found: Mapping[str, Any]) -> None:
-        """Keep what the variables were where a Python task failed."""
+        """Keep the variables at a Python task's failure."""
         self._database.write(
             "UPDATE tasks SET post_mortem = ? WHERE key = ?", (json.dumps(dict(found)), key)
         )
 
     def get(self, key: int) -> TaskRecord | None:
-        """The task in this row."""
+        """Return the task in this row."""
         row = self._database.row(
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.key = ?", (key,)
         )
         return None if row is None else self._database.record(self._record, row)
 
     def of_keys(self, keys: Collection[int]) -> list[TaskRecord]:
-        """The tasks in these rows, in no order. Those that are gone are left out."""
+        """Return the tasks in these rows, in any order. Missing ones are left out."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS}, {LAST_LINE} {FROM}
             WHERE tasks.key IN (SELECT value FROM json_each(?))""",
@@ -446,20 +474,20 @@ class Tasks:
         return [self._database.record(self._record, row) for row in rows]
 
     def by_number(self, notebook_key: int, number: int) -> TaskRecord | None:
-        """The notebook's task with this number."""
+        """Return the notebook's task with this number."""
         return self._first("tasks.notebook_key = ? AND tasks.number = ?", (notebook_key, number))
 
     def by_id(self, task_id: str) -> TaskRecord | None:
-        """The task with exactly this id, of any notebook."""
+        """Return the task with exactly this id, of any notebook."""
         return self._first("tasks.id = ?", (storable(task_id),))
 
     def by_name(self, notebook_key: int, name: str) -> TaskRecord | None:
-        """The notebook's latest task of this name."""
+        """Return the notebook's latest task with this name."""
         condition = "tasks.notebook_key = ? AND tasks.name = ?"
         return self._first(condition, (notebook_key, storable(name)))
 
     def from_end(self, notebook_key: int, back: int) -> TaskRecord | None:
-        """The notebook's latest task (1), the one before it (2), and so on."""
+        """Return the notebook's latest task (1), the one before it (2), and so on."""
         row = self._database.row(
             f"""SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.notebook_key = ?
             ORDER BY tasks.number DESC LIMIT 1 OFFSET ?""",
@@ -468,7 +496,7 @@ class Tasks:
         return None if row is None else self._database.record(self._record, row)
 
     def by_id_prefix(self, notebook_key: int, prefix: str) -> list[TaskRecord]:
-        """The notebook's tasks whose id begins with `prefix`."""
+        """Return the notebook's tasks whose id starts with `prefix`."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
             AND substr(tasks.id, 1, ?) = ? ORDER BY tasks.number""",
@@ -485,9 +513,9 @@ class Tasks:
         return None if row is None else self._database.record(self._record, row)
 
     def select(self, selection: Selection) -> list[TaskRecord]:
-        """The tasks of a selection, oldest first."""
+        """Return the selected tasks, oldest first."""
         condition, parameters = _where(selection)
-        # Not by key: what came back from an archive, or from elsewhere, has the latest.
+        # Not by key: tasks restored from an archive, or imported, have the latest.
         everywhere = selection.notebook_key is None
         order = "tasks.created_at DESC, tasks.key" if everywhere else "tasks.number"
         limit = -1 if selection.limit is None else selection.limit
@@ -498,22 +526,22 @@ class Tasks:
         return [self._database.record(self._record, row) for row in reversed(rows)]
 
     def count(self, selection: Selection) -> int:
-        """How many tasks the selection would hold without its limit."""
+        """Return how many tasks the selection would contain without its limit."""
         condition, parameters = _where(selection)
         row = self._database.row(f"SELECT count(*) FROM tasks WHERE {condition}", parameters)
         return int(row[0])
 
     def keys(self, selection: Selection) -> set[int]:
-        """The rows of the tasks that the selection would hold without its limit."""
+        """Return the rows of the tasks that the selection would contain without its limit."""
         condition, parameters = _where(selection)
         rows = self._database.rows(f"SELECT key FROM tasks WHERE {condition}", parameters)
         return {key for (key,) in rows}
 
     def interrupted(self, notebook_key: int) -> list[TaskRecord]:
-        """The notebook's interrupted tasks that nobody has run again, oldest first.
+        """Return the notebook's interrupted tasks that were not run again, oldest first.
 
-        Also those that may run on, because their owner was only presumed dead. Not those that were
-        imported: what a file says is run only when somebody names it.
+        Includes tasks that may still run because their owner was only presumed dead. Excludes
+        imported ones: code from a file runs only when the user names the task.
         """
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.notebook_key = ?
@@ -525,13 +553,13 @@ class Tasks:
         return [self._database.record(self._record, row) for row in rows]
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that tasks have."""
+        """Return those of these ids that tasks have."""
         marks = ", ".join("?" * len(ids))
         rows = self._database.rows(f"SELECT id FROM tasks WHERE id IN ({marks})", ids)
         return {task_id for (task_id,) in rows}
 
     def ended_before(self, at: float, *, except_tag: str) -> list[TaskRecord]:
-        """The tasks that ended before a time and do not have this tag, the oldest end first."""
+        """Return the tasks that ended before a time and lack this tag, the earliest end first."""
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.ended_at < ? AND NOT EXISTS
                 (SELECT 1 FROM tags WHERE task_key = tasks.key AND tag = ?)
@@ -541,7 +569,7 @@ class Tasks:
         return [self._database.record(self._record, row) for row in rows]
 
     def of_session(self, session_id: str) -> list[TaskRecord]:
-        """The tasks that a session launched, oldest first."""
+        """Return the tasks that a session launched, oldest first."""
         rows = self._database.rows(
             f"SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.session_id = ? ORDER BY tasks.key",
             (session_id,),
@@ -549,11 +577,11 @@ class Tasks:
         return [self._database.record(self._record, row) for row in rows]
 
     def latest_key(self) -> int:
-        """The highest key that a task has; 0 where there is none."""
+        """Return the highest key of a task; 0 when there is none."""
         return int(self._database.row("SELECT coalesce(max(key), 0) FROM tasks")[0])
 
-    def live_keys(self, notebook_key: int) -> set[int]:
-        """The rows of the notebook's tasks that have not ended, however many have."""
+    def live(self, notebook_key: int) -> set[int]:
+        """Return the rows of the notebook's live tasks. Fast however many have ended."""
         rows = self._database.rows(
             """SELECT key FROM tasks INDEXED BY tasks_live
             WHERE notebook_key = ? AND state IN ('pending', 'running')""",
@@ -562,7 +590,7 @@ class Tasks:
         return {key for (key,) in rows}
 
     def watched(self, notebook_key: int, keys: Sequence[int], after: int) -> dict[int, TaskState]:
-        """How the notebook's tasks in these rows stand, and those in all rows after one."""
+        """Return the states of the notebook's tasks in these rows and in all rows after one."""
         rows = self._database.rows(
             """SELECT key, state FROM tasks WHERE +notebook_key = ? AND key IN
                 (SELECT value FROM json_each(?) UNION ALL SELECT key FROM tasks WHERE key > ?)""",
@@ -571,7 +599,7 @@ class Tasks:
         return {key: TaskState(state) for key, state in rows}
 
     def named(self, notebook_key: int, beginning: str, limit: int) -> list[TaskName]:
-        """The notebook's latest tasks whose number, name or id begins so, the newest first."""
+        """Return the notebook's latest tasks whose number, name or id starts so, newest first."""
         rows = self._database.rows(
             """SELECT number, name, id, state FROM tasks WHERE notebook_key = ?1 AND number >
                 (SELECT max(number) FROM tasks WHERE notebook_key = ?1) - ?2
@@ -582,7 +610,7 @@ class Tasks:
         return [TaskName(*row) for row in rows]
 
     def tags(self, beginning: str, limit: int) -> list[str]:
-        """The tags that begin so."""
+        """Return the tags that start with this."""
         rows = self._database.rows(
             """SELECT DISTINCT tag FROM tags WHERE tag >= ?1 AND tag < ?1 || char(1114111)
             ORDER BY tag LIMIT ?2""",
@@ -591,25 +619,16 @@ class Tasks:
         return [tag for (tag,) in rows]
 
     def history(self, key: int) -> list[EventRecord]:
-        """The task's states in their order."""
+        """Return the task's states in order."""
         rows = self._database.rows(
             "SELECT state, reason, at FROM events WHERE task_key = ? ORDER BY key", (key,)
         )
         return [self._database.record(_event, row) for row in rows]
 
-    def live(self, notebook_key: int) -> list[int]:
-        """The rows of the notebook's tasks that have not ended."""
-        rows = self._database.rows(
-            """SELECT key FROM tasks INDEXED BY tasks_live WHERE notebook_key = ?
-            AND state IN ('pending', 'running')""",
-            (notebook_key,),
-        )
-        return [key for (key,) in rows]
-
     def ended_in(self, absence: Absence) -> list[tuple[int, TaskState]]:
-        """The notebook's tasks, not cleared, that ended in an absence: row and state, latest first.
+        """Return row and state of the notebook's uncleared tasks that ended in an absence.
 
-        Not those that were imported: they ended elsewhere.
+        The latest come first. Excludes imported tasks: they ended elsewhere.
         """
         lost, cut_off = (
             ", ".join("?" * len(each)) for each in (absence.just_lost, absence.cut_off)
@@ -627,7 +646,7 @@ class Tasks:
         return [(key, TaskState(state)) for key, state in rows]
 
     def counts(self, notebook_key: int, *, except_session: str) -> dict[TaskState, int]:
-        """How many tasks of the notebook's other sessions, not cleared, are in each state."""
+        """Return the number of uncleared tasks of the notebook's other sessions, by state."""
         rows = self._database.rows(
             """SELECT state, count(*) FROM tasks WHERE notebook_key = ? AND session_id <> ?
             AND cleared_at IS NULL GROUP BY state""",

@@ -1,9 +1,9 @@
-"""Move whole tasks from one store's file to another's: to an archive, out of it, from a backup.
+"""Move whole tasks between stores: to an archive, out of one, or from a backup.
 
-A move is two steps, each a transaction of one file: the tasks are copied, then taken out of where
-they were. Between the two a task is in both files, and the store's own is the one that counts; an
-archive's copy counts only when the store has no task of that id. So a task is at every moment in
-one place, wherever a crash comes.
+A move has two steps, each a transaction of one file: the tasks are copied, then removed from the
+origin. In between a task is in both files, and the store's own copy counts; an archive's copy
+counts only when the store has no task with that id. So a task is in exactly one place at every
+moment, wherever a crash occurs.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ipytaskpersist.interruption import HeldBack
-from ipytaskpersist.store.database import Database
-from ipytaskpersist.store.migrations import without_triggers
+from ipytaskpersist.running.interruption import HeldBack
+from ipytaskpersist.store.file.database import Database
+from ipytaskpersist.store.file.migrations import without_triggers
 
 T = TypeVar("T")
 BELONGING = ("events", "outputs", "results", "processes", "tags")
-"""The tables whose rows belong to a task."""
+"""Tables whose rows belong to a task."""
 NOT_COPIED = {"key", "sequence", "supervisor_key", "notify"}
-"""What means nothing in another file, or may be a secret that it is not to have."""
+"""Columns that have no meaning in another file, or may contain a secret."""
 STEP_TASKS = 50
-"""How many tasks are removed at once."""
+"""Number of tasks removed at once."""
 SLICE_ROWS = 64
 SLICE_BYTES = 2 << 20
-"""How much output is removed, and overwritten, at once, so that whoever prints need not wait."""
+"""Amount of output removed and overwritten at once, so that printing tasks need not wait."""
 LOCK = "DELETE FROM main.tasks WHERE FALSE"
-"""Locks a store's own file, and changes nothing."""
+"""Locks the store's own file without changing anything."""
 PAUSE_S = 0.003
-"""How long others may write between two steps."""
+"""Time for others to write between two steps."""
 
 
 @contextmanager
 def attached(connection: Any, origin: Path) -> Iterator[None]:
-    """Another store's file as the schema ``origin`` of a connection.
+    """Attach another store's file to a connection as the schema ``origin``.
 
     Meanwhile nothing is raised from outside, as in a transaction.
     """
@@ -54,13 +54,13 @@ def attached(connection: Any, origin: Path) -> Iterator[None]:
 def copy_tasks(target: Database, origin: Path, ids: Sequence[str]) -> None:
     """Copy tasks, with all that belongs to them, from another store's file, in one transaction.
 
-    What the target has of these tasks is replaced. Only the target is locked meanwhile.
+    The target's copies of these tasks are replaced. Only the target is locked meanwhile.
     """
     connection = target.connection
     with target.errors(), attached(connection, origin):
         _choose(connection, ids)
         (durability,) = connection.execute("PRAGMA main.synchronous").fetchone()
-        # The removal from the other file must not reach the disk before this.
+        # The removal from the origin must not reach the disk before this.
         connection.execute("PRAGMA main.synchronous = FULL")
         try:
             # Not IMMEDIATE, which would lock the origin as well.
@@ -99,13 +99,13 @@ LINK_RERUNS = """UPDATE main.tasks SET rerun_of = (SELECT earlier.key FROM main.
 
 
 def copy_sessions(connection: Any, ids: str) -> None:
-    """Copy the sessions that a query gives, with their notebooks, where they are missing."""
+    """Copy the sessions that a query returns, with their notebooks, where missing."""
     needed = f"SELECT notebook_key FROM origin.sessions WHERE id IN ({ids})"
     connection.execute(
         f"""INSERT OR IGNORE INTO main.notebooks (path, last_number, created_at, uid)
         SELECT path, last_number, created_at, uid FROM origin.notebooks WHERE key IN ({needed})"""
     )
-    # A number is never used again, whatever the file says into which its task is copied.
+    # A number is never reused, whatever the target file says.
     connection.execute(
         f"""UPDATE main.notebooks AS here SET last_number = max(last_number, (
             SELECT there.last_number FROM origin.notebooks AS there WHERE there.uid = here.uid))
@@ -147,14 +147,14 @@ def _copy_belonging(connection: Any, table: str) -> None:
     )
 
 
-# Taking out.
+# Removing.
 
 
 def remove_tasks(database: Database, ids: Sequence[str]) -> None:
     """Remove tasks with all that belongs to them, a little at a time.
 
-    They are gone with the first step. What they have printed follows in slices, so that nobody who
-    prints meanwhile waits long; what a crash leaves of it, `remove_leftovers` removes.
+    The first step removes the tasks. Their output follows in slices, so that no printing task waits
+    long. `remove_leftovers` removes what a crash leaves.
     """
     for few in in_steps(ids, STEP_TASKS):
         keys = _remove_rows(database, few)
@@ -163,7 +163,7 @@ def remove_tasks(database: Database, ids: Sequence[str]) -> None:
 
 
 def in_steps(ids: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The ids or keys, a few at a time."""
+    """Return the ids or keys, a few at a time."""
     return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
@@ -190,7 +190,7 @@ def _remove_rows(database: Database, ids: Sequence[str]) -> list[int]:
 def _remove_outputs(database: Database, keys: Sequence[int]) -> None:
     marks = ", ".join("?" * len(keys))
     query = f"SELECT sequence, length(data) FROM outputs WHERE task_key IN ({marks}) LIMIT ?"
-    # Of these tasks: SQLite gives the key of a row that somebody has just removed to a new one.
+    # Of these tasks only: SQLite reuses the keys of rows that were just removed.
     remove = f"""DELETE FROM outputs WHERE task_key IN ({marks})
         AND sequence IN (SELECT value FROM json_each(?))"""
     while rows := database.rows(query, (*keys, SLICE_ROWS)):
@@ -199,13 +199,13 @@ def _remove_outputs(database: Database, keys: Sequence[int]) -> None:
 
 
 def _first(rows: Sequence[tuple[int, int]]) -> list[int]:
-    """The first of these pieces of output that are not too much to be removed at once."""
+    """Return the first of these pieces of output that are not too much to remove at once."""
     before = accumulate((size for _sequence, size in rows), initial=0)
     return [row[0] for row, size in zip(rows, before, strict=False) if size < SLICE_BYTES]
 
 
 def remove_leftovers(database: Database) -> None:
-    """Remove the outputs of tasks that are gone, which a crash may have left."""
+    """Remove the outputs of removed tasks, which a crash may have left."""
     query = "SELECT task_key FROM removed_tasks WHERE task_key NOT IN (SELECT key FROM tasks)"
     keys = [key for (key,) in database.rows(query)]
     for few in in_steps(keys, STEP_TASKS):
@@ -214,6 +214,6 @@ def remove_leftovers(database: Database) -> None:
 
 
 def _forget(database: Database, keys: Sequence[int]) -> None:
-    """Nothing is left of these tasks."""
+    """Record that nothing is left of these tasks."""
     marks = ", ".join("?" * len(keys))
     database.write(f"DELETE FROM removed_tasks WHERE task_key IN ({marks})", keys)

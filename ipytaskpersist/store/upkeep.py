@@ -1,13 +1,13 @@
-"""What keeps a store small: whose turn it is, how much is in use, and giving space back."""
+"""Keeping a store small: turns, space in use, and returning free space."""
 
 from __future__ import annotations
 
 import time
 
-from ipytaskpersist.store.database import Database
+from ipytaskpersist.store.file.database import Database
 
 IN = "taken in of"
-"""Before the name of a file stands how far one has come with it, where else stands a time."""
+"""Precedes a file's name in rows that hold a position in it instead of a time."""
 
 
 class Upkeep:
@@ -17,7 +17,7 @@ class Upkeep:
         self._database = database
 
     def claim(self, name: str, interval_s: float) -> bool:
-        """Take a turn. False when somebody took one in the last `interval_s` seconds."""
+        """Take a turn. Return False if one was taken in the last `interval_s` seconds."""
         now = time.time()
         cursor = self._database.write(
             """INSERT INTO upkeep (name, at) VALUES (?1, ?2)
@@ -28,22 +28,22 @@ class Upkeep:
         return bool(cursor.rowcount)
 
     def reached(self, name: str) -> int:
-        """How much of a file of this name has been taken in; 0 where that has not begun."""
+        """Return how much of the file with this name was applied; 0 before the first time."""
         row = self._database.row("SELECT at FROM upkeep WHERE name = ?", (f"{IN} {name}",))
         return 0 if row is None else int(row[0])
 
     def reach(self, name: str, position: int) -> None:
-        """Note how far one has come, in the caller's transaction."""
+        """Record how much was applied, in the caller's transaction."""
         self._database.write(
             "INSERT OR REPLACE INTO upkeep (name, at) VALUES (?, ?)", (f"{IN} {name}", position)
         )
 
     def forget(self, name: str) -> None:
-        """The file is gone."""
+        """Forget a removed file."""
         self._database.write("DELETE FROM upkeep WHERE name = ?", (f"{IN} {name}",))
 
     def used_bytes(self) -> int:
-        """How much of the file holds something, and how much the pickled results take."""
+        """Return the used part of the file plus the size of the pickled results."""
         (page,) = self._database.row("PRAGMA page_size")
         (pages,) = self._database.row("PRAGMA page_count")
         (free,) = self._database.row("PRAGMA freelist_count")
@@ -53,6 +53,6 @@ class Upkeep:
         return int(page * (pages - free) + results)
 
     def shrink(self) -> None:
-        """Give free pages back to the file system. Others wait meanwhile."""
+        """Return free pages to the file system. Others wait meanwhile."""
         self._database.execute("VACUUM")
         self._database.checkpoint()

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ipytaskpersist
-from ipytaskpersist import views
-from ipytaskpersist.records import TaskState
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.text import formatting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-STATIC = Path(ipytaskpersist.__file__).parent / "static"
+STATIC = Path(ipytaskpersist.__file__).parent / "panel" / "static"
 ADDRESS = "http://panel.test/"
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -80,7 +80,7 @@ class Panel:
         self.page.evaluate("(message) => window.say(message)", {"kind": kind, **content})
 
     def say_all(self, *tasks: dict[str, Any], **content: Any) -> None:
-        looks = {state.value: views.LOOKS[state].glyph for state in TaskState}
+        looks = {state.value: formatting.STATE_STYLES[state].glyph for state in TaskState}
         said = {"now": NOW, "everywhere": False, "looks": looks, "left_out": 0, "sessions": []}
         self.say("all", **{**said, "tasks": [*tasks], **content})
         self.page.wait_for_function(

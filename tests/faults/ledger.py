@@ -13,11 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist.archives import Archives
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.values.payloads import Payloads
 
 LEGAL = {
     "pending": {"running", "failed", "cancelled", "interrupted"},

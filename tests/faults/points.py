@@ -33,6 +33,7 @@ ROLES = {
     "session": "faults-session",
     "supervisor": "runners.supervisor",
     "child": "runners.child",
+    "fork server": "runners.fork_server",
     "notifier": "notifier",
     "upkeep": "upkeep",
     "command": "ipytaskpersist",
@@ -57,26 +58,29 @@ _WRITERS = ("kernel", "session", "supervisor", "command")
 _OWNERS = ("kernel", "session")
 _COMMAND = ("command",)
 _SUPERVISOR = ("supervisor",)
+_FORK_SERVER = ("fork server",)
 
 POINTS = {
     # Every transaction: it has the write lock, it has written, it has committed.
-    "transaction begun": Point("store.database", "Database.transaction", "begun", _WRITERS),
-    "transaction written": Point("store.database", "Database.transaction", "within", _WRITERS),
-    "transaction committed": Point("store.database", "Database.transaction", "after", _WRITERS),
+    "transaction begun": Point("store.file.database", "Database.transaction", "begun", _WRITERS),
+    "transaction written": Point("store.file.database", "Database.transaction", "within", _WRITERS),
+    "transaction committed": Point(
+        "store.file.database", "Database.transaction", "after", _WRITERS
+    ),
     # Statements that are a transaction of their own: states, single outputs, results.
-    "statement to run": Point("store.database", "Database.execute", "before", _WRITERS),
-    "statement run": Point("store.database", "Database.execute", "after", _WRITERS),
+    "statement to run": Point("store.file.database", "Database.execute", "before", _WRITERS),
+    "statement run": Point("store.file.database", "Database.execute", "after", _WRITERS),
     "output to write": Point("store.outputs", "Outputs.append", "before", _WRITERS[:3]),
     "output written": Point("store.outputs", "Outputs.append", "after", _WRITERS[:3]),
-    "log to copy": Point("store.database", "Database.checkpoint", "before", _WRITERS[:3]),
-    "log copied": Point("store.database", "Database.checkpoint", "after", _WRITERS[:3]),
+    "log to copy": Point("store.file.database", "Database.checkpoint", "before", _WRITERS[:3]),
+    "log copied": Point("store.file.database", "Database.checkpoint", "after", _WRITERS[:3]),
     # The life of a task.
     "session begun": Point("store.sessions", "Sessions.begin", "after", _OWNERS),
     "session to end": Point("store.sessions", "Sessions.end", "before", (*_OWNERS, "command")),
     "thread reserved": Point("runners.thread", "ThreadRunner.reserve", "after", _OWNERS),
     "task recorded": Point("store.tasks", "Tasks.insert", "after", _OWNERS),
     "task handed over": Point("runners.thread", "ThreadRunner.launch", "before", _OWNERS),
-    "task launched": Point("launcher", "Launcher.launch", "after", _OWNERS),
+    "task launched": Point("session.launcher", "Launcher.launch", "after", _OWNERS),
     "task begun": Point("store.tasks", "Tasks.start", "after", _OWNERS),
     "task to end": Point("store.tasks", "Tasks.end", "before", _WRITERS[:3]),
     "task ended": Point("store.tasks", "Tasks.end", "after", _WRITERS[:3]),
@@ -94,30 +98,39 @@ POINTS = {
     "supervisor left": Point("store.processes", "Supervisors.retire", "after", _SUPERVISOR),
     "tasks interrupted": Point("store.tasks", "Tasks.interrupt_session", "after", _COMMAND),
     "processes interrupted": Point("store.processes", "Processes.interrupt", "after", _COMMAND),
-    "environment left": Point("environments", "put", "after", _OWNERS),
-    "environment taken": Point("environments", "take", "after", _SUPERVISOR),
+    "environment left": Point("store.environments", "put", "after", _OWNERS),
+    "environment taken": Point("store.environments", "take", "after", _SUPERVISOR),
+    # A fork server, and the processes that it forks.
+    "fork asked for": Point("runners.fork_server", "ForkServer._fork", "before", _FORK_SERVER),
+    "process forked": Point(
+        "runners.fork_server", "ForkServer._wait_for_task", "before", _FORK_SERVER
+    ),
+    "process given": Point("runners.fork_server", "ForkServer._be_of", "before", _FORK_SERVER),
+    "process adopted": Point("runners.warm", "ForkServer.fork", "after", _SUPERVISOR),
     # Values in files.
-    "value to write": Point("payload", "_Hashing.write", "before", (*_OWNERS, "child")),
-    "payload written": Point("payload", "Payloads.prepare", "after", (*_OWNERS, "child")),
-    "payload to rename": Point("payload", "Payloads._sign", "after", (*_OWNERS, "child")),
-    "payload renamed": Point("payload", "Payloads.adopt", "after", (*_OWNERS, "child")),
-    "key to link": Point("payload", "os.link", "before", _OWNERS),
-    "key linked": Point("payload", "os.link", "after", _OWNERS),
+    "value to write": Point("values.payloads", "_Hashing.write", "before", (*_OWNERS, "child")),
+    "payload written": Point(
+        "values.payloads", "Payloads._write_bundle", "after", (*_OWNERS, "child")
+    ),
+    "payload to rename": Point("values.payloads", "Payloads._sign", "after", (*_OWNERS, "child")),
+    "payload renamed": Point("values.payloads", "Payloads.adopt", "after", (*_OWNERS, "child")),
+    "key to link": Point("values.payloads", "os.link", "before", _OWNERS),
+    "key linked": Point("values.payloads", "os.link", "after", _OWNERS),
     # Whole stores.
-    "migration begun": Point("store", "migrate", "before", _WRITERS),
-    "migration step": Point("store.migrations", "STEPS", "each", _WRITERS),
-    "migration written": Point("store", "migrate", "after", _WRITERS),
-    "backup written": Point("store", "make_durable", "after", _COMMAND),
-    "backup renamed": Point("store", "TaskStore.write_copy", "after", _COMMAND),
+    "migration begun": Point("store.task_store", "migrate", "before", _WRITERS),
+    "migration step": Point("store.file.migrations", "STEPS", "each", _WRITERS),
+    "migration written": Point("store.task_store", "migrate", "after", _WRITERS),
+    "backup written": Point("store.task_store", "make_durable", "after", _COMMAND),
+    "backup renamed": Point("store.task_store", "TaskStore.write_copy", "after", _COMMAND),
     "tasks to restore": Point("store.restoring", "_copy_of", "after", _COMMAND),
     "tasks restored": Point("store.restoring", "_replace", "after", _COMMAND),
     "export written": Point("commands.moving", "make_durable", "before", _COMMAND),
-    "archive copied": Point("archives", "copy_tasks", "after", _COMMAND),
-    "archive moved": Point("archives", "remove_tasks", "after", _COMMAND),
+    "archive copied": Point("history.archives", "copy_tasks", "after", _COMMAND),
+    "archive moved": Point("history.archives", "remove_tasks", "after", _COMMAND),
     "copy chosen": Point("store.transfer", "copy_chosen", "after", _COMMAND),
-    "rows saved": Point("store.repair", "salvage", "after", _COMMAND),
-    "store set aside": Point("store.repair", "move_log", "after", _COMMAND),
-    "store exchanged": Point("store.repair", "_exchange", "after", _COMMAND),
+    "rows saved": Point("store.file.repair", "salvage", "after", _COMMAND),
+    "store set aside": Point("store.file.repair", "move_log", "after", _COMMAND),
+    "store exchanged": Point("store.file.repair", "_exchange", "after", _COMMAND),
 }
 
 
@@ -140,9 +153,14 @@ NO_ROOM = "NOROOM"
 NO_ROOM_S = 2.0
 
 
-SETTINGS = {"log to copy": ("recorder", "CHECKPOINT_BYTES", 1)}
+SETTINGS: dict[str, tuple[str, str, float]] = {
+    "log to copy": ("output.recorder", "CHECKPOINT_BYTES", 1),
+}
 """What is set lower, so that a process comes to the point at all."""
 SETTINGS["log copied"] = SETTINGS["log to copy"]
+for _point, _place in POINTS.items():
+    if "fork server" in _place.roles or _point == "process adopted":
+        SETTINGS[_point] = ("runners.warm_starts", "BUSY_S", 0.0)
 
 
 class Fault(NamedTuple):
@@ -175,8 +193,9 @@ def arm() -> None:
     role = role_of(" ".join(sys.orig_argv))
     faults = [Fault.parse(text) for text in os.environ[ARMED].split(",")]
     trap = _Trap(Path(os.environ[FOLDER]), [fault for fault in faults if fault.role == role])
-    if trap.faults:
-        sys.meta_path.insert(0, _Finder(trap))
+    lowered = [SETTINGS[fault.point] for fault in faults if fault.point in SETTINGS]
+    if trap.faults or lowered:
+        sys.meta_path.insert(0, _Finder(trap, lowered))
 
 
 class _Trap:
@@ -211,7 +230,7 @@ class _Trap:
 
 def _launching_task() -> Any:
     """The task to be cancelled, if the calling thread is its own."""
-    active = sys.modules.get("ipytaskpersist.active")
+    active = sys.modules.get("ipytaskpersist.running.running_task")
     task = None if active is None else active.active_task.get()
     is_one = task is not None and task.record.name.startswith(LAUNCHER) and task.is_own_thread
     return task if is_one else None
@@ -244,10 +263,9 @@ def _let_files_grow() -> None:
 class _Finder:
     """Sees the modules with points in them imported."""
 
-    def __init__(self, trap: _Trap) -> None:
+    def __init__(self, trap: _Trap, lowered: list[tuple[str, str, float]]) -> None:
         self._trap = trap
         self._wanted = {_PACKAGE + POINTS[fault.point].module for fault in trap.faults}
-        lowered = [SETTINGS[fault.point] for fault in trap.faults if fault.point in SETTINGS]
         self._lowered = {_PACKAGE + module: (name, value) for module, name, value in lowered}
         self._wanted.update(self._lowered)
 

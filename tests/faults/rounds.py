@@ -14,20 +14,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kernels import until
+from layout import SCHEMAS
 
 from faults.ledger import Job, Ledger
 from faults.points import CANCEL, LAUNCHER, LAUNCHING, NO_ROOM, POINTS, Fault
 from faults.world import Actor, Gone, Said, World, quietly
-from ipytaskpersist import reconciling
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import TaskStore
-from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.runners import reconciling
+from ipytaskpersist.store.file.database import sqlite3
+from ipytaskpersist.store.task_store import TaskStore
 
-SCHEMAS = Path(__file__).parent.parent / "schemas"
 SIGNALS = (*["SIGKILL"] * 16, *["SIGTERM"] * 3, "SIGSTOP")
 """What happens to a process at random."""
 AT_POINTS = (*SIGNALS, *[NO_ROOM] * 4)
@@ -96,7 +95,7 @@ class Round:
         role = self.dice.choice(POINTS[point].roles)
         often = point.startswith(("transaction", "statement", "output"))
         hit = self.dice.randint(1, 12) if often and role != "command" else 1
-        choices = AT_POINTS if role in ("supervisor", "child") else INTERRUPTED
+        choices = AT_POINTS if role in ("supervisor", "child", "fork server") else INTERRUPTED
         fault = Fault(role, point, hit, self._signal(choices))
         self.tell(fault.text)
         return [fault], self._play_for(point, role)

@@ -13,7 +13,7 @@ from faults.__main__ import play_all
 from faults.points import POINTS
 
 SEED = "steady"
-ROUNDS = 30
+ROUNDS = 20
 TOGETHER = 10
 """Rounds a test."""
 AT_ONCE = 2

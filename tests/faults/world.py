@@ -25,7 +25,7 @@ from programs import environment
 
 import ipytaskpersist
 from faults.points import ARMED, FOLDER, Fault, role_of
-from ipytaskpersist.processes import MARK
+from ipytaskpersist.base.process_tree import MARK
 
 STOPPED_S = 30.0
 """How long a process is stopped."""

@@ -16,14 +16,17 @@ from typing import Any
 
 import sqlite_utils
 
-from ipytaskpersist import importing
-from ipytaskpersist.archives import Archives
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.recorder import Recorder
-from ipytaskpersist.recording import Recording
-from ipytaskpersist.records import OutputKind, TaskRecord, TaskState
-from ipytaskpersist.store import NewTask, TaskStore, database, repair, restoring, transfer
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
+from ipytaskpersist.history import importing
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.output.recorder import Recorder
+from ipytaskpersist.output.recording import Recording
+from ipytaskpersist.store import restoring, transfer
+from ipytaskpersist.store.file import database, repair
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask
+from ipytaskpersist.values.payloads import Payloads
 
 transfer.PAUSE_S = 0
 PRELOADED = (repair, sqlite_utils)

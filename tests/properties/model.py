@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
-from ipytaskpersist.records import RESTORED, STREAM_KINDS, OutputKind, Progress, TaskState
+from ipytaskpersist.base.records import RESTORED, STREAM_KINDS, OutputKind, Progress, TaskState
 
 PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, INTERRUPTED = TaskState
 LEGAL = {(PENDING, RUNNING), (RUNNING, COMPLETED)} | {

@@ -14,16 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipytaskpersist import exporting, importing
-from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.exporting import Export
-from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
-from ipytaskpersist.importing import Report
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.pages import page
-from ipytaskpersist.recorder import Recorder
-from ipytaskpersist.recording import Recording
-from ipytaskpersist.records import (
+from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
+from ipytaskpersist.base.records import (
     STREAM_KINDS,
     Options,
     OutputKind,
@@ -32,7 +24,16 @@ from ipytaskpersist.records import (
     TaskRecord,
     TaskState,
 )
-from ipytaskpersist.store import NewProcess, NewTask, Selection
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.history import exporting, importing
+from ipytaskpersist.history.export_page import page
+from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.history.importing import Report
+from ipytaskpersist.output.recorder import Recorder
+from ipytaskpersist.output.recording import Recording
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.processes import NewProcess
+from ipytaskpersist.store.tasks import NewTask, Selection
 from properties.model import Known, imported
 from properties.profiles import tried
 from properties.test_output_round_trips import Event, histories
@@ -58,8 +59,11 @@ class Place:
     def export(self, form: Callable[[Export], Iterator[bytes]]) -> bytes:
         """All tasks, archived or not, as a file."""
         selection = Selection()
-        tasks = [*self.manager.select_archived(selection), *self.store.tasks.select(selection)]
-        return b"".join(form(Export(self.manager, tasks)))
+        tasks = [
+            *self.manager.tasks.select_archived(selection),
+            *self.store.tasks.select(selection),
+        ]
+        return b"".join(form(Export(self.manager.archives, self.manager.payloads, tasks)))
 
     def take(self, content: bytes) -> Report:
         """Import a file."""
@@ -183,7 +187,7 @@ def _make(
     if each["progress"] is not None:
         recording.progress(each["progress"])
     assert recorder.change(recording.finish, 60)
-    recorder.recordings.discard(recording)
+    recorder.discard(recording)
     if state is TaskState.RUNNING:
         return
     if each["result"] is not None:

@@ -15,16 +15,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ipytaskpersist import outputs
-from ipytaskpersist.harmless import harmless_output
-from ipytaskpersist.identity import session_identity
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.recorder import Recorder
-from ipytaskpersist.recording import CUT, LIMITED, Recording, encode, encode_content
-from ipytaskpersist.records import STREAM_KINDS, OutputKind, OutputRecord
-from ipytaskpersist.store import NewTask, TaskStore
-from ipytaskpersist.store.chunks import WORTH_COMPRESSING_BYTES, pack, unpack
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, OutputRecord
+from ipytaskpersist.output import replay
+from ipytaskpersist.output.recorder import Recorder
+from ipytaskpersist.output.recording import CUT, LIMITED, Recording
+from ipytaskpersist.session.notebook_identity import session_identity
+from ipytaskpersist.store.compression import WORTH_COMPRESSING_BYTES, pack, unpack
 from ipytaskpersist.store.outputs import LINE_BYTES
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask
+from ipytaskpersist.text.encoding import encode, encode_content
+from ipytaskpersist.text.sanitized_html import harmless_output
 from properties.profiles import tried
 from properties.texts import any_bytes, any_text, cut_bytes, json_values, places
 from properties.world import folder
@@ -71,7 +73,7 @@ class Desk:
             else:
                 recording.add(*event)
         self.flush()
-        self._recorder.recordings.discard(recording)
+        self._recorder.discard(recording)
         assert self.warnings == []
         return key, recording
 
@@ -201,7 +203,7 @@ def test_streams_come_back_byte_for_byte_and_in_order(desk: Desk, events: list[E
     assert joined(desk.store.outputs.of(key)) == written
     backwards = [*desk.store.outputs.backwards(key)]
     assert backwards[::-1] == [*desk.store.outputs.of(key)]
-    assert b"".join(outputs.stream_bytes(desk.store, key)) == b"".join(
+    assert b"".join(replay.stream_bytes(desk.store, key)) == b"".join(
         data for _kind, data in written
     )
     for kind in STREAM_KINDS:
@@ -296,15 +298,15 @@ def test_head_and_tail_of_all_streams_are_parts_of_the_whole(
     whole = b"".join(data for _kind, data in in_order(events))
     lines = _by_feeds(whole)
     store = desk.store
-    head = b"".join(outputs.stream_bytes(store, key, outputs.Cut(STREAM_KINDS, head=count)))
-    tail = b"".join(outputs.stream_bytes(store, key, outputs.Cut(STREAM_KINDS, tail=count)))
+    head = b"".join(replay.stream_bytes(store, key, replay.Cut(STREAM_KINDS, head=count)))
+    tail = b"".join(replay.stream_bytes(store, key, replay.Cut(STREAM_KINDS, tail=count)))
     assert head == b"".join(lines[:count])
     assert tail == b"".join(lines[-count:] if count else [])
     for kind in STREAM_KINDS:
         own = _by_feeds(b"".join(data for each, data in in_order(events) if each is kind))
         for which, kept in (("head", own[:count]), ("tail", own[-count:] if count else [])):
-            one = outputs.Cut((kind,), **{which: count})
-            assert b"".join(outputs.stream_bytes(store, key, one)) == b"".join(kept)
+            one = replay.Cut((kind,), **{which: count})
+            assert b"".join(replay.stream_bytes(store, key, one)) == b"".join(kept)
 
 
 @tried(40)
@@ -313,17 +315,17 @@ def test_head_and_tail_of_what_is_shown_are_parts_of_it(
     desk: Desk, events: list[Event], count: int
 ) -> None:
     key, _recording = desk.record(events)
-    whole = _entries(outputs.of_task(desk.store, key))
-    head = _entries(outputs.of_task(desk.store, key, outputs.Cut(head=count)))
-    tail = _entries(outputs.of_task(desk.store, key, outputs.Cut(tail=count)))
+    whole = _entries(replay.of_task(desk.store, key))
+    head = _entries(replay.of_task(desk.store, key, replay.Cut(head=count)))
+    tail = _entries(replay.of_task(desk.store, key, replay.Cut(tail=count)))
     assert _flat(head) == _flat(whole)[: len(_flat(head))]
     assert _flat(tail) == _flat(whole)[len(_flat(whole)) - len(_flat(tail)) :] or _cut_character(
         events
     )
     everything = 10_000
-    all_of_it = _entries(outputs.of_task(desk.store, key, outputs.Cut(head=everything)))
+    all_of_it = _entries(replay.of_task(desk.store, key, replay.Cut(head=everything)))
     assert _flat(all_of_it) == _flat(whole)
-    all_of_it = _entries(outputs.of_task(desk.store, key, outputs.Cut(tail=everything)))
+    all_of_it = _entries(replay.of_task(desk.store, key, replay.Cut(tail=everything)))
     assert _flat(all_of_it) == _flat(whole)
 
 
@@ -347,7 +349,7 @@ def _is_utf_8(data: bytes) -> bool:
 
 
 def _entries(found: Any) -> list[dict[str, Any]]:
-    return outputs.merge_streams(found)
+    return replay.merge_streams(found)
 
 
 def _flat(found: list[dict[str, Any]]) -> list[Any]:
@@ -365,7 +367,7 @@ def _flat(found: list[dict[str, Any]]) -> list[Any]:
 @given(events=histories)
 def test_what_is_followed_is_what_was_printed(desk: Desk, events: list[Event]) -> None:
     """Whoever looks now and then sees every piece once, in order, and text that is not broken."""
-    follower, seen, after = outputs.Follower(), [], 0
+    follower, seen, after = replay.Follower(), [], 0
 
     def look(key: int) -> None:
         nonlocal after
@@ -391,7 +393,7 @@ def test_what_is_followed_is_what_was_printed(desk: Desk, events: list[Event]) -
 def test_the_last_lines_are_visible_lines(desk: Desk, events: list[Event]) -> None:
     key, _recording = desk.record(events)
     for count in (1, 3, 50):
-        lines = outputs.last_lines(desk.store, key, count)
+        lines = replay.last_lines(desk.store, key, count)
         assert len(lines) <= count
         assert all(line.strip() and "\n" not in line and "\x1b" not in line for line in lines)
 
@@ -402,9 +404,9 @@ def test_the_last_lines_are_visible_lines(desk: Desk, events: list[Event]) -> No
 @tried(40)
 @given(any_bytes, places)
 def test_bytes_cut_anywhere_are_the_same_text(data: bytes, at: list[int]) -> None:
-    resolver, follower, texts = outputs.Resolver(), outputs.Follower(), []
+    resolver, follower, texts = replay.Resolver(), replay.Follower(), []
     for place, piece in enumerate(cut_bytes(data, at)):
-        record = OutputRecord(place, STDOUT, outputs.NO_TIME, piece, 0)
+        record = OutputRecord(place, STDOUT, replay.NO_TIME, piece, 0)
         resolver.add(record)
         texts.append(follower.output(record)["text"])
     texts += [output["text"] for output in follower.finish()]
@@ -421,9 +423,9 @@ def test_bytes_cut_anywhere_are_the_same_text(data: bytes, at: list[int]) -> Non
 def test_any_output_is_valid_in_a_notebook(desk: Desk, events: list[Event]) -> None:
     key, _recording = desk.record(events)
     for found in (
-        outputs.of_task(desk.store, key),
-        outputs.resolve(desk.store.outputs.of(key)),
-        map(harmless_output, outputs.of_task(desk.store, key)),
+        replay.of_task(desk.store, key),
+        replay.resolve(desk.store.outputs.of(key)),
+        map(harmless_output, replay.of_task(desk.store, key)),
     ):
-        for output in outputs.as_nbformat(outputs.merge_streams(found)):
+        for output in replay.as_nbformat(replay.merge_streams(found)):
             nbformat.validate(output, ref="output", version=4, version_minor=5)

@@ -15,15 +15,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from traitlets.config import Config
 
-from ipytaskpersist import documents, durations, places, references, searching, settings
-from ipytaskpersist.archives import Archives
+from ipytaskpersist.base.legible import legible_lines
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
+from ipytaskpersist.base.records import OutputKind
 from ipytaskpersist.errors import BackgroundError, InvalidRequest, InvalidSetting
-from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.records import OutputKind
-from ipytaskpersist.safetext import legible_lines
-from ipytaskpersist.store import NewOutput, NewTask, Selection, TaskStore
+from ipytaskpersist.history import documents, search_query, text_search
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.notify import targets
+from ipytaskpersist.session import finding, settings
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.outputs import NewOutput
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask, Selection
+from ipytaskpersist.text import durations
 from properties.profiles import tried
 from properties.texts import any_text, json_values
 from properties.world import folder
@@ -107,7 +112,7 @@ def test_a_reference_means_a_task_or_nothing(store: TaskStore, reference: str) -
     key = store.sessions.notebooks()[0].key
     text = reference.strip()
     try:
-        found = references.find(store, key, reference)
+        found = finding.find(store, key, reference)
     except BackgroundError as error:
         assert text not in NAMES
         assert_one_line(error, reference)
@@ -119,9 +124,9 @@ def test_a_reference_means_a_task_or_nothing(store: TaskStore, reference: str) -
             or text.startswith("-")
         )
     for look in (
-        lambda: references.find_archived(store, key, reference),
-        lambda: references.find_session(store, reference),
-        lambda: references.session_meant(store, reference),
+        lambda: finding.find_archived(store, key, reference),
+        lambda: finding.find_session(store, reference),
+        lambda: finding.session_meant(store, reference),
         lambda: store.tasks.named(key, reference, 5),
         lambda: store.tasks.tags(reference, 5),
         lambda: store.sessions.beginning(reference, 5),
@@ -137,7 +142,7 @@ def test_a_reference_means_a_task_or_nothing(store: TaskStore, reference: str) -
 def test_tags_are_kept_as_they_are_or_refused(store: TaskStore, tags: list[str]) -> None:
     task = store.tasks.select(Selection())[0]
     try:
-        references.check_tags(tags)
+        finding.check_tags(tags)
     except InvalidRequest as error:
         assert_one_line(error)
         return
@@ -161,9 +166,9 @@ def test_whatever_is_searched_for_is_searched_or_refused(
 ) -> None:
     with closing(Archives(store)) as archives:
         try:
-            query = searching.parse(arguments)
-            found = searching.search(
-                store, archives, query, searching.Scope(), lambda _done, _total: None
+            query = search_query.parse(arguments)
+            found = text_search.search(
+                store, archives, query, search_query.Scope(), lambda _done, _total: None
             )
         except BackgroundError as error:
             assert_one_line(error)
@@ -178,11 +183,11 @@ def test_whatever_is_searched_for_is_searched_or_refused(
 @example(notebook="~\0")
 @example(notebook="~nobody-has-this-name")
 def test_a_search_in_a_notebook_that_there_is_not_says_so(store: TaskStore, notebook: str) -> None:
-    scope = searching.Scope(notebook=notebook)
+    scope = search_query.Scope(notebook=notebook)
     with closing(Archives(store)) as archives:
         try:
-            searching.search(
-                store, archives, searching.parse(["loss"]), scope, lambda _done, _total: None
+            text_search.search(
+                store, archives, search_query.parse(["loss"]), scope, lambda _done, _total: None
             )
         except BackgroundError as error:
             assert_one_line(error, notebook)
@@ -285,8 +290,8 @@ def test_a_password_in_a_place_is_never_shown(secret: str, schema: str, more: st
         f"{more}:{secret}",
     ):
         if not (place.startswith(("mailto://", "json://")) and "@" not in place):
-            assert secret not in places.masked(place) or more.startswith(secret)
-        assert places.masked(place) is not None
+            assert secret not in targets.masked(place) or more.startswith(secret)
+        assert targets.masked(place) is not None
 
 
 # Files.

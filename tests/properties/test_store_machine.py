@@ -19,20 +19,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ipytaskpersist import importing, searching
-from ipytaskpersist.archives import Archives
-from ipytaskpersist.errors import (
-    AlreadyRunAgain,
-    AmbiguousReference,
-    InvalidRequest,
-    TaskNotFound,
-)
-from ipytaskpersist.exporting import Export
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.recording import encode_content
-from ipytaskpersist.records import LIVE_STATES, Options, OutputKind, Progress, TaskState
-from ipytaskpersist.store import NewProcess, NewTask, Selection, TaskStore, restoring, transfer
+from ipytaskpersist.base.records import LIVE_STATES, Options, OutputKind, Progress, TaskState
+from ipytaskpersist.errors import AlreadyRunAgain, AmbiguousReference, InvalidRequest, TaskNotFound
+from ipytaskpersist.history import importing, search_query, text_search
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.store import restoring, transfer
+from ipytaskpersist.store.processes import NewProcess
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask, Selection
 from ipytaskpersist.store.transfer import remove_leftovers
+from ipytaskpersist.text.encoding import encode_content
+from ipytaskpersist.values.payloads import Payloads
 from properties.model import LEGAL, Ambiguous, Known, Model, Session, imported
 from properties.profiles import is_thorough, tried
 from properties.world import Killer, Owner, Templates, World, folder, now, observed
@@ -159,7 +157,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def refreshed(self) -> None:
         """What the commands do first: find out what is gone."""
-        self.world.manager.reconcile()
+        self.world.manager.runners.reconcile()
         self.model.reconcile()
 
     # Sessions.
@@ -281,11 +279,11 @@ class StoreMachine(RuleBasedStateMachine):
         tasks = [task for task in self.tasks() if task.session == session.id]
         if any(task.is_live for task in tasks):
             with pytest.raises(InvalidRequest):
-                self.world.manager.delete_session(record)
+                self.world.manager.changes.delete_session(record)
             return
         if session.id in self.world.supervisors:
             self.world.supervisors.pop(session.id)[1].kill()
-        self.world.manager.delete_session(record)
+        self.world.manager.changes.delete_session(record)
         self.model.delete_session(session)
 
     # Tasks.
@@ -436,7 +434,7 @@ class StoreMachine(RuleBasedStateMachine):
         said = Progress(float(done), None if total is None else float(total), "steps")
         recording = owner.recording(self.key(task.id))
         recording.progress(said)
-        assert owner.recorder.change(recording.tell_progress, 60)
+        assert owner.recorder.change(recording.save_progress, 60)
         self.model.change(task.id, lambda each: replace(each, progress=said))
 
     @rule(pick=picks, end=ends)
@@ -482,7 +480,7 @@ class StoreMachine(RuleBasedStateMachine):
         task = self.task(pick)
         if task is None:
             return
-        assert self.world.manager.cancel(self.world.record(task.id)) is task.is_live
+        assert self.world.manager.changes.cancel(self.world.record(task.id)) is task.is_live
         if task.is_live:
             self.model.change(task.id, lambda each: replace(each, is_cancel_asked=True))
 
@@ -526,9 +524,9 @@ class StoreMachine(RuleBasedStateMachine):
         live = [each for each in ids if self.model.everything()[each].is_live]
         if live:
             with pytest.raises(InvalidRequest):
-                self.world.manager.delete(self.world.records(ids))
+                self.world.manager.changes.delete(self.world.records(ids))
         else:
-            self.world.manager.delete(self.world.records(ids))
+            self.world.manager.changes.delete(self.world.records(ids))
             self.model.delete(ids)
 
     def ended(self, pick: int, count: int) -> list[str]:
@@ -583,7 +581,12 @@ class StoreMachine(RuleBasedStateMachine):
     def export(self, pick: int, count: int, form: Any) -> None:
         everything = sorted(self.model.everything())
         ids = everything[pick % (len(everything) + 1) :][:count]
-        path, export = self.new_file(".jsonl"), Export(self.world.manager, self.world.records(ids))
+        path, export = (
+            self.new_file(".jsonl"),
+            Export(
+                self.world.manager.archives, self.world.manager.payloads, self.world.records(ids)
+            ),
+        )
         path.write_bytes(b"".join(form(export)))
         assert export.count == len(ids)
         model = self.model.copy()
@@ -790,21 +793,21 @@ class StoreMachine(RuleBasedStateMachine):
             expected = self.model.meant(notebook, text or "-1")
         except Ambiguous:
             with pytest.raises(AmbiguousReference):
-                self.world.manager.find(text or None)
+                self.world.manager.tasks.find(text or None)
             return
         if expected is None:
             with pytest.raises(TaskNotFound):
-                self.world.manager.find(text or None)
+                self.world.manager.tasks.find(text or None)
         else:
-            assert self.world.manager.find(text or None).id == expected
+            assert self.world.manager.tasks.find(text or None).id == expected
 
     @rule(word=words)
     def search(self, word: str) -> None:
-        found = searching.search(
+        found = text_search.search(
             self.store,
             self.world.archives,
-            searching.parse([word]),
-            searching.Scope(archived=True, limit=1000),
+            search_query.parse([word]),
+            search_query.Scope(archived=True, limit=1000),
             lambda _done, _total: None,
         )
         expected = {task.id for task in self.model.everything().values() if task.says(word)}
@@ -863,7 +866,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert tasks.count(selection) == len(shown)
             live = [each for each in own if each.is_live]
             assert tasks.count(Selection(key, LIVE_STATES)) == len(live)
-            assert len(tasks.live_keys(key)) == len(tasks.live(key)) == len(live)
+            assert len(tasks.live(key)) == len(live)
             kept = [each for each in own if "keep" in each.tags]
             assert tasks.count(Selection(key, tags=["keep"])) == len(kept)
             interrupted = [task.id for task in tasks.interrupted(key)]

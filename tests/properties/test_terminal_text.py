@@ -7,31 +7,34 @@ import json
 import math
 import re
 from datetime import UTC, datetime
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from html5 import has_more_than_is_kept
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from tqdm import tqdm
 
-from ipytaskpersist import bars, console, hits, searching, views
-from ipytaskpersist.ansi import SEQUENCE, Colours
-from ipytaskpersist.harmless import KEPT, harmless_html
-from ipytaskpersist.plaintext import as_shown, distinct_words, fold, words
-from ipytaskpersist.records import Progress, TaskRecord, TaskState, from_timestamp
-from ipytaskpersist.safetext import (
+from ipytaskpersist.base.legible import (
     LEFT_TO_RIGHT_MARK,
     MARKS_AT_MOST,
-    Passage,
     kept_apart,
     legible,
     legible_lines,
 )
-from ipytaskpersist.screen import (
+from ipytaskpersist.base.records import Progress, TaskRecord, TaskState, from_timestamp
+from ipytaskpersist.display import console, search_results
+from ipytaskpersist.display.listing import Listing, list_html
+from ipytaskpersist.display.tables import fit, progress_text, task_table
+from ipytaskpersist.history import search_query
+from ipytaskpersist.text import progress_bars
+from ipytaskpersist.text.colours import SEQUENCE, Colours
+from ipytaskpersist.text.sanitized_html import KEPT, harmless_html
+from ipytaskpersist.text.screen import (
     LINE_CHARACTERS,
     ROWS_BELOW,
     TAIL_CHARACTERS,
@@ -39,7 +42,8 @@ from ipytaskpersist.screen import (
     LastLine,
     visible_lines,
 )
-from ipytaskpersist.terminal import fit, progress_text, task_table
+from ipytaskpersist.text.search_words import as_shown, distinct_words, fold, words
+from ipytaskpersist.text.terminal_filter import TerminalFilter
 from properties.profiles import tried
 from properties.texts import any_bytes, any_text, cut, places, terminal_texts
 
@@ -220,7 +224,7 @@ def test_a_word_that_is_printed_is_found_by_the_same_word(
     text = "".join(word + between[place % 20] + " " for place, word in enumerate(printed))
     found = set(distinct_words(text.encode()).split())
     for word in printed:
-        (term,) = searching.parse([word]).terms
+        (term,) = search_query.parse([word]).terms
         assert set(term.words) <= found
         matched = [fold(text)[begin:end] for begin, end in term.places(fold(text))]
         assert matched
@@ -294,7 +298,7 @@ def parts(text: str) -> list[str]:
 def test_what_is_let_through_moves_only_within_its_own_lines(
     text: str, at: list[int], styled: bool, moving: bool
 ) -> None:
-    passage = Passage(styled=styled, moving=moving)
+    passage = TerminalFilter(styled=styled, moving=moving)
     passed = "".join(map(passage.let_through, cut(text, at))) + passage.finish()
     row = below = 0
     is_coloured = False
@@ -316,7 +320,7 @@ def test_what_is_let_through_moves_only_within_its_own_lines(
 @tried(40)
 @given(terminal_texts, places)
 def test_it_does_not_matter_in_which_pieces_a_text_is_let_through(text: str, at: list[int]) -> None:
-    whole, pieces = Passage(), Passage()
+    whole, pieces = TerminalFilter(), TerminalFilter()
     at_once = whole.let_through(text) + whole.finish()
     assert "".join(map(pieces.let_through, cut(text, at))) + pieces.finish() == at_once
 
@@ -324,7 +328,7 @@ def test_it_does_not_matter_in_which_pieces_a_text_is_let_through(text: str, at:
 @tried(40)
 @given(terminal_texts)
 def test_what_was_let_through_is_let_through_again(text: str) -> None:
-    first, second = Passage(), Passage()
+    first, second = TerminalFilter(), TerminalFilter()
     passed = first.let_through(text)
     assert second.let_through(passed) == passed
 
@@ -333,7 +337,7 @@ def test_what_was_let_through_is_let_through_again(text: str) -> None:
 @given(terminal_texts)
 def test_the_text_itself_is_let_through(text: str) -> None:
     plain = re.sub("[\x00-\x09\x0b-\x1f\x7f-\x9f]", "", text)
-    passage = Passage()
+    passage = TerminalFilter()
     assert passage.let_through(plain) + passage.finish() == plain
 
 
@@ -341,15 +345,15 @@ def test_the_text_itself_is_let_through(text: str) -> None:
 
 
 @tried(40)
-@given(any_text | st.from_regex(bars.BAR) | st.from_regex(bars.COUNTER))
+@given(any_text | st.from_regex(progress_bars.BAR) | st.from_regex(progress_bars.COUNTER))
 def test_a_line_shows_a_progress_that_makes_sense_or_none(line: str) -> None:
-    found = bars.of_line(line)
+    found = progress_bars.of_line(line)
     if found is None:
         return
     assert math.isfinite(found.done)
     assert found.done >= 0
     assert found.total is None or (found.total > 0 and math.isfinite(found.total))
-    assert len(found.text) <= bars.TEXT_CHARACTERS
+    assert len(found.text) <= progress_bars.TEXT_CHARACTERS
     assert found.fraction is None or 0 <= found.fraction <= 1
     json.dumps(found.as_json(), allow_nan=False)
     assert cell_len(progress_text(found)) <= 40
@@ -363,7 +367,7 @@ def test_a_line_shows_a_progress_that_makes_sense_or_none(line: str) -> None:
 def test_a_bar_of_tqdm_is_understood(done: int, total: int | None, text: str, unit: str) -> None:
     done = done if total is None else min(done, total)
     line = tqdm.format_meter(done, total, 1.5, ncols=70, prefix=text, unit=unit)
-    found = bars.of_line(line)
+    found = progress_bars.of_line(line)
     expected = None if total is None else float(total)
     assert found == Progress(float(done), expected, text)
 
@@ -431,6 +435,7 @@ def test_html_made_harmless_has_only_what_shows(html: str) -> None:
         assert attributes.keys() <= {"colspan", "rowspan"}
         assert all(value.isdecimal() for value in attributes.values())
     assert harmless_html(made) == made
+    assert not has_more_than_is_kept(made)
 
 
 @tried(40)
@@ -440,8 +445,8 @@ def test_marked_text_says_the_same(text: str, spans: list[tuple[int, int]]) -> N
     for begin, length in sorted(spans):
         if begin >= done and begin + length <= len(text):
             matches.append((begin, done := begin + length))
-    assert unescape(re.sub("</?mark>", "", hits.marked(text, matches))) == unescape(
-        re.sub("</?mark>", "", views.escape(text))
+    assert unescape(re.sub("</?mark>", "", search_results.marked(text, matches))) == unescape(
+        re.sub("</?mark>", "", escape(text))
     )
 
 
@@ -481,7 +486,7 @@ def test_a_list_is_as_wide_as_the_terminal_and_one_line_for_each_task(
     listed: list[TaskRecord], every_notebook: bool, width: int
 ) -> None:
     assume(all(len(str(task.number)) < 10 for task in listed))
-    listing = views.Listing(listed, len(listed), every_notebook, NOW)
+    listing = Listing(listed, len(listed), every_notebook, NOW)
     target = io.StringIO()
     output = Console(file=target, width=width, color_system=None, force_jupyter=False)
     for renderable in task_table(listing):
@@ -498,7 +503,7 @@ def test_a_list_is_as_wide_as_the_terminal_and_one_line_for_each_task(
 def test_a_list_for_a_notebook_is_html_that_does_nothing(
     listed: list[TaskRecord], every_notebook: bool
 ) -> None:
-    tags = Tags(views.list_html(views.Listing(listed, len(listed), every_notebook, NOW)))
+    tags = Tags(list_html(Listing(listed, len(listed), every_notebook, NOW)))
     assert tags.open == []
     for _tag, attributes in tags.tags:
         assert not [name for name in attributes if name.startswith(("on", "href", "src"))]

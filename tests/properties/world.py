@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import ipytaskpersist
-from ipytaskpersist.identity import ProcessIdentity, SessionIdentity
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.recorder import Recorder
-from ipytaskpersist.recording import Recording
-from ipytaskpersist.records import STREAM_KINDS, TaskRecord
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
+from ipytaskpersist.base.records import STREAM_KINDS, TaskRecord
+from ipytaskpersist.output.recorder import Recorder
+from ipytaskpersist.output.recording import Recording
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 from properties import dying
 from properties.model import Known, joined
 

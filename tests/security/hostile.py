@@ -10,10 +10,12 @@ from pathlib import Path
 
 from histories import add_task, begin_session
 
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.recording import encode_content
-from ipytaskpersist.records import Options, OutputKind, Progress, ResultRecord, TaskState
-from ipytaskpersist.store import NewOutput, NewProcess, TaskStore
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import Options, OutputKind, Progress, ResultRecord, TaskState
+from ipytaskpersist.store.outputs import NewOutput
+from ipytaskpersist.store.processes import NewProcess
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.text.encoding import encode_content
 
 STEERING = (
     "\x1b]0;title\x07 \x1b]52;c;cm0gLXJm\x07 \x1b[2J\x1b[H \x1bc \x1b[?1049h \x1bP+q544e\x1b\\"

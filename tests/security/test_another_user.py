@@ -24,12 +24,13 @@ import pytest
 from histories import add_task, begin_session
 from kernels import NotebookKernel, end_processes_of, until
 
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.errors import StoreError
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.values.payloads import Payloads
 
 if sys.platform == "win32" or os.getuid() != 0:
     pytest.skip("only an administrator can become another user", allow_module_level=True)

@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from ipytaskpersist import ansi, outputs, plaintext, safetext, screen
-from ipytaskpersist.harmless import CHARACTERS_AT_MOST, harmless_html
+from ipytaskpersist.base.records import OutputKind, OutputRecord
+from ipytaskpersist.base.widget_marks import moving
+from ipytaskpersist.history.search_query import parse
+from ipytaskpersist.history.text_search import _Reader
+from ipytaskpersist.output import replay
 from ipytaskpersist.panel import selected
-from ipytaskpersist.records import OutputKind, OutputRecord
-from ipytaskpersist.searching import _Reader, parse
-from ipytaskpersist.store.search import Passage
-from ipytaskpersist.widgetmarks import moving
+from ipytaskpersist.store.search_index import Passage
+from ipytaskpersist.text import colours, screen, search_words, terminal_filter
+from ipytaskpersist.text.sanitized_html import CHARACTERS_AT_MOST, harmless_html
 
 SHORT, LONG = 10_000, 50_000
 """Characters. What takes time for the square of them takes 25 times as long for the second."""
@@ -29,6 +31,7 @@ PIECES = [
     "<div>", "<b>", "</b>", "<td colspan=2>", "<td><table>", "<p><b>x", '<a b="', "<a b='", "<a b=",
     "<a =", "<a/", "<script>", "<script", "<script></script ", "<svg>", "<title>", "<style><!--",
     "<a b =     ", " a", "<tr><td>1</td></tr>", "<a \"'>",
+    "<ul><li>", "<p><b id=1>", "<table><p>x</p>", "<p>x</p>", "</p>x",
     "\x1b[", "\x1b", "\x1b]", "\x1b]0;", "\x1b[1", "\x1b[;", "\x1b[1mx", "\x1b[38;5;1", "\x1bP",
     "\x9b", "\x1b(", "1;", "\r", "ab\r", "x\b", "\x1b[5C", "\x1b[5Cx", "\x1b[A", "\n\x1b[A",
     "\x1b[K", "x\x1b[1K", "\x1b[2J", "\x1b[1000Cx\r", "\t", "\tx", "a\u0301", "\u0301", "\u200f",
@@ -37,7 +40,7 @@ PIECES = [
 
 
 def through(text: str) -> str:
-    passage = safetext.Passage()
+    passage = terminal_filter.TerminalFilter()
     return passage.let_through(text) + passage.finish()
 
 
@@ -46,8 +49,8 @@ def lines(text: str) -> list[str]:
 
 
 WAYS: list[Callable[[str], object]] = [
-    harmless_html, lambda text: ansi.Colours().html(text), screen.visible_lines, lines, through,
-    plaintext.as_shown,
+    harmless_html, lambda text: colours.Colours().html(text), screen.visible_lines, lines, through,
+    search_words.as_shown,
 ]  # fmt: skip
 
 
@@ -106,7 +109,7 @@ def test_many_records_take_time_for_their_number_alone() -> None:
         [shown for _ in many] + [each for one in cleared for each in (printed, one)],
         [update] + [printed for _ in range(40_000)],
     ):
-        assert seconds(partial(outputs.resolve, records(shape))) < 4
+        assert seconds(partial(replay.resolve, records(shape))) < 4
 
 
 def test_a_long_line_with_a_word_many_times_is_found_once() -> None:

@@ -14,14 +14,16 @@ from histories import add_task, begin_session
 from kernels import NotebookKernel, until
 from programs import run_command
 
-from ipytaskpersist import doctor, problems
-from ipytaskpersist.archives import Archives
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.private_files import is_own, make_private, open_own, open_private
+from ipytaskpersist.doctor import report
 from ipytaskpersist.errors import StoreError
-from ipytaskpersist.paths import StateDirectory, is_own, make_private, open_own, open_private
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.store import TaskStore
-from ipytaskpersist.store.database import sqlite3
-from ipytaskpersist.store.search import SearchIndex
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.store import problems
+from ipytaskpersist.store.file.database import sqlite3
+from ipytaskpersist.store.search_index import SearchIndex
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.values.payloads import Payloads
 
 if sys.platform == "win32":
     pytest.skip("Windows has no such modes", allow_module_level=True)
@@ -272,7 +274,7 @@ def test_the_doctor_sees_a_folder_above_that_others_can_write_to(
     above.mkdir()
     above.chmod(mode)
     found = [
-        f for f in doctor.examine(StateDirectory(above / "state")) if f.check == "folders above"
+        f for f in report.examine(StateDirectory(above / "state")) if f.check == "folders above"
     ]
     assert [finding.level for finding in found] == ["warning"] * warns
     assert all(str(above) in finding.message for finding in found)

@@ -16,16 +16,21 @@ import pytest
 from histories import add_task, begin_session
 from kernels import NotebookKernel, until
 
-from ipytaskpersist import doctor, environments, postmortem, secretnames
-from ipytaskpersist.documents import parsed, task_document, task_of
-from ipytaskpersist.exporting import Export
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.pages import page
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.reconciling import forget_environments
-from ipytaskpersist.records import Options
-from ipytaskpersist.store import NewProcess, NewTask, Selection, TaskStore
+from ipytaskpersist.base import redaction
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import Options
+from ipytaskpersist.capture import post_mortem
+from ipytaskpersist.doctor import report
+from ipytaskpersist.history.documents import parsed, task_document, task_of
+from ipytaskpersist.history.export_page import page
+from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.runners.reconciling import forget_environments
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store import environments
 from ipytaskpersist.store.exporting import task as portable
+from ipytaskpersist.store.processes import NewProcess
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask, Selection
 from ipytaskpersist.store.transfer import remove_tasks
 
 VALUE = "hunter2-" + "z9" * 12
@@ -35,7 +40,7 @@ VALUE = "hunter2-" + "z9" * 12
 @pytest.fixture(autouse=True)
 def usual_names() -> Iterator[None]:
     yield
-    secretnames.use(())
+    redaction.use(())
 
 
 def files_with(value: str, *folders: Path) -> list[str]:
@@ -58,12 +63,12 @@ def files_with(value: str, *folders: Path) -> list[str]:
      "client_credentials", "Authorization", "COOKIE_JAR", "bearer", "private_pem", "PASSPHRASE"],
 )  # fmt: skip
 def test_a_name_of_a_secret_is_known_as_one(name: str) -> None:
-    assert secretnames.is_secret(name)
+    assert redaction.is_secret(name)
 
 
 @pytest.mark.parametrize("name", ["PATH", "HOME", "model", "epochs", "", "t o k e n"])
 def test_another_name_is_none(name: str) -> None:
-    assert not secretnames.is_secret(name)
+    assert not redaction.is_secret(name)
 
 
 def test_a_person_adds_patterns_and_nobody_takes_any_away(
@@ -74,11 +79,11 @@ def test_a_person_adds_patterns_and_nobody_takes_any_away(
     monkeypatch.chdir(tmp_path)
     manager = BackgroundTasks()
     assert manager.setting_problems == []
-    assert secretnames.is_secret("SENTRY_DSN")
-    assert secretnames.is_secret("api_token")
+    assert redaction.is_secret("SENTRY_DSN")
+    assert redaction.is_secret("api_token")
     manager.secret_names = []
-    assert not secretnames.is_secret("SENTRY_DSN")
-    assert secretnames.is_secret("api_token")
+    assert not redaction.is_secret("SENTRY_DSN")
+    assert redaction.is_secret("api_token")
 
 
 @pytest.mark.parametrize("given", ["[1]", '[""]', "true"])
@@ -266,7 +271,7 @@ class Header(StrEnum):
     ids=lambda value: repr(value)[:24],
 )  # fmt: skip
 def test_a_summary_of_variables_has_no_value_of_a_secret(value: object) -> None:
-    assert VALUE not in postmortem.summary(value)
+    assert VALUE not in post_mortem.summary(value)
 
 
 def test_the_key_is_in_nothing_that_is_handed_on(state_dir: Path, tmp_path: Path) -> None:
@@ -276,10 +281,12 @@ def test_the_key_is_in_nothing_that_is_handed_on(state_dir: Path, tmp_path: Path
     task = add_task(store, begin_session(store))
     store.results.save(task.key, manager.payloads.save(task.id, "", [1], "[1]"))
     store.back_up(tmp_path / "copy.db")
-    tasks = manager.select(Selection())
+    tasks = manager.tasks.select(Selection())
     for make in (Export.lines, Export.document, Export.notebook, page):
-        (tmp_path / f"export-{make.__name__}").write_bytes(b"".join(make(Export(manager, tasks))))
-    said = doctor.as_text(doctor.examine(manager.directory))
+        (tmp_path / f"export-{make.__name__}").write_bytes(
+            b"".join(make(Export(manager.archives, manager.payloads, tasks)))
+        )
+    said = report.as_text(report.examine(manager.directory))
     (tmp_path / "doctor").write_text(said)
     store.close()
     key = (state_dir / "signing.key").read_bytes()

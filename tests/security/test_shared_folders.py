@@ -12,10 +12,12 @@ import pytest
 from kernels import NotebookKernel
 from programs import run_command
 
-from ipytaskpersist import doctor, problems
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.private_files import make_private
+from ipytaskpersist.doctor import report
 from ipytaskpersist.errors import StoreError
-from ipytaskpersist.paths import StateDirectory, make_private
-from ipytaskpersist.store import TaskStore
+from ipytaskpersist.store import problems
+from ipytaskpersist.store.task_store import TaskStore
 
 if sys.platform == "win32":
     pytest.skip("Windows has no such modes", allow_module_level=True)
@@ -84,7 +86,7 @@ def test_what_is_not_ours_is_not_closed(
         assert_refused(str(refused.value), folder, why)
     assert mode_of(folder) == mode
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    assert doctor.worst(doctor.examine(StateDirectory(folder))) == doctor.BROKEN
+    assert report.worst(report.examine(StateDirectory(folder))) == report.BROKEN
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o2770])

@@ -11,20 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from html5 import has_more_than_is_kept, kept_by_a_sanitizer
 from programs import environment
 
-from ipytaskpersist import announcements, away, completion, hits, searching, statuscard, views
-from ipytaskpersist.commands import every_verb
-from ipytaskpersist.exporting import Export
-from ipytaskpersist.handle import Task
-from ipytaskpersist.harmless import harmless_html
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.notifier import message_about
-from ipytaskpersist.pages import page
-from ipytaskpersist.places import masked
-from ipytaskpersist.safetext import legible
-from ipytaskpersist.store import Selection
-from ipytaskpersist.vocabulary import VERBS
+from ipytaskpersist.api import Task
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.notify_target import masked
+from ipytaskpersist.base.vocabulary import VERBS
+from ipytaskpersist.commands import completion
+from ipytaskpersist.commands.definition import every_verb
+from ipytaskpersist.display import announcements, greetings, search_results, status_card
+from ipytaskpersist.display.listing import Listing, list_html
+from ipytaskpersist.history import search_query, text_search
+from ipytaskpersist.history.export_page import page
+from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.notify.notifier import message_about
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text import formatting
+from ipytaskpersist.text.sanitized_html import harmless_html
 from security.hostile import ATTACK, MARKUP, ONE_LINE, STEERING, make_hostile
 
 # In a page.
@@ -95,28 +100,31 @@ def pages_of(manager: BackgroundTasks) -> Iterator[tuple[str, str]]:
     """Everything that is given to a browser as HTML, with what it is."""
     from ipytaskpersist.panel import selected
 
-    now, tasks = views.utc_now(), manager.select(Selection())
-    archived = manager.select_archived(Selection())
+    now, tasks = formatting.utc_now(), manager.tasks.select(Selection())
+    archived = manager.tasks.select_archived(Selection())
     for every in (True, False):
-        listing = views.Listing(tasks, len(tasks) + 1, every, now, has_archives=True)
-        yield f"list {every}", views.list_html(listing)
-    yield "empty list", views.list_html(views.Listing([], 0, True, now))
-    reader = [statuscard.CardReader(manager).read(task, now) for task in tasks]
+        listing = Listing(tasks, len(tasks) + 1, every, now, has_archives=True)
+        yield f"list {every}", list_html(listing)
+    yield "empty list", list_html(Listing([], 0, True, now))
+    reader = [status_card.CardReader(manager).read(task, now) for task in tasks]
     for card in reader:
-        yield f"card of {card.task.state}", statuscard.card_html(card)
-    yield "cards", statuscard.cards_html(reader)
+        yield f"card of {card.task.state}", status_card.card_html(card)
+    yield "cards", status_card.cards_html(reader)
     yield "a task itself", Task(manager, tasks[0])._repr_mimebundle_()["text/html"]
     for query in ("pwned", "title", "drop table"):
-        found = searching.search(
-            manager.store, manager.archives, searching.parse([query]), searching.Scope(),
+        found = text_search.search(
+            manager.store, manager.archives, search_query.parse([query]), search_query.Scope(),
             lambda _done, _total: None,
         )  # fmt: skip
         assert found.hits, query
-        yield f"search {query}", hits.found_html(hits.Shown(found, manager.is_own, now))
+        yield (
+            f"search {query}",
+            search_results.found_html(search_results.Shown(found, manager.tasks.is_own, now)),
+        )
     for task in (*tasks, *archived):
         for piece in selected.pieces_of(manager.store, task):
             yield f"panel {task.state}", piece
-    whole = b"".join(page(Export(manager, tasks))).decode()
+    whole = b"".join(page(Export(manager.archives, manager.payloads, tasks))).decode()
     head, body = whole.split("<body>")
     assert "default-src 'none'" in head
     yield "exported page", body
@@ -139,9 +147,31 @@ def test_a_page_made_harmless_has_nothing_that_acts() -> None:
     assert Page(harmless_html(MARKUP * 50)).acts == []
 
 
+@pytest.mark.parametrize("attack", MARKUP.replace("><", ">\n<").splitlines())
+def test_an_html5_parser_finds_nothing_more_in_a_page_made_harmless(attack: str) -> None:
+    """A sanitizer fails where a browser reads its markup in another way than it was meant."""
+    assert has_more_than_is_kept(MARKUP), "else this would prove nothing"
+    around = (f"{attack}{MARKUP}", f"<table><tr>{attack}<p>{MARKUP}", f"<b><p>{attack * 9}</b>")
+    for html in (attack, *around):
+        assert not has_more_than_is_kept(harmless_html(html))
+
+
+def test_a_table_that_pandas_shows_is_kept_as_a_sanitizer_keeps_it() -> None:
+    import pandas as pd
+
+    columns = pd.MultiIndex.from_product([["a & b", "c"], ["<d>", "é"]])
+    html = pd.DataFrame([[1, 2.5, "x<y>", None]] * 3, columns=columns)._repr_html_()
+    assert "colspan" in harmless_html(html)
+    assert harmless_html(html) == kept_by_a_sanitizer(html)
+
+
 def test_an_exported_notebook_is_markdown_without_markup(hostile: BackgroundTasks) -> None:
     """A front end does not trust its outputs; its headings are text."""
-    whole = json.loads(b"".join(Export(hostile, hostile.select(Selection())).notebook()))
+    whole = json.loads(
+        b"".join(
+            Export(hostile.archives, hostile.payloads, hostile.tasks.select(Selection())).notebook()
+        )
+    )
     headings = [cell["source"] for cell in whole["cells"] if cell["cell_type"] == "markdown"]
     assert len(headings) == 7
     for heading in headings:
@@ -152,7 +182,9 @@ def test_an_exported_notebook_is_markdown_without_markup(hostile: BackgroundTask
 
 def test_the_panel_sets_all_but_one_piece_as_text() -> None:
     """That piece is the selected task's output, which `pages_of` has looked at."""
-    script = (Path(views.__file__).parent / "static" / "panel.js").read_text(encoding="utf-8")
+    from ipytaskpersist import panel
+
+    script = (Path(panel.__file__).parent / "static" / "panel.js").read_text(encoding="utf-8")
     assert script.count("innerHTML") == 1
     assert "safe.innerHTML = piece" in script
     for way in ("outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function(",
@@ -166,7 +198,7 @@ def test_the_panel_is_told_texts_that_steer_nothing(hostile: BackgroundTasks) ->
     from ipytaskpersist.panel.selected import Facts
 
     feed = Feed(hostile, lambda _message, _buffers=None: None, everywhere=True)
-    tasks = hostile.select(Selection())
+    tasks = hostile.tasks.select(Selection())
     told = [feed.everything(), *(Facts(hostile, task).of(task) for task in tasks)]
     told += [
         Actions(hostile).do({"ask": n, "verb": verb, "task": task.id})
@@ -276,11 +308,11 @@ def evil_file() -> str:
 
 
 def test_what_is_said_before_a_prompt_steers_nothing(hostile: BackgroundTasks) -> None:
-    tasks = hostile.select(Selection())
+    tasks = hostile.tasks.select(Selection())
     said = [announcements.in_words([task for task in tasks if task.state.is_final])]
-    said += [views.launched_text(task) for task in tasks]
-    said += [away._line(task, None) for task in tasks]
-    said += [statuscard.card_text(statuscard.CardReader(hostile).read(t, views.utc_now()))
+    said += [formatting.launched_text(task) for task in tasks]
+    said += [greetings._line(task, None) for task in tasks]
+    said += [status_card.card_text(status_card.CardReader(hostile).read(t, formatting.utc_now()))
              for t in tasks]  # fmt: skip
     for text in said:
         assert "pwned" in text
@@ -289,7 +321,7 @@ def test_what_is_said_before_a_prompt_steers_nothing(hostile: BackgroundTasks) -
 
 
 def test_what_is_told_elsewhere_is_plain_text(hostile: BackgroundTasks) -> None:
-    for task in hostile.select(Selection()):
+    for task in hostile.tasks.select(Selection()):
         told = message_about(hostile.store, task)
         for text in (told.label, told.title, told.body):
             assert not STEERS.search(text)
@@ -301,7 +333,7 @@ def test_what_is_offered_on_tab_can_be_shown_and_typed(hostile: BackgroundTasks)
     """A shell shows it as it is, also what it is helped with."""
     import click
 
-    from ipytaskpersist.surfaces import Surface
+    from ipytaskpersist.commands.surfaces import Surface
 
     context = click.Context(click.Command("x"), obj=Surface(hostile))
     offered = 0
@@ -315,6 +347,6 @@ def test_what_is_offered_on_tab_can_be_shown_and_typed(hostile: BackgroundTasks)
 
 def test_each_line_of_a_file_is_one_line(hostile: BackgroundTasks) -> None:
     """A text with a line feed in it cannot pass itself off as two messages."""
-    tasks = hostile.select(Selection())
+    tasks = hostile.tasks.select(Selection())
     for task in tasks:
         assert "\n" not in legible(f"{task.name}\n{task.reason}\nforged: line")

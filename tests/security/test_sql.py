@@ -9,13 +9,18 @@ from pathlib import Path
 
 from histories import add_task, begin_session
 
-from ipytaskpersist import references, searching, store
-from ipytaskpersist.archives import Archives
+from ipytaskpersist.base.records import SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.errors import BackgroundError
-from ipytaskpersist.records import SessionRecord, TaskRecord, TaskState
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.history import search_query, text_search
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.session import finding
+from ipytaskpersist.store import task_store
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 
-PACKAGE = Path(store.__file__).parent
+PACKAGE = Path(task_store.__file__).parent
+FILES = {"os.write", "target.write"}
+"""Calls that write to files besides the store."""
 CALLS = {"execute", "executemany", "executescript", "rows", "row", "write"}
 
 REVIEWED = {
@@ -30,7 +35,7 @@ REVIEWED = {
     # Queries that stand in the code.
     "needed", "ids", "query", "stream", "kinds", "task_key", "here", "there", "alive", "insert",
     "statement", "verb", "remove", "begin", "lock",
-    "conditions", "theirs", "place", "changes", "known",
+    "conditions", "theirs", "place", "changes", "known", "check",
     # Numbers that SQLite has given, where it takes no parameter.
     "times", "version", "declared", "wait_ms",
     # Settings of SQLite that only the code, or an enumeration, gives.
@@ -39,10 +44,12 @@ REVIEWED = {
     "sql",
 }  # fmt: skip
 """What may stand in a statement. Whoever adds to it has looked where it comes from."""
+WRITERS = ("output_bytes_of", "iso_time", "readable")
+"""Functions of the migrations that write SQL for a column, which the code names."""
 
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         yield path.name, ast.parse(path.read_text(encoding="utf-8"))
 
 
@@ -50,7 +57,7 @@ def statements(tree: ast.Module) -> Iterator[ast.expr]:
     """What is given to SQLite: first arguments of its calls, and texts that look like SQL."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr in CALLS and node.args and ast.unparse(node.func.value) != "os":
+            if node.func.attr in CALLS and node.args and ast.unparse(node.func) not in FILES:
                 yield node.args[0]
         elif isinstance(node, ast.JoinedStr) and looks_like_sql(node):
             yield node
@@ -102,7 +109,7 @@ def parts_of_call(node: ast.Call) -> Iterator[str]:
     if joins:
         for argument in node.args:
             yield from parts(argument)
-    elif not isinstance(called, ast.Name) or called.id not in ("len", "output_bytes_of"):
+    elif not isinstance(called, ast.Name) or called.id not in ("len", *WRITERS):
         yield f"call of {ast.unparse(called)}"
 
 
@@ -143,7 +150,7 @@ def test_nothing_is_formatted_into_a_statement_otherwise() -> None:
 
 def test_no_other_module_speaks_sql() -> None:
     for path in PACKAGE.parent.rglob("*.py"):
-        if path.parent != PACKAGE:
+        if not path.is_relative_to(PACKAGE):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             calls = {
                 node.func.attr
@@ -191,7 +198,7 @@ def attacked(store: TaskStore, plain: SessionRecord, attack: str) -> TaskRecord:
     assert store.tasks.named(plain.notebook_key, attack, 9) == []
     for reference in (attack, f"{attack}-1"):
         with suppress(BackgroundError):
-            found = references.find(store, plain.notebook_key, reference)
+            found = finding.find(store, plain.notebook_key, reference)
             assert found.notebook_key == plain.notebook_key
     return task
 
@@ -199,9 +206,9 @@ def attacked(store: TaskStore, plain: SessionRecord, attack: str) -> TaskRecord:
 def found_by(store: TaskStore, archives: Archives, attack: str) -> set[str]:
     """The ids of the tasks that a search finds; none where there is nothing to be searched."""
     try:
-        query = searching.parse([attack])
+        query = search_query.parse([attack])
     except BackgroundError:
         return set()
-    scope = searching.Scope(notebook=attack)
-    found = searching.search(store, archives, query, scope, lambda _done, _total: None)
+    scope = search_query.Scope(notebook=attack)
+    found = text_search.search(store, archives, query, scope, lambda _done, _total: None)
     return {hit.task.id for hit in found.hits}

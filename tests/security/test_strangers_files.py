@@ -20,19 +20,21 @@ from typing import Any
 import pytest
 from histories import add_task, begin_session
 from kernels import NotebookKernel
+from layout import SHAPES
 from programs import run_command, run_python
 
-from ipytaskpersist.archives import Archives
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.errors import BackgroundError, InvalidRequest
-from ipytaskpersist.exporting import Export
-from ipytaskpersist.importing import Report, import_file
-from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.history.importing import Report, import_file
 from ipytaskpersist.panel.actions import Actions
-from ipytaskpersist.paths import StateDirectory
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.records import TaskState
-from ipytaskpersist.store import Selection, TaskStore
-from ipytaskpersist.store.database import sqlite3
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.file.database import sqlite3
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.values.payloads import Payloads
 from security.strangers import HEADER, NOTEBOOK, PROCESS, SESSION, a_task, lines, write
 
 
@@ -74,7 +76,7 @@ def test_no_pickle_of_it_is_loaded_whatever_is_asked(
         task = a_task(number, state="completed", reason=None, exit_code=0, history=[],
                       results=[result, variable, inputs])  # fmt: skip
         assert len(taken(store, write(tmp_path / "f.jsonl", lines(task))).ids) == 1
-    for task in manager.select(Selection()):
+    for task in manager.tasks.select(Selection()):
         for kept in (manager.store.results.get(task.key, name) for name in ("", "x", "<inputs>")):
             if kept is not None and kept.path is not None:
                 with pytest.raises(BackgroundError, match="was imported"):
@@ -131,14 +133,14 @@ def test_it_says_nowhere_where_ends_are_told(store: TaskStore, tmp_path: Path) -
     """Whatever names it uses for that."""
     task = a_task(1, notify=["json://mallory.example"], supervisor_key=1, archive="2026-01", key=1)
     taken(store, write(tmp_path / "f.jsonl", lines(task)))
-    assert store.tasks.to_tell() == []
+    assert store.tasks.to_notify() == []
     (found,) = store.tasks.select(Selection())
     assert found.notify == ()
     assert found.is_imported
     assert store.supervisors.unfinished() == []
     process = a_task(2, runner="process", process={**PROCESS, "pid": os.getpid()})
     taken(store, write(tmp_path / "f.jsonl", lines(process)))
-    assert store.tasks.live(found.notebook_key) == []
+    assert store.tasks.live(found.notebook_key) == set()
 
 
 def test_what_was_imported_stays_imported(store: TaskStore, tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_no_name_in_it_is_used_as_a_path(
         a_task(4, runner="process", process={**PROCESS, "directory": name}),
     ]
     taken(store, write(tmp_path / "f.jsonl", lines(*tasks, session=session)))
-    for task in manager.select(Selection()):
+    for task in manager.tasks.select(Selection()):
         manager.payloads.delete(task.id)
     new = {path for path in tree(tmp_path) - before if not path.startswith("state/")}
     assert new <= {"f.jsonl"}
@@ -195,7 +197,9 @@ def test_a_number_that_no_json_has_does_not_poison_the_store(
     report = taken(store, write(tmp_path / "f.jsonl", [*lines()[:2], task, a_task(2), lines()[-1]]))
     assert [invalid.position for invalid in report.invalid] == ["line 3"]
     assert len(report.ids) == 1
-    assert b"".join(Export(manager, manager.select(Selection())).lines())
+    assert b"".join(
+        Export(manager.archives, manager.payloads, manager.tasks.select(Selection())).lines()
+    )
 
 
 # It is no other kind of file.
@@ -247,15 +251,16 @@ FUZZ = """
 import json, random, resource, sys
 from pathlib import Path
 from contextlib import closing
-from ipytaskpersist.archives import Archives
+from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.errors import BackgroundError
-from ipytaskpersist.importing import import_file
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.exporting import Export
-from ipytaskpersist.pages import page
-from ipytaskpersist.paths import StateDirectory, default_directory
-from ipytaskpersist.payload import Payloads
-from ipytaskpersist.store import Selection, TaskStore
+from ipytaskpersist.history.importing import import_file
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.history.export_page import page
+from ipytaskpersist.base.paths import StateDirectory, default_directory
+from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 
 folder, seed, turns, room = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 store = TaskStore(StateDirectory(default_directory())).open()
@@ -310,10 +315,10 @@ for bomb in sys.argv[5:]:
     except BackgroundError as error:
         print("refused", error)
 manager = BackgroundTasks()
-tasks = manager.select(Selection())
+tasks = manager.tasks.select(Selection())
 assert imported > turns / 100, imported  # one in twelve, give or take: chance decides
 for make in (Export.lines, Export.document, Export.notebook, page):
-    for piece in make(Export(manager, tasks)):
+    for piece in make(Export(manager.archives, manager.payloads, tasks)):
         pass
 assert store.database.row("PRAGMA integrity_check") == ("ok",)
 print("whole")
@@ -334,7 +339,7 @@ def test_mutated_files_and_bombs_are_refused_in_words_and_in_little_memory(
     tasks = [a_task(3), a_task(4, state="completed", exit_code=0, history=[])]
     whole = {**HEADER, "sessions": [SESSION], "tasks": tasks}
     (folder / "sample2").write_text(json.dumps(whole))
-    for place, shape in enumerate(sorted((Path(__file__).parents[1] / "imports").glob("*.json"))):
+    for place, shape in enumerate(sorted(SHAPES.glob("*.json"))):
         (folder / f"sample{place + 3}").write_bytes(shape.read_bytes())
     bombs = {
         "values": b"[" + b"[]," * 2_000_000 + b"[]]",

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from programs import TIMEOUT_S, run_command, run_python
 
-from ipytaskpersist import secretnames
-from ipytaskpersist.manager import BackgroundTasks
-from ipytaskpersist.ownership import ACCESS_LIST
-from ipytaskpersist.projectfile import LIMIT_BYTES, NAME, folders_of_project
+from ipytaskpersist.base import redaction
+from ipytaskpersist.base.ownership import ACCESS_LIST
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.session.project_file import LIMIT_BYTES, NAME, folders_of_project
 
 if sys.platform == "win32":
     pytest.skip("there are no owners and modes", allow_module_level=True)
@@ -34,7 +34,7 @@ def folder(state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (root / ".git").mkdir(parents=True)
     monkeypatch.chdir(root)
     yield root
-    secretnames.use([])
+    redaction.use([])
 
 
 def only_problem() -> str:
@@ -56,7 +56,9 @@ YOURS_ALONE = {
     "max_store_bytes": "1",
     "notify": "['json://192.0.2.1']",
     "notify_after_s": "0",
+    "settings_apart": "['random']",
     "shell_path": "'./evil'",
+    "warm_processes": "false",
 }
 
 
@@ -125,8 +127,8 @@ def test_a_project_adds_names_of_secrets_and_takes_none_of_yours_away(
     profile.write_text("c = get_config()\nc.BackgroundTasks.secret_names = ['mine*']\n")
     (folder / NAME).write_text("[tool.ipytaskpersist]\nsecret_names = ['theirs*']\n")
     assert sorted(BackgroundTasks().secret_names) == ["mine*", "theirs*"]
-    assert secretnames.is_secret("mine1")
-    assert secretnames.is_secret("theirs1")
+    assert redaction.is_secret("mine1")
+    assert redaction.is_secret("theirs1")
 
 
 def test_a_thousand_mistakes_are_a_few_lines(folder: Path) -> None:
@@ -176,7 +178,7 @@ def test_a_huge_file_is_not_read(folder: Path) -> None:
 
 LITTLE_MEMORY = f"""
 import resource
-from ipytaskpersist.manager import BackgroundTasks
+from ipytaskpersist.session.manager import BackgroundTasks
 resource.setrlimit(resource.RLIMIT_AS, ({1 << 30}, {1 << 30}))
 for problem in BackgroundTasks().setting_problems:
     print(problem)

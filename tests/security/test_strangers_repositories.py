@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ipytaskpersist import provenance
-from ipytaskpersist.gitfolders import GitFolders, Head
-from ipytaskpersist.provenance import git_in_words, git_state
+from ipytaskpersist.session import provenance
+from ipytaskpersist.session.git_repository import GitFolders, Head
+from ipytaskpersist.session.provenance import git_in_words, git_state
 
 if sys.platform == "win32":
     pytest.skip("the attacks are shell scripts", allow_module_level=True)

@@ -1,0 +1,1 @@
+"""The foundation: records, paths, processes, patches, redaction."""

@@ -1,0 +1,421 @@
+"""The records of tasks, sessions and outputs in the store. All are frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
+
+
+class TaskState(StrEnum):
+    """The state of a task. The store refuses every transition that is not drawn here.
+
+    ``pending → running → completed · failed · cancelled · interrupted``, and from pending straight
+    to failed, cancelled or interrupted for a task that never began to run. From interrupted back to
+    running when another process declared the owner dead although it is alive.
+    """
+
+    PENDING = "pending"
+    """Recorded; no thread has begun it and no supervisor has claimed it."""
+    RUNNING = "running"
+    """Its thread has begun, or its supervisor has claimed it."""
+    COMPLETED = "completed"
+    """Ended by itself, with exit code 0."""
+    FAILED = "failed"
+    """Ended by itself with an exception, another exit code or a signal, or timed out."""
+    CANCELLED = "cancelled"
+    """Ended because its end was requested."""
+    INTERRUPTED = "interrupted"
+    """Did not end by itself: its kernel, its supervisor or the machine went away."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this state has ended."""
+        return self not in LIVE_STATES
+
+
+LIVE_STATES = (TaskState.PENDING, TaskState.RUNNING)
+SILENT = "no sign of life"
+"""Beginning of the reason of a death that was presumed, not observed."""
+RESTORED = "was running when the backup was made"
+"""Reason of a task that was running in a restored backup. Its outcome is unknown."""
+
+
+class OutputKind(StrEnum):
+    """The kinds of entry in a task's single ordered stream of outputs."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    DISPLAY_DATA = "display_data"
+    UPDATE_DISPLAY_DATA = "update_display_data"
+    CLEAR_OUTPUT = "clear_output"
+    EXECUTE_RESULT = "execute_result"
+    ERROR = "error"
+
+
+STREAM_KINDS = (OutputKind.STDOUT, OutputKind.STDERR)
+
+
+def from_timestamp(seconds: float | None) -> datetime | None:
+    """Return the UTC time for seconds since the epoch, as the store keeps them."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class NotebookRecord:
+    """What successive sessions share, and a user calls "this notebook"."""
+
+    key: int
+    """Row of the notebook in the store."""
+    path: str
+    """Path of the notebook when its latest session began; a directory for a terminal."""
+    uid: str
+    """Identity of the notebook in an archive, a backup, or another machine's store."""
+
+
+class _OfProcess:
+    """A record that belongs to one process."""
+
+    __slots__ = ()
+    host: str
+    boot_id: str
+    pid: int
+    process_start: str
+    pid_namespace: int | None
+
+    @property
+    def process(self) -> ProcessIdentity:
+        """The process."""
+        return ProcessIdentity(
+            self.host, self.boot_id, self.pid, self.process_start, self.pid_namespace
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord(_OfProcess):
+    """The lifetime of one kernel process."""
+
+    id: str
+    """The kernel session id; a uuid4 in the IPython terminal."""
+    notebook_key: int
+    path: str
+    """Path of the notebook when the session began."""
+    front_end: str
+    """``kernel``, ``terminal`` or ``program``."""
+    host: str
+    pid: int
+    process_start: str
+    """Start time of the process, in the form that `base.process_identity` compares."""
+    boot_id: str
+    started_at: datetime
+    heartbeat_at: datetime
+    """Time at which the session last showed the store that it was alive."""
+    ended_at: datetime | None
+    end_reason: str | None
+    """How it ended, in words; None while it is active."""
+    pid_namespace: int | None = None
+    """PID namespace of its pid; None when there are none, or it was not recorded."""
+    task_counts: tuple[tuple[str, int], ...] = ()
+    """Number of tasks in each state, if the query asked for it."""
+    first_source: str = ""
+    """Source of its first task, if the query asked for it."""
+    last_active_at: datetime | None = None
+    """Time at which the last of its tasks began or ended, if the query asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task has come, as reported by its code or read from its progress bar."""
+
+    done: float
+    """Amount done, in any unit."""
+    total: float | None = None
+    """Amount to do; None when unknown."""
+    text: str = ""
+    """Description, in one line."""
+
+    @property
+    def fraction(self) -> float | None:
+        """Between 0 and 1; None when the total is unknown."""
+        return min(1.0, max(0.0, self.done / self.total)) if self.total else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the progress as ``list --json`` prints it and the store keeps it."""
+        return {"done": self.done, "total": self.total, "text": self.text}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One run of one background cell."""
+
+    key: int
+    """Row of the task in the store. Has no meaning outside it."""
+    id: str
+    """``<first characters of the session id>-<number>``, unique in the store: eight characters, or
+    as many as distinguish the session from all others."""
+    number: int
+    """1, 2, 3 … in its notebook, never reused."""
+    name: str
+    """Name that the user gave it; empty for none."""
+    notebook_key: int
+    notebook: str
+    """Path of the notebook when the task's session began."""
+    session: str
+    """Id of the session that launched it."""
+    kind: str
+    """``python`` or ``shell``."""
+    runner: str
+    """Where it runs: ``thread`` or ``process``."""
+    state: TaskState
+    reason: str | None
+    """Evidence for the state, in words."""
+    exit_code: int | None
+    source: str
+    """The cell's text as typed, without the line that launched it."""
+    cell_id: str | None
+    """Id of the launching cell, if the front end provides one."""
+    execution_count: int | None
+    """The launching cell's ``In [n]``."""
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    cancel_requested_at: datetime | None
+    cleared_at: datetime | None
+    """Time at which it was removed from the default list; None while it is listed."""
+    rerun_of: int | None
+    """Row of the task whose source and options it runs again."""
+    is_call: bool
+    """Whether it calls a function, so that its source alone does not say what it does."""
+    output_bytes: int | None = None
+    """Bytes that it printed and displayed; None while it has not ended."""
+    max_output_bytes: int | None = None
+    """Maximum number of bytes of its output to keep; None for all."""
+    dropped_bytes: int = 0
+    """Bytes of output beyond that limit, which were not kept."""
+    progress: Progress | None = None
+    """How far it has come; None when unknown."""
+    notify: tuple[str, ...] = ()
+    """Places to notify of its end; empty once a process has taken that over."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Its origin: directory, Python, host, git commit, whether the tree was dirty."""
+    declared_dead: str | None = None
+    """How it was declared interrupted: None by its own owner; by another process, ``proven`` when
+    that had seen that the owner is dead, ``presumed`` when it had only seen no sign of life."""
+    tags: tuple[str, ...] = ()
+    last_line: str | None = None
+    """Last line of its output as a terminal would show it, if the query asked for it."""
+    archive: str = ""
+    """Month of the archive that contains it, ``YYYY-MM``; empty for the store itself."""
+
+    @property
+    def label(self) -> str:
+        """The task's name in messages: ``3 (train)``, or ``3`` when it has no name."""
+        return f"{self.number} ({legible(self.name)})" if self.name else str(self.number)
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it comes from a file, so that its content is not to be trusted."""
+        return "imported_at" in self.provenance
+
+    def elapsed_s(self, now: datetime) -> float | None:
+        """Return seconds from start to end, or to `now` while it runs; None before it started."""
+        if self.started_at is None:
+            return None
+        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+
+    def as_json(self, now: datetime) -> dict[str, Any]:
+        """Return the task as ``list --json`` prints it: times in ISO 8601, seconds as numbers."""
+        return {
+            "id": self.id,
+            "number": self.number,
+            "name": self.name or None,
+            "notebook": self.notebook,
+            "session": self.session,
+            "kind": self.kind,
+            "runner": self.runner,
+            "state": self.state.value,
+            "reason": self.reason,
+            "exit_code": self.exit_code,
+            "created_at": self.created_at.isoformat(),
+            "started_at": self.started_at.isoformat() if self.started_at else None,
+            "ended_at": self.ended_at.isoformat() if self.ended_at else None,
+            "elapsed_s": self.elapsed_s(now),
+            "progress": None if self.progress is None else self.progress.as_json(),
+            "last_line": self.last_line,
+            "tags": list(self.tags),
+            "archive": self.archive or None,
+            "cell_id": self.cell_id,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user said about where and how a task's process runs."""
+
+    cwd: str | None = None
+    """Working directory, as typed."""
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    """Environment variables of its own; None for a secret's value, which is not kept."""
+    timeout_s: float | None = None
+    """Seconds after which it is ended; None for never."""
+    pty: bool = False
+    """Whether it gets a terminal, for programs that draw their progress only there."""
+    shell_path: str | None = None
+    """Shell that runs the command."""
+    inputs: Sequence[str] | None = None
+    """Variables passed to it; None for those that its source uses."""
+    outputs: Sequence[str] | None = None
+    """Variables kept when it ends; None for those that its source assigns."""
+    fresh: bool = False
+    """Whether it gets a fresh interpreter, even if there is a warm one. The store keeps this as
+    the `ProcessRecord.interpreter`: an earlier version does not know this option."""
+
+    def as_json(self) -> str:
+        """Return the options that were given, as the store keeps them."""
+        given = {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "fresh" and value not in (None, False, {})
+        }
+        return json.dumps(given)
+
+    @classmethod
+    def from_json(cls, text: str) -> Options:
+        """Return the options that `as_json` wrote."""
+        return cls(**json.loads(text))
+
+
+WARM = "warm"
+"""The interpreter of a task that was forked from one with everything imported."""
+FRESH_ASKED = "fresh (--fresh)"
+"""The interpreter of a task that was launched so."""
+FRESH_SETTING = "fresh (warm_processes is off)"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """The process of a task that runs outside the kernel."""
+
+    task_key: int
+    task_id: str
+    kind: str
+    """``python`` or ``shell``."""
+    command: Sequence[str]
+    """The program and its arguments."""
+    script: str | None
+    """Script that the program reads; None when the command is complete."""
+    script_as: str | None
+    """How it reads the script: from ``stdin``, or as a ``file`` named by its last argument."""
+    directory: str
+    environment: Mapping[str, str | bool | None]
+    """Differences between its environment and its supervisor's. None for a variable to remove, True
+    for one whose value waits in a file (`store.environments`)."""
+    pty: bool
+    timeout_s: float | None
+    grace_s: float
+    """Seconds between SIGTERM and SIGKILL when it is cancelled."""
+    options: Options
+    supervisor_key: int | None
+    """Supervisor that claimed it; None while it is pending."""
+    pid: int | None
+    process_start: str | None
+    """Start time of the process, in the form that `base.process_identity` compares."""
+    cpu_s: float | None
+    """Processor time of it and its children, in seconds; None while it runs."""
+    peak_memory_bytes: int | None
+    """Peak memory of any one of its processes."""
+    max_output_bytes: int | None = None
+    """Maximum number of bytes of its output to keep; None for all."""
+    pid_namespace: int | None = None
+    """PID namespace of its pid; None when there are none, or it was not recorded."""
+    interpreter: str | None = None
+    """Which interpreter a Python task has: `WARM`, or ``fresh`` and why. Before it has begun, None
+    unless that is already certain."""
+
+    @property
+    def pid_here(self) -> int | None:
+        """Its pid, if that means the same process here; None in another container."""
+        return self.pid if self.pid_namespace in (None, pid_namespace()) else None
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorRecord(_OfProcess):
+    """The detached process that owns the process tasks of one session."""
+
+    key: int
+    session: str
+    host: str
+    boot_id: str
+    pid: int
+    process_start: str
+    started_at: datetime
+    heartbeat_at: datetime
+    ended_at: datetime | None
+    end_reason: str | None
+    pid_namespace: int | None = None
+    """PID namespace of its pid; None when there are none, or it was not recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One entry of a task's state history."""
+
+    state: TaskState
+    reason: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """One entry of a task's outputs: a piece of a stream, or one display, result or error."""
+
+    sequence: int
+    """Position in the store. Grows along a task's outputs, with gaps."""
+    kind: OutputKind
+    at: datetime
+    data: bytes
+    """A stream's bytes as written; for other kinds the message's content as JSON."""
+    first_line: int
+    """Number of lines in its stream before it (streams only)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSize:
+    """How much a task has written to one of its streams."""
+
+    size_bytes: int
+    lines: int
+    """Number of line feeds."""
+
+
+INPUTS = "<inputs>"
+"""Name of a Python process task's inputs among its values; no variable can have it."""
+CHANGED_HERE = "changed in the process, not brought back"
+"""Beginning of the problem of a variable that a task was given and has changed."""
+NOT_ASKED = "--out does not name it"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRecord:
+    """A task's value: the path of its pickle, or the reason why there is none."""
+
+    name: str
+    """Empty for the value of the last expression."""
+    path: str | None
+    """Path of the signed pickle in the state directory; None when it could not be kept."""
+    size_bytes: int | None
+    digest: str | None
+    """SHA-256 of the pickle, in hexadecimal."""
+    signature: str | None
+    """HMAC-SHA256 with the user's key, which binds the digest to task and name."""
+    text: str
+    """Text form of the value, shortened when long."""
+    problem: str | None
+    """Reason why there is no pickle."""

@@ -1,0 +1,32 @@
+"""The verbs, and the module of `commands` that defines each, imported when the verb is used."""
+
+from __future__ import annotations
+
+MODULE_OF = {
+    "archive": "keeping",
+    "backup": "keeping",
+    "cancel": "changing",
+    "clear": "changing",
+    "config": "checking",
+    "delete": "changing",
+    "doctor": "checking",
+    "export": "moving",
+    "import": "moving",
+    "keep": "keeping",
+    "list": "reading",
+    "load": "launching",
+    "output": "reading",
+    "panel": "panel",
+    "rerun": "launching",
+    "restore": "keeping",
+    "result": "reading",
+    "resume": "launching",
+    "search": "searching",
+    "sessions": "overview",
+    "show": "reading",
+    "stats": "overview",
+    "tag": "keeping",
+    "unarchive": "keeping",
+    "wait": "changing",
+}
+VERBS = tuple(MODULE_OF)

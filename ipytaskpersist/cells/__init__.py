@@ -1,0 +1,1 @@
+"""Analysing and running the source of cells."""

@@ -1,0 +1,169 @@
+"""``%%background`` and the ``%bg_`` family, built from the commands.
+
+The commands are imported when the first one is typed, so that loading the extension is fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.legible import legible_lines
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.base.vocabulary import VERBS
+from ipytaskpersist.commands import command_line
+from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist.running.running_task import FOREGROUND
+from ipytaskpersist.session.manager import BackgroundTasks
+
+if TYPE_CHECKING:
+    import click
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from ipytaskpersist.commands.surfaces import IPythonSurface
+    from ipytaskpersist.display.live_cards import Cards
+    from ipytaskpersist.session.requests import Request
+
+
+class Magic:
+    """One magic. Its help is that of its command."""
+
+    def __init__(self, name: str, call: Callable[..., Any]) -> None:
+        self._name = name
+        self._call = call
+
+    def __call__(self, *arguments: str) -> Any:
+        return self._call(*arguments)
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        import click
+
+        command = command_of(self._name)
+        return command.get_help(click.Context(command, info_name=f"%{self._name}"))
+
+
+def command_of(magic_name: str) -> click.Command:
+    """Return the command that a magic runs."""
+    import click
+
+    from ipytaskpersist.commands.definition import verbs
+
+    if magic_name == "background":
+        from ipytaskpersist.commands.launching import background
+
+        return background
+    if magic_name == "bg":
+        return verbs
+    command = verbs.get_command(click.Context(verbs), magic_name.removeprefix("bg_"))
+    assert command is not None, "only verbs are registered"
+    return command
+
+
+class BackgroundMagics:
+    """The magics of one shell."""
+
+    def __init__(self, shell: InteractiveShell, manager: BackgroundTasks) -> None:
+        self._shell = shell
+        self._manager = manager
+        self._in_notebook = hasattr(shell, "kernel")
+        self._cards: Cards | None = None
+        self._names: list[tuple[str, str]] = []
+
+    def register(self) -> None:
+        """Register the magics with the shell."""
+        self._add("cell", "background", self._background_cell)
+        self._add("line", "background", self._background_line)
+        for name in ("bg", *(f"bg_{verb}" for verb in VERBS)):
+            self._add("line", name, self._run(name))
+
+    def _add(self, kind: str, name: str, call: Callable[..., Any]) -> None:
+        magic: Any = Magic(name, call)
+        self._shell.register_magic_function(magic, kind, name)
+        self._names.append((kind, name))
+
+    def unregister(self) -> None:
+        """Remove the magics."""
+        if self._cards is not None:
+            self._cards.close()
+        for kind, name in self._names:
+            self._shell.magics_manager.magics[kind].pop(name, None)
+
+    def _run(self, name: str) -> Callable[[str], Any]:
+        def run_line(line: str) -> Any:
+            from ipytaskpersist.commands.definition import run
+
+            with usage_errors():
+                return run(_split(line), self._surface(), command_of(name))
+
+        return run_line
+
+    def _surface(self) -> IPythonSurface:
+        from ipytaskpersist.commands.surfaces import IPythonSurface, NotebookSurface
+
+        if self._in_notebook:
+            return NotebookSurface(self._manager, self._shell, self._show_card)
+        return IPythonSurface(self._manager, self._shell)
+
+    def _show_card(self, task: TaskRecord) -> None:
+        if self._cards is None:
+            from ipytaskpersist.display.live_cards import Cards
+
+            self._cards = Cards(self._shell, self._manager)
+        self._cards.show(task)
+
+    def _background_cell(self, line: str, cell: str) -> None:
+        with usage_errors():
+            command = command_of("background")
+            with command.make_context("%%background", _split(line)) as context:
+                self._launch(cell, command.invoke(context))
+
+    def _background_line(self, line: str) -> None:
+        from ipytaskpersist.session.requests import Request
+
+        with usage_errors():
+            if line.strip() in ("-h", "--help"):
+                command_of("background").main(["--help"], "%background")
+            self._launch(line, Request())
+
+    def _launch(self, source: str, request: Request) -> None:
+        task = self._manager.launcher.launch(source, request)
+        # The rest of this cell is not the user's code.
+        FOREGROUND.end_cell()
+        self._surface().launched(task)
+
+
+def _split(line: str) -> list[str]:
+    try:
+        return command_line.words(line)
+    except ValueError as error:
+        raise UsageError(f"{error} in: {line}") from None
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Report errors as one line on stderr.
+
+    IPython does so for its own `UsageError`, but shows a traceback for any subclass of it.
+    """
+    import click
+
+    try:
+        yield
+    except (click.exceptions.Exit, SystemExit):
+        pass  # --help has been shown
+    except click.UsageError as error:
+        message = error.format_message()
+        if error.ctx and not message.endswith("?"):
+            message = f"{message.rstrip('.')}; see {error.ctx.info_name} --help"
+        raise UsageError(legible_lines(message)) from None
+    except BackgroundError as error:
+        raise UsageError(legible_lines(str(error))) from None
+    except OSError as error:
+        if not disk_errors.has_words(error):
+            raise
+        raise UsageError(legible_lines(str(disk_errors.refusal(error)))) from None

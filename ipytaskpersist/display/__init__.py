@@ -1,0 +1,1 @@
+"""The appearance of tasks: lists, cards, details, greetings."""

@@ -1,0 +1,250 @@
+"""Everything known about one task, for ``show``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from ipytaskpersist.base.legible import legible, legible_lines
+from ipytaskpersist.base.records import (
+    OutputKind,
+    ProcessRecord,
+    ResultRecord,
+    SessionRecord,
+    TaskRecord,
+    TaskState,
+)
+from ipytaskpersist.display.drawing import Table, Text
+from ipytaskpersist.display.listing import Listing
+from ipytaskpersist.display.tables import details, history_line, render, task_table, variables
+from ipytaskpersist.notify import targets
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.session.provenance import git_in_words
+from ipytaskpersist.text import formatting
+from ipytaskpersist.text.search_words import as_shown
+
+LONG_WORD = 200
+
+
+def as_document(manager: BackgroundTasks, what: TaskRecord | SessionRecord) -> dict[str, Any]:
+    """Return the JSON document of ``show --json``."""
+    if isinstance(what, SessionRecord):
+        now, tasks = formatting.utc_now(), manager.tasks.of_session(what)
+        return {**formatting.session_json(what), "tasks": [task.as_json(now) for task in tasks]}
+    return _task_document(manager, what)
+
+
+def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]:
+    store = manager.tasks.store_of(task)
+    sizes = {kind: store.outputs.stream_size(task.key, kind) for kind in _STREAMS}
+    kept = store.results.get(task.key)
+    process = store.processes.get(task.key)
+    variables = store.results.variables(task.key)
+    return {
+        **task.as_json(formatting.utc_now()),
+        "history": [
+            {"state": event.state.value, "reason": event.reason, "at": event.at.isoformat()}
+            for event in store.tasks.history(task.key)
+        ],
+        "streams": {
+            kind.value: {"bytes": size.size_bytes, "lines": size.lines}
+            for kind, size in sizes.items()
+        },
+        "result": None if kept is None else _result_document(kept),
+        "variables": {each.name: _result_document(each) for each in variables},
+        "process": None if process is None else _process_document(process),
+        "rerun_of": task.provenance.get("rerun_of"),
+        "error": _error(manager, task),
+        "post_mortem": store.tasks.post_mortem(task.key),
+        "provenance": dict(task.provenance),
+        "output_bytes": task.output_bytes,
+        "dropped_bytes": task.dropped_bytes,
+        "notify": targets.in_words(task.notify),
+    }
+
+
+_STREAMS = (OutputKind.STDOUT, OutputKind.STDERR)
+
+
+def _result_document(kept: ResultRecord) -> dict[str, Any]:
+    return {"text": kept.text, "size_bytes": kept.size_bytes, "problem": kept.problem}
+
+
+def _process_document(process: ProcessRecord) -> dict[str, Any]:
+    return {
+        "command": list(process.command),
+        "directory": process.directory,
+        "pid": process.pid,
+        "interpreter": process.interpreter,
+        "cpu_s": process.cpu_s,
+        "peak_memory_bytes": process.peak_memory_bytes,
+        "timeout_s": process.timeout_s,
+        "env": dict(process.options.env),
+    }
+
+
+def as_text(manager: BackgroundTasks, what: TaskRecord | SessionRecord) -> str:
+    """Return what ``show`` prints."""
+    if isinstance(what, SessionRecord):
+        return _session_text(manager, what)
+    return _task_text(manager, what)
+
+
+def _session_text(manager: BackgroundTasks, session: SessionRecord) -> str:
+    now, tasks = formatting.utc_now(), manager.tasks.of_session(session)
+    facts = [
+        ("session", session.id),
+        ("notebook", session.path),
+        ("runs in", f"{session.front_end}, process {session.pid} on {session.host}"),
+        ("began", formatting.clock(session.started_at, now)),
+        ("ended", formatting.session_end(session, now)),
+        ("tasks", formatting.task_counts(session)),
+    ]
+    listing = Listing(tasks, len(tasks), every_notebook=False, now=now)
+    return render(details(facts), "", *task_table(listing), plain=manager.shell is not None)
+
+
+def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
+    plain = manager.shell is not None
+    rows = [
+        *_facts(task, manager.store.sessions.short(task.session)),
+        *_process(manager, task),
+        *_what_is_kept(manager, task),
+        *_history(manager, task),
+    ]
+    parts = [render(details(rows), plain=plain), _source(task), *_failure(manager, task)]
+    return "\n\n".join(parts)
+
+
+def _source(task: TaskRecord) -> str:
+    """Return the source in legible form: an imported source may try to look different."""
+    return legible_lines(task.source.rstrip().expandtabs(8))
+
+
+def _error(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any] | None:
+    """Return the last error that a task has shown: its name, message and traceback."""
+    records = manager.tasks.store_of(task).outputs.of(task.key, kinds=(OutputKind.ERROR,))
+    last = next(iter(deque(records, maxlen=1)), None)
+    return None if last is None else json.loads(last.data)
+
+
+def _failure(manager: BackgroundTasks, task: TaskRecord) -> Iterator[str]:
+    """Yield the traceback of a failed task, and its variables at that point."""
+    error = _error(manager, task) if task.state is TaskState.FAILED else None
+    if error is not None:
+        lines = as_shown("\n".join(error["traceback"])).splitlines()
+        yield "\n".join(legible(line.rstrip()) for line in lines).strip("\n")
+    found = manager.tasks.store_of(task).tasks.post_mortem(task.key)
+    if found is not None and any(frame["variables"] for frame in found["frames"]):
+        tables = [part for frame in found["frames"] for part in _frame(frame)][1:]
+        yield render(*tables, plain=manager.shell is not None)
+
+
+def _frame(frame: dict[str, Any]) -> Iterator[Table | Text]:
+    """Yield a frame with its variables; nothing if it has none."""
+    if frame["variables"]:
+        yield Text()
+        head = f"{frame['place']}, {frame['function']}: {frame['code']}"
+        yield Text(legible(head), style="dim")
+        left_out = frame["left_out"]
+        more = [("", "", f"and {left_out:,} more")] if left_out else []
+        rows = [(each["name"], each["type"], each["text"]) for each in frame["variables"]]
+        yield variables([*rows, *more])
+
+
+def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
+    now = formatting.utc_now()
+    look = formatting.STATE_STYLES[task.state]
+    state = f"{look.glyph} {task.state.value}"
+    if task.reason and task.reason != task.state.value:
+        state += f" ({task.reason})"
+    facts = [
+        ("task", f"{task.label}, {task.id}"),
+        ("state", state),
+        ("exit code", "" if task.exit_code is None else str(task.exit_code)),
+        ("time", formatting.duration(task.elapsed_s(now))),
+        ("runs as", f"{formatting.place(task)} of session {session}"),
+        ("notebook", task.notebook),
+        ("cell", task.cell_id or ""),
+        ("tags", ", ".join(task.tags)),
+        ("tells its end", ", ".join(targets.in_words(task.notify))),
+        ("archived", f"in the archive of {task.archive}" if task.archive else ""),
+        *_provenance(task),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _provenance(task: TaskRecord) -> list[tuple[str, str]]:
+    known = task.provenance
+    python = (known.get("python"), known.get("executable"))
+    return [
+        ("rerun of", known.get("rerun_of", "")),
+        ("run again as", known.get("rerun_as", "")),
+        ("directory", known.get("directory", "")),
+        ("Python", "{} ({})".format(*python) if all(python) else ""),
+        ("host", known.get("host", "")),
+        ("git", git_in_words(known["git"]) if known.get("git") else ""),
+    ]
+
+
+def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
+    process = manager.tasks.store_of(task).processes.get(task.key)
+    if process is None:
+        return []
+    facts = [
+        ("command", _command(process) if task.kind == "shell" else ""),
+        ("pid", "" if process.pid is None else str(process.pid)),
+        ("interpreter", process.interpreter or ""),
+        ("time limit", "" if process.timeout_s is None else f"{process.timeout_s:g} s"),
+        ("CPU time", "" if process.cpu_s is None else f"{process.cpu_s:.2f} s"),
+        ("peak memory", _size(process.peak_memory_bytes)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _command(process: ProcessRecord) -> str:
+    """Return the command without its script, which is shown below as the task's source."""
+    shown = [word for word in process.command if "\n" not in word and len(word) < LONG_WORD]
+    return " ".join(map(shlex.quote, shown))
+
+
+def _size(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else formatting.size(size_bytes)
+
+
+def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
+    store = manager.tasks.store_of(task)
+    rows = []
+    for kind in _STREAMS:
+        size = store.outputs.stream_size(task.key, kind)
+        if size.size_bytes:
+            lines = formatting.counted(size.lines, "line")
+            rows.append((kind.value, f"{lines}, {formatting.counted(size.size_bytes, 'byte')}"))
+    if task.dropped_bytes:
+        rows.append(("not kept", f"{formatting.counted(task.dropped_bytes, 'byte')} of its output"))
+    kept = store.results.get(task.key)
+    if kept is not None:
+        shown = formatting.shorten(kept.text, 200)
+        size_text = f" ({kept.size_bytes:,} bytes)" if kept.size_bytes is not None else ""
+        rows.append(("result", f"{shown}{size_text}"))
+        if kept.problem:
+            rows.append(("not kept", kept.problem))
+    rows.extend(
+        (f"left {each.name}", _variable(each)) for each in store.results.variables(task.key)
+    )
+    return rows
+
+
+def _variable(kept: ResultRecord) -> str:
+    if kept.problem:
+        return f"not kept: {kept.problem}"
+    return f"{formatting.shorten(kept.text, 100)} ({kept.size_bytes:,} bytes)"
+
+
+def _history(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
+    now = formatting.utc_now()
+    events = manager.tasks.store_of(task).tasks.history(task.key)
+    return [("history", "\n".join(history_line(event, now) for event in events))]

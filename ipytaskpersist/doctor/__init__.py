@@ -1,0 +1,1 @@
+"""Checks of the store and the processes."""

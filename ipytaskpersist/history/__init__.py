@@ -1,0 +1,1 @@
+"""The history of tasks: archives, limits, search, export and import."""

@@ -1,0 +1,1 @@
+"""State that Python, IPython and libraries keep for the whole process, separate for each task."""

@@ -1,0 +1,1 @@
+"""Send notifications when tasks end."""

@@ -1,0 +1,1 @@
+"""A task's output on its way to disk, and back."""

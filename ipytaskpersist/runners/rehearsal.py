@@ -1,0 +1,92 @@
+"""Find out what the start of a task imports besides this package, by starting one in a fork.
+
+IPython imports much of itself only when a shell is created, and which modules depends on its
+version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from traitlets.config import Config
+
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.cells import execution
+from ipytaskpersist.cells.install import install_in_process
+from ipytaskpersist.runners import child, prepared_shell
+from ipytaskpersist.runners.channel import unread_bytes
+from ipytaskpersist.runners.given import NotebookSetup
+from ipytaskpersist.runners.task_rows import TaskRows
+from ipytaskpersist.values.payloads import Payloads
+
+CELL = "rehearsed = 1\nrehearsed\n"
+
+
+def import_what_a_start_does(directory: StateDirectory) -> None:
+    """Import in this process what the start of a task imports."""
+    for name in _imported_by_start(directory):
+        if name not in sys.modules:
+            with suppress(Exception):  # made by another module's import, and not found by name
+                import_module(name)
+
+
+def prepare_shell(root: Path, rows: TaskRows) -> None:
+    """Create a shell with the settings of a task, for tasks that have the same.
+
+    Not if that prints something, which every task must. Raises what the task's inputs raise when
+    they are loaded.
+    """
+    main, printed = sys.modules["__main__"], unread_bytes(1)
+    inputs = Payloads(StateDirectory(root)).inputs(rows.task, rows.inputs, {})
+    setting = child.load_setting(inputs.values)
+    try:
+        shell = child.make_shell(setting, type(sys)("__main__"))
+    finally:
+        sys.modules["__main__"] = main
+    install_in_process(shell).undo()  # keeps the code that it has made for foreign functions
+    if unread_bytes(1) == printed:
+        prepared_shell.keep(shell, setting.config, getattr(setting, "profile", ""))
+    else:
+        type(shell).clear_instance()
+
+
+def _imported_by_start(directory: StateDirectory) -> list[str]:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _be_silent()
+            _start(directory)
+            with open(write, "w", encoding="utf-8") as target:
+                json.dump(list(sys.modules), target)
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, encoding="utf-8") as source:
+        text = source.read()
+    os.waitpid(pid, 0)
+    names: list[str] = json.loads(text or "[]")
+    return names
+
+
+def _be_silent() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+
+
+def _start(directory: StateDirectory) -> None:
+    """Do what `child` does before and after a cell."""
+    module = type(sys)("__main__")
+    setting = NotebookSetup(list(sys.path), Config(), "last_expr", 0)
+    shell = child.make_shell(setting, module)
+    install_in_process(shell)
+    execution.be_ready_for_errors()
+    Payloads(directory).be_ready()
+    execution.compile_cell(shell, CELL, 1)
+    child.show_figures_inline()

@@ -1,0 +1,40 @@
+"""What a Python task's process needs of the store: its rows.
+
+A fresh interpreter reads them itself. A fork server's process is given them, which takes less time
+than to open the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import INPUTS, ProcessRecord, ResultRecord, TaskRecord
+from ipytaskpersist.store.task_store import TaskStore
+
+
+class TaskRows(NamedTuple):
+    """A Python task in the store."""
+
+    task: TaskRecord
+    process: ProcessRecord
+    inputs: ResultRecord
+
+    @classmethod
+    def of(cls, store: TaskStore, task: TaskRecord | None) -> TaskRows:
+        """Read the rows of a task. Raises `StoreError`."""
+        assert task is not None, "the supervisor starts tasks of the store"
+        process, inputs = store.processes.get(task.key), store.results.get(task.key, INPUTS)
+        assert process is not None
+        assert inputs is not None
+        return cls(task, replace(process, environment={}), inputs)
+
+
+def read(root: Path, task_id: str) -> TaskRows:
+    """Read the rows of a task from the store in a state directory. Raises `StoreError`."""
+    store = TaskStore(StateDirectory(root)).open()
+    rows = TaskRows.of(store, store.tasks.by_id(task_id))
+    store.close()
+    return rows

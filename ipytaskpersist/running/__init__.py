@@ -1,0 +1,1 @@
+"""Tasks that run in this process: finding the calling code's task, and cancelling it."""

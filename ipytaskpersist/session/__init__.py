@@ -1,0 +1,1 @@
+"""The tasks of this kernel: settings, launching, finding, waiting, results."""

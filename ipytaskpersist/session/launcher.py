@@ -1,0 +1,509 @@
+"""Launch cells, commands and functions in the right runner, and run ended tasks again."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ipytaskpersist.base.detached import python_command
+from ipytaskpersist.base.foreign_errors import class_name, describe
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING, INPUTS, Options, TaskRecord
+from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
+from ipytaskpersist.cells.shell_commands import ShellCommand
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.history.upkeep import UpkeepTimer
+from ipytaskpersist.notify import targets
+from ipytaskpersist.runners import reconciling
+from ipytaskpersist.runners.given import Given, NotebookSetup
+from ipytaskpersist.running.interruption import HeldBack, is_from_outside
+from ipytaskpersist.session import provenance
+from ipytaskpersist.session.finding import check_tags
+from ipytaskpersist.session.notebook_setup import setting_of
+from ipytaskpersist.session.own_session import OwnSession
+from ipytaskpersist.session.provenance import GitWatch
+from ipytaskpersist.session.requests import (
+    NEEDS_INTERPRETER,
+    NEEDS_PROCESS,
+    NEEDS_PYTHON,
+    NEEDS_SHELL,
+    PROCESS,
+    SHELL,
+    THREAD,
+    Request,
+    check,
+    directory_of,
+    is_passable,
+    refuse,
+)
+from ipytaskpersist.session.results import Results
+from ipytaskpersist.session.runners import Runners
+from ipytaskpersist.session.task_settings import TaskSettings
+from ipytaskpersist.store.file.database import storable
+from ipytaskpersist.store.processes import NewProcess
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask
+from ipytaskpersist.values.importable import Modules
+from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads, Prepared
+from ipytaskpersist.values.pickling import Unpicklable, require_picklable
+from ipytaskpersist.values.unpicklable_parts import unpicklable_part
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from ipytaskpersist.cells.execution import Outcome
+
+Work = Callable[[Any], "Outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The task that is run again."""
+
+    task: TaskRecord
+    once: bool
+    """Whether to fail if it has already been run again."""
+
+
+class Launcher:
+    """Launches the tasks of one process."""
+
+    def __init__(
+        self,
+        settings: TaskSettings,
+        store: TaskStore,
+        archives: Archives,
+        payloads: Payloads,
+        session: OwnSession,
+        runners: Runners,
+        results: Results,
+        git: GitWatch,
+        upkeep: UpkeepTimer,
+    ) -> None:
+        self._settings = settings
+        self._shell = settings.shell
+        self._store = store
+        self._archives = archives
+        self._payloads = payloads
+        self._session = session
+        self._runners = runners
+        self._results = results
+        self._git = git
+        self._upkeep = upkeep
+
+    def launch(self, source: str, request: Request, again: Again | None = None) -> TaskRecord:
+        """Run a source in the background. Return when the task is durably recorded.
+
+        Raise `InvalidRequest` for an empty source and for options that make no sense,
+        `execution.CellSyntaxError` for a cell that does not compile, and `StoreError` if the store
+        cannot be written; no task is created then.
+        """
+        if not source.strip():
+            raise InvalidRequest(
+                "the cell is empty: write the code to run in the background below %%background"
+            )
+        check(request.options)
+        check_tags(request.tags)
+        command = self._shell_command(source, request)
+        if command is not None:
+            return self._launch_command(source, request, command, again)
+        if (request.where or self._settings.runner) == PROCESS:
+            return self._launch_python(source, request, again)
+        refuse(
+            request.options,
+            ("cwd", "env", "timeout_s", "inputs", "outputs", "fresh"),
+            NEEDS_PROCESS,
+        )
+        refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
+        return self._launch_thread(source, request, again)
+
+    def _launch_thread(
+        self, source: str, request: Request, again: Again | None = None
+    ) -> TaskRecord:
+        from ipytaskpersist.cells.execution import compile_cell, run_cell
+
+        shell = self._require_shell()
+        cell = compile_cell(shell, source, self._execution_count())
+        new = self._new(source, request, "python", THREAD, again)
+        record = self._run_in_thread(new, lambda task: run_cell(shell, cell, task))
+        _say_history(record, variables.of_history(source, shell), OF_NOTEBOOK)
+        return record
+
+    def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
+        """Run a function in the background. Return when the task is durably recorded."""
+        if request.where == PROCESS:
+            setting = self._setting()
+            inputs = self._prepare(setting, Given(call=call), {"the call": call})
+            new = self._new(source, request, "python", PROCESS, is_call=True)
+            return self._launch_process(new, self._python_process(request.options), inputs)
+        from ipytaskpersist.cells.execution import run_function
+
+        shell = self._require_shell()
+        new = self._new(source, request, "python", THREAD, is_call=True)
+        return self._run_in_thread(new, lambda task: run_function(shell, call, task))
+
+    def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
+        threads = self._runners.threads
+        with HeldBack():  # a recorded task must get its thread
+            worker = threads.reserve()
+            try:
+                record = self._store.tasks.insert(new)
+            except BaseException:
+                threads.give_back(worker)
+                raise
+            self._launched(record, provenance.current_directory())
+            threads.launch(record, work, lambda: self._runners.notify_end(record.key), worker)
+        return record
+
+    def _launched(self, task: TaskRecord, directory: str) -> None:
+        """Start what else a task needs once it is recorded."""
+        threads = self._runners.existing_threads
+        if threads is not None:
+            threads.forget(task.key)  # a new store after a loss assigns the same keys again
+        self._git.expect(task.key, directory)
+        self._upkeep.soon()
+
+    # Shell commands.
+
+    def _shell_command(self, source: str, request: Request) -> ShellCommand | None:
+        """Return the shell command that a source is; None for Python."""
+        if request.where == SHELL:
+            path = request.options.shell_path or self._settings.shell_path
+            if shutil.which(path) is None:
+                raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
+            if os.sep in path:
+                path = str(Path(path).absolute())  # not resolved in the directory of the task
+            return shell_commands.of_shell(source, path)
+        if request.where == THREAD or self._shell is None:
+            return None
+        return shell_commands.of_cell(self._shell, source)
+
+    def _launch_command(
+        self, source: str, request: Request, command: ShellCommand, again: Again | None
+    ) -> TaskRecord:
+        refuse(request.options, ("inputs", "outputs"), NEEDS_PYTHON)
+        refuse(request.options, ("fresh",), NEEDS_INTERPRETER)
+        if not is_passable(source):
+            raise InvalidRequest(
+                "the command has a character that no program can be given: a null character, or "
+                "half of a surrogate pair"
+            )
+        process = NewProcess(
+            command=command.command,
+            script=command.script,
+            script_as=command.script_as,
+            pty=command.pty or request.options.pty,
+            directory=directory_of(request.options),
+            grace_s=self._settings.cancel_grace_s,
+            options=request.options,
+        )
+        return self._launch_process(self._new(source, request, "shell", PROCESS, again), process)
+
+    def _launch_process(
+        self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
+    ) -> TaskRecord:
+        directory = storable(process.directory)
+        new = replace(new, provenance={**new.provenance, "directory": directory})
+        with HeldBack():  # a recorded task must get its supervisor
+            record = self._runners.processes.launch(new, process, inputs)
+            self._launched(record, process.directory)
+        return record
+
+    # Python in its own process.
+
+    def _launch_python(
+        self, source: str, request: Request, again: Again | None = None
+    ) -> TaskRecord:
+        from ipytaskpersist.cells.execution import compile_cell
+
+        refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
+        process = self._python_process(request.options)
+        shell = self._require_shell()
+        compile_cell(shell, source, self._execution_count())  # a mistake shows immediately
+        inputs = self._inputs(shell, ast.parse(shell.transform_cell(source)), request.options)
+        record = self._launch_process(
+            self._new(source, request, "python", PROCESS, again), process, inputs
+        )
+        self._results.expect(record)
+        _say_history(record, variables.of_history(source, shell), OF_PROCESS)
+        return record
+
+    def _python_process(self, options: Options) -> NewProcess:
+        command = [
+            *python_command("runners.child", "-u"),
+            str(self._store.directory.root),
+        ]
+        return NewProcess(
+            command,
+            directory_of(options),
+            self._settings.cancel_grace_s,
+            options,
+            interpreter=self._interpreter(options),
+        )
+
+    def _interpreter(self, options: Options) -> str | None:
+        """Return which interpreter a Python task must have; None to let the supervisor decide."""
+        if options.fresh:
+            return FRESH_ASKED
+        return None if self._settings.warm_processes else FRESH_SETTING
+
+    def _inputs(self, shell: InteractiveShell, tree: ast.Module, options: Options) -> Prepared:
+        """Prepare a cell's inputs: the variables that it reads, and those that its strings name."""
+        namespace = shell.user_ns
+        used = variables.used(tree) if options.inputs is None else options.inputs
+        given = self._given(shell, options.inputs, used)
+        mentioned = {}
+        if options.inputs is None:
+            names = [*mentions.in_strings(tree), *mentions.in_values(given.values())]
+            mentioned = self._given(shell, None, [name for name in names if name not in given])
+        submodules = mentions.submodules(tree, namespace)
+        setting = replace(self._setting(), submodules=submodules)
+        modules = self._modules([*mentions.imports(tree), *submodules], given)
+        named = given | {module.__name__: module for module in modules}
+        if not mentioned:
+            return self._prepare(setting, Given(given, modules=modules), named)
+        try:
+            return self._prepare(setting, Given(given | mentioned, modules=modules), named)
+        except InvalidRequest:
+            # A string need not be code: a variable named only there does not stop the launch.
+            kept = {name: v for name, v in mentioned.items() if self._is_picklable(v)}
+            return self._prepare(setting, Given(given | kept, modules=modules), named)
+
+    def _modules(self, names: Sequence[str], given: dict[str, Any]) -> list[ModuleType]:
+        """Return modules that only this process finds, needed by the cell or its functions."""
+        known = Modules()
+        imported = known.not_found(names)
+        perhaps = known.not_found(mentions.in_code(given.values()))
+        return [*imported, *(m for m in perhaps if m not in imported and self._is_picklable(m))]
+
+    def _setting(self) -> NotebookSetup:
+        """Return what a process task gets besides variables."""
+        setting = setting_of(self._shell, self._settings.settings_apart)
+        magics = notebook_magics.of_notebook(self._shell, self._namespace())
+        return replace(
+            setting,
+            magics=magics,
+            large_result_bytes=self._settings.large_result_bytes,
+            is_durable=self._store.database.synchronous == "full",
+        )
+
+    def _is_picklable(self, value: Any) -> bool:
+        return self._refusal(value) is None
+
+    def _refusal(self, value: Any) -> BaseException | None:
+        """Return what pickling a value raises; None when it can be pickled."""
+        try:
+            require_picklable(value, self._namespace())
+        except BaseException as error:  # pickling may raise anything
+            if is_from_outside(error):
+                raise
+            return error
+        return None
+
+    @staticmethod
+    def _given(
+        shell: InteractiveShell, asked: Sequence[str] | None, used: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the variables to copy."""
+        namespace, hidden, missing = shell.user_ns, shell.user_ns_hidden, object()
+        for name in asked or ():
+            if name not in namespace:
+                raise InvalidRequest(f"there is no variable '{name}' to hand over with --in")
+        return {
+            name: namespace[name]
+            for name in used
+            if name in namespace and hidden.get(name, missing) is not namespace[name]
+        }
+
+    def _namespace(self) -> dict[str, Any]:
+        shell = self._shell
+        return vars(sys.modules["__main__"]) if shell is None else shell.user_ns
+
+    def _prepare(self, setting: NotebookSetup, given: Given, named: dict[str, Any]) -> Prepared:
+        """Pickle a task's inputs. Raise `InvalidRequest` if they cannot be pickled."""
+        about = {SETTING: setting, GIVEN: given.without_values()}
+        try:
+            return self._payloads.prepare_inputs(about, given.variables, self._namespace())
+        except Unpicklable as error:
+            kept = {k: v for k, v in setting.libraries.items() if self._is_picklable(v)}
+            if kept.keys() == setting.libraries.keys():
+                raise self._unpicklable(named, error.cause) from error.cause
+        missing = ", ".join(sorted(setting.libraries.keys() - kept.keys()))
+        print(
+            f"the task begins without the notebook's settings of {missing}: they cannot be pickled",
+            file=sys.stderr,
+        )
+        return self._prepare(replace(setting, libraries=kept), given, named)
+
+    def _unpicklable(self, named: dict[str, Any], error: BaseException) -> InvalidRequest:
+        """Return the error that names each variable that cannot be copied, and why."""
+        refusals = {name: self._refusal(value) for name, value in named.items()}
+        bad = {
+            name: self._in_words(name, named[name], why)
+            for name, why in refusals.items()
+            if why is not None
+        }
+        good = ",".join(name for name in named if name not in bad)
+        what = "; ".join(bad.values()) or describe(error)
+        return InvalidRequest(
+            f"cannot be handed to another process: {what}. "
+            f"--in {good or chr(39) * 2} leaves it out, --thread needs no handing over"
+        )
+
+    def _in_words(self, name: str, value: Any, why: BaseException) -> str:
+        """Return what cannot be copied: the variable, or what it holds, with its class and why."""
+        path, part = unpicklable_part(name, value, self._refusal)
+        return f"{path} ({class_name(part)}): {describe(why)}"
+
+    # Running again.
+
+    def rerun(self, task: TaskRecord, *, once: bool = False) -> TaskRecord:
+        """Run an ended task's source again with the same options, as a new task.
+
+        With `once`, raise `AlreadyRunAgain` if it has been run again before.
+        """
+        again = Again(task, once)
+        if task.runner == THREAD:
+            if task.is_call:
+                raise InvalidRequest(
+                    f"task {task.label} was a call of a function in a thread, whose arguments "
+                    "were not kept; submit it again"
+                )
+            reconciling.end_left(task)  # or both would run
+            return self._launch_thread(task.source, Request(task.name), again)
+        return self._rerun_process(task, again)
+
+    def _rerun_process(self, task: TaskRecord, again: Again) -> TaskRecord:
+        if task.is_imported:
+            # Its command and environment may differ from what its source suggests.
+            raise InvalidRequest(
+                f"task {task.label} was imported, and what a file says is not run as a process; "
+                f"%bg_show {task.number} shows its source, for a cell of your own"
+            )
+        store = self._archives.store_of(task)
+        before, inputs = store.processes.get(task.key), None
+        if before is None:
+            raise InvalidRequest(f"what task {task.label} ran is not known any more")
+        if not Path(before.directory).is_dir():
+            raise InvalidRequest(
+                f"the directory of task {task.label}, {before.directory}, does not exist any more"
+            )
+        process = NewProcess(
+            command=before.command,
+            directory=before.directory,
+            grace_s=self._settings.cancel_grace_s,
+            options=_with_secrets_of_now(task, before.options),
+            script=before.script,
+            script_as=before.script_as,
+            pty=before.pty,
+        )
+        if task.kind == "python":
+            fresh = before.interpreter == FRESH_ASKED
+            usual = self._python_process(Options(fresh=fresh))
+            process = replace(process, command=usual.command, interpreter=usual.interpreter)
+            given = store.results.get(task.key, INPUTS)
+            inputs = self._payloads.copy(task, given) if given is not None else None
+        new = self._new(
+            task.source, Request(task.name), task.kind, PROCESS, again, is_call=task.is_call
+        )
+        record = self._launch_process(new, process, inputs)
+        if task.kind == "python":
+            self._results.expect(record)
+        return record
+
+    # Common to all tasks.
+
+    def _new(
+        self,
+        source: str,
+        request: Request,
+        kind: str,
+        runner: str,
+        again: Again | None = None,
+        *,
+        is_call: bool = False,
+    ) -> NewTask:
+        session = self._session.record()
+        self._store.require_writable()
+        before = {"rerun_of": again.task.id} if again else {}
+        return NewTask(
+            notebook_key=session.notebook_key,
+            session_id=session.id,
+            name=request.name,
+            kind=kind,
+            runner=runner,
+            source=source,
+            cell_id=self._cell_id(),
+            execution_count=self._execution_count(),
+            is_call=is_call,
+            # An archived task is known only by its id, which `provenance` keeps.
+            rerun_of=again.task.key if again and not again.task.archive else None,
+            once=again.once if again else False,
+            tags=again.task.tags if again else request.tags,
+            max_output_bytes=self._settings.max_output_bytes,
+            notify=self._places(request),
+            provenance={**provenance.of_launch(), **before},
+        )
+
+    def _places(self, request: Request) -> tuple[str, ...]:
+        """Return the notification places of a task, as the store keeps them."""
+        settings = self._settings
+        return targets.wanted(
+            request.notify, request.notify_to, settings.notify, settings.notify_after_s
+        ).kept()
+
+    def _require_shell(self) -> InteractiveShell:
+        if self._shell is None:
+            raise InvalidRequest(
+                "a Python cell can only be launched from IPython or a notebook; start one, and "
+                "type %load_ext ipytaskpersist"
+            )
+        return self._shell
+
+    def _execution_count(self) -> int:
+        # IPython 9 counts at the beginning of a cell, IPython 8 at its end; the hook knows.
+        hook: Any = self._shell.displayhook if self._shell else None
+        return int(hook.prompt_count) if hook is not None else 0
+
+    def _cell_id(self) -> str | None:
+        get_parent = getattr(self._shell, "get_parent", None)
+        parent = get_parent() if get_parent is not None else None
+        cell_id = ((parent or {}).get("metadata") or {}).get("cellId")
+        return str(cell_id) if cell_id else None
+
+
+OF_NOTEBOOK = (
+    "the notebook's, as it stands when the task reads it: of cells in the foreground, not of tasks"
+)
+OF_PROCESS = "empty in a process: assign what the task needs to a variable before it is launched"
+
+
+def _say_history(task: TaskRecord, names: Sequence[str], what: str) -> None:
+    """Say what `_`, `Out` and `In` are in a task that reads them."""
+    if names:
+        each = "each " if len(names) > 1 else ""
+        said = f"task {task.label} reads {', '.join(names)}, {each}{what}"
+        print(legible(said), file=sys.stderr)
+
+
+def _with_secrets_of_now(task: TaskRecord, options: Options) -> Options:
+    """Restore the values that were not kept. Raise `InvalidRequest` if one is missing."""
+    env = {
+        name: os.environ.get(name) if value is None else value
+        for name, value in options.env.items()
+    }
+    missing = [name for name, value in env.items() if value is None]
+    if missing:
+        raise InvalidRequest(
+            f"task {task.label} was given {', '.join(missing)}, and what looks like a secret by "
+            f"its name is not kept; set os.environ[{missing[0]!r}], then rerun it"
+        )
+    return replace(options, env=env)

@@ -1,0 +1,93 @@
+"""What a launch may ask for besides its source, and which of it makes sense."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ipytaskpersist.base.paths import typed_path
+from ipytaskpersist.base.records import Options
+from ipytaskpersist.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    pass
+
+
+THREAD, PROCESS, SHELL = "thread", "process", "shell"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The user's options for a task, besides its source."""
+
+    name: str = ""
+    where: str = ""
+    """``thread``, ``process`` or ``shell``; empty to let the source and the trait decide."""
+    options: Options = field(default_factory=Options)
+    tags: Sequence[str] = ()
+    notify: bool = False
+    """Whether to send a notification of its end to the usual places."""
+    notify_to: Sequence[str] = ()
+    """Further places, for this task only."""
+
+
+FLAGS = {
+    "cwd": "--cwd",
+    "env": "--env",
+    "timeout_s": "--timeout",
+    "pty": "--pty",
+    "shell_path": "--shell-path",
+    "inputs": "--in",
+    "outputs": "--out",
+    "fresh": "--fresh",
+}
+
+NEEDS_PROCESS = "needs a process: add --process, or --shell for a shell command"
+
+NEEDS_SHELL = "is for shell commands: add --shell"
+
+NEEDS_INTERPRETER = "is for Python in a process: a shell command has no interpreter"
+
+NEEDS_PYTHON = "is for Python in a process: a shell command has no variables"
+
+
+def refuse(options: Options, names: Sequence[str], why: str) -> None:
+    """Raise `InvalidRequest` if any of these options is given."""
+    for name in names:
+        if getattr(options, name) not in (None, False, {}):
+            raise InvalidRequest(f"{FLAGS[name]} {why}")
+
+
+def check(options: Options) -> None:
+    """Raise `InvalidRequest` for an option that no process can have."""
+    timeout_s = options.timeout_s
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidRequest(f"--timeout is a number of seconds greater than 0, not {timeout_s}")
+    for flag, names in (("--in", options.inputs), ("--out", options.outputs)):
+        twice = [name for name in dict.fromkeys(names or ()) if list(names or ()).count(name) > 1]
+        if twice:
+            raise InvalidRequest(f"{flag} names {', '.join(twice)} more than once")
+    for name, value in options.env.items():
+        if not is_passable(name) or not is_passable(value):
+            raise InvalidRequest(f"the value of {name!r} cannot be that of an environment variable")
+        if not name or "=" in name:
+            raise InvalidRequest(f"{name!r} cannot be the name of an environment variable")
+
+
+def is_passable(text: object) -> bool:
+    """Return whether this can be a program's argument, or part of its environment."""
+    try:
+        return isinstance(text, str) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def directory_of(options: Options) -> str:
+    """Return the directory in which to run a task. Raise `InvalidRequest` if it does not exist."""
+    path = typed_path(options.cwd or ".")
+    if not is_passable(str(path)) or not path.is_dir():
+        shown = str(path) if str(path).isprintable() else ascii(str(path))
+        raise InvalidRequest(f"the directory {shown} does not exist; give another with --cwd")
+    return str(path)

@@ -1,0 +1,58 @@
+"""The environment of a task that waits for its supervisor, in a file until the task begins.
+
+Not in the store: whatever was once written there stays in SQLite's log, in backups, and for a while
+in the file itself. Nor on the supervisor's command line, which every user can read.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.private_files import make_private, new_private, open_own
+
+Environment = dict[str, str]
+
+BEING_MADE_S = 60.0
+"""Time for which a file may exist before its task does."""
+
+
+def put(directory: StateDirectory, task_id: str, environment: Mapping[str, str]) -> None:
+    """Leave the environment of a task for its supervisor. Raises `OSError`."""
+    file = directory.environment(task_id)
+    make_private(file.parent)
+    # No process looks for it before the task is recorded, so the write need not be atomic.
+    with new_private(file) as target:
+        target.write(json.dumps(dict(environment)).encode())
+
+
+def take(directory: StateDirectory, task_id: str) -> Environment | None:
+    """Return and remove the environment of a task that begins; None when there is none."""
+    file = directory.environment(task_id)
+    try:
+        with open_own(file) as source:
+            environment: Environment = json.loads(source.read())
+    except (OSError, ValueError):
+        return None
+    finally:
+        remove(directory, task_id)
+    return environment
+
+
+def remove(directory: StateDirectory, task_id: str) -> None:
+    """Remove the environment of a task that will not begin."""
+    with suppress(OSError):
+        directory.environment(task_id).unlink()
+
+
+def remove_left(directory: StateDirectory, is_waiting: Callable[[str], bool | None]) -> None:
+    """Remove environments of tasks that wait no longer. `is_waiting` returns None for no task."""
+    with suppress(OSError):
+        for file in directory.environments.iterdir():
+            waits = is_waiting(file.stem)
+            is_new = time.time() - file.stat().st_mtime < BEING_MADE_S
+            if waits is False or (waits is None and not is_new):
+                file.unlink(missing_ok=True)

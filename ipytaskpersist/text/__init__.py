@@ -1,0 +1,1 @@
+"""Text as terminals, web pages, users and searches see it."""

@@ -1,0 +1,197 @@
+"""How states, times, sizes, tasks and sessions are described in text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.records import Progress, SessionRecord, TaskRecord, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class StateStyle:
+    """The look of a state. Never its colour alone."""
+
+    glyph: str
+    colour: str
+    """For HTML, as an inline style."""
+    style: str
+    """For a terminal, in rich's notation."""
+
+
+STATE_STYLES = {
+    TaskState.PENDING: StateStyle("◌", "#767c85", "bright_black"),
+    TaskState.RUNNING: StateStyle("●", "#2f7de1", "blue"),
+    TaskState.COMPLETED: StateStyle("✓", "#27894e", "green"),
+    TaskState.FAILED: StateStyle("✕", "#d6453d", "red"),
+    TaskState.CANCELLED: StateStyle("⊘", "#767c85", "bright_black"),
+    TaskState.INTERRUPTED: StateStyle("◐", "#a67200", "yellow"),
+}
+MONOSPACE = (
+    "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;"
+    "font-size:12px;line-height:1.45"
+)
+
+
+def duration(seconds: float | None) -> str:
+    """Return ``0:03``, ``12:41``, ``3:00:09``; ``–`` for None."""
+    if seconds is None:
+        return "–"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def clock(at: datetime, now: datetime) -> str:
+    """Return a local time: the hour, and the date unless it is today."""
+    local, today = at.astimezone(), now.astimezone().date()
+    return f"{local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
+
+
+def ending(task: TaskRecord) -> str:
+    """Return the exit code or the reason, whichever says more, or that a live task is to end."""
+    if task.state is TaskState.COMPLETED:
+        return "exit 0"
+    if not task.state.is_final and task.cancel_requested_at is not None:
+        return "cancellation requested"
+    return task.reason or ""
+
+
+def next_verbs(task: TaskRecord) -> tuple[str, ...]:
+    """Return what may be done next with this task: first what to read, then what to do."""
+    if task.state is TaskState.PENDING:
+        return ("cancel",)
+    if task.state is TaskState.RUNNING:
+        return "output", "cancel"
+    if task.state is TaskState.FAILED:
+        return "show" if task.kind == "python" and task.exit_code == 1 else "output", "rerun"
+    if task.state is TaskState.INTERRUPTED:
+        return "output", "resume"
+    if task.state is TaskState.CANCELLED:
+        return "output", "rerun"
+    return ("output",)
+
+
+def next_commands(task: TaskRecord) -> str:
+    """Return what to type next about this task."""
+    return " · ".join(f"%bg_{verb} {task.number}" for verb in next_verbs(task))
+
+
+def place(task: TaskRecord) -> str:
+    """Return where the task runs, in words."""
+    return "shell command" if task.kind == "shell" else f"Python {task.runner}"
+
+
+def launched_text(task: TaskRecord) -> str:
+    """Return a terminal's message about a task that was just launched."""
+    look = STATE_STYLES[TaskState.RUNNING]
+    commands = f"%bg_output {task.number} · %bg_cancel {task.number}"
+    return f"{look.glyph} background task {legible(task.label)} has started   {commands}"
+
+
+def for_shell(text: str) -> str:
+    """Return the text with IPython's commands as in the system's shell."""
+    return re.sub(r"%bg_(\w+)", r"jupyter bg \1", text)
+
+
+# Lists.
+
+
+def how_far(progress: Progress) -> str:
+    """Return ``68 %``, or the amount done when the total is unknown."""
+    fraction = progress.fraction
+    return f"{progress.done:,.12g}" if fraction is None else f"{int(fraction * 100)} %"
+
+
+def reference(task: TaskRecord, every_notebook: bool) -> str:
+    """Return how to name the task: its number, or its id where notebooks are mixed."""
+    return task.id if every_notebook else str(task.number)
+
+
+def notebook_name(path: str) -> str:
+    """Return the last part of a notebook's path."""
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
+def shorten(text: str, characters: int) -> str:
+    """Return the text in one line, cut with an ellipsis when it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[: characters - 1] + "…"
+
+
+def first_line(source: str) -> str:
+    """Return the first line of a source that is not blank."""
+    return next((line.strip() for line in source.splitlines() if line.strip()), "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 task``, ``2 tasks``, ``1,200 tasks``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def had_ended(task: TaskRecord, left: int) -> str:
+    """Return the message for a cancellation after the end; `left` processes still ran."""
+    said = f"task {task.label} had ended: {task.state.value}"
+    if not left:
+        return said
+    them = "the process" if left == 1 else f"the {left} processes"
+    return f"{said}; {them} that it had left {'is' if left == 1 else 'are'} ended now"
+
+
+def size(size_bytes: int) -> str:
+    """Return a readable size in powers of 1000: ``0 bytes``, ``12.3 kB``, ``4.0 MB`` …"""
+    if size_bytes < 1000:
+        return counted(size_bytes, "byte")
+    amount, units = size_bytes / 1000, iter(("kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while amount >= 1000 and unit != "TB":
+        amount, unit = amount / 1000, next(units)
+    return f"{amount:,.0f} {unit}" if amount >= 100 else f"{amount:,.1f} {unit}"
+
+
+def age(seconds: float) -> str:
+    """Return a readable age: ``3 days ago``, ``just now`` …"""
+    for unit, factor in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= factor:
+            return f"{counted(int(seconds / factor), unit)} ago"
+    return "just now"
+
+
+# Sessions.
+
+
+def session_end(session: SessionRecord, now: datetime) -> str:
+    """Return how and when the session ended, or that it has not."""
+    if session.ended_at is None:
+        return "active"
+    return f"{session.end_reason} at {clock(session.ended_at, now)}"
+
+
+def task_counts(session: SessionRecord) -> str:
+    """Return ``3 completed, 1 failed``, or a dash."""
+    return ", ".join(f"{count} {state}" for state, count in session.task_counts) or "–"
+
+
+def session_json(session: SessionRecord) -> dict[str, object]:
+    """Return a session as ``sessions --json`` prints it."""
+    return {
+        "id": session.id,
+        "notebook": session.path,
+        "front_end": session.front_end,
+        "host": session.host,
+        "pid": session.pid,
+        "started_at": session.started_at.isoformat(),
+        "heartbeat_at": session.heartbeat_at.isoformat(),
+        "ended_at": session.ended_at.isoformat() if session.ended_at else None,
+        "end_reason": session.end_reason,
+        "tasks": dict(session.task_counts),
+        "first_line": first_line(session.first_source) or None,
+        "last_active_at": session.last_active_at.isoformat() if session.last_active_at else None,
+    }
+
+
+def utc_now() -> datetime:
+    """Return the current time, as views expect it."""
+    return datetime.now(UTC)

@@ -1,0 +1,1 @@
+"""Conversion of values to bytes and back."""

@@ -1,0 +1,289 @@
+"""Loading the extension says what ended while nobody was there, once, and in a few lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from histories import begin_session
+from kernels import NotebookKernel, until
+
+from ipytaskpersist.base.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.display.greetings import Greeting
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask
+
+MakeKernel = Callable[..., NotebookKernel]
+PATH = "/home/ada/a.ipynb"
+HOUR_S = 3600.0
+
+
+class Past:
+    """What happened at a notebook, told in hours before now."""
+
+    def __init__(self, store: TaskStore) -> None:
+        self.store = store
+        self.now = time.time()
+
+    def visit(
+        self, began: float, ended: float | None, reason: str = "kernel shut down", **more: object
+    ) -> SessionRecord:
+        """A session; `ended` None for one that is open."""
+        session = begin_session(self.store, PATH)
+        values = {
+            "started_at": self.at(began),
+            "heartbeat_at": self.at(began),
+            "ended_at": None if ended is None else self.at(ended),
+            "end_reason": None if ended is None else reason,
+            **more,
+        }
+        self._set("sessions", values, "id", session.id)
+        return session
+
+    def task(
+        self,
+        session: SessionRecord,
+        began: float,
+        ended: float | None,
+        state: TaskState = TaskState.COMPLETED,
+        reason: str | None = None,
+        name: str = "",
+        runner: str = "process",
+    ) -> TaskRecord:
+        """A task; `ended` None for one that runs."""
+        new = NewTask(session.notebook_key, session.id, name, "python", runner, "1")
+        task = self.store.tasks.insert(new)
+        self._set("tasks", {"created_at": self.at(began)}, "key", task.key)
+        self.store.tasks.start(task.key, self.at(began))
+        if ended is not None:
+            code = {TaskState.COMPLETED: 0, TaskState.FAILED: 1}.get(state)
+            self.store.tasks.end(task.key, state, reason, code, self.at(ended))
+        return task
+
+    def at(self, hours: float) -> float:
+        return self.now - hours * HOUR_S
+
+    def _set(self, table: str, values: Mapping[str, object], key: str, row: object) -> None:
+        names = ", ".join(f"{name} = ?" for name in values)
+        self.store.database.execute(
+            f"UPDATE {table} SET {names} WHERE {key} = ?", (*values.values(), row)
+        )
+
+
+@pytest.fixture
+def past(store: TaskStore) -> Past:
+    return Past(store)
+
+
+@pytest.fixture
+def load(state_dir: Path) -> Callable[..., list[str]]:
+    """Come back to the notebook, and see what is said. Twice is loading anew."""
+
+    def come_back(resumed: Mapping[str, TaskRecord] | None = None) -> list[str]:
+        manager = BackgroundTasks(notebook=PATH)
+        manager.store.open()
+        with closing(manager):
+            return Greeting(manager).greeting(resumed or {}).splitlines()
+
+    return come_back
+
+
+Load = Callable[..., list[str]]
+
+
+def test_what_ended_since_the_last_session_is_said_failures_first(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    past.task(last, 9.5, 9, name="seen")
+    past.task(last, 9, 7, name="build")
+    past.task(last, 9, 6, TaskState.FAILED, "KeyError: 'customer_id'", "load frame")
+    past.task(last, 9, 5, name="report")
+    past.task(last, 9, 4, TaskState.CANCELLED, "cancelled", "sweep")
+    past.task(last, 9, None, name="server")
+    assert load() == [
+        "While you were away: 2 tasks finished, 1 failed, 1 was cancelled; 1 is still running.",
+        "  ✕ failed      3 (load frame) · exit 1 · KeyError: 'customer_id'   %bg_show 3",
+        "  ⊘ cancelled   5 (sweep) · 5:00:00   %bg_output 5",
+        "  ✓ completed   4 (report) · 4:00:00   %bg_output 4",
+        "  ✓ completed   2 (build) · 2:00:00   %bg_output 2",
+    ]
+
+
+def test_nothing_new_leaves_the_line_about_earlier_tasks(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    past.task(last, 9.5, 9)
+    past.task(last, 9, None)
+    (line,) = load()
+    assert line.endswith("2 tasks from before, 1 running, 1 completed. %bg_list shows them")
+
+
+def test_nothing_is_said_where_there_are_no_tasks(past: Past, load: Load) -> None:
+    past.visit(10, 8)
+    assert load() == []
+
+
+def test_many_are_cut_to_a_few_lines(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    for _each in range(7):
+        past.task(last, 9, 7)
+    lines = load()
+    assert lines[0] == "While you were away: 7 tasks finished."
+    assert lines[-1] == "  and 3 more; %bg_list shows them all"
+    assert len(lines) == 6
+
+
+def test_what_names_and_reasons_hold_cannot_steer_the_terminal(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    past.task(last, 9, 7, TaskState.FAILED, "E: \x1b[2J\n" + "x" * 500, "a\x1b]0;title\x07\nb" * 40)
+    header, line = load()
+    assert header.endswith("1 task failed.")
+    assert line.isprintable()
+    assert len(line) < 160
+
+
+def test_a_task_that_ended_with_its_kernel_is_news(past: Past, load: Load) -> None:
+    """A kernel that is shut down interrupts its tasks a moment before it says that it ended."""
+    last = past.visit(10, 8)
+    past.task(last, 9, 8, TaskState.INTERRUPTED, "kernel shut down", "long", runner="thread")
+    past.task(last, 9.5, 9, TaskState.INTERRUPTED, "extension unloaded", runner="thread")
+    assert load() == [
+        "While you were away: 1 task was interrupted.",
+        "  ◐ interrupted 1 (long) · kernel shut down   %bg_resume 1",
+    ]
+
+
+def test_it_is_not_said_again_by_the_session_after_the_next(past: Past, load: Load) -> None:
+    first = past.visit(10, 8)
+    past.task(first, 9, 8, TaskState.INTERRUPTED, "kernel shut down", "long", runner="thread")
+    past.task(first, 9, 7)
+    past.visit(6, 5)
+    (line,) = load()
+    assert "from before" in line
+
+
+def test_a_kernel_found_dead_now_has_its_tasks_told_whenever_it_died(
+    past: Past, load: Load
+) -> None:
+    """What the store knows of its death is a heartbeat, which may be older than the next visit."""
+    dead = past.visit(10, None, boot_id="another boot")
+    past.task(dead, 9.9, None, name="lost", runner="thread")
+    past.visit(6, 5)
+    lines = load()
+    assert lines[0] == "While you were away: 1 task was interrupted."
+    assert "(lost) · machine rebooted" in lines[1]
+
+
+def test_what_ended_while_the_latest_session_is_open_was_seen_there(past: Past, load: Load) -> None:
+    first = past.visit(10, 8)
+    past.visit(7, None)
+    past.task(first, 9, 6)
+    (line,) = load()
+    assert "from before" in line
+
+
+def test_a_session_that_somebody_left_open_long_ago_hides_nothing(past: Past, load: Load) -> None:
+    past.visit(100, None)
+    last = past.visit(10, 8)
+    past.task(last, 9, 7)
+    assert load()[0] == "While you were away: 1 task finished."
+
+
+def test_a_session_of_a_machine_that_is_gone_ends_with_what_was_heard_of_it(
+    past: Past, load: Load
+) -> None:
+    last = past.visit(10, None, host="container-1")
+    past.task(last, 9, 8)
+    assert load()[0] == "While you were away: 1 task finished."
+
+
+def test_a_killed_kernel_was_alive_when_it_last_launched_a_task(past: Past, load: Load) -> None:
+    last = past.visit(10, 10, "kernel died")
+    past.task(last, 9.9, 9, name="seen")
+    past.task(last, 8, 7, name="not seen")
+    lines = load()
+    assert lines[0] == "While you were away: 1 task finished."
+    assert "not seen" in lines[1]
+
+
+def test_a_script_is_nobody_who_sees_anything(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    past.task(last, 9, 7)
+    past.visit(6, 5, front_end="program")
+    assert load()[0] == "While you were away: 1 task finished."
+
+
+def test_what_was_cleared_or_imported_is_no_news(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    past.task(last, 9, 7)
+    past.store.tasks.clear(last.notebook_key)
+    imported = past.task(last, 9, 6)
+    past.store.tasks.add_provenance([imported.key], {"imported_at": "2026-01-01"})
+    past.visit(9, 7.5)
+    (line,) = load()
+    assert "1 task from before" in line
+
+
+def test_an_imported_session_is_no_visit(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    past.task(last, 9, 7)
+    other = past.visit(6, 5)
+    imported = past.task(other, 6, 5.5)
+    past.store.tasks.add_provenance([imported.key], {"imported_at": "2026-01-01"})
+    assert load()[0] == "While you were away: 1 task finished."
+
+
+def test_loading_anew_tells_only_what_ended_since_it_was_unloaded(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    past.task(last, 9, 7)
+    assert load()[0] == "While you were away: 1 task finished."
+    (line,) = load()
+    assert "from before" in line
+    past.task(last, 1, -1, name="meanwhile")
+    assert "(meanwhile)" in load()[1]
+
+
+def test_what_was_run_again_is_said_in_the_same_lines(past: Past, load: Load) -> None:
+    last = past.visit(10, 8)
+    lost = past.task(last, 9, 8, TaskState.INTERRUPTED, "kernel died", "long", runner="thread")
+    older = past.task(last, 10, 9, TaskState.INTERRUPTED, "kernel died", "old", runner="thread")
+    again = replace(past.task(last, 0, None), name="long")
+    assert load({lost.id: again, older.id: replace(again, number=4, name="old")}) == [
+        "While you were away: 1 task was interrupted; 2 run again; 1 is still running.",
+        "  ◐ interrupted 1 (long) · kernel died · runs again as 3   %bg_output 3",
+        "  run again: 2 as 4 (old)",
+    ]
+
+
+def test_a_notebook_says_what_ended_between_two_kernels(
+    make_kernel: MakeKernel, store: TaskStore, tmp_path: Path
+) -> None:
+    """A real command goes on while no kernel is there, and fails."""
+    notebook, go = tmp_path / "a.ipynb", tmp_path / "go"
+    kernel = make_kernel(notebook=notebook)
+    kernel.run(f"%%background --shell build\nuntil test -e {go}; do sleep 0.02; done; exit 3")
+    kernel.kill()
+    go.touch()
+    (task,) = until(
+        lambda: [each for each in store.tasks.of_session(_session(store)) if _over(each)]
+    )
+    kernel.revive()
+    text = kernel.run("%load_ext ipytaskpersist").text
+    assert text == (
+        "While you were away: 1 task failed.\n"
+        "  ✕ failed      1 (build) · exit status 3   %bg_output 1\n"
+    )
+    assert task.exit_code == 3
+    again = kernel.run("%reload_ext ipytaskpersist").stream("stdout")
+    assert "1 task from before, 1 failed" in again
+
+
+def _session(store: TaskStore) -> str:
+    return store.sessions.select(None)[-1].id
+
+
+def _over(task: TaskRecord) -> bool:
+    return task.state.is_final

@@ -1,0 +1,1 @@
+"""The test suites of IPython, ipykernel and joblib, with the extension loaded and without."""
