@@ -74,6 +74,9 @@ class JupyterServer:
         settings = config / "labconfig" / "default_setting_overrides.json"
         settings.write_text(json.dumps(SETTINGS))
         (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
+        # As `pip install` puts it, but of this tree.
+        extension = _made(self.folder / "data" / "labextensions") / "ipytaskpersist"
+        extension.symlink_to(needs.ROOT / "ipytaskpersist" / "labextension")
         try:
             # Another program may take the port between our choice and the server's start.
             for _attempt in range(3):

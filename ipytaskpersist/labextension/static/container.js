@@ -1,0 +1,35 @@
+// The container that JupyterLab and Notebook 7 load: module federation's two functions, by hand, so
+// that nothing has to be built. The modules beside it are plain ES modules; what they need of
+// JupyterLab comes from the scope that the application shares.
+
+(() => {
+  const here = document.currentScript.src;
+  const NEEDED = ["application", "coreutils", "notebook", "running", "services", "ui-components"];
+  let scope = {};
+
+  const newestFirst = (one, other) => other.localeCompare(one, undefined, { numeric: true });
+
+  /** A module that the application shares; undefined where it does not share that one. */
+  async function shared(name) {
+    const versions = scope[name] ?? {};
+    const newest = Object.keys(versions).sort(newestFirst)[0];
+    return newest && (await versions[newest].get())();
+  }
+
+  async function get() {
+    const { plugins } = await import(new URL("extension.js", here));
+    const modules = await Promise.all(NEEDED.map((name) => shared(`@jupyterlab/${name}`)));
+    const lumino = { widgets: await shared("@lumino/widgets"), signaling: await shared("@lumino/signaling") };
+    const lab = Object.fromEntries(NEEDED.map((name, index) => [name.replace("-", ""), modules[index]]));
+    const module = { __esModule: true, default: plugins({ ...lab, ...lumino }) };
+    return () => module;
+  }
+
+  window._JUPYTERLAB = window._JUPYTERLAB ?? {};
+  window._JUPYTERLAB.ipytaskpersist = {
+    init(shares) {
+      scope = shares;
+    },
+    get,
+  };
+})();

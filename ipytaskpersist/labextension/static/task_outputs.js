@@ -1,0 +1,104 @@
+// The outputs of one task in one cell: what the server says they are, and how they get there.
+
+import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
+
+export const FINAL = new Set(["completed", "failed", "cancelled", "interrupted"]);
+const KERNEL_MS = 3000; // a card that the kernel has updated so lately is not behind
+const settled = new WeakMap();
+
+export class TaskOutputs {
+  constructor(cell, { task, outputs, position }, notebook) {
+    Object.assign(this, { cell, task, outputs, position, notebook });
+    this.kernelAt = -Infinity;
+  }
+
+  get isFollowed() {
+    return !FINAL.has(this.task.state) || this.task.is_live;
+  }
+
+  /** Take in what is new; it is drawn by the next frames. */
+  receive({ task, position, count, edits }) {
+    Object.assign(this, { task, position });
+    for (const { at, output, text } of edits) {
+      if (output) this.outputs[at] = output;
+      else this.outputs[at] = { ...this.outputs[at], text: this.outputs[at].text + text };
+    }
+    this.outputs.length = count;
+    this.draw();
+  }
+
+  draw() {
+    this.notebook.pace.do(this, () => this.steps());
+  }
+
+  /** Make the cell's outputs those of the task, one output a step, and touch none that is as it should be. */
+  *steps() {
+    const place = this.notebook.isWriter && !this.cell.isDisposed && placeOf(this.cell, this.task.id);
+    if (!place || clearedOf(this.cell) === this.task.id) return;
+    setCleared(this.cell, null);
+    const area = this.cell.outputs;
+    const wanted = this.settled();
+    const present = area.toJSON();
+    yield;
+    const [from, to] = place;
+    if (to < area.length && to - from !== wanted.length) {
+      yield* this.rewrite([...present.slice(0, from), ...wanted, ...present.slice(to)]);
+      return;
+    }
+    if (!this.canStay(present.slice(from, to), wanted)) {
+      yield* this.rewrite([...present.slice(0, from), ...wanted]);
+      return;
+    }
+    for (const [index, output] of wanted.entries()) {
+      if (this.cell.isDisposed) return;
+      const at = from + index;
+      if (at >= area.length) this.write(() => area.add(output));
+      else if (!this.isSame(present[at], output, at === from)) this.write(() => area.set(at, output));
+      else continue;
+      yield;
+    }
+  }
+
+  /** Whether outputs can be replaced one by one: the area adds to a stream only what follows it. */
+  canStay(present, wanted) {
+    const kind = ({ output_type, name }) => (output_type === "stream" ? name : output_type);
+    return present.length <= wanted.length &&
+      present.every((output, index) => kind(output) === kind(wanted[index]));
+  }
+
+  *rewrite(outputs) {
+    const area = this.cell.outputs;
+    this.write(() => area.clear());
+    for (const output of outputs) {
+      this.write(() => area.add(output));
+      yield;
+    }
+  }
+
+  isSame(present, wanted, isCard) {
+    const isFresh = isCard && performance.now() - this.kernelAt < KERNEL_MS && !FINAL.has(this.task.state);
+    // The kernel may be gone the next moment, and then this card is the newer one.
+    if (isFresh) this.later ??= setTimeout(() => this.draw((this.later = null)), KERNEL_MS);
+    return isFresh || this.notebook.isEqual(present, wanted);
+  }
+
+  /** The outputs as the area would have them: with what carriage returns and backspaces leave. */
+  settled() {
+    return closed(this.outputs, this.cell, this.task.id).map((output) => {
+      if (!settled.has(output)) settled.set(output, this.inArea(output));
+      return settled.get(output);
+    });
+  }
+
+  inArea(output) {
+    const { constructor: Area, contentFactory } = this.cell.outputs;
+    const area = new Area({ values: [output], contentFactory });
+    const [found] = area.toJSON();
+    area.dispose();
+    return found;
+  }
+
+  write(change) {
+    this.notebook.write(change);
+  }
+}
