@@ -4,7 +4,10 @@
 
 (() => {
   const here = document.currentScript.src;
-  const NEEDED = ["application", "coreutils", "notebook", "running", "services", "ui-components"];
+  const NEEDED = [
+    ...["application", "coreutils", "notebook", "running", "services", "ui-components"].map((name) => `@jupyterlab/${name}`),
+    ...["coreutils", "signaling", "widgets"].map((name) => `@lumino/${name}`),
+  ];
   let scope = {};
 
   const newestFirst = (one, other) => other.localeCompare(one, undefined, { numeric: true });
@@ -18,10 +21,9 @@
 
   async function get() {
     const { plugins } = await import(new URL("extension.js", here));
-    const modules = await Promise.all(NEEDED.map((name) => shared(`@jupyterlab/${name}`)));
-    const lumino = { widgets: await shared("@lumino/widgets"), signaling: await shared("@lumino/signaling") };
-    const lab = Object.fromEntries(NEEDED.map((name, index) => [name.replace("-", ""), modules[index]]));
-    const module = { __esModule: true, default: plugins({ ...lab, ...lumino }) };
+    const modules = await Promise.all(NEEDED.map(shared));
+    const lab = Object.fromEntries(NEEDED.map((name, index) => [name, modules[index]]));
+    const module = { __esModule: true, default: plugins(lab) };
     return () => module;
   }
 

@@ -6,10 +6,10 @@ const SILENCE_MS = 45000; // the server sends an empty line every 20 seconds
 
 /** The server extension's endpoints, asked as JupyterLab asks its own: with its token, its XSRF cookie. */
 export class Server {
-  constructor({ coreutils, services }, settings) {
-    this.base = coreutils.URLExt.join(settings.baseUrl, "ipytaskpersist/api");
+  constructor(lab, settings) {
+    this.base = lab["@jupyterlab/coreutils"].URLExt.join(settings.baseUrl, "ipytaskpersist/api");
     this.settings = settings;
-    this.request = services.ServerConnection.makeRequest;
+    this.request = lab["@jupyterlab/services"].ServerConnection.makeRequest;
   }
 
   /** The address of a task's whole output, for a download. */
@@ -29,9 +29,7 @@ export class Server {
     const response = await this.request(`${this.base}/${path}`, options, this.settings);
     if (response.ok) return response;
     const answer = await response.json().catch(() => ({}));
-    const error = new Error(answer.message ?? response.statusText);
-    error.isMissing = response.status === 404;
-    throw error;
+    throw new Error(answer.message ?? response.statusText);
   }
 }
 
@@ -57,12 +55,12 @@ export class Stream {
   async open() {
     this.controller?.abort();
     const wanted = document.hidden ? null : this.wanted();
-    if (!wanted) return;
+    if (!wanted) return this.say(false);
     const controller = (this.controller = new AbortController());
     try {
       await this.read(wanted, controller);
-    } catch (error) {
-      if (error.isMissing) return; // this server has no such extension
+    } catch {
+      // Whatever it was, the connection is lost.
     }
     if (controller.signal.aborted) return;
     this.say(false);

@@ -7,18 +7,18 @@ const KERNEL_MS = 3000; // a card that the kernel has updated so lately is not b
 const settled = new WeakMap();
 
 export class TaskOutputs {
-  constructor(cell, { task, outputs, position }, notebook) {
-    Object.assign(this, { cell, task, outputs, position, notebook });
+  constructor(cell, { task, outputs, position, complete = true }, notebook) {
+    Object.assign(this, { cell, task, outputs, position, complete, notebook });
     this.kernelAt = -Infinity;
   }
 
   get isFollowed() {
-    return !FINAL.has(this.task.state) || this.task.is_live;
+    return !FINAL.has(this.task.state) || this.task.is_live || !this.complete;
   }
 
   /** Take in what is new; it is drawn by the next frames. */
-  receive({ task, position, count, edits }) {
-    Object.assign(this, { task, position });
+  receive({ task, position, count, edits, complete = true }) {
+    Object.assign(this, { task, position, complete });
     for (const { at, output, text } of edits) {
       if (output) this.outputs[at] = output;
       else this.outputs[at] = { ...this.outputs[at], text: this.outputs[at].text + text };
@@ -41,6 +41,7 @@ export class TaskOutputs {
     const present = area.toJSON();
     yield;
     const [from, to] = place;
+    if (!this.complete && to - from > wanted.length) return;
     if (to < area.length && to - from !== wanted.length) {
       yield* this.rewrite([...present.slice(0, from), ...wanted, ...present.slice(to)]);
       return;
