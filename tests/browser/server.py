@@ -59,10 +59,11 @@ main()
 
 
 class JupyterServer:
-    """One server, with a port and a token of its own."""
+    """One server, with a port and a token of its own; with `env`, in this environment."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._env = dict(env or {})
         self.notebooks = _made(folder / "notebooks")
         self.token = secrets.token_hex(16)
         self.port = 0
@@ -74,9 +75,12 @@ class JupyterServer:
         settings = config / "labconfig" / "default_setting_overrides.json"
         settings.write_text(json.dumps(SETTINGS))
         (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
-        # As `pip install` puts it, but of this tree.
-        extension = _made(self.folder / "data" / "labextensions") / "ipytaskpersist"
-        extension.symlink_to(needs.ROOT / "ipytaskpersist" / "labextension")
+        # As `pip install` puts them, but of this tree.
+        package = needs.ROOT / "ipytaskpersist"
+        page = _made(self.folder / "data" / "labextensions") / "ipytaskpersist"
+        page.symlink_to(package / "labextension")
+        enabled = _made(config / "jupyter_server_config.d") / "ipytaskpersist.json"
+        enabled.symlink_to(package / "server" / "enabled.json")
         try:
             # Another program may take the port between our choice and the server's start.
             for _attempt in range(3):
@@ -157,6 +161,10 @@ class JupyterServer:
         for session in self.ask("GET", "sessions"):
             self.ask("DELETE", f"sessions/{session['id']}")
 
+    def start_again(self) -> None:
+        """Start the server that was stopped, at the port that it had."""
+        self._start()
+
     def stop(self) -> None:
         """End the server and every process that it has started."""
         process, self._process = self._process, None
@@ -175,7 +183,10 @@ class JupyterServer:
     def _starts(self) -> bool:
         self.stop()
         self.port = _free_port()
-        self._log = (self.folder / "server.log").open("w")
+        return self._start()
+
+    def _start(self) -> bool:
+        self._log = (self.folder / "server.log").open("a")
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-c", ENDS_WITH_ITS_STARTER, "--no-browser", "--allow-root"),
@@ -185,7 +196,7 @@ class JupyterServer:
                 "--LabApp.extension_manager=readonly",
             ],
             cwd=self.notebooks,
-            env=private_environment(self.folder),
+            env=private_environment(self.folder) | {"JUPYTER_PREFER_ENV_PATH": "0"} | self._env,
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

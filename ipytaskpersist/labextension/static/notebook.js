@@ -75,15 +75,27 @@ export class OpenNotebook {
   forget(cell) {
     for (const [key, each] of this.shown) {
       if (each.cell !== cell) continue;
-      this.pace.stop(each);
-      this.shown.delete(key);
+      this.drop(key, each);
       this.write(() => setCleared(cell, each.task.id));
     }
     this.changed();
   }
 
+  drop(key, each) {
+    this.pace.stop(each);
+    this.shown.delete(key);
+  }
+
+  /** Fill all cells. */
   fill() {
     for (const cell of this.cells()) this.ask(cell);
+  }
+
+  /** A task was launched, maybe in another page: its cell shows it. */
+  launched(task) {
+    const cell = [...this.cells()].find(({ id }) => id === task.cell_id);
+    if (!cell) this.fill();
+    else if (!this.of(cell).some((each) => each.task.id === task.id)) this.ask(cell);
   }
 
   ask(cell) {
@@ -104,11 +116,13 @@ export class OpenNotebook {
   }
 
   show(id, cell, found) {
-    const known = this.shown.get(id);
     if (cell.isDisposed || clearedOf(cell) === found.task.id || !placeOf(cell, found.task.id)) return;
     const each = new TaskOutputs(cell, found, this);
-    each.kernelAt = known?.task.id === found.task.id ? known.kernelAt : each.kernelAt;
-    if (known) this.pace.stop(known);
+    for (const [key, known] of this.shown) {
+      const isSame = known.cell === cell && known.task.id === found.task.id;
+      if (isSame) each.kernelAt = known.kernelAt;
+      if (isSame || key === id) this.drop(key, known);
+    }
     this.shown.set(id, each);
     each.draw();
   }
@@ -119,7 +133,9 @@ export class OpenNotebook {
 
   /** What the stream has to bring: the position of each task that goes on. */
   *followed() {
-    for (const { task, position, isFollowed } of this.shown.values()) if (isFollowed) yield [task.id, position];
+    for (const { task, position, isFollowed } of this.shown.values()) {
+      if (isFollowed) yield [task.id, position];
+    }
   }
 
   receive(message) {

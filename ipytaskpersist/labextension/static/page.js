@@ -65,9 +65,12 @@ export class Page {
   }
 
   receive(message) {
-    if (message.edits) for (const notebook of this.notebooks.values()) notebook.receive(message);
-    else if (message.launched) this.notebooks.forEach((each) => each.path === message.launched.path && each.fill());
-    else this.receiveList(message);
+    const { edits, launched } = message;
+    if (!edits && !launched) return this.receiveList(message);
+    for (const notebook of this.notebooks.values()) {
+      if (edits) notebook.receive(message);
+      else if (notebook.path === launched.path) notebook.launched(launched.task);
+    }
   }
 
   receiveList({ tasks, changed, gone }) {

@@ -25,8 +25,15 @@ function lineOf(task) {
   return task.last_line || task.progress?.text || "";
 }
 
+/** How much of a task that runs is done, in percent, where that is known. */
+function doneOf(task) {
+  const fraction = FINAL.has(task.state) ? null : task.progress?.fraction ?? null;
+  return fraction === null ? null : Math.round(100 * fraction);
+}
+
 function spokenOf(task) {
-  return `${titleOf(task)}, task ${task.number}, ${task.state}, ${lineOf(task)}`;
+  const done = doneOf(task) === null ? [] : [`${doneOf(task)} %`];
+  return [titleOf(task), `task ${task.number}`, task.state, ...done, lineOf(task)].filter(Boolean).join(", ");
 }
 
 export class Sidebar {
@@ -115,7 +122,8 @@ export class Sidebar {
     put(parts.where, this.scope.value === "all" ? (task.notebook.split("/").at(-1) ?? "") : "");
     parts.go.title = spokenOf(task);
     parts.go.setAttribute("aria-label", spokenOf(task));
-    this.fillBar(parts.bar, task);
+    parts.bar.hidden = doneOf(task) === null;
+    parts.bar.style.setProperty("--done", `${doneOf(task)}%`);
     this.fillButton(parts, task);
     this.tickRow(parts);
     return parts.row;
@@ -131,16 +139,6 @@ export class Sidebar {
     parts.row = make("li", { "data-id": task.id }, parts.go, parts.act);
     this.rows.set(task.id, parts);
     return parts;
-  }
-
-  fillBar(bar, task) {
-    const fraction = FINAL.has(task.state) ? null : task.progress?.fraction ?? null;
-    bar.hidden = fraction === null;
-    if (bar.hidden) return;
-    bar.style.setProperty("--done", `${100 * fraction}%`);
-    bar.setAttribute("role", "progressbar");
-    bar.setAttribute("aria-label", `Progress of task ${task.number}`);
-    bar.setAttribute("aria-valuenow", Math.round(100 * fraction));
   }
 
   fillButton(parts, task) {

@@ -13,7 +13,7 @@ export class TaskOutputs {
   }
 
   get isFollowed() {
-    return !FINAL.has(this.task.state) || this.task.is_live || !this.complete;
+    return !this.cell.isDisposed && (!FINAL.has(this.task.state) || this.task.is_live || !this.complete);
   }
 
   /** Take in what is new; it is drawn by the next frames. */
