@@ -120,7 +120,7 @@ export class OpenNotebook {
     const each = new TaskOutputs(cell, found, this);
     for (const [key, known] of this.shown) {
       const isSame = known.cell === cell && known.task.id === found.task.id;
-      if (isSame) each.kernelAt = known.kernelAt;
+      if (isSame) Object.assign(each, { kernelAt: known.kernelAt, sharedAt: known.sharedAt, sharedState: known.sharedState });
       if (isSame || key === id) this.drop(key, known);
     }
     this.shown.set(id, each);

@@ -4,12 +4,14 @@ import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
 
 export const FINAL = new Set(["completed", "failed", "cancelled", "interrupted"]);
 const KERNEL_MS = 3000; // a card that the kernel has updated so lately is not behind
+const SHARED_MS = 1000; // between two writes to a shared document
+const SHARED_CARD_MS = 10000; // where only the card's clock has moved
 const settled = new WeakMap();
 
 export class TaskOutputs {
   constructor(cell, { task, outputs, position, complete = true }, notebook) {
     Object.assign(this, { cell, task, outputs, position, complete, notebook });
-    this.kernelAt = -Infinity;
+    this.kernelAt = this.sharedAt = -Infinity;
   }
 
   get isFollowed() {
@@ -33,21 +35,23 @@ export class TaskOutputs {
 
   /** Make the cell's outputs those of the task, one output a step, and touch none that is as it should be. */
   *steps() {
-    const place = this.notebook.isWriter && !this.cell.isDisposed && placeOf(this.cell, this.task.id);
-    if (!place || clearedOf(this.cell) === this.task.id) return;
+    const isMine = this.notebook.isWriter && !this.cell.isDisposed && clearedOf(this.cell) !== this.task.id;
+    if (!isMine || !placeOf(this.cell, this.task.id)) return;
     setCleared(this.cell, null);
-    const area = this.cell.outputs;
     const wanted = this.settled();
-    const present = area.toJSON();
     yield;
-    const [from, to] = place;
-    if (!this.complete && to - from > wanted.length) return;
-    if (to < area.length && to - from !== wanted.length) {
+    if (this.notebook.awareness) this.share(wanted);
+    else yield* this.put(wanted);
+  }
+
+  *put(wanted) {
+    const area = this.cell.outputs;
+    const [from, to] = placeOf(this.cell, this.task.id) ?? [];
+    if (from === undefined || this.isShorter(wanted, to - from)) return;
+    const present = area.toJSON();
+    const isInside = to < area.length && to - from !== wanted.length;
+    if (isInside || !this.canStay(present.slice(from, to), wanted)) {
       yield* this.rewrite([...present.slice(0, from), ...wanted, ...present.slice(to)]);
-      return;
-    }
-    if (!this.canStay(present.slice(from, to), wanted)) {
-      yield* this.rewrite([...present.slice(0, from), ...wanted]);
       return;
     }
     for (const [index, output] of wanted.entries()) {
@@ -58,6 +62,32 @@ export class TaskOutputs {
       else continue;
       yield;
     }
+  }
+
+  /**
+   * Write to a document that is shared. All outputs of the cell at once: of a single one that is
+   * replaced, JupyterLab's other pages put the new one at the end. Therefore not often.
+   */
+  share(wanted) {
+    const shared = this.cell.sharedModel;
+    const present = shared.getOutputs();
+    const [from, to] = placeOf(this.cell, this.task.id, present) ?? [];
+    if (from === undefined || this.isShorter(wanted, to - from)) return;
+    const isSame = this.notebook.isEqual(present.slice(from + 1, to), wanted.slice(1)) && this.sharedState === this.task.state;
+    const wait = this.sharedAt + (isSame ? SHARED_CARD_MS : SHARED_MS) - performance.now();
+    if (wait > 0) return this.drawIn(wait);
+    if (isSame && this.notebook.isEqual(present[from], wanted[0])) return;
+    this.write(() => shared.setOutputs([...present.slice(0, from), ...wanted, ...present.slice(to)]));
+    Object.assign(this, { sharedAt: performance.now(), sharedState: this.task.state });
+  }
+
+  drawIn(wait) {
+    this.later ??= setTimeout(() => this.draw((this.later = null)), wait);
+  }
+
+  /** Whether more is on its way, without which the cell would show less than it does now. */
+  isShorter(wanted, present) {
+    return !this.complete && wanted.length < present;
   }
 
   /** Whether outputs can be replaced one by one: the area adds to a stream only what follows it. */
@@ -79,7 +109,7 @@ export class TaskOutputs {
   isSame(present, wanted, isCard) {
     const isFresh = isCard && performance.now() - this.kernelAt < KERNEL_MS && !FINAL.has(this.task.state);
     // The kernel may be gone the next moment, and then this card is the newer one.
-    if (isFresh) this.later ??= setTimeout(() => this.draw((this.later = null)), KERNEL_MS);
+    if (isFresh) this.drawIn(KERNEL_MS);
     return isFresh || this.notebook.isEqual(present, wanted);
   }
 
