@@ -153,6 +153,7 @@ class Document:
         document = {
             "task": self.about,
             "position": held.position,
+            "complete": held.position == self.now.position,
             "count": len(held.entries),
             "edits": [edit.as_json() for edit in few],
         }

@@ -83,8 +83,13 @@ class Handler(APIHandler):
         with suppress(Exception):  # without them, a notebook is known by its path alone
             for each in await ensure_async(sessions.list_sessions()):
                 kernels[each["path"]] = each["kernel"]["id"]
-        root = getattr(self.contents_manager, "root_dir", "")
+        root = self.root
         return lambda path: Place(_absolute(root, path), kernels.get(path.strip("/")))
+
+    @property
+    def root(self) -> str:
+        """The folder that the server serves; empty if its documents are in no folder."""
+        return getattr(self.contents_manager, "root_dir", "")
 
     async def in_pool(self, call: Callable[..., T], *arguments: Any) -> T:
         """Return what a call gives that reads the store. Errors become answers."""
@@ -201,6 +206,8 @@ class EventsHandler(Handler):
         await self.flush()
         self._page = page = Page(wishes)
         try:
+            # The list has notebooks by their absolute paths; the page opens them by the server's.
+            await self._send(encoded({"root": str(_absolute(self.root, ""))}) + b"\n")
             await self.in_pool(self.hub.join, page)
             await self._tell(page)
         except StreamClosedError:

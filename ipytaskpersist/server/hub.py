@@ -88,6 +88,7 @@ class Hub:
                     "task": document.about,
                     "outputs": [entry.output for entry in held.entries],
                     "position": held.position,
+                    "complete": held.position == document.now.position,
                 }
         return {"cells": found, "seen": seen}
 
@@ -158,20 +159,24 @@ class Hub:
         page.followed[task.id] = followed
 
     def _tell_launched(self, page: Page) -> None:
-        """Tell a page what its notebook has launched since it last was told."""
+        """Tell a page what its notebooks have launched since it last was told."""
         latest = self.store.tasks.latest_key()
         if page.seen is None:
             page.seen = latest
-        if page.wishes.place is None or latest <= page.seen:
+        if latest <= page.seen:
             return
-        if page.notebook_key is None:
-            page.notebook_key = self.matching.notebook_key(page.wishes.place)
-        if page.notebook_key is not None:
-            keys = self.store.tasks.watched(page.notebook_key, [], page.seen)
-            for task in sorted(self.store.tasks.of_keys(keys), key=lambda task: task.key):
-                if task.id not in page.followed:
-                    page.launched(task_document(self.store, task))
+        for path, place in page.wishes.places.items():
+            key = page.notebooks.get(path) or self.matching.notebook_key(place)
+            if key is not None:
+                page.notebooks[path] = key
+                self._tell_launched_by(key, path, page, page.seen)
         page.seen = latest
+
+    def _tell_launched_by(self, notebook_key: int, path: str, page: Page, seen: int) -> None:
+        keys = self.store.tasks.watched(notebook_key, [], seen)
+        for task in sorted(self.store.tasks.of_keys(keys), key=lambda task: task.key):
+            if task.id not in page.followed:
+                page.launched(path, task_document(self.store, task))
 
     def _list_for(self, place: Place | None) -> TaskList | None:
         key = None if place is None else self.matching.notebook_key(place)

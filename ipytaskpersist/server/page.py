@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.filling.matching import Place
@@ -15,6 +16,9 @@ from ipytaskpersist.server.task_document import TaskDocument
 from ipytaskpersist.server.task_lists import TaskList
 
 LAUNCHED_AT_MOST = 1_000
+
+Launched = dict[str, Any]
+"""A task that was launched, and the path of the notebook that launched it."""
 
 
 @dataclass(slots=True)
@@ -40,8 +44,8 @@ class Followed:
 class Wishes:
     """What a page asks to be told."""
 
-    place: Place | None
-    """Its notebook; None for a page without one."""
+    places: Mapping[str, Place]
+    """Its notebooks, by the paths that it has for them."""
     follow: Mapping[str, str]
     """The position that it has of each task, by task id."""
     wants_list: bool = False
@@ -56,7 +60,8 @@ class Page:
 
     def __init__(self, wishes: Wishes) -> None:
         self.wishes = wishes
-        self.notebook_key: int | None = None
+        self.notebooks: dict[str, int] = {}
+        """The key of each of its notebooks that the store knows, by the path."""
         self.seen = wishes.seen
         """The last task of which it was told that it was launched, or that it knows."""
         self.followed: dict[str, Followed] = {}
@@ -66,7 +71,7 @@ class Page:
         self._list_version = 0
         self._lacking: deque[str] = deque()
         """Ids of the tasks of which it lacks something, each once."""
-        self._launched: deque[TaskDocument] = deque(maxlen=LAUNCHED_AT_MOST)
+        self._launched: deque[Launched] = deque(maxlen=LAUNCHED_AT_MOST)
         self._problem: str | None = None
         self._said: str | None = None
         self._loop = asyncio.get_running_loop()
@@ -79,9 +84,9 @@ class Page:
         if task_id not in self._lacking:
             self._lacking.append(task_id)
 
-    def launched(self, task: TaskDocument) -> None:
-        """Note a task that its notebook has launched."""
-        self._launched.append(task)
+    def launched(self, path: str, task: TaskDocument) -> None:
+        """Note a task that one of its notebooks has launched."""
+        self._launched.append({"path": path, "task": task})
 
     def has_problem(self, problem: str | None) -> None:
         """Note why the store cannot be read, or that it can."""
@@ -89,7 +94,7 @@ class Page:
 
     def begin_anew(self) -> None:
         """Go on with another file of the store: rows and lists mean something else there."""
-        self.notebook_key, self.list, self.seen = None, None, None
+        self.notebooks, self.list, self.seen = {}, None, None
         self._list_version = 0
 
     @property
@@ -115,7 +120,7 @@ class Page:
             self._said = self._problem
             yield encoded({"problem": self._said}) + b"\n"
         while self._launched:
-            yield encoded({"launched": {"task": self._launched.popleft()}}) + b"\n"
+            yield encoded({"launched": self._launched.popleft()}) + b"\n"
         if self.list is not None and self.list.version != self._list_version:
             since, self._list_version = self._list_version, self.list.version
             yield from self.list.messages(since)

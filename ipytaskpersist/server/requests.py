@@ -13,6 +13,7 @@ PATH_CHARACTERS = 4_096
 SOURCE_CHARACTERS = 16_000_000
 ID_CHARACTERS = 1_000
 CELLS_AT_MOST = 100_000
+NOTEBOOKS_AT_MOST = 1_000
 
 Locate = Callable[[str], Place]
 """Returns where the notebook is that a page knows by a path of the server."""
@@ -49,6 +50,14 @@ def place_of(known: Fields, name: str, locate: Locate) -> Place | None:
     return locate(path) if path else None
 
 
+def places_of(known: Fields, locate: Locate) -> dict[str, Place]:
+    """Return where the notebooks of a page are, by their paths. Raises `InvalidRecord`."""
+    paths = known.texts("paths", PATH_CHARACTERS) if known.has("paths") else ()
+    if len(paths) > NOTEBOOKS_AT_MOST:
+        raise known.refuse("paths", f"has more than {NOTEBOOKS_AT_MOST:,} entries")
+    return {path: locate(path) for path in paths}
+
+
 def wishes_of(known: Fields, locate: Locate) -> Wishes:
     """Return what a page wishes to be told. Raises `InvalidRecord`."""
     follow: dict[str, str] = {}
@@ -57,7 +66,7 @@ def wishes_of(known: Fields, locate: Locate) -> Wishes:
         follow[task_id] = wanted.text(task_id)
     listed = known.inside("list") if known.has("list") else None
     return Wishes(
-        place=place_of(known, "path", locate),
+        places=places_of(known, locate),
         follow=follow,
         wants_list=listed is not None,
         list_place=None if listed is None else place_of(listed, "notebook", locate),

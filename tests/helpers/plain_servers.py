@@ -102,6 +102,8 @@ class Events:
                     has[at : at + 1] = [edit["output"]]
             del has[message["count"] :]
             self.positions[task] = message["position"]
+        elif "root" in message:
+            return
         elif "launched" in message:
             self.launched.append(message["launched"]["task"]["id"])
         elif "problem" in message:
@@ -249,7 +251,7 @@ class PlainServer:
         for cell in answered["cells"].values():
             page.outputs[cell["task"]["id"]] = cell["outputs"]
             page.positions[cell["task"]["id"]] = cell["position"]
-        known = {"path": path, "follow": dict(page.positions), "seen": answered["seen"]}
+        known = {"paths": [path], "follow": dict(page.positions), "seen": answered["seen"]}
         return self._follow(page, known | wishes)
 
     def come_back(self, page: Events, **wishes: Any) -> Events:

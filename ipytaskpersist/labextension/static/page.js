@@ -16,7 +16,7 @@ export class Page {
     this.notebooks = new Map();
     this.tasks = new Map();
     this.listChanged = new lab["@lumino/signaling"].Signal(this);
-    this.limit = 20;
+    this.root = null; // the server's folder, in which its notebooks are
     this.stream = new Stream(this.server, {
       wanted: () => this.wanted(),
       receive: (message) => this.receive(message),
@@ -47,27 +47,24 @@ export class Page {
     return [...this.tasks.values()].filter(({ state }) => !FINAL.has(state));
   }
 
-  /** List as many tasks as a sidebar that is open shows, or those that a closed one counts. */
-  list(isShown) {
-    this.limit = isShown ? 200 : 20;
-    this.changed();
-  }
-
   // The stream.
 
   wanted() {
     const notebooks = [...this.notebooks.values()];
+    const seen = notebooks.map(({ tasksSeen }) => tasksSeen).filter((each) => each !== null);
     return {
       paths: notebooks.map(({ path }) => path),
+      ...(seen.length ? { seen: Math.min(...seen) } : {}),
       follow: Object.fromEntries(notebooks.flatMap((notebook) => [...notebook.followed()])),
-      list: { notebook: null, limit: this.limit },
+      list: { notebook: null },
     };
   }
 
   receive(message) {
-    const { edits, launched } = message;
-    if (!edits && !launched) return this.receiveList(message);
-    for (const notebook of this.notebooks.values()) {
+    const { edits, launched, root } = message;
+    if (root) this.root = root;
+    else if (!edits && !launched) this.receiveList(message);
+    else for (const notebook of this.notebooks.values()) {
       if (edits) notebook.receive(message);
       else if (notebook.path === launched.path) notebook.launched(launched.task);
     }
@@ -88,9 +85,15 @@ export class Page {
 
   // Going to a task.
 
+  /** A task's notebook as the server knows it; null where it is in another folder. */
+  pathOf(task) {
+    const folder = `${this.root}/`;
+    return task.notebook.startsWith(folder) ? task.notebook.slice(folder.length) : null;
+  }
+
   async openTask(task) {
-    if (!task.path) return;
-    const panel = await this.app.commands.execute("docmanager:open", { path: task.path });
+    const path = this.pathOf(task);
+    const panel = path && (await this.app.commands.execute("docmanager:open", { path }));
     if (!panel?.content?.scrollToItem) return;
     await panel.context.ready;
     await panel.revealed;
