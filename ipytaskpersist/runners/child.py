@@ -123,22 +123,7 @@ class Child:
         module = sys.modules["__main__"] = type(sys)("__main__")
         inputs = self._payloads.inputs(self._record, self._inputs, module.__dict__)
         setting = load_setting(inputs.values)
-        # Inputs pickled by an earlier version, for a task that is run again, lack these names.
-        redaction.use(getattr(setting, "secret_names", ()))
-        is_durable = getattr(setting, "is_durable", False)
-        self._payloads = Payloads(self._directory, is_durable=is_durable)
-        shell = make_shell(setting, module)
-        task = self._task()
-        patches = install(shell, task)
-        execution.be_ready_for_errors()
-        self._payloads.be_ready()
-        sys.path[:] = setting.path
-        given_settings = getattr(setting, "libraries", {})
-        # Run in the cell's context, where some libraries keep their settings.
-        apart = getattr(setting, "apart", [])
-        random_states.install(patches)
-        self._settings = task.context.run(OfProcess, given_settings, patches, apart)
-        task.context.run(_bring_magics, shell, task, setting)
+        shell, task = self._prepare(setting, module)
         given, name = task.context.run(
             _load_given, inputs.values, getattr(setting, "submodules", [])
         )
@@ -150,21 +135,54 @@ class Child:
             self._given_names = list(given.variables)
         del inputs
         show_figures_inline()
-        before = dict(shell.user_ns)
-        if given.call is not None:
-            outcome = run_function(shell, given.call, task)
-            names: list[str] = []
-        else:
-            compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
-            outcome = run_cell(shell, compiled, task)
-            names = self._names(shell, before, outcome)
+        outcome, names = self._run_given(shell, task, given)
         if task.is_forked:
             forks.end(outcome.exit_code)
+        return self._end(shell, task, outcome, names, getattr(setting, "large_result_bytes", None))
+
+    def _prepare(self, setting: NotebookSetup, module: ModuleType) -> tuple[Any, RunningTask]:
+        """Make this process like the notebook, but for variables. Returns its shell and the task.
+
+        Inputs pickled by an earlier version, for a task that is run again, lack some of this.
+        """
+        redaction.use(getattr(setting, "secret_names", ()))
+        is_durable = getattr(setting, "is_durable", False)
+        self._payloads = Payloads(self._directory, is_durable=is_durable)
+        shell, task = make_shell(setting, module), self._task()
+        patches = install(shell, task)
+        execution.be_ready_for_errors()
+        self._payloads.be_ready()
+        sys.path[:] = setting.path
+        random_states.install(patches)
+        # Run in the cell's context, where some libraries keep their settings.
+        given, apart = getattr(setting, "libraries", {}), getattr(setting, "apart", [])
+        self._settings = task.context.run(OfProcess, given, patches, apart)
+        task.context.run(_bring_magics, shell, task, setting)
+        return shell, task
+
+    def _run_given(self, shell: Any, task: RunningTask, given: Given) -> tuple[Outcome, list[str]]:
+        """Run the call or the cell. Returns how it ended, and the variables to save."""
+        if given.call is not None:
+            return run_function(shell, given.call, task), []
+        before = dict(shell.user_ns)
+        compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
+        outcome = run_cell(shell, compiled, task)
+        return outcome, self._names(shell, before, outcome)
+
+    def _end(
+        self,
+        shell: Any,
+        task: RunningTask,
+        outcome: Outcome,
+        names: list[str],
+        large_bytes: int | None,
+    ) -> int:
+        """Keep what there is to keep, and send how the task ended. Returns the exit status."""
         kept_widgets.end(task)
         progress.end(task)
         outcome = self._unless_damaged(task, outcome)
         self._keep(shell, task, outcome, names)
-        self._say_large(task, getattr(setting, "large_result_bytes", None))
+        self._say_large(task, large_bytes)
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)
         return self._tell(outcome.state.value, outcome.reason, outcome.exit_code)
