@@ -48,6 +48,7 @@ from ipytaskpersist.cells.notebook_magics import Carried
 from ipytaskpersist.isolation import random_states
 from ipytaskpersist.isolation.carried_settings import Left, OfProcess
 from ipytaskpersist.runners import prepared_shell, task_rows
+from ipytaskpersist.runners.bystanders import Bystanders
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
 from ipytaskpersist.runners.given import Given, NotebookSetup, Setting
 from ipytaskpersist.runners.task_rows import TaskRows
@@ -114,6 +115,8 @@ class Child:
         self._originals: Originals | None = None
         """What the cell was given, to be compared when it has ended."""
         self._given_names: list[str] = []
+        self._bystanders: Bystanders | None = None
+        """What the cell may change although it was not given, such as variables of modules."""
         self._damage = ""
         """What makes it uncertain that the cell was given what was handed over."""
         self._given_again: Callable[[], Bundle] | None = None
@@ -165,6 +168,8 @@ class Child:
         if given.call is not None:
             return run_function(shell, given.call, task), []
         before = dict(shell.user_ns)
+        with _silent(task):  # pickling may run any code of a class
+            self._bystanders = Bystanders(self._tree(shell), before)
         compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
         outcome = run_cell(shell, compiled, task)
         return outcome, self._names(shell, before, outcome)
@@ -213,14 +218,11 @@ class Child:
         return tree
 
     def _keep(self, shell: Any, task: RunningTask, outcome: Outcome, names: list[str]) -> None:
-        # Output that a class prints while it is pickled is not the cell's.
-        active_task.set(task.silent())
-        with _staying():
+        with _silent(task), _staying():
             if self._damage:
                 self._keep_texts(shell, outcome, names)
             else:
                 self._keep_values(shell, task, outcome, names)
-        active_task.set(task)
 
     def _keep_values(
         self, shell: Any, task: RunningTask, outcome: Outcome, names: list[str]
@@ -286,7 +288,8 @@ class Child:
         ):
             self._send(_not_brought_back(kept) if kept.problem and kept.name not in names else kept)
         deleted = dict.fromkeys(set(self._given_names) - shell.user_ns.keys(), DELETED)
-        for name, why in {**deleted, **changed.problems}.items():
+        others = {} if self._bystanders is None else self._bystanders.changed(shell.user_ns)
+        for name, why in {**deleted, **changed.problems, **others}.items():
             if name not in values:
                 self._sender.result(_changed_only_here(name, why))
         if asked is not None:
@@ -303,6 +306,16 @@ class Child:
         submodules = [name for name in imported if "." in name]
         if changes or submodules:
             self._save(shell, SETTINGS, Left(changes, submodules).as_value, "")
+
+
+@contextmanager
+def _silent(task: RunningTask) -> Iterator[None]:
+    """Leave out of the cell's output what the block prints, as classes may that are pickled."""
+    active_task.set(task.silent())
+    try:
+        yield
+    finally:
+        active_task.set(task)
 
 
 @contextmanager
@@ -352,11 +365,8 @@ def _load_given(
 def _bring_magics(shell: Any, task: RunningTask, setting: NotebookSetup) -> None:
     """Load the notebook's extensions and magics. Their output is not the cell's."""
     problems: list[str] = []
-    active_task.set(task.silent())
-    try:
+    with _silent(task):
         notebook_magics.bring(shell, getattr(setting, "magics", Carried()), problems.append)
-    finally:
-        active_task.set(task)
     for problem in problems:
         task.write(OutputKind.STDERR, f"{problem}\n")
 
