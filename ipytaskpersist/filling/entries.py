@@ -73,17 +73,22 @@ class TaskOutputs:
     _made: dict[Placed, tuple[Output, Entry]] = field(default_factory=dict)
     """The entry of each display, with what it was made from."""
 
-    def read(self, task: TaskRecord) -> bool:
-        """Read what the task has added. Return whether there was anything."""
-        self.task, before = task, self.sequence
-        if not before:
+    def set_models(self, *, has_models: bool) -> None:
+        """Say whether the models of its widgets are there: they end with their kernel."""
+        if has_models != self.has_models:
+            self.has_models = has_models
+            self._made.clear()
+
+    def read(self, task: TaskRecord) -> None:
+        """Read what the task has added."""
+        self.task = task
+        if not self.sequence:
             self._skip_middle()
         for record in self.store.outputs.of(task.key, after=self.sequence):
             self._resolver.add(record)
             self.sequence = record.sequence
         if task.state.is_final:
             self._resolver.finish()
-        return self.sequence != before
 
     def entries(self) -> list[Entry]:
         """Return the outputs."""

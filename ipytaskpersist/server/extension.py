@@ -1,0 +1,30 @@
+"""Load the extension into a Jupyter server."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+from ipytaskpersist.base.paths import StateDirectory, default_directory
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.server.handlers import NAME, handlers
+from ipytaskpersist.server.hub import Hub
+
+READERS = 2
+"""Number of threads that read the store for answers."""
+
+
+def _load_jupyter_server_extension(server: Any) -> None:
+    """Add the addresses to a server."""
+    application = server.web_app
+    base_url = application.settings["base_url"]
+
+    def save_link(task: TaskRecord) -> str:
+        return f"{base_url.rstrip('/')}/{NAME}/api/tasks/{quote(task.id)}/output"
+
+    made = {
+        "hub": Hub(StateDirectory(default_directory()), save_link),
+        "pool": ThreadPoolExecutor(READERS, thread_name_prefix="ipytaskpersist-reader"),
+    }
+    application.add_handlers(".*$", [(path, kind, made) for path, kind in handlers(base_url)])
