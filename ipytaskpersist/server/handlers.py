@@ -84,7 +84,7 @@ class Handler(APIHandler):
             for each in await ensure_async(sessions.list_sessions()):
                 kernels[each["path"]] = each["kernel"]["id"]
         root = getattr(self.contents_manager, "root_dir", "")
-        return lambda path: Place(_absolute(root, path), kernels.get(path.strip("/")))
+        return lambda path: Place(absolute(root, path), kernels.get(path.strip("/")))
 
     async def in_pool(self, call: Callable[..., T], *arguments: Any) -> T:
         """Return what a call gives that reads the store. Errors become answers."""
@@ -102,8 +102,8 @@ class Handler(APIHandler):
         self.finish(encoded(document))
 
 
-def _absolute(root: str, path: str) -> Path:
-    """Return the path on the disk of what the server knows by a path of its own."""
+def absolute(root: str, path: str = "") -> Path:
+    """Return the path on the disk of what a server knows by a path of its own."""
     return Path(root or ".").expanduser().absolute() / path.strip("/")
 
 
@@ -147,7 +147,10 @@ class ListHandler(Handler):
         """Answer with the tasks of a notebook or all, which contain a text if one is given."""
         path, text = self.get_argument("notebook", ""), self.get_argument("search", "")
         place = (await self.locator())(path) if path else None
-        self.answer(await self.in_pool(self.hub.listed, place, text))
+        wanted = self.get_argument("limit", "")
+        with errors_as_answers():
+            limit = requests.limit_of(Fields({"limit": int(wanted)} if wanted.isdecimal() else {}))
+        self.answer(await self.in_pool(self.hub.listed, place, text, limit))
 
 
 class TaskHandler(Handler):

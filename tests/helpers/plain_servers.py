@@ -71,6 +71,7 @@ class Events:
         """The list."""
         self.problem: str | None = None
         self.launched: list[str] = []
+        self.launched_in: list[str] = []
 
     def follow(self, connection: http.client.HTTPConnection) -> None:
         """Take what comes, until one of both goes away."""
@@ -104,6 +105,7 @@ class Events:
             self.positions[task] = message["position"]
         elif "launched" in message:
             self.launched.append(message["launched"]["task"]["id"])
+            self.launched_in.append(message["launched"]["path"])
         elif "problem" in message:
             self.problem = message["problem"]
         elif "running" in message:
@@ -249,7 +251,7 @@ class PlainServer:
         for cell in answered["cells"].values():
             page.outputs[cell["task"]["id"]] = cell["outputs"]
             page.positions[cell["task"]["id"]] = cell["position"]
-        known = {"path": path, "follow": dict(page.positions), "seen": answered["seen"]}
+        known = {"paths": [path], "follow": dict(page.positions), "seen": answered["seen"]}
         return self._follow(page, known | wishes)
 
     def come_back(self, page: Events, **wishes: Any) -> Events:
