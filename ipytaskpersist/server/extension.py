@@ -13,6 +13,8 @@ from ipytaskpersist.server.hub import Hub
 
 READERS = 2
 """Number of threads that read the store for answers."""
+COMMANDS = 4
+"""Number of commands that run at once. Each takes a second or more."""
 
 
 def _load_jupyter_server_extension(server: Any) -> None:
@@ -26,6 +28,7 @@ def _load_jupyter_server_extension(server: Any) -> None:
 
     made = {
         "hub": Hub(StateDirectory(default_directory()), root, save_link),
-        "pool": ThreadPoolExecutor(READERS, thread_name_prefix="ipytaskpersist-reader"),
+        "readers": ThreadPoolExecutor(READERS, thread_name_prefix="ipytaskpersist-reader"),
+        "commands": ThreadPoolExecutor(COMMANDS, thread_name_prefix="ipytaskpersist-command"),
     }
     application.add_handlers(".*$", [(path, kind, made) for path, kind in handlers(base_url)])

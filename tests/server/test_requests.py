@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -250,3 +251,31 @@ def test_jupyter_says_that_the_extension_is_there(server: PlainServer) -> None:
     assert "enabled" in about[0]
     assert any("OK" in line for line in about[:4]), said
     assert "ipytaskpersist | extension was successfully loaded." in server.log
+
+
+def test_fill_is_refused_while_a_page_has_the_notebook_open(
+    server: PlainServer, directory: Path, kept: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page is there for as long as it is connected to the notebook's kernel."""
+    websocket = pytest.importorskip("websocket")
+    path = server.root / "open.ipynb"
+    add_task(kept, begin_session(kept, str(path)), cell_id="c")
+    cell = nbformat.v4.new_code_cell("%%background\nprint(1)", id="c")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(server.folder / "runtime"))
+    model = {"path": "open.ipynb", "name": "open.ipynb", "type": "notebook", "kernel": {}}
+    session = server.ask("POST", "/api/sessions", model).json
+    channels = f"{BASE_URL}api/kernels/{session['kernel']['id']}/channels?token={server.token}"
+    page = websocket.create_connection(f"ws://127.0.0.1:{server.port}{channels}")
+    try:
+        refused = run_command(directory, "fill", str(path))
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"{path} open, and shows its tasks by itself; close it, or add --anyway" in (
+            refused.stderr
+        )
+        assert json.loads(path.read_text())["cells"][0]["outputs"] == []
+        assert run_command(directory, "fill", "--anyway", str(path)).returncode == 0
+    finally:
+        page.close()
+    until(lambda: run_command(directory, "fill", str(path)).returncode == 0, 30, "a closed page")
+    server.ask("DELETE", f"/api/sessions/{session['id']}")
