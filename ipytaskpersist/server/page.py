@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.filling.matching import Place
 from ipytaskpersist.history.documents import encoded
 from ipytaskpersist.server.documents import Document, Held
 from ipytaskpersist.server.task_document import TaskDocument
-from ipytaskpersist.server.task_lists import TaskList
+from ipytaskpersist.server.task_lists import TASKS, TaskList
 
 LAUNCHED_AT_MOST = 1_000
-
-Launched = dict[str, Any]
-"""A task that was launched, and the path of the notebook that launched it."""
 
 
 @dataclass(slots=True)
@@ -45,14 +41,24 @@ class Wishes:
     """What a page asks to be told."""
 
     places: Mapping[str, Place]
-    """Its notebooks, by the paths that it has for them."""
+    """Its notebooks, by their paths on the server."""
     follow: Mapping[str, str]
     """The position that it has of each task, by task id."""
     wants_list: bool = False
     list_place: Place | None = None
     """The notebook whose tasks it lists; None for every notebook's."""
+    list_limit: int = TASKS
     seen: int | None = None
     """The last task that there was when the page asked for its cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A task that a notebook has launched."""
+
+    path: str
+    """The notebook's path on the server."""
+    task: TaskDocument
 
 
 class Page:
@@ -61,7 +67,7 @@ class Page:
     def __init__(self, wishes: Wishes) -> None:
         self.wishes = wishes
         self.notebooks: dict[str, int] = {}
-        """The key of each of its notebooks that the store knows, by the path."""
+        """Keys of its notebooks, as far as the store knows them."""
         self.seen = wishes.seen
         """The last task of which it was told that it was launched, or that it knows."""
         self.followed: dict[str, Followed] = {}
@@ -86,7 +92,7 @@ class Page:
 
     def launched(self, path: str, task: TaskDocument) -> None:
         """Note a task that one of its notebooks has launched."""
-        self._launched.append({"path": path, "task": task})
+        self._launched.append(Launched(path, task))
 
     def has_problem(self, problem: str | None) -> None:
         """Note why the store cannot be read, or that it can."""
@@ -120,7 +126,8 @@ class Page:
             self._said = self._problem
             yield encoded({"problem": self._said}) + b"\n"
         while self._launched:
-            yield encoded({"launched": self._launched.popleft()}) + b"\n"
+            launched = self._launched.popleft()
+            yield encoded({"launched": asdict(launched)}) + b"\n"
         if self.list is not None and self.list.version != self._list_version:
             since, self._list_version = self._list_version, self.list.version
             yield from self.list.messages(since)

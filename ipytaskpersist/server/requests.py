@@ -8,12 +8,12 @@ from typing import Any
 from ipytaskpersist.filling.matching import Cell, Place
 from ipytaskpersist.history.documents import Fields, InvalidRecord, parsed
 from ipytaskpersist.server.page import Wishes
+from ipytaskpersist.server.task_lists import TASKS
 
 PATH_CHARACTERS = 4_096
 SOURCE_CHARACTERS = 16_000_000
 ID_CHARACTERS = 1_000
 CELLS_AT_MOST = 100_000
-NOTEBOOKS_AT_MOST = 1_000
 
 Locate = Callable[[str], Place]
 """Returns where the notebook is that a page knows by a path of the server."""
@@ -50,12 +50,9 @@ def place_of(known: Fields, name: str, locate: Locate) -> Place | None:
     return locate(path) if path else None
 
 
-def places_of(known: Fields, locate: Locate) -> dict[str, Place]:
-    """Return where the notebooks of a page are, by their paths. Raises `InvalidRecord`."""
-    paths = known.texts("paths", PATH_CHARACTERS) if known.has("paths") else ()
-    if len(paths) > NOTEBOOKS_AT_MOST:
-        raise known.refuse("paths", f"has more than {NOTEBOOKS_AT_MOST:,} entries")
-    return {path: locate(path) for path in paths}
+def limit_of(known: Fields) -> int:
+    """Return how many tasks a list has at most. Raises `InvalidRecord`."""
+    return int(known.maybe(known.whole, "limit", 1, TASKS) or TASKS)
 
 
 def wishes_of(known: Fields, locate: Locate) -> Wishes:
@@ -66,9 +63,10 @@ def wishes_of(known: Fields, locate: Locate) -> Wishes:
         follow[task_id] = wanted.text(task_id)
     listed = known.inside("list") if known.has("list") else None
     return Wishes(
-        places=places_of(known, locate),
+        places={path: locate(path) for path in known.texts("paths", PATH_CHARACTERS)},
         follow=follow,
         wants_list=listed is not None,
         list_place=None if listed is None else place_of(listed, "notebook", locate),
+        list_limit=TASKS if listed is None else limit_of(listed),
         seen=known.maybe(known.whole, "seen"),
     )

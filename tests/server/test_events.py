@@ -119,9 +119,12 @@ def test_what_is_launched_between_two_requests_is_not_missed(
     session = begin_session(kept, str(server.root / "between.ipynb"))
     seen = server.cells("between.ipynb", {"id": "c", "source": CELL})["seen"]
     task = add_task(kept, session, cell_id="c")
-    add_task(kept, begin_session(kept, str(server.root / "another.ipynb")))
+    other = add_task(kept, begin_session(kept, str(server.root / "folder" / "other.ipynb")))
     page = server.events(paths=["between.ipynb"], seen=seen)
+    both = server.events(paths=["between.ipynb", "folder/other.ipynb"], seen=seen)
     until(lambda: page.launched == [task.id], WAIT_S, "the news")
+    until(lambda: both.launched == [task.id, other.id], WAIT_S, "the news of both")
+    assert both.launched_in == ["between.ipynb", "folder/other.ipynb"]
 
 
 def test_a_print_is_on_the_page_at_once(server: PlainServer, kept: TaskStore) -> None:
@@ -163,8 +166,13 @@ def test_a_list_is_sent_once_and_then_what_has_changed(
     kept.tasks.end(running.key, TaskState.COMPLETED, None, 0, time.time())
     until(lambda: tasks[0].id not in page.tasks, WAIT_S, "the task off the list")
     until(lambda: page.messages[-1]["running"] == 0, WAIT_S, "the number of running tasks")
+    latest = server.events(list={"notebook": "list.ipynb", "limit": 3})
+    until(lambda: len(latest.tasks) == 3, WAIT_S, "the latest three")
+    new = add_task(kept, session)
+    until(lambda: new.id in latest.tasks, WAIT_S, "a new one")
+    assert len(latest.tasks) == 3
     kept.tasks.clear(session.notebook_key)
-    until(lambda: page.tasks == {}, WAIT_S, "an empty list")
+    until(lambda: page.tasks == latest.tasks == {}, WAIT_S, "an empty list")
 
 
 def test_a_page_that_does_not_read_costs_no_memory_and_holds_up_no_other(
