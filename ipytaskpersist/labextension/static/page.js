@@ -7,6 +7,8 @@ import { Pace } from "./pacing.js";
 import { Server, Stream } from "./server.js";
 import { FINAL } from "./task_outputs.js";
 
+const TASKS = 200; // in the list: those that run, and the newest of the others
+
 export class Page {
   constructor(lab, app, tracker) {
     Object.assign(this, { app, tracker });
@@ -16,7 +18,6 @@ export class Page {
     this.notebooks = new Map();
     this.tasks = new Map();
     this.listChanged = new lab["@lumino/signaling"].Signal(this);
-    this.root = null; // the server's folder, in which its notebooks are
     this.stream = new Stream(this.server, {
       wanted: () => this.wanted(),
       receive: (message) => this.receive(message),
@@ -56,14 +57,13 @@ export class Page {
       paths: notebooks.map(({ path }) => path),
       ...(seen.length ? { seen: Math.min(...seen) } : {}),
       follow: Object.fromEntries(notebooks.flatMap((notebook) => [...notebook.followed()])),
-      list: { notebook: null },
+      list: { notebook: null, limit: TASKS },
     };
   }
 
   receive(message) {
-    const { edits, launched, root } = message;
-    if (root) this.root = root;
-    else if (!edits && !launched) this.receiveList(message);
+    const { edits, launched } = message;
+    if (!edits && !launched) this.receiveList(message);
     else for (const notebook of this.notebooks.values()) {
       if (edits) notebook.receive(message);
       else if (notebook.path === launched.path) notebook.launched(launched.task);
@@ -85,22 +85,15 @@ export class Page {
 
   // Going to a task.
 
-  /** A task's notebook as the server knows it; null where it is in another folder. */
-  pathOf(task) {
-    const folder = `${this.root}/`;
-    return task.notebook.startsWith(folder) ? task.notebook.slice(folder.length) : null;
-  }
-
-  async openTask(task) {
-    const path = this.pathOf(task);
+  async openTask({ id, path, cell_id }) {
     const panel = path && (await this.app.commands.execute("docmanager:open", { path }));
     if (!panel?.content?.scrollToItem) return;
     await panel.context.ready;
     await panel.revealed;
     const cells = [...panel.content.model.cells];
-    const shows = (cell) => cell.type === "code" && cardsOf(cell.outputs).includes(task.id);
+    const shows = (cell) => cell.type === "code" && cardsOf(cell.outputs).includes(id);
     const marked = cells.findIndex(shows);
-    const index = marked < 0 ? cells.findIndex(({ id }) => id === task.cell_id) : marked;
+    const index = marked < 0 ? cells.findIndex((cell) => cell.id === cell_id) : marked;
     if (index < 0) return;
     panel.content.activeCellIndex = index;
     await panel.content.scrollToItem(index, "smart");

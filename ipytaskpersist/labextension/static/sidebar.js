@@ -6,7 +6,6 @@ import { FINAL } from "./task_outputs.js";
 const GLYPHS = { pending: "◌", running: "●", completed: "✓", failed: "✕", cancelled: "⊘", interrupted: "◐" };
 const VERBS = { cancel: "Cancel", rerun: "Rerun", resume: "Resume" };
 const LOOKED = "ipytaskpersist:looked";
-const ROWS_AT_ONCE = 200;
 const SURE_MS = 4000;
 
 /** What can be done to a task. */
@@ -65,7 +64,7 @@ export class Sidebar {
   // What is listed.
 
   isListed(task) {
-    const isHere = this.scope.value === "all" || this.page.pathOf(task) === this.here();
+    const isHere = this.scope.value === "all" || task.path === this.here();
     const text = [task.id, task.name, task.state, task.notebook, task.source, lineOf(task)].join("\n").toLowerCase();
     return isHere && this.words.value.toLowerCase().split(/\s+/).every((word) => text.includes(word));
   }
@@ -79,23 +78,16 @@ export class Sidebar {
     if (!this.isShown) return;
     const listed = [...this.page.tasks.values()].filter((task) => this.isListed(task));
     listed.sort((one, other) => FINAL.has(one.state) - FINAL.has(other.state) || other.created_at - one.created_at);
-    const drawn = listed.slice(0, ROWS_AT_ONCE);
     const kept = new Set();
     for (const [name, { section, list }] of this.sections) {
-      const rows = drawn.filter((task) => this.sectionOf(task) === name).map((task) => this.rowOf(task));
+      const rows = listed.filter((task) => this.sectionOf(task) === name).map((task) => this.rowOf(task));
       section.hidden = !rows.length;
       rows.forEach((row, index) => list.children[index] !== row && list.insertBefore(row, list.children[index] ?? null));
       rows.forEach((row) => kept.add(row.dataset.id));
     }
     for (const [id, { row }] of this.rows) if (!kept.has(id)) row.remove(this.rows.delete(id));
-    put(this.none, this.missing(listed.length - drawn.length, drawn.length));
-  }
-
-  /** What is to be said of tasks that are not listed. */
-  missing(leftOut, count) {
-    if (leftOut) return `${leftOut} earlier tasks: search finds them.`;
-    if (count) return "";
-    return this.page.tasks.size ? "No task fits." : "No background tasks yet. %%background above a cell’s code starts one.";
+    const none = this.page.tasks.size ? "No task fits." : "No background tasks yet. %%background above a cell’s code starts one.";
+    put(this.none, listed.length ? "" : none);
   }
 
   // One task.
