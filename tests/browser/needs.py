@@ -58,6 +58,21 @@ def ipykernel(line: str) -> Path | None:
     return None
 
 
+def beside(packages: str) -> dict[str, str]:
+    """The environment of a server that has what this folder of ``.ci/versions`` has."""
+    folder = ROOT / ".venv" / packages
+    if not folder.is_dir():
+        _cannot(f"no {packages}: PYTHON={sys.executable} sh .ci/versions installs it")
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "JUPYTER_PATH": str(folder / "share" / "jupyter"),
+        "JUPYTER_CONFIG_PATH": str(folder / "etc" / "jupyter"),
+    }
+    application = folder / "share" / "jupyter" / "lab"
+    return found | ({"JUPYTERLAB_DIR": str(application)} if application.is_dir() else {})
+
+
 def _cannot(reason: str) -> NoReturn:
     if os.environ.get("IPYTASKPERSIST_REQUIRE_BROWSER"):
         pytest.fail(f"the tests in a browser are asked for and cannot run: {reason}", pytrace=False)

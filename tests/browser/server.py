@@ -59,11 +59,22 @@ main()
 
 
 class JupyterServer:
-    """One server, with a port and a token of its own; with `env`, in this environment."""
+    """One server, with a port and a token of its own; with `env`, in this environment.
 
-    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+    With `packages`, it has those beside its own, ``jupyterlab-4.2``; with `base_url`, it answers there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        packages: str = "",
+        base_url: str = "/",
+    ) -> None:
         self.folder = folder
-        self._env = dict(env or {})
+        self._env = (needs.beside(packages) if packages else {}) | dict(env or {})
+        self.base_url = base_url
         self.notebooks = _made(folder / "notebooks")
         self.token = secrets.token_hex(16)
         self.port = 0
@@ -106,12 +117,12 @@ class JupyterServer:
 
     def url(self, path: str) -> str:
         """The address of a page of it, with what opens it."""
-        return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
+        return f"http://127.0.0.1:{self.port}{self.base_url}{path}?token={self.token}"
 
     def ask(self, method: str, path: str) -> Any:
         """What the server's REST interface answers under ``/api/``."""
         request = Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
+            f"http://127.0.0.1:{self.port}{self.base_url}api/{path}",
             method=method,
             headers={"Authorization": f"token {self.token}"},
         )
@@ -180,6 +191,13 @@ class JupyterServer:
         if self._log is not None:
             self._log.close()
 
+    def kill(self) -> None:
+        """Kill the server as a lack of memory does, and every process that it has started."""
+        assert self._process is not None
+        for each in _family(self._process.pid):
+            _kill(each)
+        self.stop()
+
     def _starts(self) -> bool:
         self.stop()
         self.port = _free_port()
@@ -193,6 +211,7 @@ class JupyterServer:
                 *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
                 f"--IdentityProvider.token={self.token}",
                 f"--ServerApp.root_dir={self.notebooks}",
+                f"--ServerApp.base_url={self.base_url}",
                 "--LabApp.extension_manager=readonly",
             ],
             cwd=self.notebooks,
