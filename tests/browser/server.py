@@ -180,7 +180,7 @@ class JupyterServer:
         """End the server and every process that it has started."""
         process, self._process = self._process, None
         if process is not None:
-            family = _family(process.pid)
+            family = _family(process.pid) if process.poll() is None else []
             process.terminate()
             psutil.wait_procs(family, timeout=END_S)
             for each in family:
@@ -192,10 +192,10 @@ class JupyterServer:
             self._log.close()
 
     def kill(self) -> None:
-        """Kill the server as a lack of memory does, and every process that it has started."""
+        """Kill the server as a lack of memory does. Its kernels notice, and end."""
         assert self._process is not None
-        for each in _family(self._process.pid):
-            _kill(each)
+        self._process.kill()
+        self._process.wait(END_S)
         self.stop()
 
     def _starts(self) -> bool:
