@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copyfile, copytree
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.error import HTTPError, URLError
@@ -59,9 +60,12 @@ main()
 
 
 class JupyterServer:
-    """One server, with a port and a token of its own; with `env`, in this environment.
+    """One server, with a port and a token of its own.
 
-    With `packages`, it has those beside its own, ``jupyterlab-4.2``; with `base_url`, it answers there.
+    env: further environment variables.
+    python: the interpreter that runs it and its kernels.
+    packages: a folder of ``.ci/versions`` that it has beside its own packages, ``jupyterlab-4.2``.
+    base_url: where it answers.
     """
 
     def __init__(
@@ -69,12 +73,14 @@ class JupyterServer:
         folder: Path,
         env: Mapping[str, str] | None = None,
         *,
+        python: str = sys.executable,
         packages: str = "",
         base_url: str = "/",
     ) -> None:
         self.folder = folder
-        self._env = (needs.beside(packages) if packages else {}) | dict(env or {})
+        self.python = python
         self.base_url = base_url
+        self._env = (needs.beside(packages) if packages else {}) | dict(env or {})
         self.notebooks = _made(folder / "notebooks")
         self.token = secrets.token_hex(16)
         self.port = 0
@@ -88,10 +94,10 @@ class JupyterServer:
         (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
         # As `pip install` puts them, but of this tree.
         package = needs.ROOT / "ipytaskpersist"
-        page = _made(self.folder / "data" / "labextensions") / "ipytaskpersist"
-        page.symlink_to(package / "labextension")
+        page = self.folder / "data" / "labextensions" / "ipytaskpersist"
+        copytree(package / "labextension", page, dirs_exist_ok=True)
         enabled = _made(config / "jupyter_server_config.d") / "ipytaskpersist.json"
-        enabled.symlink_to(package / "server" / "enabled.json")
+        copyfile(package / "server" / "enabled.json", enabled)
         try:
             # Another program may take the port between our choice and the server's start.
             for _attempt in range(3):
@@ -134,7 +140,7 @@ class JupyterServer:
         """Offer a kernel of this line of ipykernel, with these variables."""
         paths = [needs.ipykernel(line), needs.ROOT]
         spec = {
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "argv": [self.python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "display_name": f"ipykernel {line}",
             "language": "python",
             "env": {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path), **env},
@@ -207,7 +213,7 @@ class JupyterServer:
         self._log = (self.folder / "server.log").open("a")
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-c", ENDS_WITH_ITS_STARTER, "--no-browser", "--allow-root"),
+                *(self.python, "-c", ENDS_WITH_ITS_STARTER, "--no-browser", "--allow-root"),
                 *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
                 f"--IdentityProvider.token={self.token}",
                 f"--ServerApp.root_dir={self.notebooks}",

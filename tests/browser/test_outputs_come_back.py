@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nbformat
 import pytest
@@ -20,7 +20,7 @@ from browser.page import NotebookPage
 from browser.server import JupyterServer
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext
 
 Open = Callable[..., NotebookPage]
 
@@ -72,14 +72,14 @@ def server(chromium: Browser, place: None, tmp_path: Path, state_dir: Path) -> I
 
 
 @pytest.fixture
-def open_page(chromium: Browser, server: JupyterServer) -> Iterator[Open]:
-    """Open a notebook in a browser of its own: `open_page(application, path)`."""
+def open_page(profile: BrowserContext, server: JupyterServer) -> Iterator[Open]:
+    """Open a notebook in a page of its own: `open_page(application, path)`."""
     with ExitStack() as pages:
 
-        def opened(application: str, path: Path, **options: Any) -> NotebookPage:
-            context = chromium.new_context(viewport={"width": 1200, "height": 900})
-            pages.callback(context.close)
-            return NotebookPage(context.new_page(), server, path, application).open(**options)
+        def opened(application: str, path: Path) -> NotebookPage:
+            page = profile.new_page()
+            pages.callback(page.close)
+            return NotebookPage(page, server, path, application).open()
 
         yield opened
 
