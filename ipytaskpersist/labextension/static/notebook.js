@@ -1,7 +1,9 @@
 // One open notebook: which of its cells show which tasks, and since when.
 
 import { cardsOf, clearedOf, markOf, placeOf, setCleared } from "./marks.js";
+import { keepInOrder } from "./shared.js";
 import { TaskOutputs } from "./task_outputs.js";
+import { Writer } from "./writer.js";
 
 const GATHER_MS = 20;
 
@@ -14,8 +16,7 @@ export class OpenNotebook {
     this.isWriting = false;
     this.context.pathChanged.connect(() => this.fill());
     this.model.cells.changed.connect(() => this.watch());
-    this.awareness?.on("change", () => this.drawAll());
-    this.awareness?.setLocalStateField("ipytaskpersist", true);
+    this.writer = new Writer(this.model.collaborative ? this.model.sharedModel.awareness : null, () => this.drawAll());
     this.watch();
   }
 
@@ -31,15 +32,14 @@ export class OpenNotebook {
     return this.context.localPath;
   }
 
-  get awareness() {
-    return this.model.collaborative ? this.model.sharedModel.awareness : null;
+  get isWriter() {
+    return this.writer.isHere;
   }
 
-  /** Whether this page is the one that writes: of the pages that share a document, one does. */
-  get isWriter() {
-    if (!this.awareness) return true;
-    const pages = [...this.awareness.getStates()].filter(([, state]) => state.ipytaskpersist);
-    return Math.min(...pages.map(([id]) => id)) === this.awareness.clientID;
+  /** Whether what is new comes to this page. */
+  setLive(isLive) {
+    this.writer.setLive(isLive);
+    if (isLive) this.fill();
   }
 
   *cells() {
@@ -51,6 +51,7 @@ export class OpenNotebook {
     for (const cell of this.cells()) {
       if (this.seen.has(cell)) continue;
       this.seen.add(cell);
+      if (this.model.collaborative) keepInOrder(cell, this.isEqual);
       cell.outputs.changed.connect((_area, change) => this.hear(cell, change));
       this.ask(cell);
     }
@@ -63,7 +64,10 @@ export class OpenNotebook {
     for (const task of cardsOf(cell.outputs)) {
       const known = this.of(cell).find((each) => each.task.id === task);
       if (!known) this.ask(cell);
-      else known.kernelAt = performance.now();
+      else {
+        known.kernelAt = performance.now();
+        if (change.type === "add") known.draw();
+      }
     }
   }
 
@@ -157,6 +161,7 @@ export class OpenNotebook {
 
   dispose() {
     clearTimeout(this.timer);
+    this.writer.dispose();
     for (const each of this.shown.values()) this.pace.stop(each);
     this.shown.clear();
   }

@@ -2,7 +2,7 @@
 // end of them, wherever it stands in the document, and a text goes to the last output, whichever it is
 // of. A card that is replaced above its outputs would so move below them. Here all gets its place.
 
-import { inArea, keepsStreams } from "./area.js";
+import { canReplace, inArea } from "./area.js";
 
 export function keepInOrder(cell, isEqual) {
   const { sharedModel, outputs: area } = cell;
@@ -28,7 +28,7 @@ function calling(work) {
 function placeAll(area, outputs, isEqual) {
   const wanted = outputs.map((output) => inArea(area, output));
   const present = area.toJSON();
-  if (!keepsStreams(present, wanted)) return area.fromJSON(wanted);
+  if (!canReplace(present, wanted)) return area.fromJSON(wanted);
   for (const [index, output] of wanted.entries()) {
     if (index >= present.length) area.add(output);
     else if (!isEqual(present[index], output)) area.set(index, output);

@@ -1,5 +1,6 @@
 // The outputs of one task in one cell: what the server says they are, and how they get there.
 
+import { canReplace, inArea } from "./area.js";
 import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
 
 export const FINAL = new Set(["completed", "failed", "cancelled", "interrupted"]);
@@ -46,7 +47,7 @@ export class TaskOutputs {
       yield* this.rewrite([...present.slice(0, from), ...wanted, ...present.slice(to)]);
       return;
     }
-    if (!this.canStay(present.slice(from, to), wanted)) {
+    if (!canReplace(present.slice(from, to), wanted)) {
       yield* this.rewrite([...present.slice(0, from), ...wanted]);
       return;
     }
@@ -58,13 +59,6 @@ export class TaskOutputs {
       else continue;
       yield;
     }
-  }
-
-  /** Whether outputs can be replaced one by one: the area adds to a stream only what follows it. */
-  canStay(present, wanted) {
-    const kind = ({ output_type, name }) => (output_type === "stream" ? name : output_type);
-    return present.length <= wanted.length &&
-      present.every((output, index) => kind(output) === kind(wanted[index]));
   }
 
   *rewrite(outputs) {
@@ -86,17 +80,9 @@ export class TaskOutputs {
   /** The outputs as the area would have them: with what carriage returns and backspaces leave. */
   settled() {
     return closed(this.outputs, this.cell, this.task.id).map((output) => {
-      if (!settled.has(output)) settled.set(output, this.inArea(output));
+      if (!settled.has(output)) settled.set(output, inArea(this.cell.outputs, output));
       return settled.get(output);
     });
-  }
-
-  inArea(output) {
-    const { constructor: Area, contentFactory } = this.cell.outputs;
-    const area = new Area({ values: [output], contentFactory });
-    const [found] = area.toJSON();
-    area.dispose();
-    return found;
   }
 
   write(change) {

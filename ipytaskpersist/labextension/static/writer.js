@@ -1,0 +1,51 @@
+// Of the pages that share a document, one writes to it: of those that hear of what is new, the one that
+// has done so the longest. They tell each other by what the document has for that, its "awareness".
+
+const KEY = "ipytaskpersist";
+const ALONE_MS = 1000; // a page that has heard of no other for so long is alone
+
+export class Writer {
+  /** `changed()` is called when this page may have become the one. */
+  constructor(awareness, changed) {
+    Object.assign(this, { awareness, changed, since: null, known: "" });
+    awareness?.on("change", () => this.hear());
+  }
+
+  /** Whether this page hears of what is new: one that is hidden does not. */
+  setLive(isLive) {
+    this.since = isLive ? (this.since ?? Date.now()) : null;
+    this.say();
+    clearTimeout(this.timer);
+    if (isLive && this.awareness) this.timer = setTimeout(this.changed, ALONE_MS);
+  }
+
+  get isHere() {
+    if (!this.awareness) return true;
+    const pages = this.pages();
+    const isFirst = pages[0]?.[1] === this.awareness.clientID;
+    return isFirst && (pages.length > 1 || Date.now() - this.since >= ALONE_MS);
+  }
+
+  /** The pages that are live, the oldest first. */
+  pages() {
+    const all = [...this.awareness.getStates()].map(([id, state]) => [state[KEY], id]);
+    return all.filter(([since]) => since).sort(([one, id], [other, otherId]) => one - other || id - otherId);
+  }
+
+  /** A page that is new has not heard of the others: each says so again. */
+  hear() {
+    const pages = JSON.stringify(this.pages());
+    if (pages === this.known) return;
+    this.known = pages;
+    this.say();
+    this.changed();
+  }
+
+  say() {
+    this.awareness?.setLocalStateField(KEY, this.since);
+  }
+
+  dispose() {
+    clearTimeout(this.timer);
+  }
+}
