@@ -151,6 +151,7 @@ export class OpenNotebook {
     const model = this.model;
     const wasDirty = model.dirty;
     this.isWriting = true;
+    this.writer.wrote();
     try {
       change();
     } finally {

@@ -29,7 +29,7 @@ export class TaskOutputs {
   }
 
   draw() {
-    this.notebook.pace.do(this, () => this.steps());
+    this.notebook.writer.soon(this, () => this.notebook.pace.do(this, () => this.steps()));
   }
 
   /** Make the cell's outputs those of the task, one output a step, and touch none that is as it should be. */

@@ -3,11 +3,12 @@
 
 const KEY = "ipytaskpersist";
 const ALONE_MS = 1000; // a page that has heard of no other for so long is alone
+const REST_MS = 3000; // a shared document is saved when nobody has changed it for a second
 
 export class Writer {
   /** `changed()` is called when this page may have become the one. */
   constructor(awareness, changed) {
-    Object.assign(this, { awareness, changed, since: null, known: "" });
+    Object.assign(this, { awareness, changed, since: null, known: "", waiting: new Map(), wroteAt: 0 });
     awareness?.on("change", () => this.hear());
   }
 
@@ -41,11 +42,29 @@ export class Writer {
     this.changed();
   }
 
+  /** Do what may write: at once; of a shared document together with all that comes in a few seconds. */
+  soon(owner, work) {
+    if (!this.awareness) return work();
+    this.waiting.set(owner, work);
+    this.batch ??= setTimeout(() => this.doAll(), Math.max(0, this.wroteAt + REST_MS - Date.now()));
+  }
+
+  doAll() {
+    this.batch = null;
+    for (const work of this.waiting.values()) work();
+    this.waiting.clear();
+  }
+
+  wrote() {
+    this.wroteAt = Date.now();
+  }
+
   say() {
     this.awareness?.setLocalStateField(KEY, this.since);
   }
 
   dispose() {
     clearTimeout(this.timer);
+    clearTimeout(this.batch);
   }
 }
