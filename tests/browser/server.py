@@ -38,8 +38,8 @@ SETTINGS = {
     },
     # All cells are in the page, not only those in sight.
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
-    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
+AUTOSAVE = "@jupyterlab/docmanager-extension:plugin"
 
 
 SERVER_SETTINGS = {
@@ -66,6 +66,7 @@ class JupyterServer:
     python: the interpreter that runs it and its kernels.
     packages: a folder of ``.ci/versions`` that it has beside its own packages, ``jupyterlab-4.2``.
     base_url: where it answers.
+    autosave: whether its pages save notebooks by themselves.
     """
 
     def __init__(
@@ -76,10 +77,12 @@ class JupyterServer:
         python: str = sys.executable,
         packages: str = "",
         base_url: str = "/",
+        autosave: bool = False,
     ) -> None:
         self.folder = folder
         self.python = python
         self.base_url = base_url
+        self._autosave = autosave
         self._env = (needs.beside(packages) if packages else {}) | dict(env or {})
         self.notebooks = _made(folder / "notebooks")
         self.token = secrets.token_hex(16)
@@ -90,7 +93,7 @@ class JupyterServer:
     def __enter__(self) -> JupyterServer:
         config = _made(self.folder / "config" / "labconfig").parent
         settings = config / "labconfig" / "default_setting_overrides.json"
-        settings.write_text(json.dumps(SETTINGS))
+        settings.write_text(json.dumps(SETTINGS | {AUTOSAVE: {"autosave": self._autosave}}))
         (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
         # As `pip install` puts them, but of this tree.
         package = needs.ROOT / "ipytaskpersist"

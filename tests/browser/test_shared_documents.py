@@ -49,7 +49,7 @@ def server(
     state_dir = tmp_path / "state"
     env = {"IPYTASKPERSIST_DIR": str(state_dir)}
     try:
-        with JupyterServer(tmp_path, env, packages=request.param) as server:
+        with JupyterServer(tmp_path, env, packages=request.param, autosave=True) as server:
             server.add_kernel("own", "7.4", {})
             yield server
     finally:
@@ -104,6 +104,7 @@ def test_it(open_page, server):
     for x in all_shown(two): print([(k, t[:150]) for k,t in x])
     server.kill()
     t=time.time()
+    print("FILE", path.read_text()[:300], len(path.read_text()))
     one.until(lambda: not is_live(one), "lost")
     one.page.wait_for_timeout(3000)
     server.start_again()

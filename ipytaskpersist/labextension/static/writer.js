@@ -3,6 +3,8 @@
 
 const KEY = "ipytaskpersist";
 const ALONE_MS = 1000; // a page that has heard of no other for so long is alone
+const SAY_MS = 4000;
+const SILENT_MS = 10000; // a page that has said nothing for so long is gone: its browser was killed
 const REST_MS = 3000; // a shared document is saved when nobody has changed it for a second
 
 export class Writer {
@@ -16,8 +18,10 @@ export class Writer {
   setLive(isLive) {
     this.since = isLive ? (this.since ?? Date.now()) : null;
     this.say();
-    clearTimeout(this.timer);
-    if (isLive && this.awareness) this.timer = setTimeout(this.changed, ALONE_MS);
+    this.stop();
+    if (!isLive || !this.awareness) return;
+    this.alone = setTimeout(this.changed, ALONE_MS);
+    this.saying = setInterval(() => { this.hear(); this.say(); }, SAY_MS);
   }
 
   get isHere() {
@@ -29,8 +33,12 @@ export class Writer {
 
   /** The pages that are live, the oldest first. */
   pages() {
-    const all = [...this.awareness.getStates()].map(([id, state]) => [state[KEY], id]);
-    return all.filter(([since]) => since).sort(([one, id], [other, otherId]) => one - other || id - otherId);
+    const { clientID, meta } = this.awareness;
+    const isHeard = (id) => id === clientID || Date.now() - (meta.get(id)?.lastUpdated ?? 0) < SILENT_MS;
+    return [...this.awareness.getStates()]
+      .filter(([id, state]) => state[KEY] && isHeard(id))
+      .map(([id, state]) => [state[KEY], id])
+      .sort(([one, id], [other, otherId]) => one - other || id - otherId);
   }
 
   /** A page that is new has not heard of the others: each says so again. */
@@ -63,8 +71,13 @@ export class Writer {
     this.awareness?.setLocalStateField(KEY, this.since);
   }
 
+  stop() {
+    clearTimeout(this.alone);
+    clearInterval(this.saying);
+  }
+
   dispose() {
-    clearTimeout(this.timer);
+    this.stop();
     clearTimeout(this.batch);
   }
 }
