@@ -60,7 +60,7 @@ class Filled:
 def filled_parts(outputs: Sequence[Mapping[str, Any]]) -> Iterator[Filled]:
     """Yield the cards of a cell, each with the outputs that belong to it."""
     cards = [place for place, output in enumerate(outputs) if task_of(output, CARD)]
-    for card, following in zip(cards, [*cards[1:], len(outputs)], strict=True):
+    for card, following in zip(cards, [*cards[1:], len(outputs)], strict=False):
         task = str(task_of(outputs[card]))
         end = card + 1
         for place in range(card + 1, following):

@@ -9,10 +9,9 @@ from typing import Any
 
 from ipytaskpersist.base import output_marks
 from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, TaskRecord
-from ipytaskpersist.base.widget_marks import model_of
 from ipytaskpersist.output.folding import HEAD, TAIL, Fold, FoldingResolver
-from ipytaskpersist.output.notebook_form import as_saved, without_view
-from ipytaskpersist.output.replay import Output, Placed, beside
+from ipytaskpersist.output.notebook_form import as_saved, with_widget_states
+from ipytaskpersist.output.replay import Output, Placed
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.text import formatting
 from ipytaskpersist.text.sanitized_html import harmless_output
@@ -66,6 +65,8 @@ class TaskOutputs:
     task: TaskRecord
     has_models: bool = False
     """Whether a kernel has the models of its widgets, so that a page can show their views."""
+    states: dict[str, Any] | None = None
+    """Where the states of its widgets go, so that a notebook file can show them; None for none."""
     save_link: SaveLink = no_link
     sequence: int = 0
     """The last record that was read."""
@@ -107,23 +108,26 @@ class TaskOutputs:
         return found
 
     def _entry(self, placed: Placed, output: Output) -> Entry | None:
-        if self.has_models and "inside" in output:
-            return None  # a live widget shows it
-        if placed.text:
-            return Entry(next(beside([output])), (placed,))
         known = self._made.get(placed)
-        if known is not None and known[0] == output:
+        if known is not None and known[0] == output and not placed.text:
             return known[1]
-        shown = fold_output(self.task, placed, self.save_link) if isinstance(placed, Fold) else None
-        return Entry(shown) if shown else self._display(output)
-
-    def _display(self, output: Output) -> Entry:
-        """Return a display, a result or an error."""
+        shown = self._with_widgets(output)
+        if shown is None:
+            return None
+        if placed.text:
+            return Entry(shown, (placed,))
+        if isinstance(placed, Fold):
+            return Entry(fold_output(self.task, placed, self.save_link))
         if self.task.is_imported:
-            output = harmless_output(output)
-        if model_of(output.get("data", {})) and not self.has_models:
-            output = without_view(output)
-        return Entry(output_marks.marked(as_saved(output), self.task.id))
+            shown = harmless_output(shown)
+        return Entry(output_marks.marked(as_saved(shown), self.task.id))
+
+    def _with_widgets(self, output: Output) -> Output | None:
+        """Return an output as it is shown where it goes; None if a widget shows it."""
+        if self.has_models:
+            return None if "inside" in output else output
+        states = None if self.task.is_imported else self.states
+        return next(with_widget_states([output], states), None)
 
     # Long output.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from ipytaskpersist.base import output_marks
 from ipytaskpersist.base.records import TaskRecord
@@ -16,14 +17,20 @@ class FilledCell:
     """The outputs of a cell whose task has the page's place, kept up to date by `update`."""
 
     def __init__(
-        self, manager: BackgroundTasks, task: TaskRecord, save_link: SaveLink = no_link
+        self,
+        manager: BackgroundTasks,
+        task: TaskRecord,
+        save_link: SaveLink = no_link,
+        states: dict[str, Any] | None = None,
     ) -> None:
+        """`states` takes in the states of widgets, for a file. A page has a kernel for them."""
         self.task = task
         self.entries: tuple[Entry, ...] = ()
         """The card, and the outputs."""
         self._store = manager.tasks.store_of(task)
         self._reader = CardReader(manager)
-        self._outputs = TaskOutputs(self._store, task, save_link=save_link)
+        self._outputs = TaskOutputs(self._store, task, states=states, save_link=save_link)
+        self._is_file = states is not None
 
     def update(self, task: TaskRecord, now: datetime) -> None:
         """Read what is new. The task's record is as new as its outputs, or older."""
@@ -39,8 +46,10 @@ class FilledCell:
 
     def _has_models(self, task: TaskRecord) -> bool:
         """Return whether a kernel has the models of the widgets that the task displayed."""
-        session = self._store.sessions.get(task.session) if task.runner == THREAD else None
-        return session is not None and session.ended_at is None and not task.is_imported
+        if self._is_file or task.is_imported or task.runner != THREAD:
+            return False
+        session = self._store.sessions.get(task.session)
+        return session is not None and session.ended_at is None
 
     def _card(self, task: TaskRecord, now: datetime) -> Entry:
         data = bundle([self._reader.read(task, now)])

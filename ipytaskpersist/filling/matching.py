@@ -14,7 +14,7 @@ from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.store.task_store import TaskStore
 
 T = TypeVar("T")
-CELL = re.compile(r"\s*%%background\b[^\n]*\n(?P<source>.*)", re.DOTALL)
+CELL = re.compile(r"\A\s*%%background\b[^\n]*\n(?P<source>.*)", re.DOTALL)
 LINE = re.compile(r"^[^\S\n]*%background[^\S\n]+(?P<source>[^\n]+)$", re.MULTILINE)
 AGAIN = re.compile(r"^[^\S\n]*%bg[_ ](rerun|resume)\b", re.MULTILINE)
 

@@ -48,10 +48,5 @@ def with_widget_states(
             if "inside" not in output:
                 yield output
         else:
-            yield without_view(output)
-
-
-def without_view(output: Output) -> Output:
-    """Return a widget's display without what only a live widget shows."""
-    data = {mime: value for mime, value in output["data"].items() if mime != VIEW}
-    return {**output, "data": data}
+            data = {mime: value for mime, value in output["data"].items() if mime != VIEW}
+            yield {**output, "data": data}

@@ -50,6 +50,14 @@ def allowed_to(action: str) -> Callable[[Method], Method]:
     return guarded
 
 
+class Refusal(web.HTTPError):
+    """An answer that says in one line why there is no other."""
+
+    def __init__(self, status: int, line: str) -> None:
+        super().__init__(status)
+        self.line = line
+
+
 class Handler(APIHandler):
     """What all of them share."""
 
@@ -59,6 +67,14 @@ class Handler(APIHandler):
         """Take what the extension has made."""
         self.hub = hub
         self.pool = pool
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer an error with its line."""
+        error = (kwargs.get("exc_info") or (None, None))[1]
+        if isinstance(error, Refusal):
+            self.answer({"message": error.line})
+        else:
+            super().write_error(status_code, **kwargs)
 
     async def locator(self) -> requests.Locate:
         """Return a function that says where a notebook is, and which kernel it has."""
@@ -97,7 +113,7 @@ def errors_as_answers() -> Iterator[None]:
     try:
         yield
     except BackgroundError as error:
-        raise web.HTTPError(_status(error), str(error).replace("%", "%%")) from error
+        raise Refusal(_status(error), str(error)) from error
 
 
 def _status(error: BackgroundError) -> int:
@@ -119,7 +135,7 @@ class NotebookHandler(Handler):
             place = requests.place_of(known, "path", locate)
             cells = requests.cells_of(known)
         if place is None:
-            raise web.HTTPError(400, "the request names no notebook (path)")
+            raise Refusal(400, "the request names no notebook (path)")
         self.answer(await self.in_pool(self.hub.filled, place, cells))
 
 
@@ -158,7 +174,7 @@ class OutputHandler(Handler):
         """Send what the task wrote to its streams, in order, byte by byte."""
         task = await self.in_pool(self.hub.task, task_id)
         if task is None:
-            raise web.HTTPError(404, "there is no such task any more")
+            raise Refusal(404, f"there is no task '{task_id}' any more")
         name = f"task {task.number} {task.name}".strip().replace("/", "_") + ".txt"
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name)}")

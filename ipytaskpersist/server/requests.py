@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.filling.matching import Cell, Place
 from ipytaskpersist.history.documents import Fields, InvalidRecord, parsed
 from ipytaskpersist.server.page import Wishes
@@ -20,11 +19,11 @@ Locate = Callable[[str], Place]
 
 
 def fields_of(body: bytes) -> Fields:
-    """Return the members of a request's body. Raises `InvalidRequest`."""
+    """Return the members of a request's body. Raises `InvalidRecord`."""
     try:
         return Fields.of(parsed(body or b"{}"), "the request")
     except InvalidRecord as error:
-        raise InvalidRequest(str(error)) from error
+        raise InvalidRecord("the request", error.reason) from error
 
 
 def cells_of(known: Fields) -> list[Cell]:

@@ -59,10 +59,9 @@ class TaskList:
 
     def read(self, store: TaskStore) -> None:
         """Read the whole list."""
-        self.version += 1
-        self._messages.clear()
-        tasks = listed(store, self.notebook_key)
-        self._rows = {each.key: _Row(task_document(store, each), self.version) for each in tasks}
+        self.version = self.version or 1
+        self.update(store, listed(store, self.notebook_key))
+        self.take_off(store)
 
     def update(self, store: TaskStore, tasks: Iterable[TaskRecord]) -> None:
         """Take in the tasks that may have changed."""

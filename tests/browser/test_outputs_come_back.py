@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import nbformat
 import pytest
@@ -79,7 +80,9 @@ def open_page(profile: BrowserContext, server: JupyterServer) -> Iterator[Open]:
         def opened(application: str, path: Path) -> NotebookPage:
             page = profile.new_page()
             pages.callback(page.close)
-            return NotebookPage(page, server, path, application).open()
+            notebook = NotebookPage(page, server, path, application)
+            notebook.workspace = uuid4().hex
+            return notebook.open()
 
         yield opened
 

@@ -11,14 +11,14 @@ function partOf(output) {
   return output.metadata?.[KEY]?.part;
 }
 
+/** The outputs of an area: models, which have their metadata as a file has it. */
+export function outputsOf(area) {
+  return Array.from({ length: area.length }, (_, index) => area.get(index));
+}
+
 /** The tasks whose cards an output area shows, in their order. */
 export function cardsOf(area) {
-  const found = new Set();
-  for (let index = 0; index < area.length; index++) {
-    const output = area.get(index);
-    if (markOf(output) && partOf(output) === "card") found.add(markOf(output));
-  }
-  return [...found];
+  return [...new Set(outputsOf(area).filter((output) => partOf(output) === "card").map(markOf))];
 }
 
 /** Whether a cell is one background cell: then it shows nothing but its task. */
@@ -31,16 +31,11 @@ export function isWhole(cell) {
  * In a background cell, what an earlier task of the cell has left belongs to it, too.
  */
 export function placeOf(cell, task) {
-  const area = cell.outputs;
-  let [first, last] = [-1, -1];
-  for (let index = 0; index < area.length; index++) {
-    const mark = markOf(area.get(index));
-    if (!mark || (mark !== task && !isWhole(cell))) continue;
-    if (first < 0) first = index;
-    last = index;
-  }
-  if (first < 0) return area.length ? null : [0, 0];
-  return [first, isWhole(cell) ? area.length : last + 1];
+  const outputs = outputsOf(cell.outputs);
+  const isOurs = (output) => markOf(output) === task || (markOf(output) && isWhole(cell));
+  const first = outputs.findIndex(isOurs);
+  if (first < 0) return outputs.length ? null : [0, 0];
+  return [first, isWhole(cell) ? outputs.length : outputs.findLastIndex(isOurs) + 1];
 }
 
 /** Outputs of a task that end with something marked, where what follows may be the cell's own. */

@@ -34,21 +34,22 @@ export class TaskOutputs {
 
   /** Make the cell's outputs those of the task, one output a step, and touch none that is as it should be. */
   *steps() {
-    const place = this.notebook.isWriter && !this.cell.isDisposed && placeOf(this.cell, this.task.id);
-    if (!place || clearedOf(this.cell) === this.task.id) return;
+    const isMine = this.notebook.isWriter && !this.cell.isDisposed && clearedOf(this.cell) !== this.task.id;
+    if (!isMine || !placeOf(this.cell, this.task.id)) return;
     setCleared(this.cell, null);
-    const area = this.cell.outputs;
     const wanted = this.settled();
-    const present = area.toJSON();
     yield;
-    const [from, to] = place;
-    if (!this.complete && to - from > wanted.length) return;
-    if (to < area.length && to - from !== wanted.length) {
+    yield* this.put(wanted);
+  }
+
+  *put(wanted) {
+    const area = this.cell.outputs;
+    const [from, to] = placeOf(this.cell, this.task.id) ?? [];
+    if (from === undefined || this.isShorter(wanted, to - from)) return;
+    const present = area.toJSON();
+    const isInside = to < area.length && to - from !== wanted.length;
+    if (isInside || !canReplace(present.slice(from, to), wanted)) {
       yield* this.rewrite([...present.slice(0, from), ...wanted, ...present.slice(to)]);
-      return;
-    }
-    if (!canReplace(present.slice(from, to), wanted)) {
-      yield* this.rewrite([...present.slice(0, from), ...wanted]);
       return;
     }
     for (const [index, output] of wanted.entries()) {
@@ -59,6 +60,15 @@ export class TaskOutputs {
       else continue;
       yield;
     }
+  }
+
+  drawIn(wait) {
+    this.later ??= setTimeout(() => this.draw((this.later = null)), wait);
+  }
+
+  /** Whether more is on its way, without which the cell would show less than it does now. */
+  isShorter(wanted, present) {
+    return !this.complete && wanted.length < present;
   }
 
   *rewrite(outputs) {
@@ -73,7 +83,7 @@ export class TaskOutputs {
   isSame(present, wanted, isCard) {
     const isFresh = isCard && performance.now() - this.kernelAt < KERNEL_MS && !FINAL.has(this.task.state);
     // The kernel may be gone the next moment, and then this card is the newer one.
-    if (isFresh) this.later ??= setTimeout(() => this.draw((this.later = null)), KERNEL_MS);
+    if (isFresh) this.drawIn(KERNEL_MS);
     return isFresh || this.notebook.isEqual(present, wanted);
   }
 
