@@ -18,6 +18,7 @@ PACKAGES = ("jupyterlab", "notebook", "playwright")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 APPLICATIONS = ("lab", "notebook")
 IPYKERNELS = ("7.4", "6.29")
+OLDEST = "jupyterlab-4.2"
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -25,6 +26,11 @@ def pairs() -> list[tuple[str, str]]:
     if os.environ.get("IPYTASKPERSIST_EVERY_PAIR"):
         return list(product(APPLICATIONS, IPYKERNELS))
     return list(zip(APPLICATIONS, IPYKERNELS, strict=True))
+
+
+def front_ends() -> list[str]:
+    """What a server has beside its own packages; the oldest front ends, too, if all are asked for."""
+    return ["", OLDEST] if os.environ.get("IPYTASKPERSIST_EVERY_PAIR") else [""]
 
 
 def chromium() -> str:
