@@ -38,8 +38,8 @@ SETTINGS = {
     },
     # All cells are in the page, not only those in sight.
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
-    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
+AUTOSAVE = "@jupyterlab/docmanager-extension:plugin"
 
 
 SERVER_SETTINGS = {
@@ -63,15 +63,27 @@ class JupyterServer:
     """One server, with a port and a token of its own.
 
     env: further environment variables.
-    python: the interpreter that runs it and its kernels; this one when not given.
+    python: the interpreter that runs it and its kernels.
+    packages: a folder of ``.ci/versions`` that it has beside its own packages, ``jupyterlab-4.2``.
+    base_url: where it answers.
+    autosave: whether its pages save notebooks by themselves.
     """
 
     def __init__(
-        self, folder: Path, env: Mapping[str, str] | None = None, python: str = sys.executable
+        self,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        python: str = sys.executable,
+        packages: str = "",
+        base_url: str = "/",
+        autosave: bool = False,
     ) -> None:
         self.folder = folder
         self.python = python
-        self._env = dict(env or {})
+        self.base_url = base_url
+        self._autosave = autosave
+        self._env = (needs.beside(packages) if packages else {}) | dict(env or {})
         self.notebooks = _made(folder / "notebooks")
         self.token = secrets.token_hex(16)
         self.port = 0
@@ -81,7 +93,7 @@ class JupyterServer:
     def __enter__(self) -> JupyterServer:
         config = _made(self.folder / "config" / "labconfig").parent
         settings = config / "labconfig" / "default_setting_overrides.json"
-        settings.write_text(json.dumps(SETTINGS))
+        settings.write_text(json.dumps(SETTINGS | {AUTOSAVE: {"autosave": self._autosave}}))
         (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
         # As `pip install` puts them, but of this tree.
         package = needs.ROOT / "ipytaskpersist"
@@ -114,12 +126,12 @@ class JupyterServer:
 
     def url(self, path: str) -> str:
         """The address of a page of it, with what opens it."""
-        return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
+        return f"http://127.0.0.1:{self.port}{self.base_url}{path}?token={self.token}"
 
     def ask(self, method: str, path: str) -> Any:
         """What the server's REST interface answers under ``/api/``."""
         request = Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
+            f"http://127.0.0.1:{self.port}{self.base_url}api/{path}",
             method=method,
             headers={"Authorization": f"token {self.token}"},
         )
@@ -177,7 +189,7 @@ class JupyterServer:
         """End the server and every process that it has started."""
         process, self._process = self._process, None
         if process is not None:
-            family = _family(process.pid)
+            family = _family(process.pid) if process.poll() is None else []
             process.terminate()
             psutil.wait_procs(family, timeout=END_S)
             for each in family:
@@ -187,6 +199,13 @@ class JupyterServer:
                 process.stdin.close()
         if self._log is not None:
             self._log.close()
+
+    def kill(self) -> None:
+        """Kill the server as a lack of memory does. Its kernels notice, and end."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(END_S)
+        self.stop()
 
     def _starts(self) -> bool:
         self.stop()
@@ -201,6 +220,7 @@ class JupyterServer:
                 *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
                 f"--IdentityProvider.token={self.token}",
                 f"--ServerApp.root_dir={self.notebooks}",
+                f"--ServerApp.base_url={self.base_url}",
                 "--LabApp.extension_manager=readonly",
             ],
             cwd=self.notebooks,

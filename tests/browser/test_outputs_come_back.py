@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 Open = Callable[..., NotebookPage]
 
 WAIT = "while not pathlib.Path({!r}).exists():\n    time.sleep(0.05)\n"
-FIGURE = "import matplotlib.pyplot as plt\nfig, axes = plt.subplots(figsize=(2, 1))\naxes.plot([1, 3])\n"
+FIGURE = (
+    "import matplotlib.pyplot as plt\nfig, axes = plt.subplots(figsize=(2, 1))\naxes.plot([1, 3])\n"
+)
 THREAD = (
     "%%background in_thread\nimport pathlib, time, sys\nfrom tqdm import tqdm\n"
     "print('\\x1b[31mred\\x1b[0m begins')\n"
@@ -63,10 +65,13 @@ def state_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(chromium: Browser, place: None, tmp_path: Path, state_dir: Path) -> Iterator[JupyterServer]:
+def server(
+    chromium: Browser, place: None, packages: str, tmp_path: Path, state_dir: Path
+) -> Iterator[JupyterServer]:
     """A server that can be stopped, with a store of its own."""
+    env = {"IPYTASKPERSIST_DIR": str(state_dir)}
     try:
-        with JupyterServer(tmp_path, {"IPYTASKPERSIST_DIR": str(state_dir)}) as server:
+        with JupyterServer(tmp_path, env, packages=packages) as server:
             yield server
     finally:
         end_processes_of(state_dir)
@@ -77,7 +82,7 @@ def open_page(profile: BrowserContext, server: JupyterServer) -> Iterator[Open]:
     """Open a notebook in a page of its own: `open_page(application, path)`."""
     with ExitStack() as pages:
 
-        def opened(application: str, path: Path) -> NotebookPage:
+        def opened(application: str, path: Path, server: JupyterServer = server) -> NotebookPage:
             page = profile.new_page()
             pages.callback(page.close)
             notebook = NotebookPage(page, server, path, application)

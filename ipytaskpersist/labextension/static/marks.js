@@ -30,7 +30,8 @@ export function isWhole(cell) {
  * Where the outputs of a task stand in a cell: [from, to]; null where the cell was run since by hand.
  * In a background cell, what an earlier task of the cell has left belongs to it, too.
  */
-export function placeOf(cell, task, outputs = outputsOf(cell.outputs)) {
+export function placeOf(cell, task) {
+  const outputs = outputsOf(cell.outputs);
   const isOurs = (output) => markOf(output) === task || (markOf(output) && isWhole(cell));
   const first = outputs.findIndex(isOurs);
   if (first < 0) return outputs.length ? null : [0, 0];

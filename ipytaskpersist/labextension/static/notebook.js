@@ -1,7 +1,9 @@
 // One open notebook: which of its cells show which tasks, and since when.
 
 import { cardsOf, clearedOf, markOf, placeOf, setCleared } from "./marks.js";
+import { keepInOrder } from "./shared.js";
 import { TaskOutputs } from "./task_outputs.js";
+import { Writer } from "./writer.js";
 
 const GATHER_MS = 20;
 
@@ -15,8 +17,7 @@ export class OpenNotebook {
     this.tasksSeen = null; // the last task that there was when the cells were asked for
     this.context.pathChanged.connect(() => this.fill());
     this.model.cells.changed.connect(() => this.watch());
-    this.awareness?.on("change", () => this.drawAll());
-    this.awareness?.setLocalStateField("ipytaskpersist", true);
+    this.writer = new Writer(this.model.collaborative ? this.model.sharedModel.awareness : null, () => this.drawAll());
     this.watch();
   }
 
@@ -32,15 +33,14 @@ export class OpenNotebook {
     return this.context.localPath;
   }
 
-  get awareness() {
-    return this.model.collaborative ? this.model.sharedModel.awareness : null;
+  get isWriter() {
+    return this.writer.isHere;
   }
 
-  /** Whether this page is the one that writes: of the pages that share a document, one does. */
-  get isWriter() {
-    if (!this.awareness) return true;
-    const pages = [...this.awareness.getStates()].filter(([, state]) => state.ipytaskpersist);
-    return Math.min(...pages.map(([id]) => id)) === this.awareness.clientID;
+  /** Whether what is new comes to this page. */
+  setLive(isLive) {
+    this.writer.setLive(isLive);
+    if (isLive) this.fill();
   }
 
   *cells() {
@@ -52,6 +52,7 @@ export class OpenNotebook {
     for (const cell of this.cells()) {
       if (this.seen.has(cell)) continue;
       this.seen.add(cell);
+      if (this.model.collaborative) keepInOrder(cell, this.isEqual);
       cell.outputs.changed.connect((_area, change) => this.hear(cell, change));
       this.ask(cell);
     }
@@ -64,7 +65,10 @@ export class OpenNotebook {
     for (const task of cardsOf(cell.outputs)) {
       const known = this.of(cell).find((each) => each.task.id === task);
       if (!known) this.ask(cell);
-      else known.kernelAt = performance.now();
+      else {
+        known.kernelAt = performance.now();
+        if (change.type === "add") known.draw();
+      }
     }
   }
 
@@ -122,7 +126,7 @@ export class OpenNotebook {
     const each = new TaskOutputs(cell, found, this);
     for (const [key, known] of this.shown) {
       const isSame = known.cell === cell && known.task.id === found.task.id;
-      if (isSame) Object.assign(each, { kernelAt: known.kernelAt, sharedAt: known.sharedAt, sharedState: known.sharedState });
+      if (isSame) each.kernelAt = known.kernelAt;
       if (isSame || key === id) this.drop(key, known);
     }
     this.shown.set(id, each);
@@ -149,6 +153,7 @@ export class OpenNotebook {
     const model = this.model;
     const wasDirty = model.dirty;
     this.isWriting = true;
+    this.writer.wrote();
     try {
       change();
     } finally {
@@ -159,6 +164,7 @@ export class OpenNotebook {
 
   dispose() {
     clearTimeout(this.timer);
+    this.writer.dispose();
     for (const each of this.shown.values()) this.pace.stop(each);
     this.shown.clear();
   }

@@ -33,6 +33,7 @@ export class Page {
     if (panel.isDisposed) return;
     const notebook = new OpenNotebook(panel, this);
     this.notebooks.set(panel.content, notebook);
+    notebook.setLive(this.stream.isLive);
     panel.disposed.connect(() => {
       this.notebooks.delete(panel.content);
       notebook.dispose();
@@ -80,7 +81,7 @@ export class Page {
   /** Connected, after whatever was missed; or no more. */
   told(isLive) {
     document.body.classList.toggle("ipytaskpersist-live", isLive);
-    if (isLive) this.notebooks.forEach((notebook) => notebook.fill());
+    this.notebooks.forEach((notebook) => notebook.setLive(isLive));
   }
 
   // Going to a task.

@@ -1,17 +1,16 @@
 // The outputs of one task in one cell: what the server says they are, and how they get there.
 
+import { canReplace, inArea } from "./area.js";
 import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
 
 export const FINAL = new Set(["completed", "failed", "cancelled", "interrupted"]);
 const KERNEL_MS = 3000; // a card that the kernel has updated so lately is not behind
-const SHARED_MS = 1000; // between two writes to a shared document
-const SHARED_CARD_MS = 10000; // where only the card's clock has moved
 const settled = new WeakMap();
 
 export class TaskOutputs {
   constructor(cell, { task, outputs, position, complete = true }, notebook) {
     Object.assign(this, { cell, task, outputs, position, complete, notebook });
-    this.kernelAt = this.sharedAt = -Infinity;
+    this.kernelAt = -Infinity;
   }
 
   get isFollowed() {
@@ -30,7 +29,7 @@ export class TaskOutputs {
   }
 
   draw() {
-    this.notebook.pace.do(this, () => this.steps());
+    this.notebook.writer.soon(this, () => this.notebook.pace.do(this, () => this.steps()));
   }
 
   /** Make the cell's outputs those of the task, one output a step, and touch none that is as it should be. */
@@ -40,8 +39,7 @@ export class TaskOutputs {
     setCleared(this.cell, null);
     const wanted = this.settled();
     yield;
-    if (this.notebook.awareness) this.share(wanted);
-    else yield* this.put(wanted);
+    yield* this.put(wanted);
   }
 
   *put(wanted) {
@@ -50,7 +48,7 @@ export class TaskOutputs {
     if (from === undefined || this.isShorter(wanted, to - from)) return;
     const present = area.toJSON();
     const isInside = to < area.length && to - from !== wanted.length;
-    if (isInside || !this.canStay(present.slice(from, to), wanted)) {
+    if (isInside || !canReplace(present.slice(from, to), wanted)) {
       yield* this.rewrite([...present.slice(0, from), ...wanted, ...present.slice(to)]);
       return;
     }
@@ -64,23 +62,6 @@ export class TaskOutputs {
     }
   }
 
-  /**
-   * Write to a document that is shared. All outputs of the cell at once: of a single one that is
-   * replaced, JupyterLab's other pages put the new one at the end. Therefore not often.
-   */
-  share(wanted) {
-    const shared = this.cell.sharedModel;
-    const present = shared.getOutputs();
-    const [from, to] = placeOf(this.cell, this.task.id, present) ?? [];
-    if (from === undefined || this.isShorter(wanted, to - from)) return;
-    const isSame = this.notebook.isEqual(present.slice(from + 1, to), wanted.slice(1)) && this.sharedState === this.task.state;
-    const wait = this.sharedAt + (isSame ? SHARED_CARD_MS : SHARED_MS) - performance.now();
-    if (wait > 0) return this.drawIn(wait);
-    if (isSame && this.notebook.isEqual(present[from], wanted[0])) return;
-    this.write(() => shared.setOutputs([...present.slice(0, from), ...wanted, ...present.slice(to)]));
-    Object.assign(this, { sharedAt: performance.now(), sharedState: this.task.state });
-  }
-
   drawIn(wait) {
     this.later ??= setTimeout(() => this.draw((this.later = null)), wait);
   }
@@ -88,13 +69,6 @@ export class TaskOutputs {
   /** Whether more is on its way, without which the cell would show less than it does now. */
   isShorter(wanted, present) {
     return !this.complete && wanted.length < present;
-  }
-
-  /** Whether outputs can be replaced one by one: the area adds to a stream only what follows it. */
-  canStay(present, wanted) {
-    const kind = ({ output_type, name }) => (output_type === "stream" ? name : output_type);
-    return present.length <= wanted.length &&
-      present.every((output, index) => kind(output) === kind(wanted[index]));
   }
 
   *rewrite(outputs) {
@@ -116,17 +90,9 @@ export class TaskOutputs {
   /** The outputs as the area would have them: with what carriage returns and backspaces leave. */
   settled() {
     return closed(this.outputs, this.cell, this.task.id).map((output) => {
-      if (!settled.has(output)) settled.set(output, this.inArea(output));
+      if (!settled.has(output)) settled.set(output, inArea(this.cell.outputs, output));
       return settled.get(output);
     });
-  }
-
-  inArea(output) {
-    const { constructor: Area, contentFactory } = this.cell.outputs;
-    const area = new Area({ values: [output], contentFactory });
-    const [found] = area.toJSON();
-    area.dispose();
-    return found;
   }
 
   write(change) {
