@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nbformat
 from kernels import NotebookKernel
@@ -19,7 +20,8 @@ __all__ = ["server", "state_dir"]
 
 TASKS = 20
 SMALL = "%%background\nfor each in range(50):\n    print(each)\nprint('all of {}')"
-TEXT = "%%background --shell\nyes 'a line of text as programs print it, epoch 3 loss=0.1234' | head -n 850000"
+LINE = "a line of text as programs print it, epoch 3 loss=0.1234"
+TEXT = f"%%background --shell\nyes '{LINE}' | head -n 850000"
 FIGURES = """%%background
 import io, os
 from IPython.display import Image, display
@@ -30,19 +32,23 @@ for each in range(200):
     display(Image(picture.getvalue()))
 """
 WATCH = """
-window.frames = [];
+window.frames = {};
 let last = performance.now();
-const next = now => { window.frames.push([last, now - last]); last = now; requestAnimationFrame(next); };
+const next = now => {
+    if (window.beganAt) window.frames[last] = now - last;
+    last = now;
+    requestAnimationFrame(next);
+};
 requestAnimationFrame(next);
-window.filledAt = null;
 setInterval(() => {
-    const cells = document.querySelectorAll('.jp-Notebook .jp-CodeCell');
-    if (cells.length && !window.cellsAt) window.cellsAt = performance.now();
-    const filled = [...cells].filter(each => each.querySelector('.jp-OutputArea-output'));
-    if (!window.beganAt && filled.length) window.beganAt = performance.now();
-    if (!window.filledAt && cells.length && filled.length === cells.length) window.filledAt = performance.now();
+    const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
+    const filled = cells.filter(each => each.querySelector('.jp-OutputArea-output'));
+    if (filled.length) window.beganAt ??= performance.now();
+    if (filled.length && filled.length === cells.length) window.filledAt ??= performance.now();
 }, 5);
 """
+PATIENCE = 4
+"""How much longer it may take on a machine that has other things to do, too."""
 
 
 def launched(server: JupyterServer, state_dir: Path, sources: list[str]) -> Path:
@@ -76,11 +82,10 @@ def test_twenty_tasks_and_much_output_come_back_at_once(
         notebook.cell(each).wait_output(f"all of {each}")
     figures = notebook.cell(TASKS + 1).box.locator("img")
     notebook.until(lambda: figures.count() > 40, "the figures that JupyterLab shows at once")
-    text = notebook.cell(TASKS).wait_output("lines")
-    times: dict[str, Any] = page.evaluate(
-        "({cells: window.cellsAt, began: window.beganAt, filled: window.filledAt,"
-        " frames: window.frames.filter(([at]) => at > window.beganAt).map(([, took]) => took)})"
-    )
-    print(times["cells"], times["began"], times["filled"], sorted(times["frames"])[-8:], text[:300])
-    notebook.screenshot("many")
+    assert re.search("8[0-9]{2},[0-9]{3} lines", notebook.cell(TASKS).text)
+    took = page.evaluate("window.filledAt - window.beganAt")
+    longest = max(page.evaluate("window.frames").values())
+    # Measured: 0.2 s, 83 ms, on two cores that were busy with much else.
+    assert took < 1000 * PATIENCE, f"{took:.0f} ms from the first outputs to those of all cells"
+    assert longest < 100 * PATIENCE, f"the page stood still for {longest:.0f} ms"
     page.close()

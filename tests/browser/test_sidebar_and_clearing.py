@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["open_page", "server", "state_dir"]
 
 TAB = "li.lm-TabBar-tab[data-id=ipytaskpersist-tasks]"
-WORK = "%%background --shell work\necho at work; exec sleep 600"
+RUNNING_TAB = "li.lm-TabBar-tab[data-id=jp-running-sessions]"
+TRAIN = """%%background --shell train
+for each in 1 2 3 4; do echo "epoch $each of 10, loss 0.$((44 - each * 7))"; done
+printf ' 40%%|####      | 4/10 [00:04<00:06,  1.00s/it]\\r' >&2
+exec sleep 600"""
+BUILD = "%%background --shell build\necho '[100%] Built target engine'"
+DIVIDE = "%%background divide\n1 / 0"
 SAYS = "%%background says\nprint('first word')"
 LINE = "%background print('from the task')\nprint('of the cell itself')"
 TITLE_IS_CLEAN = "() => !document.querySelector('.jp-mod-dirty')"
@@ -58,8 +64,9 @@ def test_the_sidebar_lists_tasks_and_their_buttons_work_without_a_kernel(
     path = server.add_notebook("own", "own")
     notebook = open_page("lab", path).load_extension()
     page = notebook.page
-    notebook.run_cell(WORK).wait_output("at work")
-    notebook.run_cell("%%background divide\n1 / 0").wait_output("failed")
+    notebook.run_cell(BUILD).wait_output("completed")
+    notebook.run_cell(DIVIDE).wait_output("failed")
+    notebook.run_cell(TRAIN).wait_output("epoch 4 of 10")
     notebook.save()
     end_kernel(server, path)
     tab = page.locator(TAB)
@@ -67,13 +74,17 @@ def test_the_sidebar_lists_tasks_and_their_buttons_work_without_a_kernel(
         lambda: tab.get_attribute("data-ipytaskpersist-running") == "1", "one running task"
     )
     assert tab.get_attribute("title") == "Background tasks, 1 running"
+    page.locator(RUNNING_TAB).click()
+    things = page.locator("#jp-running-sessions")
+    notebook.until(lambda: "train" in things.inner_text(), "the task among the running things")
     tab.click()
     sidebar = page.locator("#ipytaskpersist-tasks")
     running = sidebar.get_by_role("list", name="Running").get_by_role("listitem")
     ended = sidebar.get_by_role("list", name="Ended since you looked").get_by_role("listitem")
-    notebook.until(lambda: (running.count(), ended.count()) == (1, 1), "both tasks in the list")
-    assert "at work" in running.inner_text()
-    assert "ZeroDivisionError" in ended.inner_text()
+    notebook.until(lambda: (running.count(), ended.count()) == (1, 2), "all tasks in the list")
+    assert "40%" in running.inner_text()
+    assert "ZeroDivisionError" in ended.first.inner_text()
+    notebook.show(notebook.cell(1))
     for is_dark in (False, True):
         notebook.dark(is_dark).screenshot(f"sidebar-{'dark' if is_dark else 'light'}")
 
@@ -83,18 +94,18 @@ def test_the_sidebar_lists_tasks_and_their_buttons_work_without_a_kernel(
     notebook.until(lambda: (running.count(), ended.count()) == (0, 1), "what fits the search")
     search.fill("")
     notebook.until(lambda: running.count() == 1, "all tasks again")
-    row = sidebar.get_by_role("button", name="work, task 1, running")
+    row = sidebar.get_by_role("button", name="train, task 3, running, 40 %")
     row.press("ArrowDown")
     assert page.evaluate("document.activeElement.title").startswith("divide, task 2, failed")
-    row.press("Enter")
+    page.keyboard.press("Enter")
     active = page.locator(".jp-Notebook .jp-Cell.jp-mod-active")
-    notebook.until(lambda: "echo at work" in active.inner_text(), "the cell of the task")
-    cancel = sidebar.get_by_role("button", name="Cancel task 1 work")
+    notebook.until(lambda: "%%background divide" in active.inner_text(), "the cell of the task")
+    cancel = sidebar.get_by_role("button", name="Cancel task 3 train")
     cancel.press("Enter")
     assert cancel.inner_text() == "Sure?"
     cancel.press("Enter")
     notebook.until(lambda: running.count() == 0, "a cancelled task")
-    notebook.cell(1).wait_output("cancelled")
+    notebook.cell(3).wait_output("cancelled")
     assert tab.get_attribute("data-ipytaskpersist-running") == "0"
 
 
