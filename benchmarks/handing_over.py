@@ -71,6 +71,7 @@ class Handed:
     back: list[float] = field(default_factory=list)
     pool: list[Sequence[float]] = field(default_factory=list)
     joblib: list[Sequence[float]] = field(default_factory=list)
+    by_hand: list[Sequence[float]] = field(default_factory=list)
     kernel_mb: list[float] = field(default_factory=list)
 
 
@@ -108,6 +109,9 @@ def hand_over_once(bench: Bench, kernel: Kernel, state: Path, value: Value, hand
     handed.pool.append(kernel.value("pool_s(given)", TASK_S))
     make_room(bench.new_file())
     handed.joblib.append(kernel.value("joblib_s(given)", TASK_S))
+    if value is ARRAY:
+        make_room(bench.new_file())
+        handed.by_hand.append(kernel.value("by_hand_s(given)", TASK_S))
 
 
 def as_a_task(kernel: Kernel, state: Path, value: Value, handed: Handed) -> None:
@@ -155,6 +159,8 @@ def rows_of(value: Value, size: str, handed: Handed) -> list[Row]:
             value.benchmark, "growth of the kernel at its worst moment", "MB",
             tuple(handed.kernel_mb),
         ).at_most(50),
+        *(row(f"by hand, in files that nobody checks: {step}", each) for step, each in steps(
+            handed.by_hand, "written", "in the worker", "there, doubled, and back")),
         *(row(f"through joblib's files: {step}", each) for step, each in steps(
             handed.joblib, "written", "in the worker", "there, doubled, and back")),
         *(row(f"by `ProcessPoolExecutor`: {step}", each) for step, each in steps(
@@ -163,8 +169,8 @@ def rows_of(value: Value, size: str, handed: Handed) -> list[Row]:
 
 
 def steps(samples: Sequence[Sequence[float]], *names: str) -> Iterator[tuple[str, list[float]]]:
-    """Each step's name with its seconds."""
-    for place, name in enumerate(names):
+    """Each step's name with its seconds, if there are any."""
+    for place, name in enumerate(names if samples else ()):
         yield name, [sample[place] for sample in samples]
 
 

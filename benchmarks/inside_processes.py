@@ -170,3 +170,25 @@ def _doubled_in_file(path: str) -> tuple[float, str]:
     there, doubled = time.time(), f"{path}.doubled"
     joblib.dump(double(given), doubled)
     return there, doubled
+
+
+def by_hand_s(given: Any) -> tuple[float, float, float]:
+    """The same through plain files that are mapped, and which nobody checks: the least it takes."""
+    executor, path = pool(), Path("given.plain")
+    array = numpy.ascontiguousarray(given)
+    launched = time.time()
+    array.tofile(path)
+    written = time.time()
+    there, doubled = executor.submit(_doubled_by_hand, str(path.absolute())).result()
+    numpy.memmap(doubled, mode="c")
+    took = written - launched, there - launched, time.time() - launched
+    path.unlink()
+    Path(doubled).unlink()
+    return took
+
+
+def _doubled_by_hand(path: str) -> tuple[float, str]:
+    given = numpy.memmap(path, mode="c")
+    there, doubled = time.time(), f"{path}.doubled"
+    (given.view(numpy.float64) * 2).tofile(doubled)
+    return there, doubled

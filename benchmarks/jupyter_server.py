@@ -106,7 +106,7 @@ class Server:
         for cell in answered["cells"].values():
             page.outputs[cell["task"]["id"]] = cell["outputs"]
             page.positions[cell["task"]["id"]] = cell["position"]
-        wishes = {"path": notebook, "follow": page.positions, "seen": answered["seen"]}
+        wishes = {"paths": [notebook], "follow": page.positions, "seen": answered["seen"]}
         page.follow(self.request("events", {**wishes, "list": {"notebook": None}}))
         return page
 

@@ -6,12 +6,13 @@ The card of a task, and each display that a fill puts below it, carry the task's
 
 A notebook file keeps metadata of displays, results and nothing else: a stream or an error has no
 room for a mark. So what stands between a card and the last marked output of its task belongs to
-that task, and so do the streams and errors that follow it directly.
+that task. In a background cell, which shows nothing but its task, so does all that follows. In
+other cells an empty display with the part ``end`` closes what ends without a mark.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ CARD = "card"
 OUTPUT = "output"
 FOLD = "fold"
 """The note that stands for the middle of a long output."""
+END = "end"
+"""An empty display behind outputs without a mark, so that what follows is not taken for theirs."""
 UNMARKABLE = ("stream", "error")
 """The types of output that have no metadata."""
 
@@ -57,15 +60,26 @@ class Filled:
     """Position after the last output of the task."""
 
 
-def filled_parts(outputs: Sequence[Mapping[str, Any]]) -> Iterator[Filled]:
-    """Yield the cards of a cell, each with the outputs that belong to it."""
+def filled_parts(outputs: Sequence[Mapping[str, Any]], *, is_whole: bool) -> list[Filled]:
+    """Return the cards of a cell, each with the outputs that belong to it.
+
+    `is_whole` says that the cell is one background cell: then all is of its last card.
+    """
     cards = [place for place, output in enumerate(outputs) if task_of(output, CARD)]
+    if is_whole and cards:
+        marks = (place for place, output in enumerate(outputs) if task_of(output))
+        return [Filled(str(task_of(outputs[cards[-1]])), next(marks), len(outputs))]
+    found = []
     for card, following in zip(cards, [*cards[1:], len(outputs)], strict=False):
         task = str(task_of(outputs[card]))
-        end = card + 1
-        for place in range(card + 1, following):
-            if task_of(outputs[place]) == task:
-                end = place + 1
-        while end < following and outputs[end].get("output_type") in UNMARKABLE:
-            end += 1
-        yield Filled(task, card, end)
+        own = [place for place in range(card, following) if task_of(outputs[place]) == task]
+        found.append(Filled(task, card, own[-1] + 1))
+    return found
+
+
+def closed(outputs: Sequence[dict[str, Any]], task_id: str) -> list[dict[str, Any]]:
+    """Return the outputs of a task so that they end with a mark."""
+    if outputs and task_of(outputs[-1]) is None:
+        end = {"output_type": "display_data", "data": {}, "metadata": mark(task_id, END)}
+        return [*outputs, end]
+    return [*outputs]

@@ -116,6 +116,25 @@ def submodules(tree: ast.Module, namespace: Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
+def chains(tree: ast.Module) -> list[tuple[str, ...]]:
+    """Return the names in a cell, each with the attributes after it, as in ``pd.DataFrame``."""
+    found = dict[tuple[str, ...], None]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            found[node.id,] = None
+        elif isinstance(node, ast.Attribute):
+            root, path = _chain(node)
+            found[root, *path] = None
+    return list(found)
+
+
+def assigned_chains(tree: ast.Module) -> list[tuple[str, ...]]:
+    """Return the chains of attributes that a cell assigns or deletes, as in ``a.b = 1``."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    found = (_chain(node) for node in nodes if not isinstance(node.ctx, ast.Load))
+    return list(dict.fromkeys((root, *path) for root, path in found))
+
+
 def _chain(node: ast.Attribute) -> tuple[str, list[str]]:
     """Return the name at which a chain of attributes begins, and the attributes in order."""
     path, inner = [node.attr], node.value

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import MethodType
 from typing import Any
 
@@ -55,6 +57,8 @@ class Carried:
     lost: dict[str, dict[str, str]] = field(default_factory=lambda: {"line": {}, "cell": {}})
     """Reasons why magics cannot be pickled. They may shadow magics of every shell."""
     autoreload: dict[str, bool] = field(default_factory=dict)
+    magic_aliases: list[tuple[str, str, str, str | None]] = field(default_factory=list)
+    """Made by ``%alias_magic``: ``line`` or ``cell``, its name, the magic's, and parameters."""
 
 
 def of_notebook(shell: Any, namespace: dict[str, Any]) -> Carried:
@@ -66,6 +70,11 @@ def of_notebook(shell: Any, namespace: dict[str, Any]) -> Carried:
         extensions=extensions,
         aliases=dict(shell.alias_manager.aliases),
         autoreload=_autoreload(shell),
+        magic_aliases=[
+            (kind, name, magic.magic_name, magic.magic_params)
+            for kind, name, magic in _all(shell)
+            if type(magic) is MagicAlias
+        ],
     )
     brought = {name.partition(".")[0] for name in extensions}
     for kind, name, magic in _all(shell):
@@ -85,9 +94,7 @@ def _all(shell: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _module(magic: Any) -> str:
-    """Return the module that a magic is from. Empty for an alias made by ``%alias_magic``."""
-    if type(magic) is MagicAlias:
-        return ""
+    """Return the module that a magic is from."""
     owner = magic.__self__ if type(magic) is MethodType else magic
     name = getattr(owner if callable(owner) else type(owner), "__module__", "")
     return name if isinstance(name, str) else ""
@@ -97,7 +104,7 @@ def _own(shell: Any, others: set[str]) -> list[Kinds]:
     """Return the magics from none of these packages, with methods of one object grouped."""
     found: dict[int, Kinds] = {}
     for kind, name, magic in _all(shell):
-        if _module(magic).partition(".")[0] not in others:
+        if type(magic) is not MagicAlias and _module(magic).partition(".")[0] not in others:
             owner = magic.__self__ if type(magic) is MethodType else magic
             found.setdefault(id(owner), {}).setdefault(kind, {})[name] = magic
     return [*found.values()]
@@ -123,6 +130,14 @@ def _autoreload(shell: Any) -> dict[str, bool]:
 # In the process of a task.
 
 
+def find(carried: Carried) -> None:
+    """Import the extensions that are IPython's own, so that `bring` finds them imported."""
+    for name in carried.extensions:
+        if name in (STORE, AUTORELOAD):
+            with suppress(Exception):  # then `bring` says so
+                import_module(OWN_EXTENSIONS + name)
+
+
 def bring(shell: Any, carried: Carried, say: Callable[[str], None]) -> None:
     """Install the notebook's magics in a process's shell. Failures are passed to `say`."""
     _define(shell, carried.missing)
@@ -145,6 +160,9 @@ def bring(shell: Any, carried: Carried, say: Callable[[str], None]) -> None:
     _replace(shell, carried.lost)
     for names, data in carried.pickled:
         _register(shell, names, data)
+    # Inputs pickled by an earlier version lack these: their aliases are among the pickled magics.
+    for kind, name, magic_name, parameters in getattr(carried, "magic_aliases", ()):
+        shell.magics_manager.register_alias(name, magic_name, kind, parameters)
 
 
 def _load(shell: Any, name: str) -> None:

@@ -186,7 +186,10 @@ def fold_output(task: TaskRecord, fold: Fold, save_link: SaveLink) -> Output:
     what = " and ".join(filter(None, parts))
     command, link = f"%bg_output {task.id}", save_link(task)
     save = f' · <a href="{escape(link)}" download>save as file</a>' if link else ""
-    html = f'<div style="opacity:.75">… {what} · <code>{escape(command)}</code>{save}</div>'
+    html = (
+        f'<div class="ipytaskpersist-fold" style="opacity:.75">… {what} · '
+        f"<code>{escape(command)}</code>{save}</div>"
+    )
     return {
         "output_type": "display_data",
         "data": {"text/html": html, "text/plain": f"… {what} · {command}"},

@@ -30,6 +30,11 @@ class Cell:
     """Id of the task that its outputs are marked with."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is one background cell, which shows nothing but its task."""
+        return self.source.lstrip().startswith("%%")
+
+    @property
     def launches(self) -> bool:
         """Whether it launches a task when it is run, as far as its text says."""
         return any(pattern.search(self.source) for pattern in (CELL, LINE, AGAIN))

@@ -56,16 +56,18 @@ def fill(path: Path, manager: BackgroundTasks) -> Filling:
     before = _read(path)
     notebook = _parsed(path, before)
     states: dict[str, Any] = {}
-    cells = [cell for cell in notebook["cells"] if cell.get("cell_type") == "code"]
+    raw = [cell for cell in notebook["cells"] if cell.get("cell_type") == "code"]
+    cells = [*map(_cell, raw)]
     tasks = _tasks_of(path, cells, manager)
     if not any(tasks):
         raise InvalidRequest(
             f"no cell of {legible(str(path))} has launched a task that is stored here; jupyter bg "
             "list --all shows those of every notebook"
         )
-    for cell, task in zip(cells, tasks, strict=True):
-        if task is not None:
-            cell["outputs"] = [*_filled(cell.get("outputs", []), task, manager, states)]
+    for cell, about, task in zip(raw, cells, tasks, strict=True):
+        if task is not None and _cleared(cell) != task.id:
+            parts = output_marks.filled_parts(cell["outputs"], is_whole=about.is_whole)
+            cell["outputs"] = [*_filled(cell["outputs"], parts, about, task, manager, states)]
     _add_states(notebook, states)
     after = _in_file_form(path, notebook)
     is_changed = json.loads(after) != json.loads(before)
@@ -116,52 +118,63 @@ def _validate(path: Path, notebook: Notebook) -> None:
 
 
 def _tasks_of(
-    path: Path, cells: Sequence[Mapping[str, Any]], manager: BackgroundTasks
+    path: Path, cells: Sequence[Cell], manager: BackgroundTasks
 ) -> list[TaskRecord | None]:
     if not manager.store.exists:
         return [None] * len(cells)
     manager.runners.reconcile()
     matching = Matching(manager.store.open(), manager.archives)
-    return matching.tasks(Place(path), [*map(_cell, cells)])
+    return matching.tasks(Place(path), cells)
 
 
 def _cell(cell: Mapping[str, Any]) -> Cell:
-    cards = [part.task for part in output_marks.filled_parts(cell.get("outputs", []))]
-    source = cell.get("source", "")
+    outputs = cell["outputs"]
+    cards = [task for each in outputs if (task := output_marks.task_of(each, output_marks.CARD))]
+    source = cell["source"]
     text = source if isinstance(source, str) else "".join(source)
     return Cell(str(cell.get("id", "")), text, cards[-1] if cards else None)
+
+
+def _cleared(cell: Mapping[str, Any]) -> str | None:
+    """Return the id of the task whose outputs a person has cleared, as a page notes it."""
+    known = cell.get("metadata", {}).get(output_marks.KEY)
+    return known.get("cleared") if isinstance(known, Mapping) else None
 
 
 # Filling.
 
 
 def _filled(
-    outputs: Sequence[Output], task: TaskRecord, manager: BackgroundTasks, states: dict[str, Any]
+    outputs: Sequence[Output],
+    parts: Sequence[output_marks.Filled],
+    cell: Cell,
+    task: TaskRecord,
+    manager: BackgroundTasks,
+    states: dict[str, Any],
 ) -> Iterator[Output]:
     """Yield the outputs of a cell with those of its tasks in the place of earlier ones."""
-    parts = [*output_marks.filled_parts(outputs)]
+    if not parts:
+        yield from (each for each in outputs if not _is_old_card(each))
+        yield from _outputs_of(task, cell, manager, states)
+        return
     matching = Matching(manager.store, manager.archives)
     begin = 0
     for part in parts:
         yield from outputs[begin : part.start]
         known = task if part is parts[-1] else matching.task(part.task)
         kept = outputs[part.start : part.end]
-        yield from kept if known is None else _outputs_of(known, manager, states)
+        yield from kept if known is None else _outputs_of(known, cell, manager, states)
         begin = part.end
-    rest = outputs[begin:]
-    if parts:
-        yield from rest
-        return
-    yield from (each for each in rest if not _is_old_card(each))
-    yield from _outputs_of(task, manager, states)
+    yield from outputs[begin:]
 
 
 def _outputs_of(
-    task: TaskRecord, manager: BackgroundTasks, states: dict[str, Any]
-) -> Iterator[Output]:
+    task: TaskRecord, cell: Cell, manager: BackgroundTasks, states: dict[str, Any]
+) -> list[Output]:
     filled = FilledCell(manager, task, states=states)
     filled.update(task, formatting.utc_now())
-    yield from (entry.output for entry in filled.entries)
+    outputs = [entry.output for entry in filled.entries]
+    return outputs if cell.is_whole else output_marks.closed(outputs, task.id)
 
 
 def _is_old_card(output: Output) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -207,6 +208,8 @@ def _write_environment(_os: Any, settings: Settings) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    if "TZ" in settings:
+        time.tzset()
 
 
 def _read_logging(logging: Any) -> Settings:

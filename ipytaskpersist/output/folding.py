@@ -28,10 +28,10 @@ class Limit:
     outputs: int
 
 
-ALL = Limit(2_000, 1_000_000, 1_000)
-"""What is shown whole."""
-HEAD = Limit(1_000, 400_000, 400)
-TAIL = Limit(500, 300_000, 200)
+ALL = Limit(2_000, 256_000, 1_000)
+"""What is shown whole. JupyterLab draws 100 kB of text in 0.1 s."""
+HEAD = Limit(1_000, 100_000, 400)
+TAIL = Limit(500, 100_000, 200)
 """The least that is shown of the end: it grows until all that is shown is too much again."""
 
 

@@ -48,6 +48,7 @@ from ipytaskpersist.cells.notebook_magics import Carried
 from ipytaskpersist.isolation import random_states
 from ipytaskpersist.isolation.carried_settings import Left, OfProcess
 from ipytaskpersist.runners import prepared_shell, task_rows
+from ipytaskpersist.runners.bystanders import Bystanders
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
 from ipytaskpersist.runners.given import Given, NotebookSetup, Setting
 from ipytaskpersist.runners.task_rows import TaskRows
@@ -114,6 +115,8 @@ class Child:
         self._originals: Originals | None = None
         """What the cell was given, to be compared when it has ended."""
         self._given_names: list[str] = []
+        self._bystanders: Bystanders | None = None
+        """What the cell may change although it was not given, such as variables of modules."""
         self._damage = ""
         """What makes it uncertain that the cell was given what was handed over."""
         self._given_again: Callable[[], Bundle] | None = None
@@ -123,22 +126,7 @@ class Child:
         module = sys.modules["__main__"] = type(sys)("__main__")
         inputs = self._payloads.inputs(self._record, self._inputs, module.__dict__)
         setting = load_setting(inputs.values)
-        # Inputs pickled by an earlier version, for a task that is run again, lack these names.
-        redaction.use(getattr(setting, "secret_names", ()))
-        is_durable = getattr(setting, "is_durable", False)
-        self._payloads = Payloads(self._directory, is_durable=is_durable)
-        shell = make_shell(setting, module)
-        task = self._task()
-        patches = install(shell, task)
-        execution.be_ready_for_errors()
-        self._payloads.be_ready()
-        sys.path[:] = setting.path
-        given_settings = getattr(setting, "libraries", {})
-        # Run in the cell's context, where some libraries keep their settings.
-        apart = getattr(setting, "apart", [])
-        random_states.install(patches)
-        self._settings = task.context.run(OfProcess, given_settings, patches, apart)
-        task.context.run(_bring_magics, shell, task, setting)
+        shell, task = self._prepare(setting, module)
         given, name = task.context.run(
             _load_given, inputs.values, getattr(setting, "submodules", [])
         )
@@ -150,21 +138,56 @@ class Child:
             self._given_names = list(given.variables)
         del inputs
         show_figures_inline()
-        before = dict(shell.user_ns)
-        if given.call is not None:
-            outcome = run_function(shell, given.call, task)
-            names: list[str] = []
-        else:
-            compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
-            outcome = run_cell(shell, compiled, task)
-            names = self._names(shell, before, outcome)
+        outcome, names = self._run_given(shell, task, given)
         if task.is_forked:
             forks.end(outcome.exit_code)
+        return self._end(shell, task, outcome, names, getattr(setting, "large_result_bytes", None))
+
+    def _prepare(self, setting: NotebookSetup, module: ModuleType) -> tuple[Any, RunningTask]:
+        """Make this process like the notebook, but for variables. Returns its shell and the task.
+
+        Inputs pickled by an earlier version, for a task that is run again, lack some of this.
+        """
+        redaction.use(getattr(setting, "secret_names", ()))
+        is_durable = getattr(setting, "is_durable", False)
+        self._payloads = Payloads(self._directory, is_durable=is_durable)
+        shell, task = make_shell(setting, module), self._task()
+        patches = install(shell, task)
+        execution.be_ready_for_errors()
+        self._payloads.be_ready()
+        sys.path[:] = setting.path
+        random_states.install(patches)
+        # Run in the cell's context, where some libraries keep their settings.
+        given, apart = getattr(setting, "libraries", {}), getattr(setting, "apart", [])
+        self._settings = task.context.run(OfProcess, given, patches, apart)
+        task.context.run(_bring_magics, shell, task, setting)
+        return shell, task
+
+    def _run_given(self, shell: Any, task: RunningTask, given: Given) -> tuple[Outcome, list[str]]:
+        """Run the call or the cell. Returns how it ended, and the variables to save."""
+        if given.call is not None:
+            return run_function(shell, given.call, task), []
+        before = dict(shell.user_ns)
+        with _silent(task):  # pickling may run any code of a class
+            self._bystanders = Bystanders(self._tree(shell), before)
+        compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
+        outcome = run_cell(shell, compiled, task)
+        return outcome, self._names(shell, before, outcome)
+
+    def _end(
+        self,
+        shell: Any,
+        task: RunningTask,
+        outcome: Outcome,
+        names: list[str],
+        large_bytes: int | None,
+    ) -> int:
+        """Keep what there is to keep, and send how the task ended. Returns the exit status."""
         kept_widgets.end(task)
         progress.end(task)
         outcome = self._unless_damaged(task, outcome)
         self._keep(shell, task, outcome, names)
-        self._say_large(task, getattr(setting, "large_result_bytes", None))
+        self._say_large(task, large_bytes)
         if task.post_mortem is not None:
             self._sender.post_mortem(task.post_mortem)
         return self._tell(outcome.state.value, outcome.reason, outcome.exit_code)
@@ -195,14 +218,11 @@ class Child:
         return tree
 
     def _keep(self, shell: Any, task: RunningTask, outcome: Outcome, names: list[str]) -> None:
-        # Output that a class prints while it is pickled is not the cell's.
-        active_task.set(task.silent())
-        with _staying():
+        with _silent(task), _staying():
             if self._damage:
                 self._keep_texts(shell, outcome, names)
             else:
                 self._keep_values(shell, task, outcome, names)
-        active_task.set(task)
 
     def _keep_values(
         self, shell: Any, task: RunningTask, outcome: Outcome, names: list[str]
@@ -268,7 +288,8 @@ class Child:
         ):
             self._send(_not_brought_back(kept) if kept.problem and kept.name not in names else kept)
         deleted = dict.fromkeys(set(self._given_names) - shell.user_ns.keys(), DELETED)
-        for name, why in {**deleted, **changed.problems}.items():
+        others = {} if self._bystanders is None else self._bystanders.changed(shell.user_ns)
+        for name, why in {**deleted, **changed.problems, **others}.items():
             if name not in values:
                 self._sender.result(_changed_only_here(name, why))
         if asked is not None:
@@ -285,6 +306,16 @@ class Child:
         submodules = [name for name in imported if "." in name]
         if changes or submodules:
             self._save(shell, SETTINGS, Left(changes, submodules).as_value, "")
+
+
+@contextmanager
+def _silent(task: RunningTask) -> Iterator[None]:
+    """Leave out of the cell's output what the block prints, as classes may that are pickled."""
+    active_task.set(task.silent())
+    try:
+        yield
+    finally:
+        active_task.set(task)
 
 
 @contextmanager
@@ -334,11 +365,8 @@ def _load_given(
 def _bring_magics(shell: Any, task: RunningTask, setting: NotebookSetup) -> None:
     """Load the notebook's extensions and magics. Their output is not the cell's."""
     problems: list[str] = []
-    active_task.set(task.silent())
-    try:
+    with _silent(task):
         notebook_magics.bring(shell, getattr(setting, "magics", Carried()), problems.append)
-    finally:
-        active_task.set(task)
     for problem in problems:
         task.write(OutputKind.STDERR, f"{problem}\n")
 

@@ -29,8 +29,9 @@ from ipytaskpersist.runners import child, freshness, shown_environment
 from ipytaskpersist.runners.adoption import end_with_parent
 from ipytaskpersist.runners.channel import DESCRIPTOR
 from ipytaskpersist.runners.fork_work import FORK, GO, IMPORT, READY, Work
+from ipytaskpersist.runners.imported_files import ImportedFiles
 from ipytaskpersist.runners.machine_limits import is_memory_short
-from ipytaskpersist.runners.preloading import Preloading, changed_at, files_of
+from ipytaskpersist.runners.preloading import Preloading
 from ipytaskpersist.runners.rehearsal import import_what_a_start_does, prepare_shell
 from ipytaskpersist.runners.task_rows import TaskRows
 
@@ -59,7 +60,7 @@ class ForkServer:
         self._preloading = Preloading()
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._changed_at: dict[str, int] = {}
+        self._files = ImportedFiles(())
 
     def serve(self) -> Task:
         """Do what the supervisor asks for. Returns only in the process of a task."""
@@ -106,6 +107,7 @@ class ForkServer:
     def _import(self, names: Sequence[str]) -> None:
         """Import modules. Afterwards this process is ready, or says why it must be replaced."""
         bad: dict[str, str] = {}
+        self._files.close()
         for name in names:
             if name not in sys.modules:
                 self._say(importing=name)
@@ -119,16 +121,9 @@ class ForkServer:
             leave()
         os.umask(self._umask)
         freshness.freeze()
-        self._changed_at = files_of([*sys.modules.values()])
+        self._files = ImportedFiles([*sys.modules.values()])
         packages = {name.partition(".")[0] for name in names}
         self._say(ready=sorted(packages))
-
-    def _has_changed(self) -> bool:
-        """Whether an imported module's file is another one now."""
-        try:
-            return any(changed_at(file) != at for file, at in self._changed_at.items())
-        except OSError:
-            return True
 
     # Forking.
 
@@ -137,6 +132,7 @@ class ForkServer:
 
         Returns None in this process. `descriptor` is the new process's end of a socket.
         """
+        self._files.look_ahead()
         try:
             middle = os.fork()
             if middle == 0:
@@ -159,7 +155,7 @@ class ForkServer:
         supervisor = socket.socket(fileno=descriptor)
         try:
             self._connection.detach()
-            _close_all_but(descriptor)
+            _close_all_but(descriptor, self._files.descriptor)
             os.setsid()
             while os.getppid() == middle:
                 os.sched_yield()
@@ -177,7 +173,7 @@ class ForkServer:
 
     def _be_of(self, work: Work) -> bytes:
         """Make this process a task's, as others see it. Returns `READY`, or why it cannot be."""
-        if self._has_changed():
+        if self._files.have_changed:
             return b"packages have changed"
         os.chdir(work.directory)
         freshness.set_environment(work.environment)
@@ -207,10 +203,13 @@ def become(task: Task) -> None:
     freshness.thaw()
 
 
-def _close_all_but(descriptor: int) -> None:
-    """Close all descriptors but this one and the three standard ones."""
-    os.closerange(3, descriptor)
-    os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+def _close_all_but(*kept: int) -> None:
+    """Close all descriptors but these and the three standard ones."""
+    begin = 3
+    for descriptor in sorted(each for each in kept if each >= begin):
+        os.closerange(begin, descriptor)
+        begin = descriptor + 1
+    os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
 
 
 def _content(descriptor: int) -> bytes:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import builtins
 import os
 import sys
-import sysconfig
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -151,33 +150,3 @@ def _survives_fork() -> bool:
     while not _is_alone() and time.monotonic() < until:
         time.sleep(0.001)
     return _is_alone()
-
-
-def files_of(modules: Iterable[Any]) -> dict[str, int]:
-    """Return the files of modules, with the times of their last change.
-
-    Not those of the standard library, which come and go with the interpreter.
-    """
-    found, standard = {}, _standard_library()
-    for module in modules:
-        try:
-            file = vars(module).get("__file__")
-        except TypeError:
-            continue  # any object may stand among the modules
-        if isinstance(file, str) and not file.startswith(standard):
-            with suppress(OSError):
-                found[file] = changed_at(file)
-    return found
-
-
-def _standard_library() -> tuple[str, ...]:
-    """Return the beginnings of its files: beside site-packages, which may be inside its folder."""
-    folder = sysconfig.get_path("stdlib")
-    names = [*sys.stdlib_module_names, "lib-dynload"]
-    return tuple(f"{folder}{os.sep}{name}{end}" for name in names for end in (os.sep, "."))
-
-
-def changed_at(file: str) -> int:
-    """Return when a file was changed last. Raises `OSError`."""
-    # Not `Path.stat`, which takes twice as long: these are a thousand files.
-    return os.stat(file).st_mtime_ns  # noqa: PTH116

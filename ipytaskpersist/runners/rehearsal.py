@@ -12,12 +12,15 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from traitlets.config import Config
 
+from ipytaskpersist.base import redaction
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.cells import execution
+from ipytaskpersist.cells import execution, notebook_magics
 from ipytaskpersist.cells.install import install_in_process
+from ipytaskpersist.isolation import carried_settings
 from ipytaskpersist.runners import child, prepared_shell
 from ipytaskpersist.runners.channel import unread_bytes
 from ipytaskpersist.runners.given import NotebookSetup
@@ -49,10 +52,19 @@ def prepare_shell(root: Path, rows: TaskRows) -> None:
     finally:
         sys.modules["__main__"] = main
     install_in_process(shell).undo()  # keeps the code that it has made for foreign functions
+    _prepare_looks(shell, setting)
     if unread_bytes(1) == printed:
         prepared_shell.keep(shell, setting.config, getattr(setting, "profile", ""))
     else:
         type(shell).clear_instance()
+
+
+def _prepare_looks(shell: Any, setting: NotebookSetup) -> None:
+    """Do once what each task does to look at its shell: it is remembered, and changes nothing."""
+    redaction.use(setting.secret_names)
+    carried_settings.of_notebook()
+    execution.compile_cell(shell, CELL, 1)
+    notebook_magics.find(setting.magics)
 
 
 def _imported_by_start(directory: StateDirectory) -> list[str]:

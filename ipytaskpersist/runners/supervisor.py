@@ -40,7 +40,7 @@ from ipytaskpersist.output.recording import Recording
 from ipytaskpersist.runners import revival
 from ipytaskpersist.runners.adoption import Strangers
 from ipytaskpersist.runners.durability import Flushes
-from ipytaskpersist.runners.log_watch import LogWatch
+from ipytaskpersist.runners.file_watch import WRITTEN, FileWatch
 from ipytaskpersist.runners.machine_limits import MemoryEvents, OpenFiles
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
 from ipytaskpersist.runners.task_end import TaskEnd
@@ -101,7 +101,7 @@ class Supervisor:
         self._looked_at = self._press_at = self._kernel_seen_at = self._ends_seen_at = 0.0
         self._signalled_at = 0.0
         """When the store was first written since the last look. Infinite if it was not."""
-        self._watch: LogWatch | None = None
+        self._watch: FileWatch | None = None
         self._stopping = False
         self._replacements = 0
         """The store's count of replacements when it was last watched."""
@@ -172,7 +172,7 @@ class Supervisor:
     def _watch_store(self) -> None:
         if self._store.database.is_shared_by_hosts:
             return
-        watch = LogWatch(self._store.database.log)
+        watch = FileWatch([self._store.database.log], WRITTEN)
         if watch.descriptor >= 0:
             self._watch = watch
             self._selector.register(watch.descriptor, selectors.EVENT_READ, watch)
@@ -245,14 +245,14 @@ class Supervisor:
         streams: list[tuple[Supervised, int]] = []
         wake_at = min(self._look_at, self._press_at) if self._limited else self._look_at
         for key, _events in self._selector.select(max(0.0, wake_at - time.monotonic())):
-            source: Supervised | LogWatch | ForkServer | None = key.data
+            source: Supervised | FileWatch | ForkServer | None = key.data
             if source is None:
                 self._child_has_ended = True
                 with suppress(BlockingIOError):
                     os.read(key.fd, 4096)
             elif isinstance(source, ForkServer):
                 self._warm.read()
-            elif isinstance(source, LogWatch):
+            elif isinstance(source, FileWatch):
                 self._signalled_at = min(self._signalled_at, time.monotonic())
                 source.clear()
             elif source.is_channel(key.fd):

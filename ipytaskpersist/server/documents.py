@@ -20,7 +20,7 @@ from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.filling.entries import Edit, Entry, SaveLink, edits
 from ipytaskpersist.filling.filled_cell import FilledCell
 from ipytaskpersist.history.documents import encoded
-from ipytaskpersist.server.task_document import task_document
+from ipytaskpersist.server.task_document import Describer
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.text import formatting
 
@@ -60,8 +60,15 @@ class Message:
 class Document:
     """The outputs of one task that pages follow. Several threads may use it."""
 
-    def __init__(self, manager: BackgroundTasks, task: TaskRecord, save_link: SaveLink) -> None:
+    def __init__(
+        self,
+        manager: BackgroundTasks,
+        task: TaskRecord,
+        describer: Describer,
+        save_link: SaveLink,
+    ) -> None:
         self.task = task
+        self._describer = describer
         self.about: dict[str, Any] = {}
         """The task as pages receive it."""
         self.now = Held()
@@ -79,7 +86,7 @@ class Document:
         """Read what is new. Return whether pages lack anything."""
         with self._lock:
             self._cell.update(task, formatting.utc_now())
-            about = task_document(self._store, task)
+            about = self._describer.document(self._store, task)
             if self.now.entries == self._cell.entries and about == self.about:
                 return False
             self.task, self.about = task, about
@@ -153,6 +160,7 @@ class Document:
         document = {
             "task": self.about,
             "position": held.position,
+            "complete": held is self.now,
             "count": len(held.entries),
             "edits": [edit.as_json() for edit in few],
         }
@@ -171,8 +179,9 @@ def size_of(output: dict[str, Any]) -> int:
 class Documents:
     """The documents of the tasks that pages follow, and of those asked for lately."""
 
-    def __init__(self, manager: BackgroundTasks, save_link: SaveLink) -> None:
+    def __init__(self, manager: BackgroundTasks, describer: Describer, save_link: SaveLink) -> None:
         self._manager = manager
+        self._describer = describer
         self._save_link = save_link
         self._lock = threading.Lock()
         self._all: WeakValueDictionary[str, Document] = WeakValueDictionary()
@@ -183,7 +192,9 @@ class Documents:
         with self._lock:
             document = self._all.get(task.id)
             if document is None:
-                document = self._all[task.id] = Document(self._manager, task, self._save_link)
+                document = self._all[task.id] = Document(
+                    self._manager, task, self._describer, self._save_link
+                )
             self._latest[task.id] = document
             self._latest.move_to_end(task.id)
             while len(self._latest) > LATEST_KEPT:

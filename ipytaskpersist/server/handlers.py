@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,6 +36,8 @@ from ipytaskpersist.server.page import Followed, Page
 
 SIGN_OF_LIFE_S = 20.0
 """Interval of empty lines in a response that has nothing to say: proxies end silent ones."""
+SESSIONS_S = 2.0
+"""Time that a server gets to list its kernels, which may be elsewhere."""
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
 NAME = "ipytaskpersist"
@@ -63,10 +65,11 @@ class Handler(APIHandler):
 
     auth_resource = NAME
 
-    def initialize(self, hub: Hub, pool: ThreadPoolExecutor) -> None:
-        """Take what the extension has made."""
+    def initialize(self, hub: Hub, readers: Executor, commands: Executor) -> None:
+        """Take what the extension has made: threads that read, and threads that run commands."""
         self.hub = hub
-        self.pool = pool
+        self.readers = readers
+        self.commands = commands
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer an error with its line."""
@@ -81,16 +84,21 @@ class Handler(APIHandler):
         sessions: Any = self.session_manager
         kernels: dict[str, str] = {}
         with suppress(Exception):  # without them, a notebook is known by its path alone
-            for each in await ensure_async(sessions.list_sessions()):
+            listed = ensure_async(sessions.list_sessions())
+            for each in await asyncio.wait_for(listed, SESSIONS_S):
                 kernels[each["path"]] = each["kernel"]["id"]
         root = getattr(self.contents_manager, "root_dir", "")
-        return lambda path: Place(_absolute(root, path), kernels.get(path.strip("/")))
+        return lambda path: Place(absolute(root, path), kernels.get(path.strip("/")))
 
-    async def in_pool(self, call: Callable[..., T], *arguments: Any) -> T:
+    async def read(self, call: Callable[..., T], *arguments: Any) -> T:
         """Return what a call gives that reads the store. Errors become answers."""
         loop = asyncio.get_running_loop()
         with errors_as_answers():
-            return await loop.run_in_executor(self.pool, call, *arguments)
+            return await loop.run_in_executor(self.readers, call, *arguments)
+
+    async def answer_read(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """End with the JSON document that such a call gives, which may be large."""
+        self.finish(await self.read(lambda: encoded(call(*arguments))))
 
     def fields(self) -> Fields:
         """Return the members of the request's body."""
@@ -102,8 +110,8 @@ class Handler(APIHandler):
         self.finish(encoded(document))
 
 
-def _absolute(root: str, path: str) -> Path:
-    """Return the path on the disk of what the server knows by a path of its own."""
+def absolute(root: str, path: str = "") -> Path:
+    """Return the path on the disk of what a server knows by a path of its own."""
     return Path(root or ".").expanduser().absolute() / path.strip("/")
 
 
@@ -136,7 +144,7 @@ class NotebookHandler(Handler):
             cells = requests.cells_of(known)
         if place is None:
             raise Refusal(400, "the request names no notebook (path)")
-        self.answer(await self.in_pool(self.hub.filled, place, cells))
+        await self.answer_read(self.hub.filled, place, cells)
 
 
 class ListHandler(Handler):
@@ -147,7 +155,10 @@ class ListHandler(Handler):
         """Answer with the tasks of a notebook or all, which contain a text if one is given."""
         path, text = self.get_argument("notebook", ""), self.get_argument("search", "")
         place = (await self.locator())(path) if path else None
-        self.answer(await self.in_pool(self.hub.listed, place, text))
+        wanted = self.get_argument("limit", "")
+        with errors_as_answers():
+            limit = requests.limit_of(Fields({"limit": int(wanted)} if wanted.isdecimal() else {}))
+        await self.answer_read(self.hub.listed, place, text, limit)
 
 
 class TaskHandler(Handler):
@@ -156,7 +167,9 @@ class TaskHandler(Handler):
     @allowed_to("execute")
     async def post(self, task_id: str, verb: str) -> None:
         """Run a verb, as the command line does."""
-        said = await self.in_pool(self._run, task_id, verb)
+        loop = asyncio.get_running_loop()
+        with errors_as_answers():
+            said = await loop.run_in_executor(self.commands, self._run, task_id, verb)
         self.answer({"said": said})
 
     def _run(self, task_id: str, verb: str) -> str:
@@ -172,7 +185,7 @@ class OutputHandler(Handler):
     @allowed_to("read")
     async def get(self, task_id: str) -> None:
         """Send what the task wrote to its streams, in order, byte by byte."""
-        task = await self.in_pool(self.hub.task, task_id)
+        task = await self.read(self.hub.task, task_id)
         if task is None:
             raise Refusal(404, f"there is no task '{task_id}' any more")
         name = f"task {task.number} {task.name}".strip().replace("/", "_") + ".txt"
@@ -180,7 +193,7 @@ class OutputHandler(Handler):
         self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name)}")
         store = self.hub.manager.tasks.store_of(task)
         pieces = replay.stream_bytes(store, task.key)
-        while (piece := await self.in_pool(next, pieces, None)) is not None:
+        while (piece := await self.read(next, pieces, None)) is not None:
             self.write(piece)
             await self.flush()
         await self.finish(set_content_type="text/plain; charset=utf-8")
@@ -201,12 +214,12 @@ class EventsHandler(Handler):
         await self.flush()
         self._page = page = Page(wishes)
         try:
-            await self.in_pool(self.hub.join, page)
+            await self.read(self.hub.join, page)
             await self._tell(page)
         except StreamClosedError:
             pass  # the page has gone
         finally:
-            await self.in_pool(self.hub.leave, page)
+            await self.read(self.hub.leave, page)
 
     _page: Page | None = None
 
@@ -233,7 +246,7 @@ class EventsHandler(Handler):
         while document is not None and followed.held.position != document.now.position:
             message = document.ready(followed.held)
             if message is None:
-                message = await self.in_pool(document.next, followed.held)
+                message = await self.read(document.next, followed.held)
             if message is None:
                 break
             followed.held = message.held

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.base.records import LIVE_STATES, TaskRecord
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.filling.entries import SaveLink
 from ipytaskpersist.filling.matching import Cell, Matching, Place
 from ipytaskpersist.server.command_line import Upkeep
 from ipytaskpersist.server.documents import Documents, Held, stamp
-from ipytaskpersist.server.page import Followed, Page
-from ipytaskpersist.server.task_document import task_document
-from ipytaskpersist.server.task_lists import TaskList, has_text, listed
+from ipytaskpersist.server.page import Followed, Page, Wishes
+from ipytaskpersist.server.task_document import Describer
+from ipytaskpersist.server.task_lists import TASKS, TaskList, has_text, listed
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store import problems
 from ipytaskpersist.store.changes import Position
 from ipytaskpersist.store.file.database import CommitWatch
 from ipytaskpersist.store.reading import ReadingStore
+from ipytaskpersist.store.tasks import Selection
 
 POLL_S = 0.03
 """Interval of checks whether the store has changed; a check costs microseconds."""
@@ -32,8 +34,6 @@ LONGEST_UPDATE_S = 2.0
 CLOCK_S = 1.0
 """Interval at which the card of a running task is made again, so that its clock moves."""
 LIST_S = 0.5
-CENSUS_S = 2.0
-"""Interval of checks for tasks that are gone or off a list."""
 UPKEEP_S = 5.0
 ANSWER_BYTES = 4_000_000
 """Size of an answer about cells beyond which it has only cards. The rest comes in small pieces."""
@@ -42,14 +42,16 @@ ANSWER_BYTES = 4_000_000
 class Hub:
     """Answers pages from the store, and has one thread that watches it while there is a page."""
 
-    def __init__(self, directory: StateDirectory, save_link: SaveLink) -> None:
+    def __init__(self, directory: StateDirectory, root: Path, save_link: SaveLink) -> None:
+        """`root` is the folder of the server's notebooks."""
         self.store = ReadingStore(directory)
         self.manager = BackgroundTasks(store=self.store)
         self.matching = Matching(self.store, self.manager.archives)
-        self.documents = Documents(self.manager, save_link)
+        self.describer = Describer(root)
+        self.documents = Documents(self.manager, self.describer, save_link)
         self._upkeep = Upkeep(self.store)
         self._pages: set[Page] = set()
-        self._lists: dict[int | None, TaskList] = {}
+        self._lists: dict[tuple[int | None, int], TaskList] = {}
         self._lock = threading.Lock()
         """Held while pages come and go, and during a turn of the watcher."""
         self._wake = threading.Event()
@@ -59,8 +61,12 @@ class Hub:
         self._replacements = 0
         self._changed: set[int] = set()
         """Tasks that may have changed since the lists were updated."""
-        self._is_census_due = False
-        self._done_at = dict.fromkeys(("clock", "list", "census", "upkeep"), 0.0)
+        self._are_lists_old = False
+        self._lists_took_s = 0.0
+        """How long it took to read the lists the last time. Long lists are read less often."""
+        self._beside_s = 0.0
+        """Part of a turn that has a pace of its own, and so does not delay what pages follow."""
+        self._done_at = dict.fromkeys(("clock", "list", "upkeep"), 0.0)
 
     # Answers.
 
@@ -88,17 +94,20 @@ class Hub:
                     "task": document.about,
                     "outputs": [entry.output for entry in held.entries],
                     "position": held.position,
+                    "complete": held is document.now,
                 }
         return {"cells": found, "seen": seen}
 
-    def listed(self, place: Place | None, text: str) -> dict[str, Any]:
-        """Return the tasks of a notebook or all, newest first, that contain a text if given."""
+    def listed(self, place: Place | None, text: str, limit: int) -> dict[str, Any]:
+        """Return the first tasks of a notebook or all that contain a text, if one is given."""
         if not self.is_there:
             return {"tasks": [], "running": 0}
         key = None if place is None else self.matching.notebook_key(place) or -1
-        tasks = [task_document(self.store, task) for task in listed(self.store, key)]
-        wanted = [task for task in tasks if has_text(task, text)]
-        return {"tasks": wanted, "running": sum(task["is_live"] for task in tasks)}
+        tasks = listed(self.store, key, TASKS if text else limit)
+        described = (self.describer.document(self.store, task) for task in tasks)
+        wanted = [task for task in described if has_text(task, text)][:limit]
+        running = self.store.tasks.count(Selection(key, LIVE_STATES))
+        return {"tasks": wanted, "running": running}
 
     def task(self, task_id: str) -> TaskRecord | None:
         """Return the task with this id, archived or not."""
@@ -145,7 +154,7 @@ class Hub:
                 self._follow(page, task, position)
         self._tell_launched(page)
         if wishes.wants_list and page.list is None:
-            page.list = self._list_for(wishes.list_place)
+            page.list = self._list_for(wishes)
 
     def _follow(self, page: Page, task: TaskRecord, position: str) -> None:
         followed = Followed(task, Held(position))
@@ -162,25 +171,29 @@ class Hub:
         latest = self.store.tasks.latest_key()
         if page.seen is None:
             page.seen = latest
-        if page.wishes.place is None or latest <= page.seen:
+        if latest <= page.seen:
             return
-        if page.notebook_key is None:
-            page.notebook_key = self.matching.notebook_key(page.wishes.place)
-        if page.notebook_key is not None:
-            keys = self.store.tasks.watched(page.notebook_key, [], page.seen)
-            for task in sorted(self.store.tasks.of_keys(keys), key=lambda task: task.key):
+        for path, place in page.wishes.places.items():
+            key = page.notebooks.get(path) or self.matching.notebook_key(place)
+            if key is None:
+                continue  # it has launched nothing yet
+            page.notebooks[path] = key
+            rows = self.store.tasks.watched(key, [], page.seen)
+            for task in sorted(self.store.tasks.of_keys(rows), key=lambda task: task.key):
                 if task.id not in page.followed:
-                    page.launched(task_document(self.store, task))
+                    page.launched(path, self.describer.document(self.store, task))
         page.seen = latest
 
-    def _list_for(self, place: Place | None) -> TaskList | None:
+    def _list_for(self, wishes: Wishes) -> TaskList | None:
+        place = wishes.list_place
         key = None if place is None else self.matching.notebook_key(place)
         if place is not None and key is None:
             return None  # a notebook without tasks, so far
-        if key not in self._lists:
-            self._lists[key] = TaskList(key)
-            self._lists[key].read(self.store)
-        return self._lists[key]
+        which = key, wishes.list_limit
+        if which not in self._lists:
+            self._lists[which] = TaskList(key, wishes.list_limit, self.describer)
+            self._lists[which].read(self.store)
+        return self._lists[which]
 
     # The watcher.
 
@@ -189,10 +202,10 @@ class Hub:
         while True:
             self._wake.wait(pause_s if self._pages else None)
             self._wake.clear()
-            begun = time.thread_time()
+            begun, self._beside_s = time.thread_time(), 0.0
             with self._lock:
                 has_told = self._turn() if self._pages else False
-            spent_s = time.thread_time() - begun
+            spent_s = time.thread_time() - begun - self._beside_s
             busy_s = min(max(UPDATE_S, spent_s / SHARE), LONGEST_UPDATE_S)
             pause_s = busy_s if has_told else POLL_S
 
@@ -230,10 +243,10 @@ class Hub:
                 self._upkeep.run()
             self.store.open()
             self._take_changes()
-            self._is_census_due = True
+            self._are_lists_old = True
         if self._is_due("clock", CLOCK_S):
             self._update({task.id for task in self._live()})
-        if (self._changed or self._is_census_due) and self._is_due("list", LIST_S):
+        if self._are_lists_old and self._is_due("list", max(LIST_S, self._lists_took_s / SHARE)):
             self._update_lists()
         if self._is_due("upkeep", UPKEEP_S) and self._has_live():
             self._upkeep.look()
@@ -295,11 +308,8 @@ class Hub:
                     page.lacks(task_id)
 
     def _update_lists(self) -> None:
-        keys, self._changed = self._changed, set()
-        records = self.store.tasks.of_keys(keys)
-        is_census = self._is_census_due and self._is_due("census", CENSUS_S)
-        self._is_census_due = self._is_census_due and not is_census
+        begun = time.thread_time()
+        changed, self._changed, self._are_lists_old = self._changed, set(), False
         for one in self._lists.values():
-            one.update(self.store, records)
-            if is_census:
-                one.take_off(self.store)
+            one.read(self.store, changed)
+        self._lists_took_s = self._beside_s = time.thread_time() - begun

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.filling.matching import Place
 from ipytaskpersist.history.documents import encoded
 from ipytaskpersist.server.documents import Document, Held
 from ipytaskpersist.server.task_document import TaskDocument
-from ipytaskpersist.server.task_lists import TaskList
+from ipytaskpersist.server.task_lists import TASKS, TaskList
 
 LAUNCHED_AT_MOST = 1_000
 
@@ -40,15 +40,25 @@ class Followed:
 class Wishes:
     """What a page asks to be told."""
 
-    place: Place | None
-    """Its notebook; None for a page without one."""
+    places: Mapping[str, Place]
+    """Its notebooks, by their paths on the server."""
     follow: Mapping[str, str]
     """The position that it has of each task, by task id."""
     wants_list: bool = False
     list_place: Place | None = None
     """The notebook whose tasks it lists; None for every notebook's."""
+    list_limit: int = TASKS
     seen: int | None = None
     """The last task that there was when the page asked for its cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A task that a notebook has launched."""
+
+    path: str
+    """The notebook's path on the server."""
+    task: TaskDocument
 
 
 class Page:
@@ -56,7 +66,8 @@ class Page:
 
     def __init__(self, wishes: Wishes) -> None:
         self.wishes = wishes
-        self.notebook_key: int | None = None
+        self.notebooks: dict[str, int] = {}
+        """Keys of its notebooks, as far as the store knows them."""
         self.seen = wishes.seen
         """The last task of which it was told that it was launched, or that it knows."""
         self.followed: dict[str, Followed] = {}
@@ -66,7 +77,7 @@ class Page:
         self._list_version = 0
         self._lacking: deque[str] = deque()
         """Ids of the tasks of which it lacks something, each once."""
-        self._launched: deque[TaskDocument] = deque(maxlen=LAUNCHED_AT_MOST)
+        self._launched: deque[Launched] = deque(maxlen=LAUNCHED_AT_MOST)
         self._problem: str | None = None
         self._said: str | None = None
         self._loop = asyncio.get_running_loop()
@@ -79,9 +90,9 @@ class Page:
         if task_id not in self._lacking:
             self._lacking.append(task_id)
 
-    def launched(self, task: TaskDocument) -> None:
-        """Note a task that its notebook has launched."""
-        self._launched.append(task)
+    def launched(self, path: str, task: TaskDocument) -> None:
+        """Note a task that one of its notebooks has launched."""
+        self._launched.append(Launched(path, task))
 
     def has_problem(self, problem: str | None) -> None:
         """Note why the store cannot be read, or that it can."""
@@ -89,7 +100,7 @@ class Page:
 
     def begin_anew(self) -> None:
         """Go on with another file of the store: rows and lists mean something else there."""
-        self.notebook_key, self.list, self.seen = None, None, None
+        self.notebooks, self.list, self.seen = {}, None, None
         self._list_version = 0
 
     @property
@@ -115,7 +126,8 @@ class Page:
             self._said = self._problem
             yield encoded({"problem": self._said}) + b"\n"
         while self._launched:
-            yield encoded({"launched": {"task": self._launched.popleft()}}) + b"\n"
+            launched = self._launched.popleft()
+            yield encoded({"launched": asdict(launched)}) + b"\n"
         if self.list is not None and self.list.version != self._list_version:
             since, self._list_version = self._list_version, self.list.version
             yield from self.list.messages(since)

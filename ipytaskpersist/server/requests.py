@@ -8,6 +8,7 @@ from typing import Any
 from ipytaskpersist.filling.matching import Cell, Place
 from ipytaskpersist.history.documents import Fields, InvalidRecord, parsed
 from ipytaskpersist.server.page import Wishes
+from ipytaskpersist.server.task_lists import TASKS
 
 PATH_CHARACTERS = 4_096
 SOURCE_CHARACTERS = 16_000_000
@@ -49,6 +50,11 @@ def place_of(known: Fields, name: str, locate: Locate) -> Place | None:
     return locate(path) if path else None
 
 
+def limit_of(known: Fields) -> int:
+    """Return how many tasks a list has at most. Raises `InvalidRecord`."""
+    return int(known.maybe(known.whole, "limit", 1, TASKS) or TASKS)
+
+
 def wishes_of(known: Fields, locate: Locate) -> Wishes:
     """Return what a page wishes to be told. Raises `InvalidRecord`."""
     follow: dict[str, str] = {}
@@ -57,9 +63,10 @@ def wishes_of(known: Fields, locate: Locate) -> Wishes:
         follow[task_id] = wanted.text(task_id)
     listed = known.inside("list") if known.has("list") else None
     return Wishes(
-        place=place_of(known, "path", locate),
+        places={path: locate(path) for path in known.texts("paths", PATH_CHARACTERS)},
         follow=follow,
         wants_list=listed is not None,
         list_place=None if listed is None else place_of(listed, "notebook", locate),
+        list_limit=TASKS if listed is None else limit_of(listed),
         seen=known.maybe(known.whole, "seen"),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, Progress, TaskRecord
@@ -15,7 +17,25 @@ DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.EXECUTE_RESULT)
 TaskDocument = dict[str, Any]
 
 
-def task_document(store: TaskStore, task: TaskRecord) -> TaskDocument:
+class Describer:
+    """Describes tasks to the pages of one server."""
+
+    def __init__(self, root: Path) -> None:
+        self._roots = [*dict.fromkeys((root, root.resolve()))]
+
+    def document(self, store: TaskStore, task: TaskRecord) -> TaskDocument:
+        """Return the task as pages receive it."""
+        return {**_document(store, task), "path": self.path(task.notebook)}
+
+    def path(self, notebook: str) -> str | None:
+        """Return the path by which the server knows a notebook; None if it is elsewhere."""
+        for root in self._roots:
+            with suppress(ValueError):
+                return Path(notebook).relative_to(root).as_posix()
+        return None
+
+
+def _document(store: TaskStore, task: TaskRecord) -> TaskDocument:
     """Return the task as JSON. Times are seconds since the epoch."""
     sizes = [store.outputs.stream_size(task.key, kind) for kind in STREAM_KINDS]
     return {

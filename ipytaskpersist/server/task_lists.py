@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ipytaskpersist.base.records import LIVE_STATES, TaskRecord
 from ipytaskpersist.history.documents import encoded
-from ipytaskpersist.server.task_document import TaskDocument, task_document
+from ipytaskpersist.server.task_document import Describer, TaskDocument
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 
 TASKS = 1_000
-"""Number of newest tasks that are listed, in addition to all live ones."""
+"""Number of tasks on a list for which no other number is wished."""
 AT_ONCE = 200
 """Number of tasks in one message."""
 GONE_KEPT = 10_000
 
 
-def listed(store: TaskStore, notebook_key: int | None) -> list[TaskRecord]:
-    """Return the tasks of a list, newest first. The key None stands for every notebook's."""
-    newest = store.tasks.select(Selection(notebook_key, cleared=False, limit=TASKS))
-    live = store.tasks.select(Selection(notebook_key, LIVE_STATES))
-    found = {task.key: task for task in (*live, *newest)}.values()
-    return sorted(found, key=lambda task: (task.created_at, task.key), reverse=True)
+def listed(store: TaskStore, notebook_key: int | None, limit: int) -> list[TaskRecord]:
+    """Return the tasks of a list: live ones first, then the newest, at most so many.
+
+    The key None stands for every notebook's.
+    """
+    live = store.tasks.select(Selection(notebook_key, LIVE_STATES, limit=limit))
+    newest = store.tasks.select(Selection(notebook_key, cleared=False, limit=limit))
+    found = {task.key: task for task in (*reversed(live), *reversed(newest))}
+    return [*found.values()][:limit]
 
 
 SEARCHED = ("id", "name", "notebook", "state", "source", "last_line")
@@ -49,51 +52,51 @@ class TaskList:
 
     notebook_key: int | None
     """The notebook whose tasks it has; None for every notebook's."""
+    limit: int
+    """Number of tasks that it has at most."""
+    describer: Describer
     version: int = 0
     """Number of the last change; 0 before it was read."""
+    running: int = 0
+    """Number of live tasks, whether it has them or not."""
     _rows: dict[int, _Row] = field(default_factory=dict)
     _gone: dict[str, int] = field(default_factory=dict)
     """Ids of the tasks that were taken off, with the version."""
     _messages: dict[int, list[bytes]] = field(default_factory=dict)
     """What pages with a version lack."""
 
-    def read(self, store: TaskStore) -> None:
-        """Read the whole list."""
-        self.version = self.version or 1
-        self.update(store, listed(store, self.notebook_key))
-        self.take_off(store)
-
-    def update(self, store: TaskStore, tasks: Iterable[TaskRecord]) -> None:
-        """Take in the tasks that may have changed."""
-        own = [task for task in tasks if self.notebook_key in (None, task.notebook_key)]
-        new = {each.key: task_document(store, each) for each in own if each.cleared_at is None}
-        changed = {
+    def read(self, store: TaskStore, changed: Collection[int] | None = None) -> None:
+        """Read the list. Only these tasks are described anew, and those that were not on it."""
+        tasks = listed(store, self.notebook_key, self.limit)
+        rows = {
+            task.key: self.describer.document(store, task)
+            for task in tasks
+            if task.key not in self._rows or changed is None or task.key in changed
+        }
+        new = {
             key: row
-            for key, row in new.items()
+            for key, row in rows.items()
             if key not in self._rows or self._rows[key].task != row
         }
-        if changed:
+        gone = self._rows.keys() - {task.key for task in tasks}
+        running = store.tasks.count(Selection(self.notebook_key, LIVE_STATES))
+        if new or gone or running != self.running or not self.version:
+            self.running = running
             self._begin_version()
-            self._rows.update({key: _Row(row, self.version) for key, row in changed.items()})
+            self._rows.update({key: _Row(row, self.version) for key, row in new.items()})
+            for row in new.values():
+                self._gone.pop(row["id"], None)
+            self._take_off(gone)
 
-    def take_off(self, store: TaskStore) -> None:
-        """Take off the tasks that were deleted, archived or cleared."""
-        gone = self._rows.keys() - store.tasks.keys(Selection(self.notebook_key, cleared=False))
-        if gone:
-            self._begin_version()
-            for key in gone:
-                self._gone[self._rows.pop(key).task["id"]] = self.version
-            for old in [*self._gone][:-GONE_KEPT]:
-                del self._gone[old]
+    def _take_off(self, gone: Collection[int]) -> None:
+        for key in gone:
+            self._gone[self._rows.pop(key).task["id"]] = self.version
+        for old in [*self._gone][:-GONE_KEPT]:
+            del self._gone[old]
 
     def _begin_version(self) -> None:
         self.version += 1
         self._messages.clear()
-
-    @property
-    def running(self) -> int:
-        """Number of live tasks."""
-        return sum(row.task["is_live"] for row in self._rows.values())
 
     def messages(self, since: int) -> list[bytes]:
         """Return what a page lacks that has a version of the list; 0 for none."""

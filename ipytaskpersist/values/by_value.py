@@ -15,10 +15,22 @@ from typing import Any
 Reduced = tuple[Any, ...]
 
 
+class _Attribute:
+    """Becomes an attribute of something that is pickled by name."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._found = getattr, (owner, name)
+
+    def __reduce__(self) -> Reduced:
+        return self._found
+
+
 def _cache(function: Any) -> Reduced:
     """Reduce a function with ``lru_cache``: the same parameters, and an empty cache."""
     parameters = function.cache_parameters()
-    given = parameters["maxsize"], parameters["typed"], functools._CacheInfo
+    # Otherwise pickled by value: its own name is another one.
+    info = _Attribute(functools, "_CacheInfo")
+    given = parameters["maxsize"], parameters["typed"], info
     return type(function), (function.__wrapped__, *given), vars(function)
 
 

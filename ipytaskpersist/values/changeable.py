@@ -6,12 +6,14 @@ Their content is shallow: what they hold is not copied.
 from __future__ import annotations
 
 import copyreg
+import dis
 import io
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import CellType, FunctionType, ModuleType
+from functools import lru_cache
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ipytaskpersist.values.array_views import is_array, memory_of
@@ -56,8 +58,25 @@ def _fill_deque(target: deque[Any], content: Any) -> None:
 
 
 def _function_content(function: Any) -> Any:
-    """Return what a function keeps: attributes, and the variables around its definition."""
-    return dict(vars(function)), [_cell_content(cell) for cell in function.__closure__ or ()]
+    """Return what a function keeps, and what of the notebook's variables it can change."""
+    cells = [_cell_content(cell) for cell in function.__closure__ or ()]
+    there = function.__globals__
+    used = [there[name] for name in _global_names(function.__code__) if name in there]
+    changeable = [each for each in used if each is not function and kind_of(each) is not None]
+    own = dict(vars(function)), cells, function.__defaults__, function.__kwdefaults__
+    return (*own, changeable)
+
+
+@lru_cache(maxsize=1000)
+def _global_names(code: CodeType) -> tuple[str, ...]:
+    """Return the global variables that code uses, also in the functions that it defines."""
+    found = dict.fromkeys(
+        each.argval for each in dis.get_instructions(code) if each.opname.endswith("_GLOBAL")
+    )
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= dict.fromkeys(_global_names(constant))
+    return tuple(found)
 
 
 def _cell_content(cell: CellType) -> tuple[Any, ...]:
@@ -68,7 +87,7 @@ def _cell_content(cell: CellType) -> tuple[Any, ...]:
 
 
 def _fill_function(function: Any, content: Any) -> None:
-    attributes, cells = content
+    attributes, cells, function.__defaults__, function.__kwdefaults__, _used = content
     _fill_dict(vars(function), attributes)
     for cell, values in zip(function.__closure__ or (), cells, strict=True):
         if values:
@@ -195,8 +214,7 @@ def kind_of(value: Any) -> Kind | None:
     if known is not None:
         return known
     if its_type is FunctionType:
-        has_state = value.__closure__ or vars(value)
-        return FUNCTION if has_state and value.__module__ == MAIN else None
+        return FUNCTION if value.__module__ == MAIN else None
     if issubclass(its_type, OF_CODE):
         return None
     numpy = sys.modules.get("numpy")

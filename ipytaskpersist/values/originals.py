@@ -28,7 +28,7 @@ from ipytaskpersist.values.bundles import (
     BundleWriter,
     HashedBuffers,
 )
-from ipytaskpersist.values.changeable import kind_of
+from ipytaskpersist.values.changeable import FUNCTION, kind_of
 from ipytaskpersist.values.pickling import (
     Namespace,
     Nowhere,
@@ -283,7 +283,7 @@ class _Comparison:
 
         A function only leads to what it uses: the change is that of the variables it uses.
         """
-        if kind_of(self._values[name]) is not None:
+        if kind_of(self._values[name]) not in (None, FUNCTION):
             return [name]
         direct = {
             id(each): its_name

@@ -78,7 +78,7 @@ def test_the_sidebar_lists_tasks_and_their_buttons_work_without_a_kernel(
         notebook.dark(is_dark).screenshot(f"sidebar-{'dark' if is_dark else 'light'}")
 
     # By the keyboard alone: search, go to a cell, cancel.
-    search = sidebar.get_by_role("searchbox", name="Search names and output")
+    search = sidebar.get_by_role("searchbox", name="Search tasks")
     search.fill("divide")
     notebook.until(lambda: (running.count(), ended.count()) == (0, 1), "what fits the search")
     search.fill("")

@@ -105,8 +105,14 @@ def test_a_cell_shows_all_in_the_order_in_which_it_happened(
         assert output_marks.task_of(out, "output") == writer.task.id
     cells = [nbformat.v4.new_code_cell(outputs=nbformat.from_dict([card, *outputs]))]
     nbformat.validate(nbformat.v4.new_notebook(cells=cells))
-    (part,) = output_marks.filled_parts([{"output_type": "stream"}, card, *outputs])
-    assert (part.task, part.start, part.end) == (writer.task.id, 1, 8)
+    found = [{"output_type": "stream"}, card, *outputs]
+    (whole,) = output_marks.filled_parts(found, is_whole=True)
+    assert (whole.task, whole.start, whole.end) == (writer.task.id, 1, 8)
+    (part,) = output_marks.filled_parts(found, is_whole=False)
+    assert (part.start, part.end) == (1, 7), "an error has no mark"
+    closed = output_marks.closed(found, writer.task.id)
+    (part,) = output_marks.filled_parts([*closed, {"output_type": "stream"}], is_whole=False)
+    assert (part.start, part.end) == (1, 9)
 
 
 def test_what_is_cleared_is_gone(writer: Writer) -> None:
@@ -135,7 +141,7 @@ def folds(outputs: Sequence[dict[str, Any]]) -> list[str]:
 
 def test_of_many_lines_the_first_and_the_last_are_shown(writer: Writer) -> None:
     writer.write((OUT, lines(0, 2000)))
-    assert texts(writer.read()) == [lines(0, 2000)]
+    assert texts(writer.read()) == [lines(0, 2000)], "as much is shown whole"
     writer.write(*((OUT, lines(n, n + 100)) for n in range(2000, 60_000, 100)))
     head, fold, tail = writer.read()
     assert head["text"] == lines(0, 1000)
@@ -179,9 +185,9 @@ def test_streams_that_take_turns_stay_few(writer: Writer) -> None:
 def test_a_long_line_is_cut_within(writer: Writer) -> None:
     writer.write((OUT, "a" * 900_000), (OUT, "b" * 900_000))
     head, fold, tail = writer.read()
-    assert head["text"] == "a" * 400_000
-    assert tail["text"] == "b" * 300_000
-    assert fold["data"]["text/plain"].startswith("… 1.1 MB ·")
+    assert head["text"] == "a" * 100_000
+    assert tail["text"] == "b" * 100_000
+    assert fold["data"]["text/plain"].startswith("… 1.6 MB ·")
 
 
 def test_a_bar_that_was_drawn_all_day_takes_little_room(writer: Writer) -> None:

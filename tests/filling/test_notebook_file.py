@@ -57,7 +57,7 @@ def described(output: Any) -> tuple[str, str]:
         return output.name, output.text
     if output.output_type == "error":
         return "error", output.ename
-    return output.output_type, output.data.get("text/html") or output.data["text/plain"]
+    return output.output_type, output.data.get("text/html", output.data.get("text/plain", ""))
 
 
 def test_a_file_shows_what_an_open_page_would_have_shown(
@@ -100,7 +100,7 @@ def test_a_file_shows_what_an_open_page_would_have_shown(
         ("stdout", "10%\r20%\n"),
         ("stderr", "to stderr\n"),
     }
-    assert [*map(described, found["line"][1:])] == [("stdout", "on one line\n")]
+    assert described(found["line"][1]) == ("stdout", "on one line\n")
     assert found["plain"] == []
     assert "completed" in found["thread"][0].data["text/html"]
     assert output_marks.task_of(found["thread"][0], "card")
@@ -137,11 +137,12 @@ def test_a_file_shows_what_an_open_page_would_have_shown(
 def test_what_is_not_of_a_task_stays_where_it_is(
     store: TaskStore, state_dir: Path, tmp_path: Path
 ) -> None:
-    """Also two cards in one cell stay two, each with its own outputs."""
+    """Also two cards in one cell stay two, each with its own outputs; cleared ones stay away."""
     path = tmp_path / "a.ipynb"
     session = begin_session(store, str(path))
     tasks = [add_task(store, session, printed=f"of {n}\n".encode()) for n in range(2)]
-    text = [nbformat.v4.new_output("stream", name="stderr", text=f"own {n}\n") for n in range(2)]
+    cleared = add_task(store, session, cell_id="cleared")
+    own = [nbformat.v4.new_output("stream", name="stderr", text=f"own {n}\n") for n in range(3)]
     cards = [
         nbformat.v4.new_output(
             "display_data", {"text/plain": "old"}, metadata=output_marks.mark(task.id, "card")
@@ -151,31 +152,37 @@ def test_what_is_not_of_a_task_stays_where_it_is(
     old = nbformat.v4.new_output(
         "display_data", {"text/plain": "● running · 1 · as of 2026   %bg_output 1 · %bg_cancel 1"}
     )
-    figure = nbformat.v4.new_output("display_data", {"text/plain": "own figure"})
     stale = nbformat.v4.new_output("stream", name="stdout", text="stale\n")
     cells = [
         nbformat.v4.new_code_cell(
-            "%background f()\n%background g()", metadata={"name": "two"},
-            outputs=[text[0], cards[0], stale, figure, cards[1], stale],
+            "%background f()\n%background g()", outputs=[own[0], cards[0], own[1], cards[1], own[2]]
         ),
+        nbformat.v4.new_code_cell("%%background\nprint(1)", outputs=[own[1], old]),
+        nbformat.v4.new_code_cell("%%background\nedited", outputs=[cards[0], stale, stale]),
         nbformat.v4.new_code_cell(
-            "%%background\nprint(1)", metadata={"name": "unmarked"}, outputs=[text[1], old]
+            "%%background\nf()", id="cleared",
+            metadata={"ipytaskpersist": {"cleared": cleared.id}},
         ),
         nbformat.v4.new_markdown_cell("*text*"),
     ]  # fmt: skip
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    nbformat.write(notebook, path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     link = tmp_path / "link.ipynb"
     link.symlink_to(path)
-    assert run_command(state_dir, "fill", str(link)).returncode == 0
+    for said in ("filled with 4 tasks", "shows its 4 tasks already"):
+        ended = run_command(state_dir, "fill", str(link))
+        assert ended.stdout == f"{link}: {said}\n"
     assert link.is_symlink()
-    two, unmarked, _markdown = nbformat.read(path, as_version=4).cells
-    shown = [described(out)[1] for out in two.outputs]
-    assert [shown[0], shown[2], shown[3], shown[5]] == ["own 0\n", "of 0\n", "own figure", "of 1\n"]
-    assert [output_marks.task_of(two.outputs[n]) for n in (1, 4)] == [task.id for task in tasks]
+    two, unmarked, whole, left, _markdown = nbformat.read(path, as_version=4).cells
+    first, second = (task.id for task in tasks)
+    marks = [output_marks.task_of(out) for out in two.outputs]
+    assert marks == [None, first, None, first, None, second, None, second, None]
+    texts = [out.text for out in two.outputs if out.output_type == "stream"]
+    assert texts == ["own 0\n", "of 0\n", "own 1\n", "of 1\n", "own 2\n"]
     assert described(unmarked.outputs[0])[1] == "own 1\n"
-    assert output_marks.task_of(unmarked.outputs[1], "card") == tasks[1].id
+    assert output_marks.task_of(unmarked.outputs[1], "card")
     assert len(unmarked.outputs) == 3
+    assert [out.get("text") for out in whole.outputs] == [None, "of 0\n"]
+    assert left.outputs == []
 
 
 def test_trust_is_kept_and_not_given(

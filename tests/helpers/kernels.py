@@ -97,7 +97,9 @@ class Cell:
         """Wait for the end of the cell; with `check`, a cell that failed is an AssertionError."""
         self._kernel.take_until(lambda: self.done, timeout, f"the end of this cell:\n{self.source}")
         if check and self.error:
-            raise AssertionError(f"this cell failed:\n{self.source}\n" + "\n".join(self.error[2]))
+            # A usage error has no traceback: its line is on stderr.
+            said = "\n".join([self.source, *self.error[2], self.stream("stderr")])
+            raise AssertionError(f"this cell failed:\n{said}")
         return self
 
     def take_reply(self, content: Message) -> None:

@@ -71,6 +71,7 @@ class Events:
         """The list."""
         self.problem: str | None = None
         self.launched: list[str] = []
+        self.launched_in: list[str] = []
 
     def follow(self, connection: http.client.HTTPConnection) -> None:
         """Take what comes, until one of both goes away."""
@@ -104,6 +105,7 @@ class Events:
             self.positions[task] = message["position"]
         elif "launched" in message:
             self.launched.append(message["launched"]["task"]["id"])
+            self.launched_in.append(message["launched"]["path"])
         elif "problem" in message:
             self.problem = message["problem"]
         elif "running" in message:
@@ -213,11 +215,15 @@ class PlainServer:
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> http.client.HTTPConnection:
-        """Send a request below the extension's addresses, with the token unless other headers."""
+        """Send a request, with the token unless other headers are given.
+
+        The path is one of the extension's, unless it begins with a slash.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_S)
         own = {"Authorization": f"token {self.token}"} if headers is None else headers
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        connection.request(method, f"{BASE_URL}ipytaskpersist/api/{path}", data, dict(own))
+        address = path[1:] if path.startswith("/") else f"ipytaskpersist/api/{path}"
+        connection.request(method, f"{BASE_URL}{address}", data, dict(own))
         return connection
 
     def ask(
@@ -249,7 +255,7 @@ class PlainServer:
         for cell in answered["cells"].values():
             page.outputs[cell["task"]["id"]] = cell["outputs"]
             page.positions[cell["task"]["id"]] = cell["position"]
-        known = {"path": path, "follow": dict(page.positions), "seen": answered["seen"]}
+        known = {"paths": [path], "follow": dict(page.positions), "seen": answered["seen"]}
         return self._follow(page, known | wishes)
 
     def come_back(self, page: Events, **wishes: Any) -> Events:

@@ -148,6 +148,12 @@ WAYS = {
         "x.random()",
         "same.random() == y.random()",
     ),
+    "attribute of a function": Way("def x(): pass\nsame = x", "x.calls = 3", "same.calls == 3"),
+    "default of a function": Way(
+        "kept = []\ndef x(one, kept=kept):\n    kept.append(one)",
+        "x(1)",
+        "kept == [1] and x.__defaults__[0] is kept",
+    ),
     # Arrays.
     "small array": Way(
         "import numpy as np\nx = np.zeros(5); view = x[1:]",
@@ -248,7 +254,7 @@ def test_an_object_that_is_made_anew_is_the_same_in_all_that_the_cell_uses(
 # What is not changed.
 
 READ = """
-import numpy as np, pandas as pd
+import functools, numpy as np, pandas as pd
 from sklearn.linear_model import LinearRegression
 import matplotlib.pyplot as plt
 frame = pd.DataFrame({'a': [3, 1, 2], 'b': list('cab'), 'd': pd.date_range('2026', periods=3)})
@@ -256,6 +262,8 @@ indexed = frame.set_index('a')
 kinds = pd.Series(list('aab'), dtype='category')
 model = LinearRegression().fit([[0], [1]], [0, 1])
 items, words, large = [1, {'two': [2]}], {'a', 'b', 'c'}, np.zeros(100_000)
+@functools.lru_cache
+def cached(x): return x
 def total(): return sum(len(str(each)) for each in items)
 figure, axes = plt.subplots(); axes.plot([1, 2]); plt.close()
 """
@@ -266,6 +274,7 @@ READING = [
     "kinds.cat.codes; kinds.value_counts()",
     "model.predict([[2]]); model.score([[0], [1]], [0, 1]); model",
     "[each for each in items]; total(); sorted(words); 'a' in words; items[1]['two'][0]",
+    "cached(1)",
     "large.sum(); large[5]; large[1:].mean(); large",
     "figure",
 ]
@@ -323,6 +332,40 @@ def test_what_cannot_come_back_is_named(
     shown = notebook.cell("%bg_show")
     assert "left x" in shown
     assert "changed in the process, not brought back" in shown
+
+
+HELPER = """
+COUNT, CACHE, HARMLESS = 0, {}, []
+class Registry:
+    items = []
+def register():
+    global COUNT
+    COUNT += 1
+    Registry.items.append(COUNT)
+"""
+BYSTANDERS = """
+helper.register(); helper.CACHE['a'] = 1
+math.tau2 = 3; json.dumps.calls = 1; builtins.hello = 5; fractions.Fraction.half = 2
+import textwrap
+textwrap.TextWrapper.mine = 1
+sys.setrecursionlimit(5000); logging.basicConfig()
+"""
+
+
+def test_what_a_cell_changes_of_modules_and_of_its_process_is_named(notebook: Notebook) -> None:
+    notebook.foreground(
+        f"import pathlib\npathlib.Path('helper.py').write_text({HELPER!r})\n"
+        "import builtins, fractions, helper, json, logging, math, sys"
+    )
+    assert notebook.process("helper.HARMLESS, math.sqrt(4); fractions.Fraction(1, 2)") == ""
+    said = notebook.process(BYSTANDERS)
+    in_modules = (
+        "helper.COUNT, helper.CACHE, helper.Registry.items, math.tau2, json.dumps.calls, "
+        "builtins.hello, fractions.Fraction.half, textwrap.TextWrapper.mine"
+    )
+    lost = said.partition("changed in the process, not brought back: ")[2].partition(" (")[0]
+    assert sorted(lost.split(", ")) == sorted(in_modules.split(", "))
+    assert "the recursion limit, the handlers of logging (each process has its own)" in said
 
 
 def test_a_part_of_a_figure_that_is_assigned_comes_back(notebook: Notebook) -> None:
@@ -456,9 +499,11 @@ def test_two_tasks_change_the_same_list_one_after_the_other(notebook: Notebook) 
 
 def test_two_tasks_at_once_change_the_same_list(notebook: Notebook) -> None:
     """The second to come back finds what the first has changed: both cannot be kept."""
-    notebook.cell("x = []")
+    notebook.cell("import pathlib, time\nx = []")
     for number in (1, 2):
-        notebook.cell(f"%%background --process\nx.append({number})")
+        waits = "while not pathlib.Path('both').exists(): time.sleep(0.01)"
+        notebook.cell(f"%%background --process\n{waits}\nx.append({number})")
+    notebook.cell("pathlib.Path('both').touch()")
     notebook.cell("%bg_wait --timeout 60")
     said = notebook.cell("pass")
     assert "x was changed in place" in said

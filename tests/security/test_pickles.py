@@ -215,5 +215,6 @@ def test_one_module_alone_loads_pickles_and_one_alone_uses_it() -> None:
     # Those that load do so from bytes that `payloads` has checked.
     assert using == {
         *("payloads.py", "bundles.py", "originals.py", "returned.py", "changeable.py"),
+        "module_variables.py",
         *("child.py", "launcher.py", "notebook_magics.py"),
     }

@@ -77,7 +77,7 @@ def test_a_page_shows_a_running_task_as_if_it_had_always_been_open(
 ) -> None:
     """From its launch to its end, also after the connection or the server is gone for a while."""
     notebook, go = "a.ipynb", tmp_path / "go"
-    early = server.events(path=notebook, seen=0, list={"notebook": notebook})
+    early = server.events(paths=[notebook], seen=0, list={"notebook": notebook})
     wait = f"until [ -e {go} ]; do sleep 0.05; done"
     body = f"for n in 1 2 3; do echo line $n; sleep 0.2; done; echo a >&2; {wait}; echo end; exit 3"
     task = launch(server, directory, body, notebook)
@@ -93,10 +93,10 @@ def test_a_page_shows_a_running_task_as_if_it_had_always_been_open(
     clocks = {state_of(page, task)}
     until(lambda: clocks.add(state_of(page, task)) or len(clocks) > 2, WAIT_S, "a clock that moves")
 
-    page = server.come_back(page, path=notebook)
+    page = server.come_back(page, paths=[notebook])
     server.stop()
     server.start()
-    page = server.come_back(page, path=notebook, list={"notebook": None})
+    page = server.come_back(page, paths=[notebook], list={"notebook": None})
     go.touch()
     until(lambda: "failed" in state_of(page, task), WAIT_S, "the end")
     assert page.text(task) == "line 1\nline 2\nline 3\na\nend\n"
@@ -107,7 +107,7 @@ def test_a_page_shows_a_running_task_as_if_it_had_always_been_open(
     assert (page.tasks[task]["lines"], page.tasks[task]["exit_code"]) == (5, 3)
     assert page_of_list.launched == []
 
-    quiet = server.come_back(page, path=notebook)
+    quiet = server.come_back(page, paths=[notebook])
     other = launch(server, directory, "true", notebook)
     until(lambda: quiet.launched == [other], WAIT_S, "another task")
     assert [message for message in quiet.messages if "edits" in message] == [], "it had all"
@@ -119,9 +119,12 @@ def test_what_is_launched_between_two_requests_is_not_missed(
     session = begin_session(kept, str(server.root / "between.ipynb"))
     seen = server.cells("between.ipynb", {"id": "c", "source": CELL})["seen"]
     task = add_task(kept, session, cell_id="c")
-    add_task(kept, begin_session(kept, str(server.root / "another.ipynb")))
-    page = server.events(path="between.ipynb", seen=seen)
+    other = add_task(kept, begin_session(kept, str(server.root / "folder" / "other.ipynb")))
+    page = server.events(paths=["between.ipynb"], seen=seen)
+    both = server.events(paths=["between.ipynb", "folder/other.ipynb"], seen=seen)
     until(lambda: page.launched == [task.id], WAIT_S, "the news")
+    until(lambda: both.launched == [task.id, other.id], WAIT_S, "the news of both")
+    assert both.launched_in == ["between.ipynb", "folder/other.ipynb"]
 
 
 def test_a_print_is_on_the_page_at_once(server: PlainServer, kept: TaskStore) -> None:
@@ -163,8 +166,13 @@ def test_a_list_is_sent_once_and_then_what_has_changed(
     kept.tasks.end(running.key, TaskState.COMPLETED, None, 0, time.time())
     until(lambda: tasks[0].id not in page.tasks, WAIT_S, "the task off the list")
     until(lambda: page.messages[-1]["running"] == 0, WAIT_S, "the number of running tasks")
+    latest = server.events(list={"notebook": "list.ipynb", "limit": 3})
+    until(lambda: len(latest.tasks) == 3, WAIT_S, "the latest three")
+    new = add_task(kept, session)
+    until(lambda: new.id in latest.tasks, WAIT_S, "a new one")
+    assert len(latest.tasks) == 3
     kept.tasks.clear(session.notebook_key)
-    until(lambda: page.tasks == {}, WAIT_S, "an empty list")
+    until(lambda: page.tasks == latest.tasks == {}, WAIT_S, "an empty list")
 
 
 def test_a_page_that_does_not_read_costs_no_memory_and_holds_up_no_other(
@@ -175,7 +183,7 @@ def test_a_page_that_does_not_read_costs_no_memory_and_holds_up_no_other(
     cell = {"id": "c", "source": "%%background\nprint(1)"}
     slow = socket.create_connection(("127.0.0.1", server.port))
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    body = f'{{"path": "slow.ipynb", "follow": {{"{task.id}": "0"}}}}'
+    body = f'{{"paths": ["slow.ipynb"], "follow": {{"{task.id}": "0"}}}}'
     slow.sendall(
         f"POST /user/ada/ipytaskpersist/api/events HTTP/1.1\r\nHost: localhost:{server.port}\r\n"
         f"Authorization: token {server.token}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -238,7 +246,7 @@ def test_a_dead_kernel_s_tasks_are_interrupted_on_the_page(
         env={"IPYTASKPERSIST_NOTEBOOK": str(server.root / "dead.ipynb")},
     )
     task = made.stdout.strip()
-    page = server.events(path="dead.ipynb", follow={task: "0"})
+    page = server.events(paths=["dead.ipynb"], follow={task: "0"})
     until(lambda: "interrupted" in state_of(page, task), WAIT_S, "the end of the task")
 
 
@@ -253,7 +261,7 @@ def test_a_store_may_come_late_be_locked_damaged_or_replaced(tmp_path: Path) -> 
         assert server.cells("a.ipynb", cell) == {"cells": {}, "seen": 0}
         assert server.listed() == {"tasks": [], "running": 0}
         assert not directory.exists(), "no store is made by looking"
-        page = server.events(path="a.ipynb", seen=0, list={"notebook": "a.ipynb"})
+        page = server.events(paths=["a.ipynb"], seen=0, list={"notebook": "a.ipynb"})
         task = _first_task(directory, server.root / "a.ipynb")
         until(lambda: page.launched == [task], WAIT_S, "the first task of all")
         until(lambda: task in page.tasks, WAIT_S, "the list")
@@ -269,7 +277,7 @@ def test_a_store_may_come_late_be_locked_damaged_or_replaced(tmp_path: Path) -> 
             WAIT_S, "an answer",
         )  # fmt: skip
         assert run_command(directory, "list", "--all").returncode == 0
-        page = server.events(path="a.ipynb", seen=0)
+        page = server.events(paths=["a.ipynb"], seen=0)
         other = _first_task(directory, server.root / "a.ipynb")
         until(lambda: other in page.launched, WAIT_S, "a task of the repaired store")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -188,32 +189,37 @@ def test_an_answer_has_only_cards_where_there_is_no_room_and_the_rest_follows(
     server: PlainServer, kept: TaskStore
 ) -> None:
     session = begin_session(kept, str(server.root / "big.ipynb"))
-    tasks = [add_task(kept, session, printed=b"x" * 900_000, cell_id=f"{n}") for n in range(8)]
-    cells = [{"id": f"{n}", "source": "%%background\nprint(1)"} for n in range(8)]
-    answered = server.cells("big.ipynb", *cells)["cells"]
-    sizes = [len(answered[f"{n}"]["outputs"]) for n in range(8)]
-    assert sizes == [2, 2, 2, 2, 1, 1, 1, 1]
+    tasks = [add_task(kept, session, printed=b"x" * 250_000, cell_id=f"{n}") for n in range(20)]
+    cells = [{"id": f"{n}", "source": "%%background\nprint(1)"} for n in range(20)]
+    answered = [server.cells("big.ipynb", *cells)["cells"][f"{n}"] for n in range(20)]
+    sizes = [len(each["outputs"]) for each in answered]
+    assert sizes == [2] * sizes.count(2) + [1] * sizes.count(1)
+    assert 10 < sizes.count(2) < 19
+    assert [each["complete"] for each in answered] == [size == 2 for size in sizes]
     page = server.open_page("big.ipynb", *cells)
     until(lambda: all(len(page.outputs[task.id]) == 2 for task in tasks), 30, "the rest")
-    assert {page.text(task.id) for task in tasks} == {"x" * 900_000}
+    assert {page.text(task.id) for task in tasks} == {"x" * 250_000}
     told = {message["task"]["id"] for message in page.messages if "edits" in message}
-    assert told == {task.id for task in tasks[4:]}, "the others lacked nothing"
+    assert told == {task.id for task in tasks[sizes.count(2) :]}, "the others lacked nothing"
 
 
 def test_a_thousand_tasks_are_listed_and_searched(server: PlainServer, kept: TaskStore) -> None:
     session = begin_session(kept, str(server.root / "many.ipynb"))
     add_tasks(kept, session, 1_000, name="one of many")
     add_task(kept, session, name="Needle", state=TaskState.RUNNING)
+    add_tasks(kept, session, 3)
     found = server.listed(notebook="many.ipynb")
     assert len(found["tasks"]) == 1_000
     assert found["running"] == 1
-    assert found["tasks"][0]["name"] == "Needle"
+    assert (found["tasks"][0]["name"], found["tasks"][0]["path"]) == ("Needle", "many.ipynb")
     assert found["tasks"][0].keys() == {
         "id", "number", "name", "state", "reason", "kind", "notebook", "cell_id", "created_at",
         "started_at", "ended_at", "exit_code", "source", "progress", "last_line", "lines",
-        "displays", "is_live",
+        "displays", "is_live", "path",
     }  # fmt: skip
     assert [task["name"] for task in server.listed(search="needle RUNNING")["tasks"]] == ["Needle"]
+    few = server.listed(notebook="many.ipynb", limit="2")
+    assert [task["number"] for task in few["tasks"]] == [1001, 1004], "what runs comes first"
     assert server.listed(notebook="unknown.ipynb") == {"tasks": [], "running": 0}
 
 
@@ -224,8 +230,8 @@ def test_the_server_itself_never_writes_the_store(server: PlainServer, directory
         "from ipytaskpersist.base.paths import StateDirectory\n"
         "from ipytaskpersist.server.hub import Hub\n"
         "from pathlib import Path\n"
-        "hub = Hub(StateDirectory(Path(sys.argv[1])), lambda task: '')\n"
-        "hub.listed(None, '')\n"
+        "hub = Hub(StateDirectory(Path(sys.argv[1])), Path(), lambda task: '')\n"
+        "hub.listed(None, '', 9)\n"
         "try:\n    hub.store.tasks.clear(1)\nexcept Exception as error:\n    print(error)\n"
     )
     ended = run_python(code, directory, str(directory))
@@ -245,3 +251,31 @@ def test_jupyter_says_that_the_extension_is_there(server: PlainServer) -> None:
     assert "enabled" in about[0]
     assert any("OK" in line for line in about[:4]), said
     assert "ipytaskpersist | extension was successfully loaded." in server.log
+
+
+def test_fill_is_refused_while_a_page_has_the_notebook_open(
+    server: PlainServer, directory: Path, kept: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page is there for as long as it is connected to the notebook's kernel."""
+    websocket = pytest.importorskip("websocket")
+    path = server.root / "open.ipynb"
+    add_task(kept, begin_session(kept, str(path)), cell_id="c")
+    cell = nbformat.v4.new_code_cell("%%background\nprint(1)", id="c")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(server.folder / "runtime"))
+    model = {"path": "open.ipynb", "name": "open.ipynb", "type": "notebook", "kernel": {}}
+    session = server.ask("POST", "/api/sessions", model).json
+    channels = f"{BASE_URL}api/kernels/{session['kernel']['id']}/channels?token={server.token}"
+    page = websocket.create_connection(f"ws://127.0.0.1:{server.port}{channels}")
+    try:
+        refused = run_command(directory, "fill", str(path))
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"{path} open, and shows its tasks by itself; close it, or add --anyway" in (
+            refused.stderr
+        )
+        assert json.loads(path.read_text())["cells"][0]["outputs"] == []
+        assert run_command(directory, "fill", "--anyway", str(path)).returncode == 0
+    finally:
+        page.close()
+    until(lambda: run_command(directory, "fill", str(path)).returncode == 0, 30, "a closed page")
+    server.ask("DELETE", f"/api/sessions/{session['id']}")

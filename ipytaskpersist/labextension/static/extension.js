@@ -81,8 +81,7 @@ function listWidget(Widget) {
       this.id = "ipytaskpersist-tasks";
       this.page = page;
       this.addClass("ipytps");
-      this.list = new Sidebar(this.node, { server: page.server, open: (task) => page.openTask(task),
-        here: () => tracker.currentWidget?.context.localPath });
+      this.list = new Sidebar(this.node, page, () => tracker.currentWidget?.context.localPath);
       page.listChanged.connect(() => this.update());
       tracker.currentChanged.connect(() => this.update());
       this.update();
@@ -92,17 +91,15 @@ function listWidget(Widget) {
       const count = this.page.running.length;
       this.title.caption = `Background tasks, ${count || "none"} running`;
       this.title.dataset = { ...this.title.dataset, "ipytaskpersist-running": String(count), jptablabel: "Background Tasks" };
-      this.list.set([...this.page.tasks.values()]);
+      this.list.draw();
     }
 
     onAfterShow() {
       this.list.show();
-      this.page.list(true);
     }
 
     onBeforeHide() {
       this.list.hide();
-      this.page.list(false);
     }
   };
 }

@@ -14,6 +14,7 @@ export class OpenNotebook {
     this.seen = new Set(); // the cells whose outputs are watched
     this.asked = new Set(); // the cells to be asked for
     this.isWriting = false;
+    this.tasksSeen = null; // the last task that there was when the cells were asked for
     this.context.pathChanged.connect(() => this.fill());
     this.model.cells.changed.connect(() => this.watch());
     this.writer = new Writer(this.model.collaborative ? this.model.sharedModel.awareness : null, () => this.drawAll());
@@ -115,6 +116,7 @@ export class OpenNotebook {
     const question = cells.map(({ id, marked, source }) => ({ id, marked, source }));
     const answer = await this.server.post("notebook", { path, cells: question }).catch(() => null);
     if (!answer || this.panel.isDisposed) return;
+    this.tasksSeen = answer.seen;
     for (const { id, cell } of cells) if (answer.cells[id]) this.show(id, cell, answer.cells[id]);
     this.changed();
   }

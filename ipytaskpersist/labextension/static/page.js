@@ -7,6 +7,8 @@ import { Pace } from "./pacing.js";
 import { Server, Stream } from "./server.js";
 import { FINAL } from "./task_outputs.js";
 
+const TASKS = 200; // in the list: those that run, and the newest of the others
+
 export class Page {
   constructor(lab, app, tracker) {
     Object.assign(this, { app, tracker });
@@ -16,7 +18,6 @@ export class Page {
     this.notebooks = new Map();
     this.tasks = new Map();
     this.listChanged = new lab["@lumino/signaling"].Signal(this);
-    this.limit = 20;
     this.stream = new Stream(this.server, {
       wanted: () => this.wanted(),
       receive: (message) => this.receive(message),
@@ -48,27 +49,23 @@ export class Page {
     return [...this.tasks.values()].filter(({ state }) => !FINAL.has(state));
   }
 
-  /** List as many tasks as a sidebar that is open shows, or those that a closed one counts. */
-  list(isShown) {
-    this.limit = isShown ? 200 : 20;
-    this.changed();
-  }
-
   // The stream.
 
   wanted() {
     const notebooks = [...this.notebooks.values()];
+    const seen = notebooks.map(({ tasksSeen }) => tasksSeen).filter((each) => each !== null);
     return {
       paths: notebooks.map(({ path }) => path),
+      ...(seen.length ? { seen: Math.min(...seen) } : {}),
       follow: Object.fromEntries(notebooks.flatMap((notebook) => [...notebook.followed()])),
-      list: { notebook: null, limit: this.limit },
+      list: { notebook: null, limit: TASKS },
     };
   }
 
   receive(message) {
     const { edits, launched } = message;
-    if (!edits && !launched) return this.receiveList(message);
-    for (const notebook of this.notebooks.values()) {
+    if (!edits && !launched) this.receiveList(message);
+    else for (const notebook of this.notebooks.values()) {
       if (edits) notebook.receive(message);
       else if (notebook.path === launched.path) notebook.launched(launched.task);
     }
@@ -89,16 +86,15 @@ export class Page {
 
   // Going to a task.
 
-  async openTask(task) {
-    if (!task.path) return;
-    const panel = await this.app.commands.execute("docmanager:open", { path: task.path });
+  async openTask({ id, path, cell_id }) {
+    const panel = path && (await this.app.commands.execute("docmanager:open", { path }));
     if (!panel?.content?.scrollToItem) return;
     await panel.context.ready;
     await panel.revealed;
     const cells = [...panel.content.model.cells];
-    const shows = (cell) => cell.type === "code" && cardsOf(cell.outputs).includes(task.id);
+    const shows = (cell) => cell.type === "code" && cardsOf(cell.outputs).includes(id);
     const marked = cells.findIndex(shows);
-    const index = marked < 0 ? cells.findIndex(({ id }) => id === task.cell_id) : marked;
+    const index = marked < 0 ? cells.findIndex((cell) => cell.id === cell_id) : marked;
     if (index < 0) return;
     panel.content.activeCellIndex = index;
     await panel.content.scrollToItem(index, "smart");

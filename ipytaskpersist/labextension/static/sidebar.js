@@ -6,7 +6,6 @@ import { FINAL } from "./task_outputs.js";
 const GLYPHS = { pending: "◌", running: "●", completed: "✓", failed: "✕", cancelled: "⊘", interrupted: "◐" };
 const VERBS = { cancel: "Cancel", rerun: "Rerun", resume: "Resume" };
 const LOOKED = "ipytaskpersist:looked";
-const ROWS_AT_ONCE = 200;
 const SURE_MS = 4000;
 
 /** What can be done to a task. */
@@ -37,10 +36,8 @@ function spokenOf(task) {
 }
 
 export class Sidebar {
-  constructor(root, { server, open, here }) {
-    Object.assign(this, { root, server, open, here });
-    this.tasks = [];
-    this.found = null; // what the server found for the words, or null without words
+  constructor(root, page, here) {
+    Object.assign(this, { root, page, here });
     this.rows = new Map();
     this.seenAt = 0;
     this.build();
@@ -50,7 +47,7 @@ export class Sidebar {
     this.scope = make("select", { "aria-label": "Which tasks", onchange: () => this.draw() },
       make("option", { value: "here" }, "This notebook"), make("option", { value: "all", selected: true }, "All notebooks"));
     this.words = make("input", { type: "search", placeholder: "Search",
-      "aria-label": "Search names and output", oninput: () => this.searchSoon() });
+      "aria-label": "Search tasks", oninput: () => this.draw() });
     this.note = make("div", { class: "ipytps-note", role: "status" });
     this.list = make("div", { class: "ipytps-list", onkeydown: (event) => this.move(event) });
     this.root.append(make("div", { class: "ipytps-head" }, this.scope, this.words), this.note, this.list);
@@ -66,24 +63,10 @@ export class Sidebar {
 
   // What is listed.
 
-  set(tasks) {
-    this.tasks = tasks;
-    this.draw();
-    if (this.words.value) this.searchSoon(1000);
-  }
-
-  searchSoon(delay = 200) {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.search(), delay);
-  }
-
-  async search() {
-    const words = this.words.value.trim();
-    const query = new URLSearchParams({ search: words, limit: ROWS_AT_ONCE });
-    const answer = words ? await this.server.get(`list?${query}`).then((found) => found.json(), () => null) : null;
-    if (words !== this.words.value.trim()) return;
-    this.found = answer?.tasks ?? null;
-    this.draw();
+  isListed(task) {
+    const isHere = this.scope.value === "all" || task.path === this.here();
+    const text = [task.id, task.name, task.state, task.notebook, task.source, lineOf(task)].join("\n").toLowerCase();
+    return isHere && this.words.value.toLowerCase().split(/\s+/).every((word) => text.includes(word));
   }
 
   sectionOf(task) {
@@ -93,20 +76,18 @@ export class Sidebar {
 
   draw() {
     if (!this.isShown) return;
-    const here = this.here();
-    const all = this.found ?? this.tasks;
-    const listed = this.scope.value === "here" ? all.filter((task) => here && task.path === here) : all;
-    const byTime = [...listed].sort((one, other) => other.created_at - one.created_at).slice(0, ROWS_AT_ONCE);
+    const listed = [...this.page.tasks.values()].filter((task) => this.isListed(task));
+    listed.sort((one, other) => FINAL.has(one.state) - FINAL.has(other.state) || other.created_at - one.created_at);
     const kept = new Set();
     for (const [name, { section, list }] of this.sections) {
-      const rows = byTime.filter((task) => this.sectionOf(task) === name).map((task) => this.rowOf(task));
+      const rows = listed.filter((task) => this.sectionOf(task) === name).map((task) => this.rowOf(task));
       section.hidden = !rows.length;
       rows.forEach((row, index) => list.children[index] !== row && list.insertBefore(row, list.children[index] ?? null));
       rows.forEach((row) => kept.add(row.dataset.id));
     }
     for (const [id, { row }] of this.rows) if (!kept.has(id)) row.remove(this.rows.delete(id));
-    put(this.none, byTime.length ? "" : this.words.value ? "No task fits." :
-      "No background tasks yet. %%background above a cell’s code starts one.");
+    const none = this.page.tasks.size ? "No task fits." : "No background tasks yet. %%background above a cell’s code starts one.";
+    put(this.none, listed.length ? "" : none);
   }
 
   // One task.
@@ -133,7 +114,7 @@ export class Sidebar {
     const part = (name, attributes = {}) => make("span", { class: `ipytps-${name}`, ...attributes });
     const parts = { glyph: part("glyph", { "aria-hidden": "true" }), name: part("name"), number: part("number"),
       time: part("time"), line: part("line"), where: part("where"), bar: part("bar") };
-    parts.go = make("button", { type: "button", class: "ipytps-go", onclick: () => this.open(parts.task) },
+    parts.go = make("button", { type: "button", class: "ipytps-go", onclick: () => this.page.openTask(parts.task) },
       parts.glyph, parts.name, parts.number, parts.time, parts.bar, parts.line, parts.where);
     parts.act = make("button", { type: "button", class: "ipytps-act", onclick: () => this.act(parts) });
     parts.row = make("li", { "data-id": task.id }, parts.go, parts.act);
@@ -159,7 +140,7 @@ export class Sidebar {
     }
     parts.isSure = false;
     parts.act.disabled = true;
-    await this.server.post(`tasks/${encodeURIComponent(task.id)}/${verb}`)
+    await this.page.server.post(`tasks/${encodeURIComponent(task.id)}/${verb}`)
       .then(({ said }) => put(this.note, said), ({ message }) => put(this.note, message));
     parts.act.disabled = false;
     this.fillButton(parts, parts.task);
