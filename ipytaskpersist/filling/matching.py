@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -93,17 +93,17 @@ class Matching:
         return next(gone, None)
 
     def _latest(self, key: int | None, cells: Sequence[Cell]) -> dict[str, TaskRecord]:
-        ids = [cell.id for cell in cells if cell.id and cell.launches]
-        if key is None or not ids:
-            return {}
+        """Return the latest task of each cell. What was archived is older than what was not."""
+        left = {cell.id for cell in cells if cell.id and cell.launches}
         found: dict[str, TaskRecord] = {}
         for store in self._stores():
+            if key is None or not left:
+                break
             there = self._key_in(store, key)
-            rows = {} if there is None else store.cells.latest(there, ids)
+            rows = {} if there is None else store.cells.latest(there, left)
             tasks = {task.key: task for task in store.tasks.of_keys(rows.values())}
-            for cell_id, row in rows.items():
-                if row in tasks and _is_newer(tasks[row], found.get(cell_id)):
-                    found[cell_id] = tasks[row]
+            found |= {cell_id: tasks[row] for cell_id, row in rows.items() if row in tasks}
+            left -= found.keys()
         return found
 
     def _of_source(self, key: int | None, cell: Cell, cells: Sequence[Cell]) -> TaskRecord | None:
@@ -119,8 +119,9 @@ class Matching:
 
         return self._first(find)
 
-    def _stores(self) -> list[TaskStore]:
-        return [self._store, *self._archives.readable()]
+    def _stores(self) -> Iterator[TaskStore]:
+        yield self._store
+        yield from self._archives.readable()
 
     def _first(self, find: Callable[[TaskStore], T | None]) -> T | None:
         return next((each for each in map(find, self._stores()) if each is not None), None)
@@ -129,12 +130,8 @@ class Matching:
         return key if store is self._store else self._archives.notebook_key(key, store)
 
 
-def _is_newer(task: TaskRecord, other: TaskRecord | None) -> bool:
-    return other is None or (task.created_at, task.number) > (other.created_at, other.number)
-
-
 def _newer(task: TaskRecord | None, other: TaskRecord | None) -> TaskRecord | None:
     """Return the later of two tasks: a mark may be older than the cell's last run."""
     if task is None or other is None:
         return task or other
-    return task if _is_newer(task, other) else other
+    return max(task, other, key=lambda each: (each.created_at, each.number))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,13 +53,11 @@ class Archives:
         """Return the store itself, and all archives."""
         return [self._store, *self.all()]
 
-    def readable(self) -> list[TaskStore]:
-        """Return the archives that can be read at the moment, latest first."""
-        found = []
+    def readable(self) -> Iterator[TaskStore]:
+        """Yield the archives that can be read at the moment, latest first, each when needed."""
         for month in self._store.directory.months():
             with suppress(StoreError):
-                found.append(self.open(month))
-        return found
+                yield self.open(month)
 
     def store_of(self, task: TaskRecord) -> TaskStore:
         """Return the store of a task: an archive, or the store itself."""

@@ -276,7 +276,14 @@ class Hub:
             one.read(self.store)
         for page in self._pages:
             self._attach(page)
-        self._update({task_id for page in self._pages for task_id in page.followed})
+        self._update(
+            {
+                task_id
+                for page in self._pages
+                for task_id, followed in page.followed.items()
+                if followed.document is not None
+            }
+        )
 
     def _live(self) -> list[TaskRecord]:
         return [
@@ -306,6 +313,8 @@ class Hub:
                 followed.task = task
                 if followed.held.position != document.now.position:
                     page.lacks(task_id)
+                else:
+                    followed.rest()
 
     def _update_lists(self) -> None:
         begun = time.thread_time()
