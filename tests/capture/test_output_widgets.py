@@ -14,7 +14,8 @@ from kernels import NotebookKernel, until
 from ipytaskpersist.base import widget_marks
 from ipytaskpersist.base.records import OutputKind, OutputRecord, TaskRecord, TaskState
 from ipytaskpersist.base.widget_marks import STATE, VIEW
-from ipytaskpersist.history.documents import InvalidRecord, output_of
+from ipytaskpersist.history.fields import InvalidRecord
+from ipytaskpersist.history.output_reading import output_of
 from ipytaskpersist.output import replay
 from ipytaskpersist.output.replay import NO_TIME, Resolver
 from ipytaskpersist.panel import selected
