@@ -35,7 +35,8 @@ from ipytaskpersist.store.portable import (
     PortableTask,
 )
 from ipytaskpersist.store.task_store import TaskStore
-from ipytaskpersist.values.payloads import Payloads, Prepared
+from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.values.pickle_files import Prepared
 
 LIVE_REASON = "was running when it was exported"
 

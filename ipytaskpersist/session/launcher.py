@@ -52,7 +52,8 @@ from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask
 from ipytaskpersist.values.importable import Modules
-from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads, Prepared
+from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads
+from ipytaskpersist.values.pickle_files import Prepared
 from ipytaskpersist.values.pickling import Unpicklable, require_picklable
 from ipytaskpersist.values.unpicklable_parts import unpicklable_part
 
