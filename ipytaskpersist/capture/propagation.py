@@ -25,14 +25,8 @@ from ipytaskpersist.base.leftover_processes import Mark
 from ipytaskpersist.base.patches import Patches
 from ipytaskpersist.base.process_tree import MARK
 from ipytaskpersist.base.records import OutputKind
-from ipytaskpersist.capture import submitted_work, worker_streams
-from ipytaskpersist.capture.child_processes import (
-    DESCRIPTORS,
-    READER,
-    Children,
-    lead_group,
-    setsid_of_leader,
-)
+from ipytaskpersist.capture import child_processes, submitted_work, worker_streams
+from ipytaskpersist.capture.child_processes import DESCRIPTORS, READER, Children
 from ipytaskpersist.capture.submitted_work import Submitter
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.running.cancellation import Cancellation
@@ -90,7 +84,7 @@ def _install_for_processes(patches: Patches) -> None:
     patches.replace(os, "system", _system)
     patches.replace(os, "fork", partial(_fork, with_streams=True))
     patches.replace(os, "forkpty", partial(_fork, with_streams=False))
-    patches.replace(os, "setsid", setsid_of_leader)
+    patches.replace(os, "setsid", child_processes.setsid_of_leader)
     patches.replace(BaseProcess, "start", _process_start)
     submitted_work.install_for_processes(patches)
 
@@ -374,8 +368,8 @@ def be_child(mark: str, stdout: Any, stderr: Any) -> None:
     os.dup2(stdout.detach(), 1)
     os.dup2(stderr.detach(), 2)
     worker_streams.have_given()
-    lead_group()
-    Patches().replace(os, "setsid", setsid_of_leader)
+    child_processes.lead_group()
+    Patches().replace(os, "setsid", child_processes.setsid_of_leader)
     known = Mark.parse(mark)
     if known is not None:
         known.take()

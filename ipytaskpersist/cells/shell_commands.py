@@ -39,6 +39,11 @@ def of_shell(source: str, shell_path: str) -> ShellCommand:
     return ShellCommand([shell_path], source, "file")
 
 
+def usual_shell() -> str:
+    """Return the shell in which people type commands: bash if there is one."""
+    return shutil.which("bash") or "/bin/sh"
+
+
 def of_cell(shell: InteractiveShell, source: str) -> ShellCommand | None:
     """Return the command of a shell cell, or None for any other cell.
 

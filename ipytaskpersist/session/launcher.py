@@ -176,7 +176,8 @@ class Launcher:
     def _shell_command(self, source: str, request: Request) -> ShellCommand | None:
         """Return the shell command that a source is; None for Python."""
         if request.where == SHELL:
-            path = request.options.shell_path or self._settings.shell_path
+            chosen = request.options.shell_path or self._settings.shell_path
+            path = chosen or shell_commands.usual_shell()
             if shutil.which(path) is None:
                 raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
             if os.sep in path:

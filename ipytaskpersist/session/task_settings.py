@@ -57,7 +57,9 @@ class TaskSettings(Configured):
         "Default: none.",
     ).tag(config=True)
     shell_path = Unicode(
-        "/bin/sh", help="The shell that runs the body of %%background --shell. Default: /bin/sh."
+        "",
+        help="The shell that runs the body of %%background --shell: a path, or a program's name. "
+        "Empty (the default): bash where there is one, else /bin/sh.",
     ).tag(config=True)
     cancel_grace_s = Float(
         5.0,
