@@ -98,9 +98,21 @@ def surface_and_manager(command: Callable[..., Any]) -> Callable[..., Any]:
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
-one = click.argument(
-    "ref", required=False, metavar="[REF]", shell_complete=completion.tasks
-)  # fmt: skip
+
+
+def _as_one(_context: click.Context, _parameter: click.Parameter, words: Sequence[str]) -> Any:
+    """Join the words of a name; None if there are none."""
+    return " ".join(words) or None
+
+
+def one_reference(complete: completion.Complete) -> Callable[..., Any]:
+    """Return the argument of a verb about one task: a reference, or None for the latest."""
+    return click.argument(
+        "ref", nargs=-1, metavar="[REF]", callback=_as_one, shell_complete=complete
+    )
+
+
+one = one_reference(completion.tasks)
 several = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=completion.tasks)
 
 

@@ -99,7 +99,7 @@ def background(name: Sequence[str], **given: Any) -> Request:
     The cell runs in a thread that shares the notebook's variables, or with --process in its own
     process. A body that begins with %%bash, %%sh or %%script X, or that has only ! lines, is a
     shell command. The name is optional; %bg_list, %bg_output and the others accept it or the
-    number. %background EXPRESSION runs one line.
+    number. %background [OPTIONS] CODE runs one line.
     """
     places = {f"--{where}": bool(given.pop(where)) for where in (THREAD, PROCESS, SHELL)}
     refuse_together(places)
@@ -141,7 +141,7 @@ def resume(
     refuse_together({"--all": every_task, "references": bool(refs)})
     waiting = manager.tasks.interrupted()
     certain = manager.tasks.certainly_dead(waiting)
-    chosen = [*map(manager.tasks.find, refs)] if refs else certain if every_task else certain[-1:]
+    chosen = manager.tasks.find_all(refs) if refs else certain if every_task else certain[-1:]
     for task in chosen:
         if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
@@ -177,12 +177,11 @@ def _why_not(task: TaskRecord) -> str:
 
 
 @verbs.command()
-@one
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("words", nargs=-1, metavar="[REF] [NAME]...", shell_complete=completion.tasks)
 @surface_and_manager
-def load(surface: Surface, manager: BackgroundTasks, ref: str | None, names: Sequence[str]) -> None:
+def load(surface: Surface, manager: BackgroundTasks, words: Sequence[str]) -> None:
     """Load the variables that a process task left into the notebook: all, or those named."""
-    task = manager.tasks.find(ref)
+    task, names = manager.tasks.find_first(words)
     if manager.shell is None:
         raise InvalidRequest(
             f"load puts variables into a notebook; here %bg_show {task.number} lists them"

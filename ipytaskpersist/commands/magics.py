@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
+from IPython.core.magic import no_var_expand
 
 from ipytaskpersist.base import disk_errors
 from ipytaskpersist.base.legible import legible_lines
@@ -77,14 +78,16 @@ class BackgroundMagics:
     def register(self) -> None:
         """Register the magics with the shell."""
         self._add("cell", "background", self._background_cell)
-        self._add("line", "background", self._background_line)
+        line_magic = self._add("line", "background", self._background_line)
+        no_var_expand(line_magic)  # its braces are Python's
         for name in ("bg", *(f"bg_{verb}" for verb in VERBS)):
             self._add("line", name, self._run(name))
 
-    def _add(self, kind: str, name: str, call: Callable[..., Any]) -> None:
+    def _add(self, kind: str, name: str, call: Callable[..., Any]) -> Any:
         magic: Any = Magic(name, call)
         self._shell.register_magic_function(magic, kind, name)
         self._names.append((kind, name))
+        return magic
 
     def unregister(self) -> None:
         """Remove the magics."""
@@ -118,17 +121,21 @@ class BackgroundMagics:
 
     def _background_cell(self, line: str, cell: str) -> None:
         with usage_errors():
+            from ipytaskpersist.commands import launch_line
+
             command = command_of("background")
+            launch_line.refuse_code(line, command)
             with command.make_context("%%background", _split(line)) as context:
                 self._launch(cell, command.invoke(context))
 
     def _background_line(self, line: str) -> None:
-        from ipytaskpersist.session.requests import Request
-
         with usage_errors():
-            if line.strip() in ("-h", "--help"):
-                command_of("background").main(["--help"], "%background")
-            self._launch(line, Request())
+            from ipytaskpersist.commands import launch_line
+
+            command = command_of("background")
+            options, code = launch_line.options_and_code(line, command)
+            with command.make_context("%background", options) as context:
+                self._launch(code, command.invoke(context))
 
     def _launch(self, source: str, request: Request) -> None:
         task = self._manager.launcher.launch(source, request)

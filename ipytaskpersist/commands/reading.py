@@ -20,6 +20,7 @@ from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
     one,
+    one_reference,
     print_json,
     refuse_together,
     surface_and_manager,
@@ -239,9 +240,7 @@ def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
 
 
 @verbs.command()
-@click.argument(
-    "ref", required=False, metavar="[REF]", shell_complete=completion.tasks_and_sessions
-)
+@one_reference(completion.tasks_and_sessions)
 @as_json
 @surface_and_manager
 def show(surface: Surface, manager: BackgroundTasks, ref: str | None, as_json: bool) -> None:

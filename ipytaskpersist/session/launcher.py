@@ -26,7 +26,7 @@ from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
 from ipytaskpersist.session import provenance
-from ipytaskpersist.session.finding import check_tags
+from ipytaskpersist.session.finding import check_name, check_tags
 from ipytaskpersist.session.notebook_setup import setting_of
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
@@ -112,6 +112,7 @@ class Launcher:
             )
         check(request.options)
         check_tags(request.tags)
+        check_name(request.name)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command, again)
@@ -139,6 +140,7 @@ class Launcher:
 
     def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Return when the task is durably recorded."""
+        check_name(request.name)
         if request.where == PROCESS:
             setting = self._setting()
             inputs = self._prepare(setting, Given(call=call), {"the call": call})

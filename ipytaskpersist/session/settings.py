@@ -25,7 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool, Enum, Float, Int, List, TraitError
 from traitlets.config import Config, Configurable
-from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfigLoader
+from traitlets.config.loader import (
+    DeferredConfig,
+    DeferredConfigList,
+    DeferredConfigString,
+    LazyConfigValue,
+    PyFileConfigLoader,
+)
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.ownership import NotBelieved, read_regular
@@ -325,6 +331,19 @@ class Configured(Configurable):
             when = self.traits()[name].metadata.get("takes_effect")
             if when:
                 print(f"BackgroundTasks.{name} takes effect {when}", file=sys.stderr)
+
+    def set_typed(self, name: str, words: Sequence[str]) -> None:
+        """Set a value as it is typed, a list as several words. Raise `InvalidSetting`."""
+        trait = self.traits(config=True)[name]
+        typed: DeferredConfig = DeferredConfigList(words)
+        if not isinstance(trait, List):
+            text = " ".join(words)
+            is_none = trait.allow_none and text.lower() == NONE
+            typed = DeferredConfigString(None if is_none else text)
+        if self.shell is None:
+            self._set(name, typed, AT_PROMPT)
+        else:
+            self.update_config(Config({type(self).__name__: {name: typed}}))
 
     def _read_profile(self) -> None:
         try:
