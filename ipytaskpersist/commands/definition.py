@@ -118,9 +118,14 @@ several = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=co
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
+    click.echo(json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """Return a JSON document."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
     # JSON escapes less than needed: escape characters that control a terminal or reverse text.
-    click.echo(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def refuse_together(given: dict[str, bool]) -> None:

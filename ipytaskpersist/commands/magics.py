@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import click
     from IPython.core.interactiveshell import InteractiveShell
 
+    from ipytaskpersist.commands.pacing import Pace
     from ipytaskpersist.commands.surfaces import IPythonSurface
     from ipytaskpersist.display.live_cards import Cards
     from ipytaskpersist.session.requests import Request
@@ -73,6 +74,7 @@ class BackgroundMagics:
         self._manager = manager
         self._in_notebook = hasattr(shell, "kernel")
         self._cards: Cards | None = None
+        self._pace: Pace | None = None
         self._names: list[tuple[str, str]] = []
 
     def register(self) -> None:
@@ -106,10 +108,12 @@ class BackgroundMagics:
         return run_line
 
     def _surface(self) -> IPythonSurface:
+        from ipytaskpersist.commands.pacing import Pace
         from ipytaskpersist.commands.surfaces import IPythonSurface, NotebookSurface
 
         if self._in_notebook:
-            return NotebookSurface(self._manager, self._shell, self._show_card)
+            self._pace = self._pace or Pace()
+            return NotebookSurface(self._manager, self._shell, self._show_card, self._pace)
         return IPythonSurface(self._manager, self._shell)
 
     def _show_card(self, task: TaskRecord) -> None:
