@@ -56,11 +56,14 @@ PROGRAM = "program"
 COMMAND = "%config"
 
 DIRECTORY, NOTEBOOK = "IPYTASKPERSIST_DIR", "IPYTASKPERSIST_NOTEBOOK"
+WAIT_AT_EXIT = "IPYTASKPERSIST_WAIT_AT_EXIT"
 VARIABLES = {
     DIRECTORY: "The state directory: the store, its archives and backups, and pickled values. "
     "Default: the user's state directory.",
     NOTEBOOK: "The notebook's path, for those in which the setting 'notebook' is empty. In a "
     "terminal: the notebook whose tasks the commands are about. Default: none.",
+    WAIT_AT_EXIT: "Seconds for which a kernel that ends waits for its tasks in threads, if the "
+    "setting 'wait_at_exit_s' is None. Default: none.",
 }
 """The environment variables, and the meaning of each."""
 
@@ -423,7 +426,12 @@ class Configured(Configurable):
     def settings(self) -> list[Setting]:
         """Return the current state of every setting, followed by the environment variables."""
         traits = [self._setting(name) for name in sorted(self.traits(config=True))]
-        return [*traits, _variable(DIRECTORY, _usual_directory()), _variable(NOTEBOOK, "")]
+        return [
+            *traits,
+            _variable(DIRECTORY, _usual_directory()),
+            _variable(NOTEBOOK, ""),
+            _variable(WAIT_AT_EXIT, ""),
+        ]
 
     def _setting(self, name: str) -> Setting:
         trait, value = self.traits()[name], getattr(self, name)
