@@ -65,7 +65,8 @@ def doctor(surface: Surface, manager: BackgroundTasks, as_json: bool) -> None:
 
 
 def _name_and_value(name: str | None, value: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """Return what was typed as ``NAME VALUE``, ``NAME = VALUE`` or ``NAME=VALUE``."""
+    """Return what was typed as ``NAME VALUE`` or ``NAME=VALUE``, or as after ``%config``."""
+    name = name and name.removeprefix("BackgroundTasks.")
     if name is not None and "=" in name:
         name, _, first = name.partition("=")
         value = [*filter(None, [first]), *value]

@@ -35,6 +35,15 @@ def options_and_code(line: str, command: click.Command) -> tuple[list[str], str]
     return options, ""
 
 
+def require_code(code: str) -> None:
+    """Raise `InvalidRequest` if no code follows the options."""
+    if not code.strip():
+        raise InvalidRequest(
+            "there is no code to run: write the code after %background, or on the lines below "
+            "%%background"
+        )
+
+
 def refuse_code(line: str, command: click.Command) -> None:
     """Raise `InvalidRequest` if there is code where a name belongs, unless it is in quotes."""
     options: list[str] = []

@@ -12,6 +12,7 @@ from ipytaskpersist.base.records import Options, TaskRecord
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     HELP,
+    Seconds,
     one,
     refuse_together,
     several,
@@ -51,7 +52,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="An environment variable of the process. May be given several times.",
     ),
     click.option(
-        "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+        "--timeout", type=Seconds(min=0, min_open=True), metavar="S",
         help="End the process after S seconds.",
     ),
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
@@ -92,8 +93,9 @@ def with_options(function: Any) -> Any:
 
 @click.command(context_settings=HELP)
 @with_options
+@click.option("--name", "named", metavar="NAME", help="The task's name, where code follows it.")
 @click.argument("name", nargs=-1)
-def background(name: Sequence[str], **given: Any) -> Request:
+def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     """Run a cell in the background: %%background [NAME] above its code.
 
     The cell runs in a thread that shares the notebook's variables, or with --process in its own
@@ -103,10 +105,11 @@ def background(name: Sequence[str], **given: Any) -> Request:
     """
     places = {f"--{where}": bool(given.pop(where)) for where in (THREAD, PROCESS, SHELL)}
     refuse_together(places)
+    refuse_together({"--name": named is not None, "a name without it": bool(name)})
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
     more = {option: given.pop(option) for option in ("tags", "notify", "notify_to")}
-    return Request(" ".join(name), where, Options(**given), **more)
+    return Request(named or " ".join(name), where, Options(**given), **more)
 
 
 @verbs.command()

@@ -139,7 +139,9 @@ class BackgroundMagics:
             command = command_of("background")
             options, code = launch_line.options_and_code(line, command)
             with command.make_context("%background", options) as context:
-                self._launch(code, command.invoke(context))
+                request = command.invoke(context)
+                launch_line.require_code(code)
+                self._launch(code, request)
 
     def _launch(self, source: str, request: Request) -> None:
         task = self._manager.launcher.launch(source, request)

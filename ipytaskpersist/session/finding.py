@@ -18,7 +18,7 @@ from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 
 SUGGESTIONS = 5
-NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+NUMBER = re.compile(r"#?(\d{1,15})", re.ASCII)
 FULL_ID = re.compile(r"-\d+$", re.ASCII)
 TAG = re.compile(r"(?!-)[^\s,]{1,64}")
 
@@ -91,7 +91,8 @@ def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | No
 def as_number(reference: str | int | None) -> int | None:
     """Return the number that was typed; None for anything else."""
     text = str(reference).strip()
-    return int(text) if NUMBER.fullmatch(text) else None
+    found = NUMBER.fullmatch(text)
+    return int(found[1]) if found else None
 
 
 def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
@@ -248,7 +249,7 @@ class TaskFinder:
 
         A name of several words may be given word by word.
         """
-        named = [self.find(" ".join(words)) for words in self._references(given)]
+        named = [self.find(reference) for reference in self.references(given)]
         return list({task.id: task for task in named or [self.find()]}.values())
 
     def find_first(self, words: Sequence[str]) -> tuple[TaskRecord, Sequence[str]]:
@@ -260,6 +261,10 @@ class TaskFinder:
             return self.find(), ()
         first = next(self._references(words))
         return self.find(" ".join(first)), words[len(first) :]
+
+    def references(self, words: Sequence[str]) -> list[str]:
+        """Return the references that the words are: a name may have several words."""
+        return [" ".join(parts) for parts in self._references(words)]
 
     def _references(self, words: Sequence[str]) -> Iterator[Sequence[str]]:
         """Yield the words of each reference: a name may have several."""
