@@ -65,6 +65,8 @@ def background(
     written, and the original error for a source that does not compile.
     """
     manager = current()
+    if not isinstance(source, str):
+        raise InvalidRequest("background runs a text of code; submit(function) calls a function")
     if shell and process:
         raise InvalidRequest("a task is either a shell command or Python in a process, not both")
     where = SHELL if shell else PROCESS if process else ""
@@ -101,6 +103,11 @@ def submit(
     ``functools.partial(function, name=…)``; otherwise `InvalidRequest` is raised.
     """
     manager = current()
+    if not callable(function):
+        raise InvalidRequest(
+            "submit calls a function: submit(print, 3), not submit(print(3)); background(source) "
+            "runs a text of code"
+        )
     given = {"name": name is not None, "process": process}
     _refuse_own_parameters(function, args, [each for each, is_given in given.items() if is_given])
     call = partial(function, *args, **kwargs)

@@ -177,17 +177,19 @@ class Launcher:
 
     def _shell_command(self, source: str, request: Request) -> ShellCommand | None:
         """Return the shell command that a source is; None for Python."""
-        if request.where == SHELL:
-            chosen = request.options.shell_path or self._settings.shell_path
-            path = chosen or shell_commands.usual_shell()
-            if shutil.which(path) is None:
-                raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
-            if os.sep in path:
-                path = str(Path(path).absolute())  # not resolved in the directory of the task
-            return shell_commands.of_shell(source, path)
-        if request.where == THREAD or self._shell is None:
-            return None
-        return shell_commands.of_cell(self._shell, source)
+        is_shell, shell_path = request.where == SHELL, request.options.shell_path
+        is_cell = not is_shell or (not shell_path and shell_commands.is_for_ipython(source))
+        command = None
+        if is_cell and request.where != THREAD and self._shell is not None:
+            command = shell_commands.of_cell(self._shell, source)
+        if command is not None or not is_shell:
+            return command
+        path = shell_path or self._settings.shell_path or shell_commands.usual_shell()
+        if shutil.which(path) is None:
+            raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
+        if os.sep in path:
+            path = str(Path(path).absolute())  # not resolved in the directory of the task
+        return shell_commands.of_shell(source, path)
 
     def _launch_command(
         self, source: str, request: Request, command: ShellCommand, again: Again | None

@@ -680,6 +680,8 @@ def launched(kernel: NotebookKernel, cell: str) -> dict[str, object]:
     ("cell", "stdout"),
     [
         ("\n%%bash\nnumbers=(1 2); echo ${numbers[1]}", "2\n"),
+        ("--shell\n%%bash\necho $0", "bash\n"),
+        ("--shell\n!printf 'not a negation'", "not a negation"),
         ("\n%%sh\necho $((6 * 7))", "42\n"),
         ("\n%%script python3\nprint('from', 'python')", "from python\n"),
         ("\n%%bash -s one two\necho $2", "two\n"),

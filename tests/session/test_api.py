@@ -120,6 +120,7 @@ def test_submit_takes_anything_that_can_be_called(shared: NotebookKernel) -> Non
                 return str(error)
         assert "functools.partial(greet, name=…)" in refused(greet, "Ann")
         assert "a number means" in refused(int, "3")
+        assert "submit(print, 3), not submit(print(3))" in refused(None, "x")
         assert "is a text, not 3" in refused(int, 3)
         for call, arguments in ((greet, ["Ann"]), (functools.partial(greet, name="Ann"), [])):
             task = bg.submit(call, *arguments, name="greeting")
