@@ -27,7 +27,7 @@ from ipytaskpersist.commands.definition import (
 )
 from ipytaskpersist.commands.surfaces import NotebookSurface, Surface
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.output import folding, replay
+from ipytaskpersist.output import both_ends, replay
 from ipytaskpersist.output.replay import Output
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.file.database import CommitWatch
@@ -166,7 +166,7 @@ def _headline(task: TaskRecord) -> Output:
 def _show(surface: Surface, manager: BackgroundTasks, task: TaskRecord, part: Part) -> None:
     store = manager.tasks.store_of(task)
     may_fold = isinstance(surface, NotebookSurface) and not part.is_cut
-    folded = folding.fold(store, task.key, part.kinds) if may_fold else None
+    folded = both_ends.fold(store, task.key, part.kinds) if may_fold else None
     try:
         if folded is None:
             _put(surface, task, replay.of_task(store, task.key, part.cut))
@@ -194,7 +194,7 @@ def _named(manager: BackgroundTasks, task: TaskRecord) -> str:
     return formatting.reference(task, not manager.tasks.is_own(task))
 
 
-def _left_out(named: str, folded: folding.Folded) -> Output:
+def _left_out(named: str, folded: both_ends.Folded) -> Output:
     lines = formatting.counted(folded.left_out_lines, "line")
     text = (
         f"… {lines} ({formatting.size(folded.left_out_bytes)}) left out here: %bg_output "
