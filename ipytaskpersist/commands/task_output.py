@@ -212,7 +212,7 @@ def _say_state(surface: Surface, manager: BackgroundTasks, task: TaskRecord) -> 
     if now.state.is_final:
         text = f"task {now.label} has just ended ({now.state.value}): %bg_output {named} shows all"
     elif now.started_at is None:
-        text = f"task {now.label} has not begun: %bg_output {named} --follow waits for its output"
+        text = f"task {now.label} is pending: %bg_output {named} --follow waits for its output"
     else:
         since = formatting.duration(now.elapsed_s(formatting.utc_now()))
         text = f"task {now.label} is still running ({since}): %bg_output {named} --follow goes on"
