@@ -65,6 +65,8 @@ def background(
     written, and the original error for a source that does not compile.
     """
     manager = current()
+    if not isinstance(source, str):
+        raise InvalidRequest("background runs a text of code; submit(function) calls a function")
     if shell and process:
         raise InvalidRequest("a task is either a shell command or Python in a process, not both")
     where = SHELL if shell else PROCESS if process else ""
@@ -84,19 +86,59 @@ def background(
 
 
 def submit(
-    function: Callable[..., Any], /, *args: Any, process: bool = False, **kwargs: Any
+    function: Callable[..., Any],
+    /,
+    *args: Any,
+    name: str | None = None,
+    process: bool = False,
+    **kwargs: Any,
 ) -> Task:
     """Call ``function(*args, **kwargs)`` in the background and return its task.
 
-    The task is named after the function. An ``async`` function runs to its end. With `process` the
-    call runs in its own process, which gets copies of function and arguments and outlives the
-    kernel.
+    The task has the name, by default the function's. An ``async`` function runs to its end. With
+    `process` the call runs in its own process, which gets copies of function and arguments and
+    outlives the kernel.
+
+    A function that has a parameter `name` or `process` itself gets it by
+    ``functools.partial(function, name=…)``; otherwise `InvalidRequest` is raised.
     """
     manager = current()
+    if not callable(function):
+        raise InvalidRequest(
+            "submit calls a function: submit(print, 3), not submit(print(3)); background(source) "
+            "runs a text of code"
+        )
+    given = {"name": name is not None, "process": process}
+    _refuse_own_parameters(function, args, [each for each, is_given in given.items() if is_given])
     call = partial(function, *args, **kwargs)
-    name = getattr(function, "__name__", type(function).__name__)
+    if name is None:
+        name = str(getattr(_inner(function), "__name__", type(function).__name__))
     request = Request(name, PROCESS if process else THREAD)
     return Task(manager, manager.launcher.launch_function(call, _source(function), request))
+
+
+def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function.func if isinstance(function, partial) else function
+
+
+def _refuse_own_parameters(
+    function: Callable[..., Any], args: Sequence[Any], given: Sequence[str]
+) -> None:
+    """Raise `InvalidRequest` for an argument that both `submit` and the function could take."""
+    try:
+        signature = inspect.signature(function)
+        bound = signature.bind_partial(*args).arguments
+    except (ValueError, TypeError):
+        return  # the call itself raises, or has no signature
+    if isinstance(function, partial):
+        bound = {**function.keywords, **bound}
+    for each in given:
+        if each in signature.parameters and each not in bound:
+            called = getattr(_inner(function), "__name__", "the function")
+            raise InvalidRequest(
+                f"{each}= is an argument of submit, and {called} has a parameter {each}, too; give "
+                f"it with functools.partial({called}, {each}=…)"
+            )
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -64,7 +64,8 @@ class Extension:
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:
-            self.manager.runners.end_process("kernel restarted" if restart else "kernel shut down")
+            reason = "kernel restarted" if restart else "kernel shut down"
+            self.manager.runners.end_process(reason, is_exit=not restart)
             return plain(restart)
 
         return do_shutdown

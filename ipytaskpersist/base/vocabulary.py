@@ -15,7 +15,7 @@ MODULE_OF = {
     "keep": "keeping",
     "list": "reading",
     "load": "launching",
-    "output": "reading",
+    "output": "task_output",
     "panel": "panel",
     "rerun": "launching",
     "restore": "keeping",

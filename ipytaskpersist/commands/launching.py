@@ -12,6 +12,7 @@ from ipytaskpersist.base.records import Options, TaskRecord
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     HELP,
+    Seconds,
     one,
     refuse_together,
     several,
@@ -51,7 +52,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="An environment variable of the process. May be given several times.",
     ),
     click.option(
-        "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+        "--timeout", type=Seconds(min=0, min_open=True), metavar="S",
         help="End the process after S seconds.",
     ),
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
@@ -92,21 +93,23 @@ def with_options(function: Any) -> Any:
 
 @click.command(context_settings=HELP)
 @with_options
+@click.option("--name", "named", metavar="NAME", help="The task's name, where code follows it.")
 @click.argument("name", nargs=-1)
-def background(name: Sequence[str], **given: Any) -> Request:
+def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     """Run a cell in the background: %%background [NAME] above its code.
 
     The cell runs in a thread that shares the notebook's variables, or with --process in its own
     process. A body that begins with %%bash, %%sh or %%script X, or that has only ! lines, is a
     shell command. The name is optional; %bg_list, %bg_output and the others accept it or the
-    number. %background EXPRESSION runs one line.
+    number. %background [OPTIONS] CODE runs one line.
     """
     places = {f"--{where}": bool(given.pop(where)) for where in (THREAD, PROCESS, SHELL)}
     refuse_together(places)
+    refuse_together({"--name": named is not None, "a name without it": bool(name)})
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
     more = {option: given.pop(option) for option in ("tags", "notify", "notify_to")}
-    return Request(" ".join(name), where, Options(**given), **more)
+    return Request(named or " ".join(name), where, Options(**given), **more)
 
 
 @verbs.command()
@@ -141,7 +144,7 @@ def resume(
     refuse_together({"--all": every_task, "references": bool(refs)})
     waiting = manager.tasks.interrupted()
     certain = manager.tasks.certainly_dead(waiting)
-    chosen = [*map(manager.tasks.find, refs)] if refs else certain if every_task else certain[-1:]
+    chosen = manager.tasks.find_all(refs) if refs else certain if every_task else certain[-1:]
     for task in chosen:
         if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
@@ -177,12 +180,11 @@ def _why_not(task: TaskRecord) -> str:
 
 
 @verbs.command()
-@one
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("words", nargs=-1, metavar="[REF] [NAME]...", shell_complete=completion.tasks)
 @surface_and_manager
-def load(surface: Surface, manager: BackgroundTasks, ref: str | None, names: Sequence[str]) -> None:
+def load(surface: Surface, manager: BackgroundTasks, words: Sequence[str]) -> None:
     """Load the variables that a process task left into the notebook: all, or those named."""
-    task = manager.tasks.find(ref)
+    task, names = manager.tasks.find_first(words)
     if manager.shell is None:
         raise InvalidRequest(
             f"load puts variables into a notebook; here %bg_show {task.number} lists them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import re
 import sys
@@ -15,6 +16,8 @@ import click
 from ipytaskpersist.base.legible import encodable, legible, legible_lines
 from ipytaskpersist.base.records import OutputKind, TaskRecord
 from ipytaskpersist.base.widget_marks import model_of
+from ipytaskpersist.commands import pacing
+from ipytaskpersist.commands.pacing import Pace
 from ipytaskpersist.display import console, revived_widgets
 from ipytaskpersist.display.listing import Listing, list_html
 from ipytaskpersist.display.status_card import CardReader, bundle, cards_text
@@ -120,6 +123,10 @@ class Surface:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
 
+    def document(self, text: str) -> None:
+        """Show a JSON document."""
+        click.echo(text)
+
     def waiting(self) -> Waiting:
         """Return the display of the tasks that a command waits for."""
         return TerminalWaiting(self.manager, self.in_words)
@@ -197,9 +204,11 @@ class NotebookSurface(IPythonSurface):
         manager: BackgroundTasks,
         shell: InteractiveShell,
         show_card: Callable[[TaskRecord], None],
+        pace: Pace,
     ) -> None:
         super().__init__(manager, shell)
         self._show_card = show_card
+        self._pace = pace
         self._stand_ins: dict[str, Output] = {}
         """Displays of other kernels' widgets, by model id."""
 
@@ -234,7 +243,7 @@ class NotebookSurface(IPythonSurface):
             if output["name"] == "stderr":
                 stream, other = other, stream
             other.flush()
-            stream.write(output["text"])
+            self._write(stream, output["text"])
         elif kind == "display_data":
             self._publish(output["data"], output["metadata"], output.get("transient"))
         else:
@@ -258,11 +267,13 @@ class NotebookSurface(IPythonSurface):
 
     def update(self, output: Output) -> None:
         """Update a display that was shown before."""
+        self._keep_pace()
         self.shell.display_pub.publish(
             output["data"], output["metadata"], transient=output["transient"], update=True
         )
 
     def _publish(self, data: Any, metadata: Any = None, transient: Any = None) -> None:
+        self._keep_pace()
         self.shell.display_pub.publish(data, metadata, transient=transient)
 
     def _send(self, kind: str, content: dict[str, Any]) -> None:
@@ -270,6 +281,7 @@ class NotebookSurface(IPythonSurface):
         if task is not None:
             task.recording.add(OutputKind(kind), content)
             return
+        self._keep_pace()
         sys.stdout.flush()
         sys.stderr.flush()
         hook: Any = self.shell.displayhook
@@ -283,8 +295,22 @@ class NotebookSurface(IPythonSurface):
         self.shell.display_pub.clear_output(wait)
 
     def raw(self, pieces: Iterable[bytes]) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for piece in pieces:
-            sys.stdout.write(piece.decode("utf-8", "replace"))
+            self._write(sys.stdout, decoder.decode(piece))
+        self._write(sys.stdout, decoder.decode(b"", final=True))
+
+    def document(self, text: str) -> None:
+        self._write(sys.stdout, f"{text}\n")
+
+    def _write(self, stream: Any, text: str) -> None:
+        for piece in pacing.pieces(text):
+            self._keep_pace(piece)
+            stream.write(piece)
+
+    def _keep_pace(self, text: str = "") -> None:
+        if active_task.get() is None:  # a task's output goes to the store
+            self._pace.keep(text)
 
     def waiting(self) -> Waiting:
         return NotebookWaiting(self.manager, self.shell)

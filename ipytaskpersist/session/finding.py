@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import RESTORED, SessionRecord, TaskRecord
 from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFound
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.runners import liveness
+from ipytaskpersist.session import names_of_words
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.store.sessions import SHORT_CHARACTERS
@@ -17,7 +18,7 @@ from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 
 SUGGESTIONS = 5
-NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+NUMBER = re.compile(r"#?(\d{1,15})", re.ASCII)
 FULL_ID = re.compile(r"-\d+$", re.ASCII)
 TAG = re.compile(r"(?!-)[^\s,]{1,64}")
 
@@ -90,7 +91,8 @@ def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | No
 def as_number(reference: str | int | None) -> int | None:
     """Return the number that was typed; None for anything else."""
     text = str(reference).strip()
-    return int(text) if NUMBER.fullmatch(text) else None
+    found = NUMBER.fullmatch(text)
+    return int(found[1]) if found else None
 
 
 def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
@@ -148,6 +150,16 @@ def _not_found(
     names = ", ".join(f"{task.number} {legible(task.name)}".strip() for task in reversed(latest))
     count = {1: "the only one is", 2: "the two are"}.get(len(latest), "the last ones are")
     return TaskNotFound(f"{what} in this notebook; {count} {names}")
+
+
+def check_name(name: object) -> None:
+    """Raise `InvalidRequest` for a name by which the task would not be found."""
+    if not isinstance(name, str):
+        raise InvalidRequest(f"the name of a task is a text, not {name!r}")
+    if re.fullmatch(r"-?\d+", name.strip(), re.ASCII):
+        raise InvalidRequest(
+            f"'{name}' cannot be a name: a number means the task that has it; add a letter"
+        )
 
 
 def check_tags(tags: Sequence[str]) -> None:
@@ -233,9 +245,49 @@ class TaskFinder:
         return self._archives.store_of(task)
 
     def find_all(self, given: Sequence[str]) -> list[TaskRecord]:
-        """Return the task for each reference, each once; the latest if there is none."""
-        found = [self.find(reference) for reference in given] if given else [self.find()]
-        return list({task.id: task for task in found}.values())
+        """Return the task for each reference, each once; the latest if there is none.
+
+        A name of several words may be given word by word.
+        """
+        named = [self.find(reference) for reference in self.references(given)]
+        return list({task.id: task for task in named or [self.find()]}.values())
+
+    def find_first(self, words: Sequence[str]) -> tuple[TaskRecord, Sequence[str]]:
+        """Return the task that the first words refer to, and the other words.
+
+        The latest task if there are no words.
+        """
+        if not words:
+            return self.find(), ()
+        first = next(self._references(words))
+        return self.find(" ".join(first)), words[len(first) :]
+
+    def references(self, words: Sequence[str]) -> list[str]:
+        """Return the references that the words are: a name may have several words."""
+        return [" ".join(parts) for parts in self._references(words)]
+
+    def _references(self, words: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Yield the words of each reference: a name may have several."""
+        names = self._names_of_words() if len(words) > 1 else ()
+        return names_of_words.references(words, names, self._is_task)
+
+    def _names_of_words(self) -> set[str]:
+        key = self._session.notebook_key()
+        if key is None or not self._store.exists:
+            return set()
+        names = self._store.open().tasks.names_of_words(key)
+        for archive in self._archives.all():
+            there = self._archives.notebook_key(key, archive)
+            names |= set() if there is None else archive.tasks.names_of_words(there)
+        return names
+
+    def _is_task(self, reference: str) -> bool:
+        try:
+            return self.find(reference) is not None
+        except TaskNotFound:
+            return False
+        except AmbiguousReference:
+            return True
 
     def interrupted(self) -> list[TaskRecord]:
         """Return this notebook's interrupted tasks that have not been run again, oldest first."""

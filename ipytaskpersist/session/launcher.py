@@ -26,7 +26,7 @@ from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
 from ipytaskpersist.session import provenance
-from ipytaskpersist.session.finding import check_tags
+from ipytaskpersist.session.finding import check_name, check_tags
 from ipytaskpersist.session.notebook_setup import setting_of
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
@@ -113,6 +113,7 @@ class Launcher:
             )
         check(request.options)
         check_tags(request.tags)
+        check_name(request.name)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command, again)
@@ -140,6 +141,7 @@ class Launcher:
 
     def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Return when the task is durably recorded."""
+        check_name(request.name)
         if request.where == PROCESS:
             setting = self._setting()
             inputs = self._prepare(setting, Given(call=call), {"the call": call})
@@ -176,16 +178,19 @@ class Launcher:
 
     def _shell_command(self, source: str, request: Request) -> ShellCommand | None:
         """Return the shell command that a source is; None for Python."""
-        if request.where == SHELL:
-            path = request.options.shell_path or self._settings.shell_path
-            if shutil.which(path) is None:
-                raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
-            if os.sep in path:
-                path = str(Path(path).absolute())  # not resolved in the directory of the task
-            return shell_commands.of_shell(source, path)
-        if request.where == THREAD or self._shell is None:
-            return None
-        return shell_commands.of_cell(self._shell, source)
+        is_shell, shell_path = request.where == SHELL, request.options.shell_path
+        is_cell = not is_shell or (not shell_path and shell_commands.is_for_ipython(source))
+        command = None
+        if is_cell and request.where != THREAD and self._shell is not None:
+            command = shell_commands.of_cell(self._shell, source)
+        if command is not None or not is_shell:
+            return command
+        path = shell_path or self._settings.shell_path or shell_commands.usual_shell()
+        if shutil.which(path) is None:
+            raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
+        if os.sep in path:
+            path = str(Path(path).absolute())  # not resolved in the directory of the task
+        return shell_commands.of_shell(source, path)
 
     def _launch_command(
         self, source: str, request: Request, command: ShellCommand, again: Again | None

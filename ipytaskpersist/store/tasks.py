@@ -609,6 +609,14 @@ class Tasks:
         )
         return [TaskName(*row) for row in rows]
 
+    def names_of_words(self, notebook_key: int) -> set[str]:
+        """Return the names of the notebook's tasks that have a space in them."""
+        rows = self._database.rows(
+            "SELECT DISTINCT name FROM tasks WHERE notebook_key = ? AND instr(name, ' ')",
+            (notebook_key,),
+        )
+        return {name for (name,) in rows}
+
     def tags(self, beginning: str, limit: int) -> list[str]:
         """Return the tags that start with this."""
         rows = self._database.rows(

@@ -105,10 +105,27 @@ def test_references_are_typed_alike_everywhere(notebook: Notebook, run: Run) -> 
     older = notebook.finish("1", "older one")
     newer = notebook.finish("2", "newer")
     for reference, task in (
-        (["older one"], older), (["newer"], newer), ([], newer), (["-1"], newer), (["-2"], older),
-        ([str(older["number"])], older), ([newer["id"]], newer),
+        (["older one"], older), (["older", "one"], older), (["newer"], newer), ([], newer),
+        (["-1"], newer), (["-2"], older), ([str(older["number"])], older), ([newer["id"]], newer),
     ):  # fmt: skip
         assert run("show", *reference, "--json").json()["id"] == task["id"], reference
+
+
+def test_a_name_of_several_words_stands_among_other_references(
+    notebook: Notebook, run: Run
+) -> None:
+    wide = notebook.finish("1", "wide net")
+    narrow = notebook.finish("2", "narrow")
+    exported = run("export", "--format", "json", "narrow", "wide", "net", "-1").json()
+    assert {task["id"] for task in exported["tasks"]} == {wide["id"], narrow["id"]}
+    tagged = run("tag", "wide", "net", "good", "best")
+    assert tagged.stdout.endswith("(wide net): best, good\n"), tagged
+    both = notebook.finish("3", f"wide {narrow['number']}")
+    wider = notebook.finish("4", "wide")
+    meant = run("keep", "wide", str(narrow["number"]))
+    assert "is the name of a task, and wide, " in meant.stderr, meant
+    assert "put the name in quotes" in meant.stderr
+    assert not any(notebook.show(task["id"])["tags"] for task in (narrow, both, wider))
 
 
 def test_what_is_counted_back_may_stand_after_the_end_of_the_options(notebook: Notebook) -> None:

@@ -58,6 +58,7 @@ YOURS_ALONE = {
     "notify_after_s": "0",
     "settings_apart": "['random']",
     "shell_path": "'./evil'",
+    "wait_at_exit_s": "1000000",
     "warm_processes": "false",
 }
 
