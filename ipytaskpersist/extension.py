@@ -39,6 +39,10 @@ class Extension:
         if kernel is None:
             # A terminal's streams can be routed only between two cells.
             self.manager.runners.install_capture()
+            if hasattr(self.shell, "_atexit_once"):
+                # IPython clears the variables before the interpreter exits. The errors that a
+                # running task then raises are not its own.
+                self._patches.replace(self.shell, "_atexit_once", self._leave)
         else:
             self._patches.replace(kernel, "do_shutdown", self._shutdown)
         try:
@@ -68,6 +72,13 @@ class Extension:
             return plain(restart)
 
         return do_shutdown
+
+    def _leave(self, plain: Any) -> Any:
+        def atexit_once() -> Any:
+            self.manager.runners.end_process("IPython ended")
+            return plain()
+
+        return atexit_once
 
     def _greet(self) -> None:
         manager = self.manager

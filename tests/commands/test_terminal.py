@@ -195,7 +195,11 @@ def test_the_next_ipython_in_the_folder_has_everything(
     first = start(prompt)
     first.run("%%background done", "print('prin'+'ted')", "[1, 2, 3]")
     first.run("%bg_wait")
-    first.run("%%background live", "print('be'+'gun')", "import time; time.sleep(1000)")
+    first.run("%background 1/0")  # from now on, errors are shown fast
+    first.run("%bg_wait -1")
+    # It reads a variable all the time, and IPython clears them all when it ends.
+    live = ("import time", "print('be'+'gun')", "while True: time.sleep(.001)")
+    first.run("%%background live", *live)
     until(lambda: stored(state_dir)[-1].last_line == "begun")
     begun = time.monotonic()
     first.leave()
@@ -209,7 +213,7 @@ def test_the_next_ipython_in_the_folder_has_everything(
     assert "begun" in second.run("%bg_output live")
     assert "interrupted" in second.run("%bg_show live")
     assert stored(state_dir)[-1].reason == "IPython ended"
-    assert "background task 3" in second.run("%%background", "1")
+    assert "background task 4" in second.run("%%background", "1")
 
 
 def test_a_killed_ipython_is_noticed(start: Callable[..., IPython], state_dir: Path) -> None:
