@@ -37,7 +37,7 @@ def wait(
     check: bool,
 ) -> None:
     """Wait until tasks have ended. An interrupt ends the waiting, not the task."""
-    tasks = manager.tasks.find_all(refs)
+    tasks = manager.tasks.find_live(refs)
     waiting = surface.waiting()
     names = ", ".join(task.label for task in tasks)
     ended: list[TaskRecord] = []
@@ -81,7 +81,7 @@ def cancel(
         live = (TaskState.PENDING, TaskState.RUNNING)
         tasks = manager.tasks.select(Selection(manager.session.notebook_key() or -1, live))
     else:
-        tasks = manager.tasks.find_all(refs)
+        tasks = manager.tasks.find_live(refs)
     _confirm_others(surface, manager, tasks, "Cancel", yes)
     asked = [task for task in tasks if manager.changes.cancel(task)]
     left = {task.id: manager.changes.end_left(task) for task in tasks if task not in asked}

@@ -138,7 +138,8 @@ def output(
     refuse_together({"--head": head is not None, "--tail": tail is not None, "--follow": follow})
     ways = {"--follow": follow, "--save": save is not None, "--raw": raw, "--json": as_json}
     refuse_together(ways)
-    task = manager.tasks.find(ref)
+    find = manager.tasks.find_live if follow else manager.tasks.find_all
+    (task,) = find([] if ref is None else [ref])
     chosen = {OutputKind.STDOUT: stdout, OutputKind.STDERR: stderr}
     kinds = tuple(kind for kind, wanted in chosen.items() if wanted)
     if follow:

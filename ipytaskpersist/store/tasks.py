@@ -486,6 +486,17 @@ class Tasks:
         condition = "tasks.notebook_key = ? AND tasks.name = ?"
         return self._first(condition, (notebook_key, storable(name)))
 
+    def live_of_name(self, notebook_key: int, name: str) -> list[TaskRecord]:
+        """Return the notebook's live tasks with this name, latest first."""
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS}, {LAST_LINE} FROM tasks INDEXED BY tasks_live
+            JOIN notebooks ON notebooks.key = tasks.notebook_key
+            WHERE tasks.notebook_key = ? AND tasks.state IN ('pending', 'running')
+            AND tasks.name = ? ORDER BY tasks.number DESC""",
+            (notebook_key, storable(name)),
+        )
+        return [self._database.record(self._record, row) for row in rows]
+
     def from_end(self, notebook_key: int, back: int) -> TaskRecord | None:
         """Return the notebook's latest task (1), the one before it (2), and so on."""
         row = self._database.row(
