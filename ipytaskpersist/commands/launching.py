@@ -22,7 +22,7 @@ from ipytaskpersist.commands.definition import (
 from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.session.manager import BackgroundTasks
-from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, Request
+from ipytaskpersist.session.requests import IF_RUNNING, PROCESS, SHELL, THREAD, Request
 
 
 def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
@@ -72,6 +72,10 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Start a Python process in a fresh interpreter, though a warm one is quicker.",
     ),
     click.option(
+        "--if-running", type=click.Choice(IF_RUNNING),
+        help="What to do while this cell's task still runs. Default: the setting if_running.",
+    ),
+    click.option(
         "--tag", "tags", multiple=True, metavar="TAG", shell_complete=completion.tags,
         help="A word by which list finds it again. May be given several times.",
     ),
@@ -105,7 +109,9 @@ def background(name: Sequence[str], **given: Any) -> Request:
     refuse_together(places)
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
-    more = {option: given.pop(option) for option in ("tags", "notify", "notify_to")}
+    given["if_running"] = given["if_running"] or ""
+    apart = ("tags", "notify", "notify_to", "if_running")
+    more = {option: given.pop(option) for option in apart}
     return Request(" ".join(name), where, Options(**given), **more)
 
 

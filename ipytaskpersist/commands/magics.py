@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -120,7 +121,7 @@ class BackgroundMagics:
         with usage_errors():
             command = command_of("background")
             with command.make_context("%%background", _split(line)) as context:
-                self._launch(cell, command.invoke(context))
+                self._launch(cell, replace(command.invoke(context), is_whole_cell=True))
 
     def _background_line(self, line: str) -> None:
         from ipytaskpersist.session.requests import Request
@@ -131,10 +132,15 @@ class BackgroundMagics:
             self._launch(line, Request())
 
     def _launch(self, source: str, request: Request) -> None:
-        task = self._manager.launcher.launch(source, request)
+        launched = self._manager.launcher.launch(source, request)
         # The rest of this cell is not the user's code.
         FOREGROUND.end_cell()
-        self._surface().launched(task)
+        surface = self._surface()
+        if launched.is_new:
+            surface.replaced(launched.replaced)
+            surface.launched(launched.task)
+        else:
+            surface.attached(launched.task, source)
 
 
 def _split(line: str) -> list[str]:

@@ -186,6 +186,21 @@ def test_tab_completes_names_and_options(start: Callable[..., IPython], state_di
     assert "output" in terminal.until_prompt()
 
 
+def test_a_command_that_runs_twice_says_so(start: Callable[..., IPython], state_dir: Path) -> None:
+    terminal = start(["--simple-prompt"])
+    line = "%background import time; time.sleep(1000)"
+    assert "twice" not in terminal.run(line)
+    again = terminal.run(line)
+    assert re.search(
+        r"this cell now runs twice: task 1 has run since \d\d:\d\d; %bg_cancel 1 ends it, "
+        r"%bg_cancel 2 ends this one",
+        again,
+    )
+    terminal.run("%config BackgroundTasks.if_running = 'attach'")
+    assert "nothing was started: task 2 of this cell has run since" in terminal.run(line)
+    assert len(stored(state_dir)) == 2
+
+
 # The end, and the next beginning.
 
 
