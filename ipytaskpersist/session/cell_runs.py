@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.running.running_task import active_task
@@ -14,36 +12,13 @@ from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.session.task_settings import TaskSettings
 from ipytaskpersist.session.waiting import Waiting
 from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import CellRun
 
 REPLACE_S = 1.0
 """Time beyond the grace that a launch waits for the end of the task that it replaces."""
 ALSO_RUNNING = "also_running"
 """Member of a task's provenance: the ids of the earlier runs of its cell that still ran, in one
 text."""
-
-
-@dataclass(frozen=True, slots=True)
-class CellRun:
-    """The run of a cell that launches a task."""
-
-    source: str
-    name: str
-    is_whole: bool
-    """Whether the task is the whole cell, as below ``%%background``."""
-    cell_id: str | None
-    execution_count: int
-    session: str
-
-    def is_again(self, task: TaskRecord) -> bool:
-        """Return whether a task is from an earlier run of the same cell."""
-        if task.is_call or (
-            (task.session, task.execution_count) == (self.session, self.execution_count)
-        ):
-            return False
-        is_same_source = task.source == self.source
-        if task.cell_id and self.cell_id:
-            return task.cell_id == self.cell_id and (self.is_whole or is_same_source)
-        return is_same_source and task.name == self.name
 
 
 class CellRuns:
@@ -74,16 +49,11 @@ class CellRuns:
 
     def earlier(self, run: CellRun) -> list[TaskRecord]:
         """Return the live tasks of earlier runs of this cell, oldest first."""
-        key = self._session.notebook_key()
-        if key is None or active_task.get() is not None or not self._matching(key, run):
+        key, find = self._session.notebook_key(), self._store.tasks.earlier_runs
+        if key is None or active_task.get() is not None or not find(key, run):
             return []
         self._runners.reconcile()  # the kernel of a live task may be gone
-        return self._matching(key, run)
-
-    def _matching(self, notebook_key: int, run: CellRun) -> list[TaskRecord]:
-        tasks = self._store.tasks
-        live = tasks.of_keys(tasks.live(notebook_key))
-        return sorted(filter(run.is_again, live), key=lambda task: task.number)
+        return find(key, run)
 
     def make_room(self, request: Request) -> dict[str, str]:
         """Cancel the tasks that a launch replaces, and return what to note about the others.

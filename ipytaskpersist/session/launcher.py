@@ -26,7 +26,7 @@ from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
 from ipytaskpersist.session import provenance
-from ipytaskpersist.session.cell_runs import CellRun, CellRuns
+from ipytaskpersist.session.cell_runs import CellRuns
 from ipytaskpersist.session.finding import check_tags
 from ipytaskpersist.session.notebook_setup import setting_of
 from ipytaskpersist.session.own_session import OwnSession
@@ -54,7 +54,7 @@ from ipytaskpersist.session.task_settings import TaskSettings
 from ipytaskpersist.store.file.database import storable
 from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.task_store import TaskStore
-from ipytaskpersist.store.tasks import NewTask
+from ipytaskpersist.store.tasks import CellRun, NewTask
 from ipytaskpersist.values.importable import Modules
 from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads, Prepared
 from ipytaskpersist.values.pickling import Unpicklable, require_picklable
