@@ -274,15 +274,16 @@ class Task:
         changes = self._manager.changes
         return changes.cancel(self._record) or changes.end_left(self._record) > 0
 
-    def rerun(self) -> Task:
+    def rerun(self, *, anyway: bool = False) -> Task:
         """Run it again with the same options, and return the new task.
 
-        Raise `InvalidRequest` if it has not ended.
+        Raise `InvalidRequest` if it has not ended. Unless `anyway`, raise `NamesMissing` for a
+        thread task that uses variables which this kernel does not have.
         """
         if not self.done():
             raise InvalidRequest(f"task {self._record.label} is {self.state}; cancel it first")
         self._record = self._manager.tasks.refresh(self._record)
-        return Task(self._manager, self._manager.launcher.rerun(self._record))
+        return Task(self._manager, self._manager.launcher.rerun(self._record, anyway=anyway))
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait, and return the value of its last expression, or of its function.

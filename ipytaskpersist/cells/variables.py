@@ -44,6 +44,24 @@ def used(tree: ast.Module) -> list[str]:
     return list(reader.read)
 
 
+def needed(tree: ast.Module) -> list[str]:
+    """Return the names without which a cell certainly fails, in order, if nothing has bound them.
+
+    Unlike `used`, it leaves out what may be the name of something else, as in a magic's text, and
+    everything if the cell imports names that it does not say.
+    """
+    if any(
+        alias.name == "*"
+        for node in ast.walk(tree)
+        for alias in getattr(node, "names", ())
+        if isinstance(alias, ast.alias)
+    ):
+        return []
+    reader = _NeedReader(set(), set(assigned(tree)))
+    reader.visit(tree)
+    return list(reader.read)
+
+
 def of_history(source: str, shell: Any) -> list[str]:
     """Return IPython's names for results and sources of earlier cells that a cell reads.
 
@@ -140,6 +158,10 @@ class _Reader(ast.NodeVisitor):
         self.read: dict[str, None] = {}
         self.bound = bound
 
+    def _nested(self, bound: set[str]) -> _Reader:
+        """Return a reader for the inside of a function, class or comprehension."""
+        return _Reader(bound)
+
     def _note(self, names: Iterable[str]) -> None:
         self.read.update(dict.fromkeys(name for name in names if name not in self.bound))
 
@@ -233,19 +255,19 @@ class _Reader(ast.NodeVisitor):
             for name in each.names
         }
         own = (set(parameters) | set(_assigned(nodes))) - elsewhere
-        reader = _Reader(self.bound | own)
+        reader = self._nested(self.bound | own)
         reader._visit_all(nodes)
         self._note(reader.read)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._visit_all([*node.decorator_list, *node.bases, *node.keywords])
-        reader = _Reader(set(self.bound))
+        reader = self._nested(set(self.bound))
         reader._visit_all(node.body)
         self._note(reader.read)
         self.bound.add(node.name)
 
     def _visit_comprehension(self, node: Comprehension) -> None:
-        reader = _Reader(set(self.bound))
+        reader = self._nested(set(self.bound))
         for generator in node.generators:
             reader._visit_all([generator.iter, generator.target, *generator.ifs])
         elements = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
@@ -278,6 +300,39 @@ class _Reader(ast.NodeVisitor):
         for node in nodes:
             if node is not None:
                 self.visit(node)
+
+
+class _NeedReader(_Reader):
+    """Collects only names that are certainly read."""
+
+    def __init__(self, bound: set[str], later: set[str]) -> None:
+        """`later` are the names that the cell binds somewhere, perhaps before a call."""
+        super().__init__(bound)
+        self._later = later
+
+    def _nested(self, bound: set[str]) -> _Reader:
+        return _NeedReader(bound | self._later, self._later)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        method, texts = _magic_call(node)
+        if not method or (texts and texts[0] in PYTHON_MAGICS):
+            super().visit_Call(node)
+
+    def visit_Try(self, node: ast.Try | ast.TryStar) -> None:
+        """Leave out a body that is prepared for a missing name."""
+        if any(_catches_name_errors(handler) for handler in node.handlers):
+            self.bound.update(_assigned([node]))
+        else:
+            super().visit_Try(node)
+
+    visit_TryStar = visit_Try  # noqa: N815
+
+
+def _catches_name_errors(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    kinds = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+    return bool(kinds & {"NameError", "Exception", "BaseException"})
 
 
 def _parameters(node: Function) -> list[str]:

@@ -20,7 +20,7 @@ from ipytaskpersist.commands.definition import (
     yes,
 )
 from ipytaskpersist.commands.surfaces import Surface
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.errors import InvalidRequest, NamesMissing
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.requests import IF_RUNNING, PROCESS, SHELL, THREAD, Request
 
@@ -115,11 +115,19 @@ def background(name: Sequence[str], **given: Any) -> Request:
     return Request(" ".join(name), where, Options(**given), **more)
 
 
+anyway = click.option(
+    "--anyway", is_flag=True, help="Even if this kernel lacks variables that the task uses."
+)
+
+
 @verbs.command()
 @one
+@anyway
 @yes
 @surface_and_manager
-def rerun(surface: Surface, manager: BackgroundTasks, ref: str | None, yes: bool) -> None:
+def rerun(
+    surface: Surface, manager: BackgroundTasks, ref: str | None, anyway: bool, yes: bool
+) -> None:
     """Run an ended task's source again with the same options, as a new task."""
     task = manager.tasks.find(ref)
     if not task.state.is_final:
@@ -133,15 +141,20 @@ def rerun(surface: Surface, manager: BackgroundTasks, ref: str | None, yes: bool
             f"Run task {task.label}, which was imported from a file? {read_it}.",
             f"task {task.label} was imported from a file; {read_it}, and --yes runs it",
         )
-    surface.launched(manager.launcher.rerun(task))
+    surface.launched(manager.launcher.rerun(task, anyway=anyway))
 
 
 @verbs.command()
 @several
 @click.option("--all", "every_task", is_flag=True, help="All that were interrupted, each once.")
+@anyway
 @surface_and_manager
 def resume(
-    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], every_task: bool
+    surface: Surface,
+    manager: BackgroundTasks,
+    refs: Sequence[str],
+    every_task: bool,
+    anyway: bool,
 ) -> None:
     """Run interrupted tasks again. Use rerun for a task that ended by itself."""
     refuse_together({"--all": every_task, "references": bool(refs)})
@@ -151,13 +164,19 @@ def resume(
     for task in chosen:
         if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
+    refused: list[str] = []
     for task in chosen:
-        surface.launched(manager.launcher.rerun(task, once=True))
+        try:
+            surface.launched(manager.launcher.rerun(task, once=True, anyway=anyway))
+        except NamesMissing as error:  # the others do not depend on it
+            refused.append(str(error))
     left = [] if refs else [task for task in waiting if task not in certain]
     if left:
         click.echo(_may_run_on(left))
     elif not chosen:
         click.echo("nothing to resume: no task of this notebook is interrupted")
+    if refused:
+        raise NamesMissing("; ".join(refused))
 
 
 def _may_run_on(tasks: Sequence[TaskRecord]) -> str:

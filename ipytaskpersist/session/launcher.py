@@ -18,14 +18,14 @@ from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING, INPUTS, Options, TaskRecord
 from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
 from ipytaskpersist.cells.shell_commands import ShellCommand
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.errors import InvalidRequest, NamesMissing
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.upkeep import UpkeepTimer
 from ipytaskpersist.notify import targets
 from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
-from ipytaskpersist.session import provenance
+from ipytaskpersist.session import missing_names, provenance
 from ipytaskpersist.session.cell_runs import CellRuns
 from ipytaskpersist.session.finding import check_tags
 from ipytaskpersist.session.notebook_setup import setting_of
@@ -399,10 +399,11 @@ class Launcher:
 
     # Running again.
 
-    def rerun(self, task: TaskRecord, *, once: bool = False) -> TaskRecord:
+    def rerun(self, task: TaskRecord, *, once: bool = False, anyway: bool = False) -> TaskRecord:
         """Run an ended task's source again with the same options, as a new task.
 
-        With `once`, raise `AlreadyRunAgain` if it has been run again before.
+        With `once`, raise `AlreadyRunAgain` if it has been run again before. Unless `anyway`, raise
+        `NamesMissing` for a thread task that would miss variables in this kernel.
         """
         again = Again(task, once)
         if task.runner == THREAD:
@@ -411,9 +412,18 @@ class Launcher:
                     f"task {task.label} was a call of a function in a thread, whose arguments "
                     "were not kept; submit it again"
                 )
+            if not anyway:
+                self._refuse_without_names(task, "resume" if once else "rerun")
             reconciling.end_left(task)  # or both would run
             return self._launch_thread(task.source, Request(task.name), again)
         return self._rerun_process(task, again)
+
+    def _refuse_without_names(self, task: TaskRecord, verb: str) -> None:
+        missing = missing_names.missing(self._require_shell(), self._store, task)
+        if missing:
+            raise NamesMissing(
+                f"{missing.in_words(task)}; %bg_{verb} {task.number} --anyway runs it all the same"
+            )
 
     def _rerun_process(self, task: TaskRecord, again: Again) -> TaskRecord:
         if task.is_imported:
