@@ -13,6 +13,7 @@ from ipytaskpersist.commands.magics import BackgroundMagics, command_of
 from ipytaskpersist.display import greetings
 from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
 from ipytaskpersist.isolation import random_states
+from ipytaskpersist.session import awaited_names
 from ipytaskpersist.session.manager import BackgroundTasks, set_current
 from ipytaskpersist.store import problems
 
@@ -34,6 +35,7 @@ class Extension:
         self.shell.configurables.append(self.manager)
         self.magics.register()
         random_states.install(self._patches)
+        awaited_names.install(self.manager)
         tab_completion.install(self.shell, self.manager, command_of, self._patches)
         kernel = getattr(self.shell, "kernel", None)
         if kernel is None:

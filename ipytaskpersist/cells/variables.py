@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
@@ -85,6 +86,11 @@ def assigned(tree: ast.Module) -> list[str]:
     return [*(n for n in names if n not in modules), *(n for n in names if n in modules)]
 
 
+def values(tree: ast.Module) -> set[str]:
+    """Return the names that a cell assigns, without modules, definitions and loop variables."""
+    return set(_assigned(tree.body, as_values=True))
+
+
 def imported(tree: ast.Module) -> set[str]:
     """Return the names that a cell binds by importing."""
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -97,31 +103,36 @@ def augmented(tree: ast.Module) -> set[str]:
     return {node.target.id for node in nodes if isinstance(node.target, ast.Name)}
 
 
-def _assigned(nodes: Iterable[ast.AST]) -> Iterator[str]:
+def _assigned(nodes: Iterable[ast.AST], *, as_values: bool = False) -> Iterator[str]:
+    """Yield the names that statements bind; with `as_values`, those of `values`."""
+    inside = partial(_assigned, as_values=as_values)
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
+            yield from [] if as_values else [node.name]
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from _imported(node)
+            yield from [] if as_values else _imported(node)
+        elif isinstance(node, ast.For | ast.AsyncFor) and as_values:
+            yield from inside([node.iter, *node.body, *node.orelse])
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
         elif isinstance(node, ast.Lambda | Comprehension):
-            yield from _assigned(each for each in ast.walk(node) if isinstance(each, ast.NamedExpr))
+            yield from inside(each for each in ast.walk(node) if isinstance(each, ast.NamedExpr))
         else:
             if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
                 yield node.name
             if isinstance(node, ast.Call):
-                yield from _assigned_by_magic(node)
-            yield from _assigned(ast.iter_child_nodes(node))
+                yield from inside(_code_of_magic(node))
+            yield from inside(ast.iter_child_nodes(node))
 
 
-def _assigned_by_magic(node: ast.Call) -> Iterator[str]:
+def _code_of_magic(node: ast.Call) -> Iterator[ast.AST]:
+    """Yield the statements in the text of a magic that runs it as code of the cell."""
     method, texts = _magic_call(node)
     if method.startswith("run_") and texts and texts[0] in PYTHON_MAGICS:
         for text in texts[1:]:
             tree = _parsed(text)
             if tree is not None:
-                yield from _assigned(tree.body)
+                yield from tree.body
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:

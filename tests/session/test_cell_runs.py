@@ -35,6 +35,10 @@ def test_a_cell_that_runs_twice_says_so_attaches_or_replaces(
     kernel.kill()
     kernel.revive()
     kernel.run("%load_ext ipytaskpersist")
+    missed = kernel.run("print(time)", check=False)
+    assert missed.stream("stderr") == (
+        "task 1 (sweep) assigns time and still runs: %bg_wait 1, then %bg_load 1 time\n"
+    )
 
     # Another cell with the same text is another cell, and so is each launch of one loop.
     other = kernel.run("%%background\n1", cell_id="two")
