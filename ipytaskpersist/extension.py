@@ -13,9 +13,10 @@ from ipytaskpersist.commands.magics import BackgroundMagics, command_of
 from ipytaskpersist.display import greetings
 from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
 from ipytaskpersist.isolation import random_states
-from ipytaskpersist.session import awaited_names
+from ipytaskpersist.session import awaited_names, renamed_notebooks
 from ipytaskpersist.session.manager import BackgroundTasks, set_current
 from ipytaskpersist.store import problems
+from ipytaskpersist.store.tasks import Selection
 
 
 class Extension:
@@ -94,6 +95,16 @@ class Extension:
         greeting = returned.greeting(resumed)
         if greeting:
             print(greeting)
+        self._offer_to_adopt()
+
+    def _offer_to_adopt(self) -> None:
+        """Say that tasks of a notebook which is gone belong to these cells, if it is new here."""
+        store, session = self.manager.store, self.manager.session.record()
+        if store.tasks.count(Selection(session.notebook_key)):
+            return
+        found = renamed_notebooks.origin(store, session)
+        if found is not None and found.is_gone:
+            print(found.offer())
 
     def _resume(self) -> dict[str, TaskRecord]:
         """Run interrupted tasks again. Return the new tasks by the ids of the old ones."""

@@ -1,4 +1,4 @@
-"""The verbs that move tasks out of the store and into another: export and import."""
+"""The verbs that move tasks: export, import, and adopt for those of a renamed notebook."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.history.exporting import Export
 from ipytaskpersist.history.import_reading import DOCUMENT_BYTES, Invalid
 from ipytaskpersist.history.importing import Report, import_file
-from ipytaskpersist.session import finding
+from ipytaskpersist.session import finding, renamed_notebooks
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.tasks import Selection
-from ipytaskpersist.text.formatting import counted
+from ipytaskpersist.text.formatting import counted, notebook_name
 
 
 def _page(export: Export) -> Iterator[bytes]:
@@ -143,6 +143,29 @@ def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
     finally:
         remove(partial)
     return size_bytes
+
+
+@verbs.command()
+@surface_and_manager
+def adopt(surface: Surface, manager: BackgroundTasks) -> None:
+    """Take over the tasks of a notebook that was renamed or moved while no kernel ran."""
+    session = manager.session.record()
+    manager.runners.reconcile()
+    found = renamed_notebooks.origin(manager.store, session)
+    if found is None:
+        name = legible(notebook_name(session.path))
+        raise InvalidRequest(f"no notebook that is gone has tasks of the cells of {name}")
+    if not found.is_gone:
+        raise InvalidRequest(
+            f"nothing was taken over: the cells of {found.name}, which still exists, have the same "
+            "ids; %bg_list --all shows its tasks, and their ids mean them here, too"
+        )
+    total = manager.store.tasks.count(Selection(found.key))
+    renumbered = manager.store.sessions.adopt(session.notebook_key, found.key)
+    shows = surface.in_words("%bg_list")
+    click.echo(f"took over {counted(total, 'task')} of {found.name}; {shows} shows them")
+    for before, now in renumbered:
+        click.echo(f"what was task {before} here is now {now}")
 
 
 @verbs.command("import")

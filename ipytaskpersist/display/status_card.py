@@ -262,7 +262,8 @@ def _foot(card: Card) -> str:
     if not card.task.state.is_final:
         as_of = (
             '<span class="ipytaskpersist-as-of" style="white-space:nowrap">'
-            f"as of {_moment(card.now)}; %bg_list shows it now</span>"
+            # By its id: in a copy of the notebook, the number may be another task's.
+            f"as of {_moment(card.now)}; %bg_show {card.task.id} shows it now</span>"
         )
     about = escape(legible(_about(card)))
     return (

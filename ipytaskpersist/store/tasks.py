@@ -576,6 +576,15 @@ class Tasks:
         row = self._database.row(f"SELECT count(*) FROM tasks WHERE {condition}", parameters)
         return int(row[0])
 
+    def count_of_cells(self, notebook_key: int, cell_ids: Collection[str]) -> int:
+        """Return how many of the notebook's tasks were launched by these cells."""
+        row = self._database.row(
+            """SELECT count(*) FROM tasks WHERE notebook_key = ?
+            AND cell_id IN (SELECT value FROM json_each(?))""",
+            (notebook_key, json.dumps([*cell_ids])),
+        )
+        return int(row[0])
+
     def keys(self, selection: Selection) -> set[int]:
         """Return the rows of the tasks that the selection would contain without its limit."""
         condition, parameters = _where(selection)
