@@ -102,8 +102,8 @@ class Extension:
         store, session = self.manager.store, self.manager.session.record()
         if store.tasks.count(Selection(session.notebook_key)):
             return
-        found = renamed_notebooks.origin(store, session)
-        if found is not None and found.is_gone:
+        found = renamed_notebooks.gone(store, session)
+        if found is not None:
             print(found.offer())
 
     def _resume(self) -> dict[str, TaskRecord]:

@@ -12,7 +12,7 @@ from ipytaskpersist.base import disk_errors
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import typed_path
 from ipytaskpersist.base.private_files import make_durable, new_private, remove
-from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.base.records import SessionRecord, TaskRecord
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
@@ -151,21 +151,26 @@ def adopt(surface: Surface, manager: BackgroundTasks) -> None:
     """Take over the tasks of a notebook that was renamed or moved while no kernel ran."""
     session = manager.session.record()
     manager.runners.reconcile()
-    found = renamed_notebooks.origin(manager.store, session)
+    found = renamed_notebooks.gone(manager.store, session)
     if found is None:
-        name = legible(notebook_name(session.path))
-        raise InvalidRequest(f"no notebook that is gone has tasks of the cells of {name}")
-    if not found.is_gone:
-        raise InvalidRequest(
-            f"nothing was taken over: the cells of {found.name}, which still exists, have the same "
-            "ids; %bg_list --all shows its tasks, and their ids mean them here, too"
-        )
+        raise InvalidRequest(_why_not_adopted(manager, session))
     total = manager.store.tasks.count(Selection(found.key))
     renumbered = manager.store.sessions.adopt(session.notebook_key, found.key)
     shows = surface.in_words("%bg_list")
     click.echo(f"took over {counted(total, 'task')} of {found.name}; {shows} shows them")
     for before, now in renumbered:
         click.echo(f"what was task {before} here is now {now}")
+
+
+def _why_not_adopted(manager: BackgroundTasks, session: SessionRecord) -> str:
+    source = renamed_notebooks.copied(manager.store, session)
+    if source is None:
+        name = legible(notebook_name(session.path))
+        return f"no notebook that is gone has tasks of the cells of {name}"
+    return (
+        f"nothing was taken over: the cells of {source.name}, which still exists, have the same "
+        "ids; %bg_list --all shows its tasks, and their ids mean them here, too"
+    )
 
 
 @verbs.command("import")

@@ -7,7 +7,6 @@ cells have kept their ids, by which the tasks of the old one can be taken over.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ class Origin:
     path: str
     tasks: int
     """How many of its tasks belong to cells of this notebook."""
-    is_gone: bool
-    """Whether its file does not exist any more; otherwise this notebook is a copy."""
 
     @property
     def name(self) -> str:
@@ -49,25 +46,32 @@ class Origin:
         )
 
 
-def origin(store: TaskStore, session: SessionRecord) -> Origin | None:
-    """Return where the cells of a session's notebook come from: what is gone, rather than a copy.
+def gone(store: TaskStore, session: SessionRecord) -> Origin | None:
+    """Return the notebook that was renamed to a session's, as far as its cells say so.
 
-    None if no other notebook of this machine has tasks of these cells, or its kernel still runs.
+    None if no notebook that is gone from this machine has tasks of these cells, or if its kernel
+    still runs.
     """
-    found = [each for each in _origins(store, session) if each.tasks]
-    return next((each for each in found if each.is_gone), next(iter(found), None))
+    return _origin(store, session, is_gone=True)
 
 
-def _origins(store: TaskStore, session: SessionRecord) -> Iterator[Origin]:
+def copied(store: TaskStore, session: SessionRecord) -> Origin | None:
+    """Return a notebook that still exists, and of whose cells a session's has copies."""
+    return _origin(store, session, is_gone=False)
+
+
+def _origin(store: TaskStore, session: SessionRecord, *, is_gone: bool) -> Origin | None:
     others = [
         each
         for each in store.sessions.left_notebooks(session.notebook_key)
-        if each.host == host_name() and each.path != session.path
+        if each.host == host_name() and each.path != session.path and _is_gone(each) == is_gone
     ]
     ids = _cell_ids(Path(session.path)) if others else []
     for other in others if ids else ():
         count = store.tasks.count_of_cells(other.key, ids)
-        yield Origin(other.key, other.path, count, is_gone=_is_gone(other))
+        if count:
+            return Origin(other.key, other.path, count)
+    return None
 
 
 def _is_gone(notebook: LeftNotebook) -> bool:
