@@ -26,7 +26,7 @@ from typed import MakeKernel, Notebook, kinds
         ("%bg_list --session nope", "the most recent are"),
         ("%bg_list unexpected", "%bg_list --help"),
         ("%bg lst", "did you mean 'list'?"),
-        ("%bg frobnicate", "there are archive, backup"),
+        ("%bg frobnicate", "there are adopt, archive, backup"),
         ("%bg_output nope", "in this notebook"),
         ("%bg_output 1 2", "%bg_output --help"),
         ("%bg_output --head 1 --tail 1", "give one of them"),
