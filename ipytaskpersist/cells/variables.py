@@ -31,6 +31,11 @@ SHELL_MAGICS = {
 PYTHON_MAGICS = {"time", "capture", "prun"}
 """Magics whose text is code of the cell itself."""
 
+BINDS_NOTHING = {
+    *("time", "timeit", "prun", "matplotlib", "config", "load_ext", "reload_ext", "autoreload"),
+    *("cd", "env", "pip", "conda", "system", "sx"),
+}
+"""Magics that bind no variables, unlike ``%run``, and unlike others that are not known."""
 OF_HISTORY = re.compile(r"(?:_{1,3}|_\d+|_i{1,3}|_i\d+|_oh|_ih|Out|In)")
 """IPython's names for the results and sources of earlier cells."""
 
@@ -49,14 +54,9 @@ def needed(tree: ast.Module) -> list[str]:
     """Return the names without which a cell certainly fails, in order, if nothing has bound them.
 
     Unlike `used`, it leaves out what may be the name of something else, as in a magic's text, and
-    everything if the cell imports names that it does not say.
+    everything if the cell may bind names that it does not say.
     """
-    if any(
-        alias.name == "*"
-        for node in ast.walk(tree)
-        for alias in getattr(node, "names", ())
-        if isinstance(alias, ast.alias)
-    ):
+    if any(map(_may_bind_anything, ast.walk(tree))):
         return []
     reader = _NeedReader(set(), set(assigned(tree)))
     reader.visit(tree)
@@ -337,6 +337,19 @@ class _NeedReader(_Reader):
             super().visit_Try(node)
 
     visit_TryStar = visit_Try  # noqa: N815
+
+
+def _may_bind_anything(node: ast.AST) -> bool:
+    """Return whether a node may bind names that are not in the tree, as ``import *`` does."""
+    if isinstance(node, ast.ImportFrom):
+        return any(alias.name == "*" for alias in node.names)
+    if not isinstance(node, ast.Call):
+        return False
+    method, texts = _magic_call(node)
+    if method.startswith("run_") and texts:
+        is_bare = texts[0] in {"capture", *SHELL_MAGICS} and not (texts[1:] and texts[1].strip())
+        return not is_bare and texts[0] not in BINDS_NOTHING
+    return isinstance(node.func, ast.Name) and node.func.id in {"exec", "globals", "locals"}
 
 
 def _catches_name_errors(handler: ast.ExceptHandler) -> bool:

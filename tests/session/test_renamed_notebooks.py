@@ -9,10 +9,12 @@ from pathlib import Path
 
 from kernels import NotebookKernel
 from programs import run_command
+from typed import record
 
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 
 LOOP = "import time\nwhile True: time.sleep(.01)"
 
@@ -71,3 +73,19 @@ def test_a_renamed_notebook_takes_over_its_tasks_and_a_copy_does_not(
     assert with_store.tasks.live(found.key) == set()
     assert found.path != str(new)
     with_store.close()
+
+
+def test_what_was_launched_meanwhile_gets_the_numbers_after_what_is_taken_over(
+    store: TaskStore,
+) -> None:
+    """Also where the old and the new numbers of the same tasks overlap."""
+    (old,) = record(store, "old", path="/old.ipynb")
+    new = record(store, "a", "b", "c", path="/new.ipynb", session="b1b2c3d4-x")
+    renumbered = store.sessions.adopt(new[0].notebook_key, old.notebook_key)
+    assert renumbered == [(1, 2), (2, 3), (3, 4)]
+    tasks = store.tasks.select(Selection(new[0].notebook_key))
+    assert [(task.number, task.id) for task in tasks] == [
+        (1, old.id), *((task.number + 1, task.id) for task in new)
+    ]  # fmt: skip
+    (last,) = record(store, "d", path="/new.ipynb", session="b1b2c3d4-x")
+    assert last.number == 5
