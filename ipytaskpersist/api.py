@@ -48,6 +48,7 @@ def background(
     fresh: bool = False,
     tags: Sequence[str] = (),
     notify: bool | Sequence[str] = False,
+    if_running: str = "",
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -59,6 +60,9 @@ def background(
     the source uses and assigns. `fresh` has it begin in a fresh interpreter instead of a copy of a
     warm one. `tags` are words by which lists find the task again. `notify` sends
     a notification of its end to the places of the setting `notify`, and to the places given here.
+    `if_running` says what to do while the task of an earlier run of the same cell still runs:
+    ``ask``, ``attach`` (which returns that task), ``replace`` or ``new``; by default the setting
+    `if_running` does.
 
     Return as soon as the task is durably recorded. Raise what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
@@ -81,8 +85,8 @@ def background(
         fresh=fresh,
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
-    request = Request(name, where, options, tags, bool(notify), notify_to)
-    return Task(manager, manager.launcher.launch(source, request))
+    request = Request(name, where, options, tags, bool(notify), notify_to, if_running)
+    return Task(manager, manager.launcher.launch(source, request).task)
 
 
 def submit(
@@ -312,15 +316,16 @@ class Task:
         changes = self._manager.changes
         return changes.cancel(self._record) or changes.end_left(self._record) > 0
 
-    def rerun(self) -> Task:
+    def rerun(self, *, anyway: bool = False) -> Task:
         """Run it again with the same options, and return the new task.
 
-        Raise `InvalidRequest` if it has not ended.
+        Raise `InvalidRequest` if it has not ended. Unless `anyway`, raise `NamesMissing` for a
+        thread task that uses variables which this kernel does not have.
         """
         if not self.done():
             raise InvalidRequest(f"task {self._record.label} is {self.state}; cancel it first")
         self._record = self._manager.tasks.refresh(self._record)
-        return Task(self._manager, self._manager.launcher.rerun(self._record))
+        return Task(self._manager, self._manager.launcher.rerun(self._record, anyway=anyway))
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait, and return the value of its last expression, or of its function.

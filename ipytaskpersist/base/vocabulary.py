@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MODULE_OF = {
+    "adopt": "moving",
     "archive": "keeping",
     "backup": "keeping",
     "cancel": "changing",

@@ -41,7 +41,7 @@ def wait(
 ) -> None:
     """Wait until tasks have ended. An interrupt ends the waiting, not the task."""
     refuse_together({"--all": every_task, "references": bool(refs)})
-    tasks = _live(manager) if every_task else manager.tasks.find_all(refs)
+    tasks = _live(manager) if every_task else manager.tasks.find_live(refs)
     if not tasks:
         click.echo("nothing to wait for")
         return
@@ -88,7 +88,7 @@ def cancel(
 ) -> None:
     """Cancel tasks. A process is killed if need be; a thread in a C call ends when it returns."""
     refuse_together({"--all": every_task, "references": bool(refs)})
-    tasks = _live(manager) if every_task else manager.tasks.find_all(refs)
+    tasks = _live(manager) if every_task else manager.tasks.find_live(refs)
     _confirm_others(surface, manager, tasks, "Cancel", yes)
     asked = [task for task in tasks if manager.changes.cancel(task)]
     left = {task.id: manager.changes.end_left(task) for task in tasks if task not in asked}

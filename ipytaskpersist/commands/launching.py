@@ -21,9 +21,9 @@ from ipytaskpersist.commands.definition import (
     yes,
 )
 from ipytaskpersist.commands.surfaces import Surface
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.errors import InvalidRequest, NamesMissing
 from ipytaskpersist.session.manager import BackgroundTasks
-from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, Request
+from ipytaskpersist.session.requests import IF_RUNNING, PROCESS, SHELL, THREAD, Request
 
 
 def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
@@ -73,6 +73,10 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Start a Python process in a fresh interpreter, though a warm one is quicker.",
     ),
     click.option(
+        "--if-running", type=click.Choice(IF_RUNNING),
+        help="What to do while this cell's task still runs. Default: the setting if_running.",
+    ),
+    click.option(
         "--tag", "tags", multiple=True, metavar="TAG", shell_complete=completion.tags,
         help="A word by which list finds it again. May be given several times.",
     ),
@@ -108,15 +112,25 @@ def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     refuse_together({"--name": named is not None, "a name without it": bool(name)})
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
-    more = {option: given.pop(option) for option in ("tags", "notify", "notify_to")}
+    given["if_running"] = given["if_running"] or ""
+    apart = ("tags", "notify", "notify_to", "if_running")
+    more = {option: given.pop(option) for option in apart}
     return Request(named or " ".join(name), where, Options(**given), **more)
+
+
+anyway = click.option(
+    "--anyway", is_flag=True, help="Even if this kernel lacks variables that the task uses."
+)
 
 
 @verbs.command()
 @one
+@anyway
 @yes
 @surface_and_manager
-def rerun(surface: Surface, manager: BackgroundTasks, ref: str | None, yes: bool) -> None:
+def rerun(
+    surface: Surface, manager: BackgroundTasks, ref: str | None, anyway: bool, yes: bool
+) -> None:
     """Run an ended task's source again with the same options, as a new task."""
     task = manager.tasks.find(ref)
     if not task.state.is_final:
@@ -130,15 +144,20 @@ def rerun(surface: Surface, manager: BackgroundTasks, ref: str | None, yes: bool
             f"Run task {task.label}, which was imported from a file? {read_it}.",
             f"task {task.label} was imported from a file; {read_it}, and --yes runs it",
         )
-    surface.launched(manager.launcher.rerun(task))
+    surface.launched(manager.launcher.rerun(task, anyway=anyway))
 
 
 @verbs.command()
 @several
 @click.option("--all", "every_task", is_flag=True, help="All that were interrupted, each once.")
+@anyway
 @surface_and_manager
 def resume(
-    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], every_task: bool
+    surface: Surface,
+    manager: BackgroundTasks,
+    refs: Sequence[str],
+    every_task: bool,
+    anyway: bool,
 ) -> None:
     """Run interrupted tasks again. Use rerun for a task that ended by itself."""
     refuse_together({"--all": every_task, "references": bool(refs)})
@@ -148,13 +167,19 @@ def resume(
     for task in chosen:
         if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
+    refused: list[str] = []
     for task in chosen:
-        surface.launched(manager.launcher.rerun(task, once=True))
+        try:
+            surface.launched(manager.launcher.rerun(task, once=True, anyway=anyway))
+        except NamesMissing as error:  # the others do not depend on it
+            refused.append(str(error))
     left = [] if refs else [task for task in waiting if task not in certain]
     if left:
         click.echo(_may_run_on(left))
     elif not chosen:
         click.echo("nothing to resume: no task of this notebook is interrupted")
+    if refused:
+        raise NamesMissing("; ".join(refused))
 
 
 def _may_run_on(tasks: Sequence[TaskRecord]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -130,7 +131,7 @@ class BackgroundMagics:
             command = command_of("background")
             launch_line.refuse_code(line, command)
             with command.make_context("%%background", _split(line)) as context:
-                self._launch(cell, command.invoke(context))
+                self._launch(cell, replace(command.invoke(context), is_whole_cell=True))
 
     def _background_line(self, line: str) -> None:
         with usage_errors():
@@ -144,10 +145,15 @@ class BackgroundMagics:
                 self._launch(code, request)
 
     def _launch(self, source: str, request: Request) -> None:
-        task = self._manager.launcher.launch(source, request)
+        launched = self._manager.launcher.launch(source, request)
         # The rest of this cell is not the user's code.
         FOREGROUND.end_cell()
-        self._surface().launched(task)
+        surface = self._surface()
+        if launched.is_new:
+            surface.replaced(launched.replaced)
+            surface.launched(launched.task)
+        else:
+            surface.attached(launched.task, source)
 
 
 def _split(line: str) -> list[str]:

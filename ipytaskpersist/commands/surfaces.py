@@ -18,12 +18,13 @@ from ipytaskpersist.base.records import OutputKind, TaskRecord
 from ipytaskpersist.base.widget_marks import model_of
 from ipytaskpersist.commands import pacing
 from ipytaskpersist.commands.pacing import Pace
-from ipytaskpersist.display import console, revived_widgets
+from ipytaskpersist.display import console, double_runs, revived_widgets
 from ipytaskpersist.display.listing import Listing, list_html
 from ipytaskpersist.display.status_card import CardReader, bundle, cards_text
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.output.replay import Output, with_kept
 from ipytaskpersist.running.running_task import active_task
+from ipytaskpersist.session.cell_runs import also_running
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.text import formatting
 from ipytaskpersist.text.terminal_filter import TerminalFilter
@@ -70,6 +71,20 @@ class Surface:
     def launched(self, task: TaskRecord) -> None:
         """Show a task that was just launched."""
         click.echo(self.in_words(formatting.launched_text(task)))
+        earlier = also_running(self.manager.store, task)
+        if earlier:
+            words = double_runs.in_words(task, earlier, formatting.utc_now())
+            click.echo(self.in_words(words), err=True)
+
+    def attached(self, task: TaskRecord, source: str) -> None:
+        """Show the task that runs already, instead of one that would be launched."""
+        words = double_runs.attached(task, source, formatting.utc_now())
+        click.echo(f"{self.in_words(words)}   {formatting.next_commands(task)}")
+
+    def replaced(self, tasks: Sequence[TaskRecord]) -> None:
+        """Report the tasks that were to end before another one was launched."""
+        for task in tasks:
+            click.echo(double_runs.replaced(task, self.manager.tasks.refresh(task)))
 
     def output(self, output: Output) -> None:
         """Show one output of a task: stdout to stdout, stderr and errors to stderr."""
@@ -213,6 +228,10 @@ class NotebookSurface(IPythonSurface):
         """Displays of other kernels' widgets, by model id."""
 
     def launched(self, task: TaskRecord) -> None:
+        self._show_card(task)
+
+    def attached(self, task: TaskRecord, source: str) -> None:
+        click.echo(double_runs.attached(task, source, formatting.utc_now()))
         self._show_card(task)
 
     def listing(self, listing: Listing) -> None:

@@ -103,7 +103,8 @@ def output(
     ways = {"--follow": follow, "--save": save is not None, "--raw": raw, "--json": as_json}
     refuse_together(ways)
     refuse_together({"--all": every_task, "references": bool(refs)})
-    tasks = _all(manager) if every_task else manager.tasks.find_all(refs)
+    find = manager.tasks.find_live if follow else manager.tasks.find_all
+    tasks = _all(manager) if every_task else find(refs)
     chosen = {OutputKind.STDOUT: stdout, OutputKind.STDERR: stderr}
     part = Part(tuple(kind for kind, wanted in chosen.items() if wanted), head, tail)
     if follow:

@@ -17,6 +17,7 @@ from ipytaskpersist.capture import displays
 from ipytaskpersist.display.status_card import Card, CardReader, bundle
 from ipytaskpersist.errors import BackgroundError, TaskNotFound
 from ipytaskpersist.running.running_task import active_task
+from ipytaskpersist.session.cell_runs import also_running
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store import problems
 from ipytaskpersist.store.file.database import CommitWatch
@@ -67,10 +68,12 @@ class Cards:
         """Show a task's card in the running cell, and update it until the task ends."""
         display_id = uuid4().hex
         first = task
-        if task.runner == "thread":
+        if task.runner == "thread" and task.state is TaskState.PENDING:
             # The task has been started; the card need not wait for the store to say so.
             first = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
-        self._publish(Card(first, formatting.utc_now()), display_id, update=False)
+        earlier = also_running(self._manager.store, task)
+        card = Card(first, formatting.utc_now(), also_running=earlier)
+        self._publish(card, display_id, update=False)
         reader = CardReader(self._manager)
         context = copy_context()
         context.run(active_task.set, None)

@@ -27,7 +27,9 @@ from ipytaskpersist.base.records import (
     TaskRecord,
     TaskState,
 )
+from ipytaskpersist.display import double_runs
 from ipytaskpersist.output import replay
+from ipytaskpersist.session.cell_runs import also_running
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.text.formatting import (
@@ -72,6 +74,8 @@ class Card:
     """The line of the cell that failed: ``cell line 4``."""
     not_back: str = ""
     """What it has changed of what it was given, and could not bring back, with the reasons."""
+    also_running: Sequence[TaskRecord] = ()
+    """The earlier runs of its cell that still run."""
 
 
 class CardReader:
@@ -97,6 +101,7 @@ class CardReader:
             self._memory(store, task),
             _failed_at(store, task),
             _not_back(store, task),
+            also_running(store, task),
         )
 
     def _read_lines(self, store: TaskStore, key: int) -> None:
@@ -158,6 +163,7 @@ def card_html(card: Card) -> str:
         f"border-left:4px solid {look.colour};border-radius:6px;padding:8px 12px;max-width:640px;"
         "box-sizing:border-box;overflow:hidden;text-align:left;"
         'font-family:system-ui,-apple-system,Segoe UI,sans-serif;font-size:13px;line-height:1.45">'
+        f"{double_runs.as_html(task, card.also_running)}"
         f"{_head(card)}{_bar(task)}{_lines(card)}{_error(card)}{_warning(card)}{_foot(card)}</div>"
     )
 
@@ -256,7 +262,8 @@ def _foot(card: Card) -> str:
     if not card.task.state.is_final:
         as_of = (
             '<span class="ipytaskpersist-as-of" style="white-space:nowrap">'
-            f"as of {_moment(card.now)}; %bg_list shows it now</span>"
+            # By its id: in a copy of the notebook, the number may be another task's.
+            f"as of {_moment(card.now)}; %bg_show {card.task.id} shows it now</span>"
         )
     about = escape(legible(_about(card)))
     return (
@@ -311,7 +318,8 @@ def card_text(card: Card) -> str:
     elif not task.state.is_final:
         parts.append(f"as of {_moment(card.now)}")
     head = legible(" · ".join(dict.fromkeys(filter(None, parts)))) + f"   {next_commands(task)}"
-    lines = [*shown_lines(card), *filter(None, [card.not_back])]
+    twice = double_runs.in_words(task, card.also_running, card.now)
+    lines = [*shown_lines(card), *filter(None, [card.not_back, twice])]
     return "\n".join([head, *(f"  {legible(line)}" for line in lines)])
 
 

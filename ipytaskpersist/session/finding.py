@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from ipytaskpersist.base.legible import legible
@@ -23,16 +24,19 @@ FULL_ID = re.compile(r"-\d+$", re.ASCII)
 TAG = re.compile(r"(?!-)[^\s,]{1,64}")
 
 
-def find(store: TaskStore, notebook_key: int | None, reference: str | int | None) -> TaskRecord:
+def find(
+    store: TaskStore, notebook_key: int | None, reference: str | int | None, *, live: bool = False
+) -> TaskRecord:
     """Return the task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest.
 
-    None means the latest. Only a full id reaches another notebook's task. Raise `TaskNotFound` or
+    None means the latest. Only a full id reaches another notebook's task. With `live`, a name means
+    a live task rather than a later one that has ended. Raise `TaskNotFound` or
     `AmbiguousReference`.
     """
     text = "-1" if reference is None else str(reference).strip()
     found = store.open().tasks.by_id(text) if store.exists else None
     if found is None and store.exists and notebook_key is not None:
-        found = _find_here(store, notebook_key, text)
+        found = _find_here(store, notebook_key, text, live=live)
     if found is None:
         raise _not_found(store, notebook_key, reference)
     return found
@@ -95,7 +99,9 @@ def as_number(reference: str | int | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
+def _find_here(
+    store: TaskStore, notebook_key: int, text: str, *, live: bool = False
+) -> TaskRecord | None:
     number = as_number(text)
     if number is not None:
         by_number = store.tasks.by_number(notebook_key, number)
@@ -103,8 +109,9 @@ def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | N
             return by_number  # numeric names and ids count only without such a number
     if re.fullmatch(r"-\d{1,9}", text, re.ASCII) and int(text) < 0:
         return store.tasks.from_end(notebook_key, -int(text))
+    lives = store.tasks.live_of_name(notebook_key, text) if live and text else []
     named = store.tasks.by_name(notebook_key, text) if text else None
-    return named or _by_prefix(store, notebook_key, text)
+    return next(iter(lives), named) or _by_prefix(store, notebook_key, text)
 
 
 def _by_prefix(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
@@ -188,16 +195,19 @@ class TaskFinder:
         self._session = session
         self._runners = runners
 
-    def find(self, reference: str | int | None = None) -> TaskRecord:
+    def find(self, reference: str | int | None = None, *, live: bool = False) -> TaskRecord:
         """Return the task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest.
 
-        Raise `TaskNotFound` or `AmbiguousReference`. Only a full id reaches another notebook.
+        With `live`, a name means a live task rather than a later one that has ended. Raise
+        `TaskNotFound` or `AmbiguousReference`. Only a full id reaches another notebook.
         """
         self._runners.reconcile()
         key = self._session.notebook_key()
         try:
             # An archived task's number takes precedence over an id that begins so.
-            found = self._archived_number(key, reference) or find(self._store, key, reference)
+            found = self._archived_number(key, reference) or find(
+                self._store, key, reference, live=live
+            )
         except TaskNotFound:
             archived = self._in_archives(
                 lambda archive, there: find_archived(archive, there, reference)
@@ -288,6 +298,31 @@ class TaskFinder:
             return False
         except AmbiguousReference:
             return True
+
+    def find_live(self, given: Sequence[str]) -> list[TaskRecord]:
+        """Do the same for a verb that is about live tasks: a name means a live one.
+
+        Report on stderr which task is meant if several live tasks have the name.
+        """
+        references = self.references(given)
+        found = [self.find(each, live=True) for each in references] or [self.find()]
+        for reference, task in zip(references, found, strict=False):
+            if task.name == reference.strip() and not task.state.is_final:
+                self._say_which(task)
+        return list({task.id: task for task in found}.values())
+
+    def _say_which(self, task: TaskRecord) -> None:
+        lives = self._store.tasks.live_of_name(task.notebook_key, task.name)
+        others = [str(each.number) for each in reversed(lives) if each.id != task.id]
+        if others:
+            is_are = "is" if len(others) == 1 else "are"
+            print(
+                legible(
+                    f"{len(lives)} tasks named {task.name!r} are live: the latest, {task.number}, "
+                    f"is meant, and {', '.join(others)} {is_are} meant by number"
+                ),
+                file=sys.stderr,
+            )
 
     def interrupted(self) -> list[TaskRecord]:
         """Return this notebook's interrupted tasks that have not been run again, oldest first."""

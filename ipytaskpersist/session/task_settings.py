@@ -11,6 +11,7 @@ from traitlets import Bool, Enum, Float, Int, List, Unicode, observe
 
 from ipytaskpersist.base import redaction
 from ipytaskpersist.isolation.library_settings import LIBRARIES
+from ipytaskpersist.session.requests import ASK, IF_RUNNING
 from ipytaskpersist.session.settings import WAIT_AT_EXIT, Configured, NotifyTargets, Patterns
 
 LOAD = "%load_ext ipytaskpersist"
@@ -54,6 +55,14 @@ class TaskSettings(Configured):
         "default): it shares the notebook's variables and ends with the kernel. 'process': it gets "
         "copies of the variables that it uses, and outlives the kernel.",
     ).tag(config=True, of_project=True)
+    if_running = Enum(
+        IF_RUNNING,
+        ASK,
+        help="What a launch does while the task of an earlier run of the same cell still runs. "
+        "'ask' (the default): it starts, and its card says that the cell runs twice, and how to "
+        "end either. 'attach': it starts nothing, and shows the task that runs. 'replace': it "
+        "cancels that task first. 'new': it starts. --if-running says so for one launch.",
+    ).tag(config=True)
     warm_processes = Bool(
         sys.platform == "linux",
         help="Whether --process tasks begin in copies of an interpreter that has already imported "

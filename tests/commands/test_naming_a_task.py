@@ -140,6 +140,26 @@ def test_the_latest_of_several_tasks_with_one_name_is_meant(notebook: Notebook) 
     assert notebook.underscored("output", "same").stdout == "run 3\n"
 
 
+def test_a_name_means_the_live_task_where_only_a_live_one_makes_sense(notebook: Notebook) -> None:
+    with notebook.running("twin", before="print('begun')") as first:
+        later = notebook.finish("print('the later')", "twin")
+        assert notebook.underscored("output", "twin").stdout == "the later\n"
+        waited = notebook.underscored("wait", "twin", "--timeout", "0")
+        assert f"{first['number']} (twin)" in waited.text
+        assert f"{later['number']} (twin)" not in waited.text
+        with notebook.running("twin") as second:
+            cancelled = notebook.underscored("cancel", "twin")
+            assert cancelled.stdout == f"task {second['number']} (twin): cancelled\n"
+            assert cancelled.stderr == (
+                f"2 tasks named 'twin' are live: the latest, {second['number']}, is meant, "
+                f"and {first['number']} is meant by number\n"
+            )
+        follower = notebook.kernel.start("%bg_output twin --follow")
+        notebook.kernel.take_until(lambda: follower.stream("stdout"), 30, "the output")
+        first["gate"].touch()
+        assert follower.wait().stream("stdout") == "begun\n"
+
+
 def test_a_name_may_be_any_text(notebook: Notebook, run: Run) -> None:
     for name in ("Größe 日本 🚀", "two words", "100%", "$HOME {x}", "a/b\\c"):
         notebook.kernel.run(f"name = {name!r}")

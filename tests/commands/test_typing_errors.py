@@ -42,7 +42,7 @@ from ipytaskpersist.errors import InvalidRequest
         ("%bg kill 1", "did you mean 'cancel'?"),
         ("%bg 1", "did you mean 'show 1'?"),
         ("%bg lst", "did you mean 'list'?"),
-        ("%bg frobnicate", "there are archive, backup"),
+        ("%bg frobnicate", "there are adopt, archive, backup"),
         ("%bg_output nope", "in this notebook"),
         ("%bg_result 1 2", "no task '1 2'"),
         ("%bg_config runner fork", "it must be 'thread' or 'process'"),

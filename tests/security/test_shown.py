@@ -281,7 +281,7 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["doctor"], ["doctor", "--json"], ["import", "evil.jsonl"], ["archive", ids[0]],
         ["list", "--archived", "--all"], ["export", ids[0], "--output", "out.jsonl"],
         ["list", STEERING], ["show", STEERING], ["export", STEERING], ["config", STEERING],
-        ["backup", f"{STEERING}/x"], ["restore", STEERING], ["panel"], ["clear"],
+        ["backup", f"{STEERING}/x"], ["restore", STEERING], ["panel"], ["clear"], ["adopt"],
     ]  # fmt: skip
     shown = at_terminal(state_dir, tmp_path, lines)
     assert set(VERBS) <= set(shown), "each verb is attacked"

@@ -52,6 +52,7 @@ YOURS_ALONE = {
     "archive_after_days": "0",
     "auto_resume": "true",
     "backups_kept": "0",
+    "if_running": "'replace'",
     "keep": "'nothing'",
     "max_store_bytes": "1",
     "notify": "['json://192.0.2.1']",
