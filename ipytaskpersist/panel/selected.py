@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from datetime import datetime
 from html import escape
 from itertools import groupby
@@ -12,10 +11,9 @@ from typing import Any
 
 from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.legible import legible, unturned
-from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, OutputRecord, TaskRecord
-from ipytaskpersist.base.widget_marks import is_about_widget
+from ipytaskpersist.base.records import STREAM_KINDS, TaskRecord
 from ipytaskpersist.history import export_page
-from ipytaskpersist.output import replay
+from ipytaskpersist.output.newest import newest_outputs
 from ipytaskpersist.output.replay import CHANGES, Output
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.provenance import git_in_words
@@ -26,9 +24,6 @@ from ipytaskpersist.text.screen import Screen
 
 LINES = 200
 SECONDS = ":%S"
-DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
-READ_BYTES = 512 * 1024
-"""Maximum amount of a task's newest output that is read."""
 LINE_CHARACTERS = 2000
 CURSOR_MOVES = re.compile(r"\r(?!\n)|\x08|(?:\x1b\[|\x9b)[0-?]*[ -/]*[A-DGJK]")
 """Sequences with which a terminal overwrites what it has shown."""
@@ -68,41 +63,8 @@ def _shift(shown: list[str], pieces: list[str]) -> int:
 
 def pieces_of(store: TaskStore, task: TaskRecord) -> list[str]:
     """Return the newest output of a task: one piece of HTML for each line and each display."""
-    found = [*pieces(_newest(store, task))]
+    found = [*pieces(newest_outputs(store, task.key, LINES))]
     return found[-LINES:]
-
-
-def _newest(store: TaskStore, task: TaskRecord) -> list[Output]:
-    """Return the outputs of the last lines. Earlier output is not read."""
-    records = replay.tail(_bounded(store.outputs.backwards(task.key)), LINES)
-    return replay.resolve(_shown_again(records))
-
-
-def _bounded(records: Iterable[OutputRecord]) -> Iterator[OutputRecord]:
-    """Yield the records, last first, until they are enough; the last one whatever its size."""
-    left = READ_BYTES
-    for record in records:
-        is_stream = record.kind in STREAM_KINDS
-        if is_stream and left == READ_BYTES:
-            yield replace(record, data=record.data[-READ_BYTES:])
-        elif len(record.data) <= left or left == READ_BYTES:
-            yield record
-        left -= len(record.data)
-        if left <= 0:
-            return
-
-
-def _shown_again(records: list[OutputRecord]) -> Iterator[OutputRecord]:
-    """Yield the records. An update of a display from before them becomes a display."""
-    known = set()
-    for record in records:
-        if record.kind in DISPLAYS and not is_about_widget(record.kind, record.data):
-            display = replay.display_id(record)
-            is_known = display in known
-            known.add(display)
-            yield record if is_known else replace(record, kind=OutputKind.DISPLAY_DATA)
-        else:
-            yield record
 
 
 def lines_above(store: TaskStore, task: TaskRecord, shown: int) -> int:
