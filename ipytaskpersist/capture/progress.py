@@ -102,7 +102,16 @@ def _note(task: RunningTask, bar: Any) -> None:
         return
     if _is_amount(bar.n):
         total = bar.total if bar.total and _is_amount(bar.total) else None
-        task.progress(progress_of(bar.n, total, (bar.desc or "").rstrip(": ")))
+        task.progress(progress_of(bar.n, total, _as_drawn(bar)))
+
+
+def _as_drawn(bar: Any) -> str:
+    """Return a bar with its count, rate and time left, as a terminal would show it."""
+    try:
+        known = {**bar.format_dict, "bar_format": None, "ncols": None}
+        return str(bar.format_meter(**known))
+    except Exception:  # a bar of another class may lack what this takes
+        return (bar.desc or "").rstrip(": ")
 
 
 # A bar that is created in the foreground and passed to a process.

@@ -16,8 +16,9 @@ from ipytaskpersist.base.legible import encodable, legible, legible_lines
 from ipytaskpersist.base.records import OutputKind, TaskRecord
 from ipytaskpersist.base.widget_marks import model_of
 from ipytaskpersist.display import console, double_runs, revived_widgets
+from ipytaskpersist.display.card_content import CardReader
 from ipytaskpersist.display.listing import Listing, list_html
-from ipytaskpersist.display.status_card import CardReader, bundle, cards_text
+from ipytaskpersist.display.status_card import bundle, cards_text
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.output.replay import Output, with_kept
 from ipytaskpersist.running.running_task import active_task
