@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -229,7 +230,7 @@ class NotebookSurface(IPythonSurface):
     def listing(self, listing: Listing) -> None:
         from ipytaskpersist.display.tables import render, task_table
 
-        text = render(*task_table(listing), plain=True)
+        text = render(*task_table(listing, UTC), plain=True)
         self._publish({"text/html": list_html(listing), "text/plain": text})
 
     def found(self, shown: Shown) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_tree import signal_name
@@ -33,6 +33,8 @@ STATE_STYLES = {
 DIM = "opacity:.72"
 """Inline style of text that is less important, with enough contrast in light and dark."""
 EDGE = "rgba(128,128,128,.45)"
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+DAYS_OF_WEEK = len(WEEKDAYS)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 """Whatever the locale."""
 PACE_KNOWN_S = 2.0
@@ -57,6 +59,23 @@ def clock(at: datetime, now: datetime) -> str:
     """Return a local time: the hour, and the date unless it is today."""
     local, today = at.astimezone(), now.astimezone().date()
     return f"{local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
+
+
+def start(task: TaskRecord, now: datetime, zone: tzinfo | None) -> str:
+    """Return when a task started, as short as is clear: ``14:05``, ``Fri 18:20``, ``28 Nov 2025``.
+
+    In the zone, or in the local one.
+    """
+    if task.started_at is None:
+        return "–"
+    at, today = task.started_at.astimezone(zone), now.astimezone(zone).date()
+    days = (today - at.date()).days
+    if days == 0:
+        return f"{at:%H:%M}"
+    if 0 < days < DAYS_OF_WEEK:
+        return f"{WEEKDAYS[at.weekday()]} {at:%H:%M}"
+    date = f"{at.day} {MONTHS[at.month - 1]}"
+    return f"{date} {at:%H:%M}" if at.year == today.year else f"{date} {at.year}"
 
 
 def utc_clock(at: datetime) -> str:
