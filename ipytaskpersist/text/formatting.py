@@ -61,14 +61,12 @@ def clock(at: datetime, now: datetime) -> str:
     return f"{local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
 
 
-def start(task: TaskRecord, now: datetime, zone: tzinfo | None) -> str:
-    """Return when a task started, as short as is clear: ``14:05``, ``Fri 18:20``, ``28 Nov 2025``.
+def short_time(moment: datetime, now: datetime, zone: tzinfo | None) -> str:
+    """Return a time as short as is clear: ``14:05``, ``Fri 18:20``, ``3 Nov 18:20``.
 
     In the zone, or in the local one.
     """
-    if task.started_at is None:
-        return "–"
-    at, today = task.started_at.astimezone(zone), now.astimezone(zone).date()
+    at, today = moment.astimezone(zone), now.astimezone(zone).date()
     days = (today - at.date()).days
     if days == 0:
         return f"{at:%H:%M}"
@@ -76,6 +74,11 @@ def start(task: TaskRecord, now: datetime, zone: tzinfo | None) -> str:
         return f"{WEEKDAYS[at.weekday()]} {at:%H:%M}"
     date = f"{at.day} {MONTHS[at.month - 1]}"
     return f"{date} {at:%H:%M}" if at.year == today.year else f"{date} {at.year}"
+
+
+def start(task: TaskRecord, now: datetime, zone: tzinfo | None) -> str:
+    """Return when a task started, in the zone or in the local one."""
+    return "–" if task.started_at is None else short_time(task.started_at, now, zone)
 
 
 def utc_clock(at: datetime) -> str:

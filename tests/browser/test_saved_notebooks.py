@@ -55,7 +55,7 @@ def test_a_saved_card_tells_state_and_time_without_scripts(
         page.goto((tmp_path / f"{path.stem}.html").as_uri())
         cards = page.locator(".jp-OutputArea-output").filter(has_text="patient")
         assert "running" in cards.inner_text()
-        assert "as of" in cards.inner_text()
+        assert "last seen running" in cards.inner_text()
         cards = page.locator(".jp-OutputArea-output").filter(has_text="divide")
         assert "failed" in cards.inner_text()
         assert "ZeroDivisionError" in cards.inner_text()
@@ -75,7 +75,7 @@ def test_a_card_is_legible_in_a_notebook_that_is_not_trusted(
     notebook = make_notebook(application, "7.4", path=untrusted)
     assert not notebook.trusted
     running, failed = notebook.cell(1), notebook.cell(2)
-    assert "as of" in running.text
+    assert "last seen running" in running.text
     for cell, state in ((running, "running"), (failed, "failed")):
         assert state in cell.text
         assert cell.sticks_out() == []
