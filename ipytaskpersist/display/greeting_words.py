@@ -185,8 +185,8 @@ def _row_html(task: TaskRecord, news: News) -> str:
     name = escape(legible(shorten(task.name, NAME_CHARACTERS)))
     commands = " · ".join(f"<code>{escape(each)}</code>" for each in _commands(task, news))
     cells = (
-        f'<span style="font-weight:600;white-space:nowrap"><span aria-hidden="true" style="color:{look.colour}">'
-        f"{look.glyph} </span>{state}</span>",
+        '<span style="font-weight:600;white-space:nowrap"><span aria-hidden="true" '
+        f'style="color:{look.colour}">{look.glyph} </span>{state}</span>',
         f'<b style="white-space:nowrap"><bdi>{name}</bdi></b> '
         f'<span style="{DIM}">#{task.number}</span>',
         f'<span style="{DIM}"><bdi>{escape(legible(_evidence(task, news)))}</bdi></span>',

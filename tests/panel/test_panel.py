@@ -329,7 +329,7 @@ def test_a_saved_panel_has_a_list_that_says_of_when_it_is(notebook: Notebook) ->
     assert "application/vnd.jupyter.widget-view+json" in panel
     for mime in ("text/html", "text/plain"):
         assert "live while its kernel runs" in panel[mime]
-        assert "as of 20" in snapshot[mime]
+        assert "Background tasks at " in snapshot[mime]
         assert "completed" in snapshot[mime]
     assert "<script" not in snapshot["text/html"]
 
