@@ -83,7 +83,8 @@ def latest_figure(store: TaskStore, task_key: int, characters: int) -> CardOutpu
 
 def read_output(store: TaskStore, task_key: int, counts: OutputCounts) -> CardOutput:
     """Return the output of an ended task, from its end, up to the bounds of a card."""
-    outputs = newest_outputs(store, task_key, LINES)
+    newest = newest_outputs(store, task_key, LINES)
+    outputs = newest.outputs
     found = [output for output in outputs if "data" in output and picture_source(output["data"])]
     numbers = {id(each): counts.figures - back for back, each in enumerate(reversed(found))}
     figures = [*_fitting(found, numbers)][::-1]
@@ -94,9 +95,9 @@ def read_output(store: TaskStore, task_key: int, counts: OutputCounts) -> CardOu
             break
         pieces.append(html)
         lines += count
-    is_whole = size <= HTML_CHARACTERS and lines >= counts.lines and len(figures) == counts.figures
+    has_all = size <= HTML_CHARACTERS and len(figures) == counts.figures
     has_error = any(each["output_type"] == "error" for each in outputs)
-    return CardOutput(figures, pieces[::-1], lines, has_error, is_whole)
+    return CardOutput(figures, pieces[::-1], lines, has_error, newest.is_whole and has_all)
 
 
 def _fitting(found: Sequence[Output], numbers: dict[int, int]) -> Iterator[Figure]:

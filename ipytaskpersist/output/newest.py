@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, OutputRecord
 from ipytaskpersist.base.widget_marks import is_about_widget
@@ -16,24 +16,45 @@ READ_BYTES = 512 * 1024
 DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
 
 
-def newest_outputs(store: TaskStore, task_key: int, lines: int) -> list[Output]:
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The end of a task's output."""
+
+    outputs: Sequence[Output]
+    is_whole: bool
+    """Whether there is nothing before it."""
+
+
+def newest_outputs(store: TaskStore, task_key: int, lines: int) -> Newest:
     """Return the outputs of the last lines. Earlier output is not read."""
-    records = replay.tail(_bounded(store.outputs.backwards(task_key)), lines)
-    return replay.resolve(_shown_again(records))
+    backwards = _Bounded(store.outputs.backwards(task_key))
+    records = replay.tail(backwards, lines)
+    return Newest(replay.resolve(_shown_again(records)), backwards.is_whole)
 
 
-def _bounded(records: Iterable[OutputRecord]) -> Iterator[OutputRecord]:
-    """Yield the records, last first, until they are enough; the last one whatever its size."""
-    left = READ_BYTES
-    for record in records:
-        is_stream = record.kind in STREAM_KINDS
-        if is_stream and left == READ_BYTES:
-            yield replace(record, data=record.data[-READ_BYTES:])
-        elif len(record.data) <= left or left == READ_BYTES:
-            yield record
-        left -= len(record.data)
-        if left <= 0:
-            return
+class _Bounded:
+    """The records, last first, until they are enough; the last one whatever its size."""
+
+    def __init__(self, records: Iterable[OutputRecord]) -> None:
+        self._records = records
+        self.is_whole = False
+        """Whether all records have been yielded, and none was cut or left out."""
+
+    def __iter__(self) -> Iterator[OutputRecord]:
+        left, is_whole = READ_BYTES, True
+        for record in self._records:
+            size, is_last = len(record.data), left == READ_BYTES
+            if record.kind in STREAM_KINDS and is_last:
+                is_whole = is_whole and size <= READ_BYTES
+                yield replace(record, data=record.data[-READ_BYTES:])
+            elif size <= left or is_last:
+                yield record
+            else:
+                is_whole = False
+            left -= size
+            if left <= 0:
+                return
+        self.is_whole = is_whole
 
 
 def _shown_again(records: list[OutputRecord]) -> Iterator[OutputRecord]:

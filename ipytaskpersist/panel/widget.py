@@ -90,7 +90,7 @@ class Panel(anywidget.AnyWidget):
             self._feed.everywhere = bool(content.get("everywhere"))
             self._feed.wants_all = True
         elif kind == "select":
-            self._feed.selected = content.get("task")
+            self._feed.select(view, content.get("task"))
         elif kind == "search":
             self._search(str(content.get("text", "")))
         elif kind == "do":

@@ -49,8 +49,7 @@ def test_a_task_runs_on_when_the_page_is_reloaded_and_its_old_card_says_of_when_
     notebook.save()
     notebook.reload()
     for cell in (shell, thread):
-        assert "running" in cell.text
-        assert "last seen running" in cell.text
+        cell.wait_output("last seen running")
     listed = notebook.run_cell("%bg_list").text
     assert listed.count("running") == 2, listed
     notebook.run_cell(TELL)

@@ -54,7 +54,7 @@ def test_a_saved_card_tells_state_and_time_without_scripts(
         page = context.new_page()
         page.goto((tmp_path / f"{path.stem}.html").as_uri())
         cards = page.locator(".jp-OutputArea-output").filter(has_text="patient")
-        assert "running" in cards.inner_text()
+        cards.get_by_text("A picture from").wait_for(state="visible")
         assert "last seen running" in cards.inner_text()
         cards = page.locator(".jp-OutputArea-output").filter(has_text="divide")
         assert "failed" in cards.inner_text()

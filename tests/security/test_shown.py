@@ -35,6 +35,7 @@ from ipytaskpersist.history import search_query, text_search
 from ipytaskpersist.history.export_page import page
 from ipytaskpersist.history.exporting import Export
 from ipytaskpersist.notify.notifier import message_about
+from ipytaskpersist.output.counts import OutputCounter
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.tasks import Selection
 from ipytaskpersist.text import formatting
@@ -141,7 +142,7 @@ def pages_of(manager: BackgroundTasks) -> Iterator[tuple[str, str]]:
             search_results.found_html(search_results.Shown(found, manager.tasks.is_own, now)),
         )
     for task in (*tasks, *archived):
-        for piece in selected.pieces_of(manager.store, task):
+        for piece in selected.shown_of(manager.store, task, OutputCounter()).pieces:
             yield f"panel {task.state}", piece
     whole = b"".join(page(Export(manager.archives, manager.payloads, tasks))).decode()
     head, body = whole.split("<body>")
