@@ -53,8 +53,10 @@ class Card:
 class CardReader:
     """Reads what one task's card shows; costly parts only if they have changed."""
 
-    def __init__(self, manager: BackgroundTasks) -> None:
+    def __init__(self, manager: BackgroundTasks, *, carries_output: bool = True) -> None:
+        """Without `carries_output`, the card has no figures and nothing to unfold."""
         self._manager = manager
+        self._carries_output = carries_output
         self._sequence = -1
         self._has_ended = False
         self._counter = OutputCounter()
@@ -87,6 +89,8 @@ class CardReader:
         self._sequence, self._has_ended = sequence, has_ended
         self._lines = replay.last_lines(store, task.key, SHOWN_ANYWAY)
         self._counts = self._counter.count(store, task.key)
+        if not self._carries_output:
+            return
         if has_ended:
             self._output = read_output(store, task.key, self._counts)
         elif self._counts.figures:

@@ -216,6 +216,11 @@ def test_an_ended_card_carries_its_output_and_says_what_it_leaves_out(
     assert html.count("<img ") == 2
     assert "onclick" not in html
     assert "40 lines, 2 figures, 1 table" in card_text(card)
+    # Where the output itself stands below the card, the card has only its amounts.
+    bare = card_html(CardReader(manager, carries_output=False).read(task, NOW))
+    assert "<details" not in bare
+    assert "<img" not in bare
+    assert "40 lines, 2 figures, 1 table" in bare
     # A live one shows its last figure, at no more than its share of what is sent each second.
     live = add_task(store, session, printed=b"", shown=fill, state=TaskState.RUNNING)
     assert card_html(CardReader(manager).read(live, NOW)).count("<img ") == 1
