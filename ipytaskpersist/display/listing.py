@@ -88,7 +88,7 @@ class Listing:
         if task.progress is not None:
             left = time_left(task, self.now)
             parts += [how_far(task.progress), f"{left} left" if left else ""]
-            last = last or task.progress.text
+            last = last or task.progress.drawn or task.progress.text
         return " · ".join(filter(None, [*parts, ending(task), last]))
 
 

@@ -159,7 +159,8 @@ def _bar(task: TaskRecord) -> str:
 
 def shown_lines(card: Card) -> Sequence[str]:
     """Return the last lines, and the progress text unless a line already contains it."""
-    text = card.task.progress.text if card.task.progress and not card.task.state.is_final else ""
+    progress = None if card.task.state.is_final else card.task.progress
+    text = progress.drawn or progress.text if progress else ""
     if not text or any(text in line for line in card.lines):
         return card.lines
     return [*card.lines[1 - SHOWN_ANYWAY :], text]

@@ -50,7 +50,9 @@ def everything() -> str:
         Card(task, NOW, ["epoch 7"], COUNTS, 512_000_000, "cell line 2", "x was not", OUTPUT)
         for task in tasks
     ]
-    ended, running = ([t for t in tasks if t.state.is_final is is_final] for is_final in (True, False))
+    ended, running = (
+        [t for t in tasks if t.state.is_final is is_final] for is_final in (True, False)
+    )
     counts = dict.fromkeys(TaskState, 1)
     parts = [
         *map(card_html, cards),
