@@ -139,7 +139,7 @@ class Progress:
     """Amount to do; None when unknown."""
     text: str = ""
     """Description, in one line."""
-    drawn: str = ""
+    drawn: str = field(default="", repr=False)
     """Its bar as a terminal would show it, with count, rate and time left, if it is a widget's."""
 
     @property
