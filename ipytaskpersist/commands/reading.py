@@ -26,7 +26,7 @@ from ipytaskpersist.commands.definition import (
     verbs,
 )
 from ipytaskpersist.commands.surfaces import NotebookSurface, Surface
-from ipytaskpersist.display.listing import Listing, counts_by_id
+from ipytaskpersist.display.listing import Listing, produced_by
 from ipytaskpersist.errors import InvalidRequest, TaskNotDone
 from ipytaskpersist.output import replay
 from ipytaskpersist.output.replay import Output
@@ -104,8 +104,8 @@ def list_(
     total = len(tasks)
     if selection.limit is not None and total >= selection.limit:
         total = (manager.archives if archived else manager.store.tasks).count(selection)
-    has_archives, counts = bool(manager.directory.months()), counts_by_id(manager, tasks)
-    surface.listing(Listing(tasks, total, every_notebook, now, archived, has_archives, counts))
+    has_archives, produced = bool(manager.directory.months()), produced_by(manager, tasks)
+    surface.listing(Listing(tasks, total, every_notebook, now, archived, has_archives, produced))
     surface.ends_shown(tasks)
 
 

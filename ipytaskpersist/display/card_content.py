@@ -46,6 +46,8 @@ class Card:
     """What it has changed of what it was given, and could not bring back, with the reasons."""
     also_running: Sequence[TaskRecord] = ()
     """The earlier runs of its cell that still run."""
+    has_result: bool = False
+    """Whether its last expression had a value."""
     output: CardOutput = field(default_factory=CardOutput)
     """Its figures, and once it has ended all of its output up to a bound."""
 
@@ -79,6 +81,7 @@ class CardReader:
             _failed_at(store, task),
             _not_back(store, task),
             also_running(store, task),
+            task.state is TaskState.COMPLETED and store.results.get(task.key) is not None,
             self._output,
         )
 

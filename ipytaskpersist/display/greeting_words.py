@@ -21,6 +21,7 @@ from ipytaskpersist.text.formatting import (
     next_verbs,
     short_time,
     shorten,
+    state_html,
     time_left,
 )
 
@@ -180,13 +181,11 @@ def _when(news: News) -> str:
 
 
 def _row_html(task: TaskRecord, news: News) -> str:
-    look = STATE_STYLES[task.state]
     state = "still running" if task.state is TaskState.RUNNING else task.state.value
     name = escape(legible(shorten(task.name, NAME_CHARACTERS)))
     commands = " · ".join(f"<code>{escape(each)}</code>" for each in _commands(task, news))
     cells = (
-        '<span style="font-weight:600;white-space:nowrap"><span aria-hidden="true" '
-        f'style="color:{look.colour}">{look.glyph} </span>{state}</span>',
+        state_html(task.state, state),
         f'<b style="white-space:nowrap"><bdi>{name}</bdi></b> '
         f'<span style="{DIM}">#{task.number}</span>',
         f'<span style="{DIM}"><bdi>{escape(legible(_evidence(task, news)))}</bdi></span>',

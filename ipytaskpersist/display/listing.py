@@ -14,7 +14,6 @@ from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.text.formatting import (
     DIM,
     MONOSPACE,
-    STATE_STYLES,
     duration,
     ending,
     how_far,
@@ -22,8 +21,22 @@ from ipytaskpersist.text.formatting import (
     reference,
     shorten,
     start,
+    state_html,
     time_left,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """What a task has produced."""
+
+    counts: OutputCounts = field(default_factory=OutputCounts)
+    """How much it has printed and displayed."""
+    result: str = ""
+    """The value of its last expression as text; empty if it has none."""
+
+
+NOTHING = Produced()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +52,8 @@ class Listing:
     """Whether the tasks are archived."""
     has_archives: bool = False
     """Whether there are archived tasks, which another list would show."""
-    counts: Mapping[str, OutputCounts] = field(default_factory=dict)
-    """How much each task has printed and displayed, by its id."""
+    produced: Mapping[str, Produced] = field(default_factory=dict)
+    """What the tasks have produced, by their ids."""
 
     @property
     def live(self) -> Sequence[TaskRecord]:
@@ -75,14 +88,15 @@ class Listing:
 
     def output(self, task: TaskRecord) -> str:
         """Return how much a task has printed and displayed: ``8 lines, 2 figures``."""
-        return self.counts.get(task.id, OutputCounts()).in_words()
+        return self.produced.get(task.id, NOTHING).counts.in_words()
 
     def gist(self, task: TaskRecord) -> str:
-        """Return why a task failed, how far it has come, or else its last line."""
+        """Return why a task failed, how far it has come, its result, or else its last line."""
         last = task.last_line or ""
         if task.state is TaskState.FAILED:
             return ending(task) or last
         if task.state.is_final:
+            last = self.produced.get(task.id, NOTHING).result or last
             return last or ("" if ending(task) == task.state.value else ending(task))
         parts = []
         if task.progress is not None:
@@ -92,9 +106,14 @@ class Listing:
         return " · ".join(filter(None, [*parts, ending(task), last]))
 
 
-def counts_by_id(manager: BackgroundTasks, tasks: Iterable[TaskRecord]) -> dict[str, OutputCounts]:
-    """Return how much each of these tasks has printed and displayed."""
-    return {task.id: counts_of(manager.tasks.store_of(task), task.key) for task in tasks}
+def produced_by(manager: BackgroundTasks, tasks: Iterable[TaskRecord]) -> dict[str, Produced]:
+    """Return what each of these tasks has produced, by its id."""
+    found = {}
+    for task in tasks:
+        store = manager.tasks.store_of(task)
+        kept = store.results.get(task.key)
+        found[task.id] = Produced(counts_of(store, task.key), "" if kept is None else kept.text)
+    return found
 
 
 # As HTML.
@@ -137,23 +156,22 @@ def _titles(listing: Listing) -> list[str]:
     titles = ["#", "name", "state", "started", "took", "result or last line"]
     if listing.every_notebook:
         titles[:1] = ["id", "notebook"]
-    return [*titles, "output"] if listing.counts else titles
+    return [*titles, "output"] if listing.produced else titles
 
 
 def _row_html(task: TaskRecord, listing: Listing) -> str:
-    look, now = STATE_STYLES[task.state], listing.now
+    now = listing.now
     cells = [
         f'<span style="{NUMERIC}">{escape(reference(task, listing.every_notebook))}</span>',
         _cut(task.name, NAME_WIDTH, "font-weight:600"),
-        f'<span style="font-weight:600"><span aria-hidden="true" style="color:{look.colour}">'
-        f"{look.glyph} </span>{task.state.value}</span>",
+        state_html(task.state),
         f'<span style="{NUMERIC}">{start(task, now, UTC)}</span>',
         f'<span style="{NUMERIC}">{duration(task.elapsed_s(now))}</span>',
         _cut(listing.gist(task), GIST_WIDTH, f"{MONOSPACE};line-height:20px"),
     ]
     if listing.every_notebook:
         cells.insert(1, escape(legible(notebook_name(task.notebook))))
-    if listing.counts:
+    if listing.produced:
         cells.append(f'<span style="{NUMERIC}">{listing.output(task)}</span>')
     row = "".join(f'<td style="{ROW}">{cell}</td>' for cell in cells)
     return f'<tr style="background:transparent">{row}</tr>'

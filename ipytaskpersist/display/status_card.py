@@ -209,7 +209,7 @@ def _is_exception(task: TaskRecord) -> bool:
 def _foot(card: Card) -> str:
     """Return further facts, and what to type next."""
     task = card.task
-    commands = escape(next_commands(task))
+    commands = escape(_commands(card))
     if not task.state.is_final:
         # In a copy of the notebook the number may be another task's.
         shows_all = f"<b>%bg_output {escape(task.id)}</b> shows all of it"
@@ -220,6 +220,12 @@ def _foot(card: Card) -> str:
         f'<span style="overflow-wrap:anywhere;margin-right:14px">{about}</span>'
         f'<span style="margin-left:auto;white-space:nowrap;{MONOSPACE}">{commands}</span></div>'
     )
+
+
+def _commands(card: Card) -> str:
+    """Return what to type next."""
+    result = f" · %bg_result {card.task.number}" if card.has_result else ""
+    return f"{next_commands(card.task)}{result}"
 
 
 def _facts(card: Card) -> tuple[str, ...]:
@@ -256,7 +262,7 @@ def card_text(card: Card) -> str:
     parts.append(card.counts.in_words())
     if not task.state.is_final:
         parts.append(f"updated {_seen_at(card)}")
-    head = legible(" · ".join(dict.fromkeys(filter(None, parts)))) + f"   {next_commands(task)}"
+    head = legible(" · ".join(dict.fromkeys(filter(None, parts)))) + f"   {_commands(card)}"
     twice = double_runs.in_words(task, card.also_running, card.now)
     lines = [*shown_lines(card), *filter(None, [card.not_back, twice])]
     return "\n".join([head, *(f"  {legible(line)}" for line in lines)])

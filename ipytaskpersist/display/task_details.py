@@ -19,7 +19,7 @@ from ipytaskpersist.base.records import (
     TaskState,
 )
 from ipytaskpersist.display.drawing import Table, Text
-from ipytaskpersist.display.listing import Listing, counts_by_id
+from ipytaskpersist.display.listing import Listing, produced_by
 from ipytaskpersist.display.tables import details, history_line, render, task_table, variables
 from ipytaskpersist.notify import targets
 from ipytaskpersist.output.counts import counts_of
@@ -106,7 +106,7 @@ def _session_text(manager: BackgroundTasks, session: SessionRecord) -> str:
         ("ended", formatting.session_end(session, now)),
         ("tasks", formatting.task_counts(session)),
     ]
-    listing = Listing(tasks, len(tasks), False, now, counts=counts_by_id(manager, tasks))
+    listing = Listing(tasks, len(tasks), False, now, produced=produced_by(manager, tasks))
     return render(details(facts), "", *task_table(listing), plain=manager.shell is not None)
 
 

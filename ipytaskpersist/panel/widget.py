@@ -18,7 +18,7 @@ import anywidget
 from traitlets import Unicode
 
 from ipytaskpersist.base.threads import start_outside
-from ipytaskpersist.display.listing import Listing, counts_by_id, list_html
+from ipytaskpersist.display.listing import Listing, list_html, produced_by
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.history import search_query, text_search
 from ipytaskpersist.panel.actions import Actions
@@ -130,8 +130,8 @@ def snapshot(manager: BackgroundTasks, everywhere: bool, name: str) -> dict[str,
     chosen = Selection(key, cleared=False, limit=SNAPSHOT_TASKS)
     tasks = manager.tasks.select(chosen)
     total = manager.store.tasks.count(chosen) if manager.store.exists else 0
-    counts = counts_by_id(manager, tasks)
-    listing = Listing(tasks, total, everywhere, now, counts=counts)
+    produced = produced_by(manager, tasks)
+    listing = Listing(tasks, total, everywhere, now, produced=produced)
     title = f"Background tasks at {formatting.utc_clock(now)}, {formatting.utc_date(now)}"
     return {
         "text/html": f'<div class="{name}"><div style="{formatting.DIM}">{title}</div>'

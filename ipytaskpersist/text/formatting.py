@@ -46,6 +46,19 @@ MONOSPACE = (
 )
 
 
+def state_html(state: TaskState, words: str = "") -> str:
+    """Return a state as HTML: its word in the text's colour, the glyph in its own.
+
+    The glyph is hidden from screen readers. `words` may be given for the state's own.
+    """
+    look = STATE_STYLES[state]
+    return (
+        '<span style="font-weight:600;white-space:nowrap">'
+        f'<span aria-hidden="true" style="color:{look.colour}">{look.glyph} </span>'
+        f"{words or state.value}</span>"
+    )
+
+
 def duration(seconds: float | None) -> str:
     """Return ``0:03``, ``12:41``, ``3:00:09``; ``–`` for None."""
     if seconds is None:

@@ -14,7 +14,7 @@ from ipytaskpersist.display.card_content import Card
 from ipytaskpersist.display.card_output import CardOutput, Figure
 from ipytaskpersist.display.greeting_words import as_html
 from ipytaskpersist.display.greetings import News
-from ipytaskpersist.display.listing import Listing, list_html
+from ipytaskpersist.display.listing import Listing, Produced, list_html
 from ipytaskpersist.display.status_card import STALE_S, card_html
 from ipytaskpersist.output.counts import OutputCounts
 
@@ -47,7 +47,7 @@ def everything() -> str:
     """A card of each state, a list and a greeting."""
     tasks = [a_task(number, state) for number, state in enumerate(TaskState, 1)]
     cards = [
-        Card(task, NOW, ["epoch 7"], COUNTS, 512_000_000, "cell line 2", "x was not", OUTPUT)
+        Card(task, NOW, ["epoch 7"], COUNTS, 512_000_000, "cell line 2", "x was not", output=OUTPUT)
         for task in tasks
     ]
     ended, running = (
@@ -56,7 +56,7 @@ def everything() -> str:
     counts = dict.fromkeys(TaskState, 1)
     parts = [
         *map(card_html, cards),
-        list_html(Listing(tasks, 16, False, NOW, counts={tasks[0].id: COUNTS})),
+        list_html(Listing(tasks, 16, False, NOW, produced={tasks[0].id: Produced(COUNTS)})),
         as_html(News(NOW, NOW, "kernel restarted", counts, ended, running, counts)),
     ]
     return "<br>".join(parts)

@@ -17,7 +17,7 @@ from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.base.records import OutputKind, Progress, TaskState
-from ipytaskpersist.display.listing import Listing, counts_by_id, list_html
+from ipytaskpersist.display.listing import Listing, list_html, produced_by
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.task_store import TaskStore
@@ -184,8 +184,8 @@ def test_a_notebooks_list_has_named_columns_and_all_that_matters(
 ) -> None:
     with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
         tasks = store.tasks.select(Selection())
-    counts = counts_by_id(manager, tasks)
-    html = list_html(Listing(tasks, 116, False, formatting.utc_now(), counts=counts))
+    produced = produced_by(manager, tasks)
+    html = list_html(Listing(tasks, 116, False, formatting.utc_now(), produced=produced))
     assert not NASTY & set(html)
     assert f'<table aria-label="Background tasks of {listed.name}"' in html
     assert html.count('<th scope="col"') == 7

@@ -159,7 +159,9 @@ def test_names_lines_and_reasons_of_others_are_text_and_nothing_else(text: str) 
     )]  # fmt: skip
     output = CardOutput([], pieces * 4, 1)
     for each in (task, live):
-        card = Card(each, NOW, [text, text], OutputCounts(2, tables=1), None, text, text, output)
+        card = Card(
+            each, NOW, [text, text], OutputCounts(2, tables=1), None, text, text, output=output
+        )
         plain = card_text(card)
         for shown in (structure_of(card).text, plain.replace("\n  ", " ")):
             steering = [c for c in shown if not c.isprintable() and c not in " \u2002\n"]
