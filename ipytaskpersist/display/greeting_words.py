@@ -125,7 +125,11 @@ def _is_cut_off(task: TaskRecord) -> bool:
 
 def _notes(news: News) -> list[str]:
     """Return what there is besides the tasks that are shown."""
-    notes = []
+    notes = [
+        f"before %bg_resume {task.number}, {legible(news.needs[task.id])}"
+        for task in news.ended
+        if task.id in news.needs
+    ]
     more = len(news.running) - RUNNING_SHOWN
     if more > 0:
         notes.append(f"and {more} more that run; %bg_list shows them all")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from ipytaskpersist.base.process_identity import host_name
 from ipytaskpersist.base.records import LIVE_STATES, SessionRecord, TaskRecord, TaskState
 from ipytaskpersist.output.counts import OutputCounts, counts_of
+from ipytaskpersist.session import missing_names
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.tasks import Absence, Selection
 
@@ -44,6 +45,8 @@ class News:
     """Number of all earlier tasks in each state."""
     outputs: Mapping[str, OutputCounts] = field(default_factory=dict)
     """How much the shown tasks have printed and displayed, by their ids."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """What to run before interrupted tasks are resumed, by their ids."""
     resumed: Mapping[str, TaskRecord] = field(default_factory=dict)
     """The tasks that were just run again, each with the id of the old task."""
 
@@ -97,9 +100,25 @@ class Greeting:
         outputs = {task.id: counts_of(store, task.key) for task in shown}
         if self._absence is None or not shown:
             return News(now, running=running, counts=counts, outputs=outputs, resumed=resumed)
+        needs = self._needs([task for task in shown if task.id not in resumed])
         since = datetime.fromtimestamp(self._absence.since, UTC)
         by_state = Counter(state for _key, state in ended)
-        return News(now, since, self._why, by_state, shown, running, counts, outputs, resumed)
+        return News(
+            now, since, self._why, by_state, shown, running, counts, outputs, needs, resumed
+        )
+
+    def _needs(self, tasks: Sequence[TaskRecord]) -> dict[str, str]:
+        """Return what to run before those of these tasks are resumed that were interrupted."""
+        shell, store = self._manager.shell, self._manager.store
+        if shell is None:
+            return {}
+        lost = [task for task in tasks if task.state is TaskState.INTERRUPTED]
+        found = {
+            task.id: missing_names.missing(shell, store, task)
+            for task in lost
+            if task.runner == "thread" and not task.is_call
+        }
+        return {task.id: found[task.id].in_words(task) for task in lost if found.get(task.id)}
 
 
 def left_at(visits: Sequence[SessionRecord], now: datetime) -> datetime | None:

@@ -47,7 +47,17 @@ def everything() -> str:
     """A card of each state, a list and a greeting."""
     tasks = [a_task(number, state) for number, state in enumerate(TaskState, 1)]
     cards = [
-        Card(task, NOW, ["epoch 7"], COUNTS, 512_000_000, "cell line 2", "x was not", output=OUTPUT)
+        Card(
+            task,
+            NOW,
+            ["epoch 7"],
+            COUNTS,
+            512_000_000,
+            "cell line 2",
+            "x was not",
+            also_running=tasks[1:2],
+            output=OUTPUT,
+        )
         for task in tasks
     ]
     ended, running = (

@@ -308,20 +308,24 @@ def test_a_notebook_says_what_ended_between_two_kernels(
     notebook, go = tmp_path / "a.ipynb", tmp_path / "go"
     kernel = make_kernel(notebook=notebook)
     kernel.run(f"%%background --shell build\nuntil test -e {go}; do sleep 0.02; done; exit 3")
+    kernel.run("import time as clock")
+    kernel.run("%%background train\nwhile True: clock.sleep(0.01)")
     kernel.kill()
     go.touch()
     (task,) = until(
         lambda: [each for each in store.tasks.of_session(_session(store)) if _over(each)]
     )
     kernel.revive()
-    text = kernel.run("%load_ext ipytaskpersist").text
-    assert text == (
-        "While you were away: 1 task failed.\n"
-        "  ✕ failed      1 (build) · exit status 3   %bg_output 1"
-    )
+    first, *lines = kernel.run("%load_ext ipytaskpersist").text.splitlines()
+    assert first == "While you were away: 1 task failed, 1 was interrupted."
+    assert lines[:2] == [
+        "  ✕ failed      1 (build) · exit status 3   %bg_output 1",
+        "  ◐ interrupted 2 (train) · kernel died   %bg_output 2 · %bg_resume 2",
+    ]
+    assert lines[2].startswith("  before %bg_resume 2, run cell [3] first: it makes clock")
     assert task.exit_code == 3
     again = kernel.run("%reload_ext ipytaskpersist").text
-    assert "1 task from before, 1 failed" in again
+    assert "2 tasks from before, 1 failed, 1 interrupted" in again
 
 
 def _session(store: TaskStore) -> str:
