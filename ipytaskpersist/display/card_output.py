@@ -154,7 +154,8 @@ def figures_html(figures: Iterable[Figure]) -> str:
     shown = "".join(
         f'<img alt="figure{f" {each.number}" if each.number else ""}" src="{each.source}" '
         'style="height:84px;max-width:100%;margin:0 8px 4px 0;background-color:#fff;'
-        'border:1px solid rgba(128,128,128,.3);border-radius:3px;display:inline-block">'
+        "border:1px solid rgba(128,128,128,.3);border-radius:3px;display:inline-block;"
+        'vertical-align:top">'
         for each in figures
     )
     return f'<div style="margin-top:6px">{shown}</div>' if shown else ""

@@ -152,6 +152,7 @@ def _resumed(resumed: Mapping[str, TaskRecord], told: Sequence[str]) -> list[str
 
 # As HTML.
 
+CODE = '<code style="white-space:nowrap">'
 TABLE = "border-collapse:collapse;font-size:13px;margin:4px 0 0 0;border:0"
 CELL = (
     "text-align:left;vertical-align:top;line-height:20px;padding:4px 14px 4px 0;border:0;"
@@ -187,13 +188,13 @@ def _when(news: News) -> str:
 def _row_html(task: TaskRecord, news: News) -> str:
     state = "still running" if task.state is TaskState.RUNNING else task.state.value
     name = escape(legible(shorten(task.name, NAME_CHARACTERS)))
-    commands = " · ".join(f"<code>{escape(each)}</code>" for each in _commands(task, news))
+    commands = " · ".join(f"{CODE}{escape(each)}</code>" for each in _commands(task, news))
     cells = (
         state_html(task.state, state),
-        f'<b style="white-space:nowrap"><bdi>{name}</bdi></b> '
-        f'<span style="{DIM}">#{task.number}</span>',
+        f'<span style="white-space:nowrap"><b><bdi>{name}</bdi></b> '
+        f'<span style="{DIM}">#{task.number}</span></span>',
         f'<span style="{DIM}"><bdi>{escape(legible(_evidence(task, news)))}</bdi></span>',
-        f'<span style="white-space:nowrap">{commands}</span>',
+        commands,
     )
     row = "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells)
     return f'<tr style="background:transparent">{row}</tr>'
