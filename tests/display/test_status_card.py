@@ -122,7 +122,7 @@ def test_a_card_says_its_state_and_when_that_was_whatever_a_page_keeps_of_its_st
         assert "on 1 Mar 2026" in found.text
     title = f"Background task 3, train{f', {state}' if state.is_final else ''}"
     assert f'role="group" aria-label="{title}"' in card_html(card)
-    assert "background:" not in card_html(card).partition("</style>")[2]  # nothing is blue
+    assert "#2f7de1" not in card_html(card).partition("</style>")[2]  # nothing is blue
 
 
 def test_an_exit_code_is_shown_of_a_process_only() -> None:
