@@ -19,7 +19,8 @@ from ipytaskpersist.base.records import (
     TaskState,
 )
 from ipytaskpersist.capture.progress import progress_of
-from ipytaskpersist.display.status_card import CardReader, bundle
+from ipytaskpersist.display.card_content import CardReader
+from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.errors import InvalidRequest, TaskNotFound
 from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task

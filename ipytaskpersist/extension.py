@@ -93,10 +93,20 @@ class Extension:
             manager.store.require_writable()
         returned = greetings.Greeting(manager)
         resumed = self._resume() if manager.auto_resume else {}
-        greeting = returned.greeting(resumed)
-        if greeting:
-            print(greeting)
+        self._say_news(returned.news(resumed))
         self._offer_to_adopt()
+
+    def _say_news(self, news: greetings.News) -> None:
+        if news.is_empty:
+            return
+        from ipytaskpersist.display import greeting_words
+
+        text = greeting_words.in_words(news)
+        if getattr(self.shell, "kernel", None) is None:
+            print(text)
+        else:
+            html = greeting_words.as_html(news)
+            self.shell.display_pub.publish({"text/html": html, "text/plain": text})
 
     def _offer_to_adopt(self) -> None:
         """Say that tasks of a notebook which is gone belong to these cells, if it is new here."""

@@ -19,7 +19,7 @@ from ipytaskpersist.commands.definition import (
     verbs,
 )
 from ipytaskpersist.commands.surfaces import Surface
-from ipytaskpersist.display.listing import Listing
+from ipytaskpersist.display.listing import Listing, produced_by
 from ipytaskpersist.errors import InvalidRequest, TaskNotDone
 from ipytaskpersist.session import finding, results
 from ipytaskpersist.session.manager import BackgroundTasks
@@ -55,7 +55,7 @@ INTERRUPTED = 130
 @click.option("--cleared", is_flag=True, help="Also those that clear took off the list.")
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N",
-    help=f"Only the newest N. Default: {TABLE_LIMIT} in a table, all with --json.",
+    help=f"The newest N, and all that live. Default: {TABLE_LIMIT} in a table, all with --json.",
 )  # fmt: skip
 @as_json
 @surface_and_manager
@@ -71,7 +71,7 @@ def list_(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """List this notebook's background tasks, newest last."""
+    """List this notebook's background tasks: what is live first, then the newest."""
     every_notebook = every_notebook or bool(session)
     selection = Selection(
         notebook_key=None if every_notebook else manager.session.notebook_key() or -1,
@@ -82,17 +82,19 @@ def list_(
         limit=limit or (None if as_json else TABLE_LIMIT),
     )
     tasks = (
-        manager.tasks.select_archived(selection) if archived else manager.tasks.select(selection)
+        manager.tasks.select_archived(selection)
+        if archived
+        else manager.tasks.select_with_live(selection)
     )
     now = formatting.utc_now()
     if as_json:
         print_json({"tasks": [task.as_json(now) for task in tasks], "count": len(tasks)})
         return
     total = len(tasks)
-    if len(tasks) == selection.limit:
+    if selection.limit is not None and total >= selection.limit:
         total = (manager.archives if archived else manager.store.tasks).count(selection)
-    has_archives = bool(manager.directory.months())
-    surface.listing(Listing(tasks, total, every_notebook, now, archived, has_archives))
+    has_archives, produced = bool(manager.directory.months()), produced_by(manager, tasks)
+    surface.listing(Listing(tasks, total, every_notebook, now, archived, has_archives, produced))
     surface.ends_shown(tasks)
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -19,8 +20,9 @@ from ipytaskpersist.base.widget_marks import model_of
 from ipytaskpersist.commands import pacing
 from ipytaskpersist.commands.pacing import Pace
 from ipytaskpersist.display import console, double_runs, revived_widgets
+from ipytaskpersist.display.card_content import CardReader
 from ipytaskpersist.display.listing import Listing, list_html
-from ipytaskpersist.display.status_card import CardReader, bundle, cards_text
+from ipytaskpersist.display.status_card import bundle, cards_text
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.output.replay import Output, with_kept
 from ipytaskpersist.running.running_task import active_task
@@ -237,7 +239,7 @@ class NotebookSurface(IPythonSurface):
     def listing(self, listing: Listing) -> None:
         from ipytaskpersist.display.tables import render, task_table
 
-        text = render(*task_table(listing), plain=True)
+        text = render(*task_table(listing, UTC), plain=True)
         self._publish({"text/html": list_html(listing), "text/plain": text})
 
     def found(self, shown: Shown) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from html import escape
 
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.text import formatting
 
 LINE_CHARACTERS = 60
@@ -31,15 +31,17 @@ def as_html(task: TaskRecord, earlier: Sequence[TaskRecord]) -> str:
     if not earlier:
         return ""
     first = earlier[0]
-    since = f"{first.started_at or first.created_at:%H:%M:%S} UTC"
+    since = formatting.utc_clock(first.started_at or first.created_at)
     ways = (
         f"<code>%bg_cancel {first.number}</code> ends it, "
         f"<code>%bg_cancel {task.number}</code> ends this one."
     )
+    colour = formatting.STATE_STYLES[TaskState.INTERRUPTED].colour
     return (
-        '<div style="border:1px solid rgba(166,114,0,.45);border-radius:4px;'
-        'background:rgba(166,114,0,.12);padding:4px 8px;margin-bottom:6px;overflow-wrap:anywhere">'
-        f'<span aria-hidden="true">⚠ </span><b>This cell now runs {_times(earlier)}.</b> '
+        '<div role="status" style="padding:6px 12px;background:rgba(214,150,20,.13);'
+        f'border-bottom:1px solid {formatting.EDGE};overflow-wrap:anywhere">'
+        f'<b><span aria-hidden="true" style="color:{colour}">⚠ </span>'
+        f"This cell now runs {_times(earlier)}.</b> "
         f"Task <bdi>{escape(legible(first.label))}</bdi> has run since {since}"
         f"<bdi>{escape(legible(_where(first)))}</bdi>. {ways}</div>"
     )

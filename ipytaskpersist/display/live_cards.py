@@ -14,7 +14,8 @@ from uuid import uuid4
 from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.capture import displays
-from ipytaskpersist.display.status_card import Card, CardReader, bundle
+from ipytaskpersist.display.card_content import Card, CardReader
+from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.errors import BackgroundError, TaskNotFound
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session.cell_runs import also_running
@@ -152,7 +153,7 @@ class Cards:
     def _publish_if_new(self, shown: _Shown, task: TaskRecord) -> None:
         is_due = time.monotonic() - shown.updated_at >= CLOCK_S
         if is_due or task != shown.task:
-            card = shown.reader.read(task, formatting.utc_now())
+            card = shown.reader.read(task, formatting.utc_now(), cards=len(self._shown))
             shown.context.run(self._publish, card, shown.display_id, update=True)
             shown.task, shown.updated_at = task, time.monotonic()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import RESTORED, SessionRecord, TaskRecord
+from ipytaskpersist.base.records import LIVE_STATES, RESTORED, SessionRecord, TaskRecord
 from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFound
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.runners import liveness
@@ -362,6 +363,16 @@ class TaskFinder:
         """Return the tasks of a selection, oldest first."""
         self._runners.reconcile()
         return self._store.tasks.select(selection) if self._store.exists else []
+
+    def select_with_live(self, selection: Selection) -> list[TaskRecord]:
+        """Return the tasks of a selection, oldest first; its limit leaves out none that live."""
+        found = self.select(selection)
+        states = [state for state in LIVE_STATES if state in (selection.states or LIVE_STATES)]
+        if selection.limit is None or len(found) < selection.limit or not states:
+            return found
+        live = self._store.tasks.select(replace(selection, states=states, limit=None))
+        shown = {task.id for task in found}
+        return [*(task for task in live if task.id not in shown), *found]
 
     def select_archived(self, selection: Selection) -> list[TaskRecord]:
         """Return the archived tasks of a selection, oldest first."""

@@ -425,7 +425,7 @@ class Tasks:
     def progress(self, key: int, progress: Progress) -> None:
         """Record how far a task has come."""
         self._database.write(
-            "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_json()), key)
+            "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_stored()), key)
         )
 
     def to_notify(self, key: int | None = None, *, before: float | None = None) -> list[TaskRecord]:
