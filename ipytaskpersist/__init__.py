@@ -73,3 +73,8 @@ def unload_ipython_extension(shell: Any) -> None:
     extension = shell.__dict__.pop("_ipytaskpersist", None)
     if extension is not None:
         extension.unload()
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    """Name the module that a Jupyter server loads."""
+    return [{"module": "ipytaskpersist.server.extension"}]

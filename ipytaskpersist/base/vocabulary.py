@@ -12,6 +12,7 @@ MODULE_OF = {
     "delete": "changing",
     "doctor": "checking",
     "export": "moving",
+    "fill": "filling",
     "import": "moving",
     "keep": "keeping",
     "list": "reading",

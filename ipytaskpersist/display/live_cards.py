@@ -11,6 +11,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from ipytaskpersist.base import output_marks
 from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.capture import displays
@@ -167,6 +168,8 @@ class Cards:
             shown.context.run(displays.pass_on, record, self._shell.display_pub.publish)
 
     def _publish(self, card: Card, display_id: str, *, update: bool) -> None:
+        # A page that has lost the display finds the task by its mark.
+        mark = output_marks.mark(card.task.id, output_marks.CARD)
         self._shell.display_pub.publish(
-            bundle([card]), transient={"display_id": display_id}, update=update
+            bundle([card]), mark, transient={"display_id": display_id}, update=update
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +37,7 @@ class Archives:
             return known
         if known is not None:
             known.close()  # the file was removed or replaced
-        # Durable at once: what leaves the store must be here even after a loss of power.
-        archive = TaskStore(self._store.directory.archive(month), synchronous="full")
+        archive = self._store.beside(self._store.directory.archive(month))
         archive.database.is_on_demand = True
         archive.open()
         if archive.notice:
@@ -53,6 +52,12 @@ class Archives:
     def with_own(self) -> list[TaskStore]:
         """Return the store itself, and all archives."""
         return [self._store, *self.all()]
+
+    def readable(self) -> Iterator[TaskStore]:
+        """Yield the archives that can be read at the moment, latest first, each when needed."""
+        for month in self._store.directory.months():
+            with suppress(StoreError):
+                yield self.open(month)
 
     def store_of(self, task: TaskRecord) -> TaskStore:
         """Return the store of a task: an archive, or the store itself."""

@@ -6,7 +6,6 @@ Everything is written piece by piece, so that a gigabyte of output does not have
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import INPUTS, ResultRecord, TaskRecord
-from ipytaskpersist.base.widget_marks import STATE, VIEW, is_state, model_of
+from ipytaskpersist.base.widget_marks import STATE
 from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.documents import (
@@ -28,6 +27,7 @@ from ipytaskpersist.history.documents import (
 )
 from ipytaskpersist.history.fields import Document
 from ipytaskpersist.output import replay
+from ipytaskpersist.output.notebook_form import as_saved, with_widget_states
 from ipytaskpersist.store import exporting
 from ipytaskpersist.store.portable import PortableSession, PortableTask
 from ipytaskpersist.store.task_store import TaskStore
@@ -194,7 +194,8 @@ class Export:
             cell = _code_cell(place, found.record)
             yield encoded(cell)[:-1] + b',"outputs":['
             known = None if found.record.is_imported else states
-            yield from _outputs(_with_widgets(replay.of_task(found.store, found.record.key), known))
+            pieces = replay.of_task(found.store, found.record.key)
+            yield from _outputs(with_widget_states(pieces, known))
             yield b"]}"
         yield b'\n],\n"metadata":' + encoded(_notebook_metadata(states)) + b"}\n"
 
@@ -205,27 +206,6 @@ def _notebook_metadata(states: Document) -> Document:
         kept = {"version_major": 2, "version_minor": 0, "state": states}
         metadata["widgets"] = {STATE: kept}
     return metadata
-
-
-def _with_widgets(
-    pieces: Iterable[replay.Output], states: Document | None
-) -> Iterator[replay.Output]:
-    """Yield the outputs with the views of widgets whose state goes into the notebook's.
-
-    The contents of these widgets are in their state. Without `states` no view is left: a stranger's
-    widgets may be code.
-    """
-    for piece in pieces if states is not None else replay.beside(pieces):
-        model = model_of(piece.get("data", {}))
-        kept = piece.get("metadata", {}).get(STATE)
-        if states is not None and kept and is_state(kept):
-            states |= kept["state"]
-        if model is None or (states is not None and model in states):
-            if "inside" not in piece:
-                yield piece
-        else:
-            data = {mime: value for mime, value in piece["data"].items() if mime != VIEW}
-            yield {**piece, "data": data}
 
 
 def _line(document: Document) -> bytes:
@@ -318,21 +298,8 @@ def _outputs(pieces: Iterable[replay.Output]) -> Iterator[bytes]:
             head = {"output_type": "stream", "name": stream, "text": []}
             yield encoded(head)[:-2] + encoded(piece["text"])
         else:
-            [shown] = replay.as_nbformat([_standard(piece)])
-            shown.get("metadata", {}).pop(STATE, None)
-            yield encoded(shown)
+            yield encoded(as_saved(piece))
     yield b"]}" if stream else b""
-
-
-def _standard(piece: replay.Output) -> replay.Output:
-    """Return the output with null for NaN and infinity, which JSON lacks."""
-    if "execution_count" not in piece and piece["output_type"] == "execute_result":
-        piece = {**piece, "execution_count": None}
-    try:
-        json.dumps(piece, allow_nan=False)
-    except ValueError:
-        return dict(json.loads(json.dumps(piece), parse_constant=lambda _name: None))
-    return piece
 
 
 def _too_large(result: ResultRecord, size_bytes: int) -> Document:

@@ -36,14 +36,14 @@ class Placed:
     """Empty once it was cleared."""
     widget: str | None
     """Id of the ``ipywidgets.Output`` that it is inside of; None for none."""
-    more: list[str] = field(default_factory=list)
-    """Later text of the same stream."""
+    text: list[str] = field(default_factory=list)
+    """The pieces of a stream."""
 
     def whole(self) -> Output:
         """Return the output with all its text."""
-        if self.more:
-            self.output["text"] = "".join((self.output["text"], *self.more))
-        return self.output
+        if len(self.text) > 1:
+            self.text[:] = ["".join(self.text)]
+        return {**self.output, "text": self.text[0]} if self.text else self.output
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Resolver:
         """The same, by the widget that they are inside of."""
         self._updated: defaultdict[str, Updated] = defaultdict(Updated)
         """By display id."""
-        self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
+        self._decoders = {kind: decoder() for kind in STREAM_KINDS}
         self._kept: dict[str, Output] = {}
         """The last appearance of widgets, by the ids of their models."""
         self._widgets = Entered()
@@ -98,43 +98,37 @@ class Resolver:
         """Return the final outputs. An incomplete character shows as a replacement."""
         for output in _unfinished(self._decoders):
             self._place(output)
+        return [output for _placed, output in self.present()]
+
+    def present(self) -> list[tuple[Placed, Output]]:
+        """Return the outputs that the records so far leave. More records may follow."""
         for updated in self._updated.values():
             for placed in updated.displays[: updated.count]:
                 if placed.output:
                     placed.output.update(updated.content)
         self.placed = [placed for placed in self.placed if placed.output]
-        for placed in self.placed:
-            self._give_kept(placed.output)
-        shown = self._shown_models()
-        for placed in self.placed:
-            if placed.widget in shown:
-                placed.output["inside"] = placed.widget
-        return [placed.whole() for placed in self.placed]
+        found = [(placed, self._with_kept(placed.whole())) for placed in self.placed]
+        shown = _models_shown(output for _placed, output in found)
+        return [
+            (placed, {**output, "inside": placed.widget} if placed.widget in shown else output)
+            for placed, output in found
+        ]
 
-    def _give_kept(self, output: Output) -> None:
-        """Give a widget's view the text that the widget showed last, and its state."""
+    def _with_kept(self, output: Output) -> Output:
+        """Return a widget's view with the text that the widget showed last, and its state."""
         model = model_of(output.get("data", {}))
-        if model in self._kept:
-            output.update(with_kept(output, self._kept[model]))
-
-    def _shown_models(self) -> set[str]:
-        """Return the ids of the models that the displayed widgets show, nested ones included."""
-        return {
-            model
-            for placed in self.placed
-            for model in placed.output.get("metadata", {}).get(STATE, {}).get("state", ())
-        }
+        return with_kept(output, self._kept[model]) if model in self._kept else output
 
     def _place(self, output: Output) -> None:
         widget = self._widgets.innermost
         if widget in self._clear_next:
             self._clear(widget, wait=False)
         last = self.placed[-1] if self.placed and self.placed[-1].widget == widget else None
-        is_stream = output["output_type"] == "stream"
-        if is_stream and last is not None and last.output.get("name") == output["name"]:
-            last.more.append(output["text"])
+        text = [output.pop("text")] if output["output_type"] == "stream" else []
+        if text and last is not None and last.output.get("name") == output["name"]:
+            last.text += text
             return
-        placed = Placed(output, widget)
+        placed = Placed(output, widget, text)
         self.placed.append(placed)
         self._inside[widget].append(placed)
         display_id = output.get("transient", {}).get("display_id")
@@ -176,6 +170,15 @@ class Resolver:
         updated.content = {"data": content["data"], "metadata": content["metadata"]}
 
 
+def _models_shown(outputs: Iterable[Output]) -> set[str]:
+    """Return the ids of the models that the displayed widgets show, nested ones included."""
+    return {
+        model
+        for output in outputs
+        for model in output.get("metadata", {}).get(STATE, {}).get("state", ())
+    }
+
+
 def with_kept(output: Output, kept: Output) -> Output:
     """Return a widget's view with what was kept of it: the state is metadata."""
     shown = {mime: value for mime, value in kept.items() if mime != STATE}
@@ -187,7 +190,8 @@ def with_kept(output: Output, kept: Output) -> Output:
     }
 
 
-def _decoder() -> codecs.IncrementalDecoder:
+def decoder() -> codecs.IncrementalDecoder:
+    """Return a decoder of one stream, which may cut a character between two pieces."""
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
@@ -254,7 +258,7 @@ class Follower:
     """Turns the records of one task into outputs one by one, in order."""
 
     def __init__(self) -> None:
-        self._decoders = {kind: _decoder() for kind in STREAM_KINDS}
+        self._decoders = {kind: decoder() for kind in STREAM_KINDS}
 
     def output(self, record: OutputRecord) -> Output:
         """Return the record by itself. A character that it cuts comes with the next one."""

@@ -492,7 +492,8 @@ class Launcher:
             kind=kind,
             runner=runner,
             source=source,
-            cell_id=self._cell_id(),
+            # What is run again from elsewhere is shown by the cell that launched it first.
+            cell_id=self._cell_id() or (again.task.cell_id if again else None),
             execution_count=self._execution_count(),
             is_call=is_call,
             # An archived task is known only by its id, which `provenance` keeps.

@@ -31,12 +31,20 @@ if TYPE_CHECKING:
 class BackgroundTasks(TaskSettings):
     """The background tasks of this process and, through the store, of all others."""
 
-    def __init__(self, shell: InteractiveShell | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        shell: InteractiveShell | None = None,
+        store: TaskStore | None = None,
+        **options: Any,
+    ) -> None:
+        """`store` is this user's own, unless given."""
         super().__init__(shell, **options)
-        self.directory = StateDirectory(default_directory())
-        self.store = TaskStore(
-            self.directory, synchronous=self.synchronous, backups_kept=self.backups_kept
+        self.store = store or TaskStore(
+            StateDirectory(default_directory()),
+            synchronous=self.synchronous,
+            backups_kept=self.backups_kept,
         )
+        self.directory = self.store.directory
         self.store.say = partial(problems.say, self.directory)
         self.archives = Archives(self.store)
         self.payloads = Payloads(self.directory, is_durable=self.synchronous == "full")

@@ -164,12 +164,14 @@ class Outputs:
                 return
             before = rows[-1][0]
 
-    def stream_size(self, task_key: int, kind: OutputKind) -> StreamSize:
-        """Return how much the task has written to one of its streams."""
+    def stream_size(
+        self, task_key: int, kind: OutputKind, *, before: int = LAST_SEQUENCE
+    ) -> StreamSize:
+        """Return how much the task has written to one of its streams, before a sequence."""
         row = self._database.row(
             """SELECT first_byte + size_bytes, first_line + lines FROM outputs
-            WHERE task_key = ? AND kind = ? ORDER BY sequence DESC LIMIT 1""",
-            (task_key, kind.value),
+            WHERE task_key = ? AND kind = ? AND sequence < ? ORDER BY sequence DESC LIMIT 1""",
+            (task_key, kind.value, before),
         )
         return StreamSize(*(row or (0, 0)))
 

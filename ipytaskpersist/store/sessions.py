@@ -120,7 +120,14 @@ class Sessions:
         )
 
     def find_notebook(self, identity: SessionIdentity) -> NotebookRecord | None:
-        """Return the notebook that shares a session, the kernel's uuid or the path with this one.
+        """Return the notebook that shares the session, the kernel's uuid or the path."""
+        path = identity.path if identity.has_path else None
+        return self.notebook_at(path, identity.kernel_uuid, identity.id)
+
+    def notebook_at(
+        self, path: str | None, kernel_uuid: str | None = None, session_id: str = ""
+    ) -> NotebookRecord | None:
+        """Return the notebook of a session, of a kernel, or at a path.
 
         The uuid takes precedence over the path: a kernel that runs on after its notebook was
         renamed to another's name is still the first notebook's kernel.
@@ -130,23 +137,23 @@ class Sessions:
             JOIN notebooks ON notebooks.key = sessions.notebook_key
             WHERE sessions.id = ? OR sessions.kernel_uuid = ?
             ORDER BY sessions.started_at DESC LIMIT 1""",
-            (identity.id, identity.kernel_uuid),
+            (session_id, kernel_uuid),
         )
-        if row is None and identity.has_path:
+        if row is None and path is not None:
             row = self._database.row(
                 """SELECT notebooks.key, notebooks.path, notebooks.uid FROM sessions
                 JOIN notebooks ON notebooks.key = sessions.notebook_key
                 WHERE sessions.path = ? AND sessions.has_path
                 ORDER BY sessions.started_at DESC LIMIT 1""",
-                (storable(identity.path),),
+                (storable(path),),
             )
-        if row is None and identity.has_path:
+        if row is None and path is not None:
             # A notebook whose sessions were all deleted keeps its numbering.
             row = self._database.row(
                 """SELECT key, path, uid FROM notebooks WHERE path = ? AND NOT EXISTS
                     (SELECT 1 FROM sessions WHERE notebook_key = notebooks.key)
                 ORDER BY key DESC LIMIT 1""",
-                (storable(identity.path),),
+                (storable(path),),
             )
         return None if row is None else NotebookRecord(*row)
 

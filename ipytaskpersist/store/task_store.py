@@ -21,6 +21,7 @@ from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.private_files import make_durable, make_private, new_private, remove
 from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull, StoreNewer
 from ipytaskpersist.store import problems
+from ipytaskpersist.store.cells import Cells
 from ipytaskpersist.store.file import schema
 from ipytaskpersist.store.file.database import SQLITE_VERSION, Database
 from ipytaskpersist.store.file.file_systems import against_wal, journal_mode_for
@@ -67,6 +68,7 @@ class TaskStore:
         self.database = database or Database(directory, synchronous)
         self.sessions = Sessions(self.database)
         self.tasks = Tasks(self.database, directory.month)
+        self.cells = Cells(self.database)
         self.processes = Processes(self.database)
         self.supervisors = Supervisors(self.database)
         self.outputs = Outputs(self.database)
@@ -141,6 +143,11 @@ class TaskStore:
                 self.notice = ""
         self._look_at_version()
         return self
+
+    def beside(self, directory: StateDirectory) -> TaskStore:
+        """Return a store of the same kind in another file, for an archive."""
+        # Durable at once: what leaves the store must be there even after a loss of power.
+        return TaskStore(directory, synchronous="full")
 
     def keep_up(self) -> None:
         """Switch to the file at the store's path, if that is not the open one.
@@ -279,7 +286,7 @@ class TaskStore:
                 repair.has_lost_log(self.directory)
                 or not (self._may_be_whole() and repair.is_whole(self.database.path))
             ):
-                fresh = self._beside()
+                fresh = self._fresh_one()
                 try:
                     with closing(fresh):
                         self.notice = repair.replace(self.directory, fresh, restoring.missing_from)
@@ -299,7 +306,7 @@ class TaskStore:
         self._asked_at = time.monotonic()
         return not was_asked
 
-    def _beside(self) -> TaskStore:
+    def _fresh_one(self) -> TaskStore:
         """Return a new, empty store in a file beside this one, unknown to other processes."""
         name = f".{self.directory.file.replace('/', '-')}.{os.urandom(4).hex()}.part"
         place = StateDirectory(self.directory.root, name)

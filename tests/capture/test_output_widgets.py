@@ -256,7 +256,7 @@ def placed(*entries: Entry) -> list[tuple[str, str | None]]:
     for place, (kind, data) in enumerate(entries):
         resolver.add(OutputRecord(place, kind, NO_TIME, data, 0))
     resolver.finish()
-    return [(each.output["text"], each.widget) for each in resolver.placed]
+    return [(each.whole()["text"], each.widget) for each in resolver.placed]
 
 
 def test_the_record_knows_what_is_inside_which_widget() -> None:
@@ -346,7 +346,7 @@ def test_a_limit_on_output_counts_only_output(kernel: NotebookKernel, store: Tas
     *inside, result = resolver.placed
     assert result.widget is None
     assert len({each.widget for each in inside}) == 1
-    text = "".join(each.output["text"] for each in inside)
+    text = "".join(each.whole()["text"] for each in inside)
     assert text.startswith("0\n1\n")
     assert "49\nxxx" in text
 

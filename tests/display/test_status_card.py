@@ -24,6 +24,7 @@ from ipytaskpersist.output.replay import last_lines
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 
 NOW = datetime(2026, 3, 1, 14, 2, 5, tzinfo=UTC)
 STAMP = f"{NOW.astimezone():%Y-%m-%d %H:%M:%S}"
@@ -283,6 +284,19 @@ def test_the_card_of_a_process_shows_what_it_prints_and_its_memory(kernel: Noteb
     kernel.run("%bg_cancel")
     kernel.take_until(lambda: "cancelled" in shown(), 30, "the end")
     assert "updated" not in shown()
+
+
+def test_a_card_and_each_update_of_it_carry_the_id_of_their_task(
+    kernel: NotebookKernel, store: TaskStore
+) -> None:
+    for how in ("--thread", "--process", "--shell"):
+        cell = kernel.run(f"%%background {how}\nexit")
+        task = store.tasks.select(Selection())[-1]
+        mark = {"ipytaskpersist": {"task": task.id, "part": "card"}}
+        assert cell.outputs[0].metadata == mark
+        kernel.take_until(lambda cell=cell: "completed" in cell.text, 30, "the end")  # type: ignore[misc]
+        assert cell.outputs[0].metadata == mark
+    assert kernel.run("%bg_wait").outputs[0].metadata == {}, "it launched nothing"
 
 
 def test_a_failed_task_s_card_names_the_line_of_its_cell(kernel: NotebookKernel) -> None:

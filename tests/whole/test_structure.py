@@ -25,8 +25,9 @@ ROOT = Path(ipytaskpersist.__file__).parent
 DOCUMENTATION = ROOT.parent / "docs" / "commands.md"
 
 WINGS = (
-    "commands", "panel", "display", "session", "doctor", "history", "runners", "cells", "notify",
-    "output", "values", "capture", "isolation", "store", "running", "text", "base",
+    "commands", "server", "panel", "filling", "display", "session", "doctor", "history", "runners",
+    "cells", "notify", "output", "values", "capture", "isolation", "store", "running", "text",
+    "base",
 )  # fmt: skip
 """A wing imports only from the wings that stand after it."""
 DOOR = {"__init__", "__main__", "extension", "api", "errors"}

@@ -1,0 +1,1 @@
+"""A task's outputs in the cell that launched it, as if the page had stayed open."""
