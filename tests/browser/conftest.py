@@ -35,11 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test in each application, and by a line of ipykernel if it is for any of them."""
+    """Run a test in each application, by a line of ipykernel or of JupyterLab if it is for any."""
     if "ipykernel" in metafunc.fixturenames:
         metafunc.parametrize(("application", "ipykernel"), needs.pairs())
     elif "application" in metafunc.fixturenames:
         metafunc.parametrize("application", needs.APPLICATIONS)
+    if "packages" in metafunc.fixturenames:
+        metafunc.parametrize("packages", needs.front_ends())
 
 
 # For the tests of this folder, not for the whole run: a browser driven from here leaves a running

@@ -18,6 +18,7 @@ PACKAGES = ("jupyterlab", "notebook", "playwright")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 APPLICATIONS = ("lab", "notebook")
 IPYKERNELS = ("7.4", "6.29")
+OLDEST = "jupyterlab-4.2"
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -25,6 +26,11 @@ def pairs() -> list[tuple[str, str]]:
     if os.environ.get("IPYTASKPERSIST_EVERY_PAIR"):
         return list(product(APPLICATIONS, IPYKERNELS))
     return list(zip(APPLICATIONS, IPYKERNELS, strict=True))
+
+
+def front_ends() -> list[str]:
+    """What a server has beside its own packages; the oldest front ends, too, if all are asked for."""
+    return ["", OLDEST] if os.environ.get("IPYTASKPERSIST_EVERY_PAIR") else [""]
 
 
 def chromium() -> str:
@@ -56,6 +62,21 @@ def ipykernel(line: str) -> Path | None:
     if not own.startswith(f"{line}."):
         _cannot(f"no ipykernel {line}: PYTHON={sys.executable} sh .ci/versions installs it")
     return None
+
+
+def beside(packages: str) -> dict[str, str]:
+    """The environment of a server that has what this folder of ``.ci/versions`` has."""
+    folder = ROOT / ".venv" / packages
+    if not folder.is_dir():
+        _cannot(f"no {packages}: PYTHON={sys.executable} sh .ci/versions installs it")
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "JUPYTER_PATH": str(folder / "share" / "jupyter"),
+        "JUPYTER_CONFIG_PATH": str(folder / "etc" / "jupyter"),
+    }
+    application = folder / "share" / "jupyter" / "lab"
+    return found | ({"JUPYTERLAB_DIR": str(application)} if application.is_dir() else {})
 
 
 def _cannot(reason: str) -> NoReturn:

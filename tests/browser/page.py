@@ -117,6 +117,8 @@ class NotebookPage:
         self.server = server
         self.path = path
         self.application = application
+        self.workspace = path.stem
+        """Of JupyterLab: two pages of one browser cannot share one."""
         self.dialogs: list[str] = []
         """What scripts have asked the person: `alert` and its like."""
         page.on("dialog", self._answer)
@@ -126,7 +128,7 @@ class NotebookPage:
     def open(self) -> NotebookPage:
         """Go to the notebook and wait until its kernel is ready."""
         address = ADDRESSES[self.application].format(
-            workspace=self.path.stem, notebook=self.server.path_of(self.path)
+            workspace=self.workspace, notebook=self.server.path_of(self.path)
         )
         self.page.goto(self.server.url(address))
         return self._ready()

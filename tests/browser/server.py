@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copyfile, copytree
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.error import HTTPError, URLError
@@ -37,8 +38,8 @@ SETTINGS = {
     },
     # All cells are in the page, not only those in sight.
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
-    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
+AUTOSAVE = "@jupyterlab/docmanager-extension:plugin"
 
 
 SERVER_SETTINGS = {
@@ -59,10 +60,30 @@ main()
 
 
 class JupyterServer:
-    """One server, with a port and a token of its own."""
+    """One server, with a port and a token of its own.
 
-    def __init__(self, folder: Path) -> None:
+    env: further environment variables.
+    python: the interpreter that runs it and its kernels.
+    packages: a folder of ``.ci/versions`` that it has beside its own packages, ``jupyterlab-4.2``.
+    base_url: where it answers.
+    autosave: whether its pages save notebooks by themselves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        python: str = sys.executable,
+        packages: str = "",
+        base_url: str = "/",
+        autosave: bool = False,
+    ) -> None:
         self.folder = folder
+        self.python = python
+        self.base_url = base_url
+        self._autosave = autosave
+        self._env = (needs.beside(packages) if packages else {}) | dict(env or {})
         self.notebooks = _made(folder / "notebooks")
         self.token = secrets.token_hex(16)
         self.port = 0
@@ -72,8 +93,14 @@ class JupyterServer:
     def __enter__(self) -> JupyterServer:
         config = _made(self.folder / "config" / "labconfig").parent
         settings = config / "labconfig" / "default_setting_overrides.json"
-        settings.write_text(json.dumps(SETTINGS))
+        settings.write_text(json.dumps(SETTINGS | {AUTOSAVE: {"autosave": self._autosave}}))
         (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
+        # As `pip install` puts them, but of this tree.
+        package = needs.ROOT / "ipytaskpersist"
+        page = self.folder / "data" / "labextensions" / "ipytaskpersist"
+        copytree(package / "labextension", page, dirs_exist_ok=True)
+        enabled = _made(config / "jupyter_server_config.d") / "ipytaskpersist.json"
+        copyfile(package / "server" / "enabled.json", enabled)
         try:
             # Another program may take the port between our choice and the server's start.
             for _attempt in range(3):
@@ -99,12 +126,12 @@ class JupyterServer:
 
     def url(self, path: str) -> str:
         """The address of a page of it, with what opens it."""
-        return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
+        return f"http://127.0.0.1:{self.port}{self.base_url}{path}?token={self.token}"
 
     def ask(self, method: str, path: str) -> Any:
         """What the server's REST interface answers under ``/api/``."""
         request = Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
+            f"http://127.0.0.1:{self.port}{self.base_url}api/{path}",
             method=method,
             headers={"Authorization": f"token {self.token}"},
         )
@@ -116,7 +143,7 @@ class JupyterServer:
         """Offer a kernel of this line of ipykernel, with these variables."""
         paths = [needs.ipykernel(line), needs.ROOT]
         spec = {
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "argv": [self.python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "display_name": f"ipykernel {line}",
             "language": "python",
             "env": {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path), **env},
@@ -154,11 +181,15 @@ class JupyterServer:
         for session in self.ask("GET", "sessions"):
             self.ask("DELETE", f"sessions/{session['id']}")
 
+    def start_again(self) -> None:
+        """Start the server that was stopped, at the port that it had."""
+        self._start()
+
     def stop(self) -> None:
         """End the server and every process that it has started."""
         process, self._process = self._process, None
         if process is not None:
-            family = _family(process.pid)
+            family = _family(process.pid) if process.poll() is None else []
             process.terminate()
             psutil.wait_procs(family, timeout=END_S)
             for each in family:
@@ -169,20 +200,31 @@ class JupyterServer:
         if self._log is not None:
             self._log.close()
 
+    def kill(self) -> None:
+        """Kill the server as a lack of memory does. Its kernels notice, and end."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(END_S)
+        self.stop()
+
     def _starts(self) -> bool:
         self.stop()
         self.port = _free_port()
-        self._log = (self.folder / "server.log").open("w")
+        return self._start()
+
+    def _start(self) -> bool:
+        self._log = (self.folder / "server.log").open("a")
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-c", ENDS_WITH_ITS_STARTER, "--no-browser", "--allow-root"),
+                *(self.python, "-c", ENDS_WITH_ITS_STARTER, "--no-browser", "--allow-root"),
                 *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
                 f"--IdentityProvider.token={self.token}",
                 f"--ServerApp.root_dir={self.notebooks}",
+                f"--ServerApp.base_url={self.base_url}",
                 "--LabApp.extension_manager=readonly",
             ],
             cwd=self.notebooks,
-            env=private_environment(self.folder),
+            env=private_environment(self.folder) | {"JUPYTER_PREFER_ENV_PATH": "0"} | self._env,
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

@@ -1,0 +1,191 @@
+"""A notebook that is opened again shows what it would show had its tab stayed open."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from shutil import copyfile
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import nbformat
+import pytest
+from kernels import end_processes_of
+
+from browser.page import NotebookPage
+from browser.server import JupyterServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
+
+Open = Callable[..., NotebookPage]
+
+WAIT = "while not pathlib.Path({!r}).exists():\n    time.sleep(0.05)\n"
+FIGURE = (
+    "import matplotlib.pyplot as plt\nfig, axes = plt.subplots(figsize=(2, 1))\naxes.plot([1, 3])\n"
+)
+THREAD = (
+    "%%background in_thread\nimport pathlib, time, sys\nfrom tqdm import tqdm\n"
+    "print('\\x1b[31mred\\x1b[0m begins')\n"
+    "for each in tqdm(range(3), bar_format='{desc}{n_fmt}/{total_fmt}'):\n    pass\n"
+    + FIGURE
+    + "plt.show()\n"
+    + WAIT.format("go")
+    + "print('ends')\n'the result'"
+)
+PROCESS = (
+    "%%background --process in_process\nimport pathlib, time\nprint('begins')\n"
+    + WAIT.format("go")
+    + FIGURE
+    + "plt.show()\n1 / 0"
+)
+SHELL = (
+    "%%background --shell in_shell\nprintf 'half\\rbegins\\n'\n"
+    "until [ -e go ]; do sleep 0.05; done; echo ends; exit 3"
+)
+ENDLESS = "%%background endless\nimport pathlib, time\nprint('begins')\n" + WAIT.format("never")
+SOURCES = (THREAD, PROCESS, SHELL, ENDLESS)
+CELLS = range(1, 1 + len(SOURCES))
+
+SHOWN = """outputs => outputs.map(output => {
+    const image = output.querySelector('img');
+    return [output.dataset.mimeType, image ? image.src : output.innerText];
+})"""
+CARD = re.compile(r"(running|completed|failed|interrupted)")
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def server(
+    chromium: Browser, place: None, packages: str, tmp_path: Path, state_dir: Path
+) -> Iterator[JupyterServer]:
+    """A server that can be stopped, with a store of its own."""
+    env = {"IPYTASKPERSIST_DIR": str(state_dir)}
+    try:
+        with JupyterServer(tmp_path, env, packages=packages) as server:
+            yield server
+    finally:
+        end_processes_of(state_dir)
+
+
+@pytest.fixture
+def open_page(profile: BrowserContext, server: JupyterServer) -> Iterator[Open]:
+    """Open a notebook in a page of its own: `open_page(application, path)`."""
+    with ExitStack() as pages:
+
+        def opened(application: str, path: Path, server: JupyterServer = server) -> NotebookPage:
+            page = profile.new_page()
+            pages.callback(page.close)
+            notebook = NotebookPage(page, server, path, application)
+            notebook.workspace = uuid4().hex
+            return notebook.open()
+
+        yield opened
+
+
+def shown(notebook: NotebookPage, place: int) -> list[list[str]]:
+    """What a cell shows: the kind and the text or picture of each output, a card as its state."""
+    outputs = notebook.cell(place).outputs.evaluate_all(SHOWN)
+    for output in outputs[:1]:
+        state = CARD.search(output[1])
+        output[1] = state.group() if state else output[1]
+    return [[kind, " ".join(text.split())] for kind, text in outputs]
+
+
+def all_shown(notebook: NotebookPage) -> list[list[list[str]]]:
+    return [shown(notebook, place) for place in CELLS]
+
+
+def wait_shown(notebook: NotebookPage, wanted: list[list[list[str]]], when: str) -> None:
+    notebook.until(lambda: all_shown(notebook) == wanted, f"the same outputs {when}: {wanted}")
+
+
+def wait_states(notebook: NotebookPage, *states: str) -> None:
+    def present() -> list[str]:
+        return [each[0][1] if each else "" for each in all_shown(notebook)]
+
+    notebook.until(lambda: present() == list(states), f"the states {states}")
+
+
+def has_texts(notebook: NotebookPage, *texts: str) -> None:
+    for place, text in zip(CELLS, texts, strict=True):
+        notebook.cell(place).wait_output(text)
+
+
+def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
+    open_page: Open, server: JupyterServer, application: str
+) -> None:
+    server.add_kernel("own", "7.4", {})
+    path = server.add_notebook("own", "own")
+    stays = open_page(application, path).load_extension()
+    for source in SOURCES:
+        stays.run_cell(source)
+    has_texts(stays, "red begins[\\s\\S]*3/3", "begins", "begins", "begins")
+    stays.until(lambda: stays.cell(1).box.locator("img").count(), "the figure of the thread")
+    wait_states(stays, *["running"] * 4)
+    stays.save()
+
+    # While they run: in a page that is closed in the middle, and in one that is opened then.
+    open_page(application, path).page.close()
+    again = open_page(application, path)
+    wait_shown(again, all_shown(stays), "while they run")
+    assert [len(outputs) for outputs in all_shown(again)] == [4, 2, 2, 2]
+
+    # Both follow them to their ends, in order, and nothing is shown twice.
+    (path.parent / "go").touch()
+    for notebook in (stays, again):
+        wait_states(notebook, "completed", "failed", "failed", "running")
+    has_texts(again, "ends[\\s\\S]*the result", "ZeroDivisionError", "ends", "begins")
+    wait_shown(again, all_shown(stays), "after they ended")
+    assert "half" not in again.cell(3).text
+    wanted = all_shown(stays)
+    wait_shown(again.reload(), wanted, "in a page that was loaded again")
+
+    # The kernel is killed: nothing is asked of it.
+    os.kill(pid_of_kernel(server, path), signal.SIGKILL)
+    for notebook in (stays, again):
+        wait_states(notebook, "completed", "failed", "failed", "interrupted")
+    wanted = all_shown(stays)
+    wait_shown(again.reload(), wanted, "without their kernel")
+
+    # The server is stopped and started: pages that stayed open follow it again.
+    server.stop()
+    again.until(lambda: not is_live(again), "word of a lost connection")
+    server.start_again()
+    for notebook in (stays, again):
+        notebook.until(lambda notebook=notebook: is_live(notebook), "a new connection")
+    wait_shown(again.reload(), wanted, "after the server was started again")
+
+    # Saved, copied and renamed.
+    for cell in again.save()["cells"]:
+        for output in cell.get("outputs", []):
+            nbformat.validator.validate(output, ref=output["output_type"], version=4)
+    copy, renamed = path.with_name("copy.ipynb"), path.with_name("renamed.ipynb")
+    copyfile(path, copy)
+    wait_shown(open_page(application, copy), wanted, "in a copy")
+    path.rename(renamed)
+    wait_shown(open_page(application, renamed), wanted, "in a notebook that was renamed")
+
+
+def is_live(notebook: NotebookPage) -> bool:
+    return bool(notebook.page.locator("body.ipytaskpersist-live").count())
+
+
+def pid_of_kernel(server: JupyterServer, path: Path) -> int:
+    import psutil
+
+    kernel = server.kernel_of(path)
+    assert kernel is not None
+    for process in psutil.process_iter(["cmdline"]):
+        if any(f"kernel-{kernel['id']}" in word for word in process.info["cmdline"] or []):
+            return process.pid
+    raise AssertionError("the kernel has no process")
