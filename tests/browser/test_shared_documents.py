@@ -57,7 +57,12 @@ class Page:
     def wait_writes(self, count: int = 1) -> None:
         """Wait until it has changed the document so often, from now on."""
         self.writes = 0
-        self.notebook.until(lambda: self.writes >= count, f"{count} changes of the document")
+
+        def has_written() -> bool:
+            self.notebook.page.title()  # what the page has sent is heard of while it is asked
+            return self.writes >= count
+
+        self.notebook.until(has_written, f"{count} changes of the document")
 
     def _watch(self, socket: WebSocket) -> None:
         if "/collaboration/room/" in socket.url:
