@@ -7,7 +7,8 @@ from typing import Any
 
 from ipytaskpersist.base import output_marks
 from ipytaskpersist.base.records import TaskRecord
-from ipytaskpersist.display.status_card import CardReader, bundle
+from ipytaskpersist.display.card_content import CardReader
+from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.filling.entries import Entry, SaveLink, TaskOutputs, no_link
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.requests import THREAD
