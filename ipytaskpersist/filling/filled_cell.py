@@ -29,7 +29,7 @@ class FilledCell:
         self.entries: tuple[Entry, ...] = ()
         """The card, and the outputs."""
         self._store = manager.tasks.store_of(task)
-        self._reader = CardReader(manager)
+        self._reader = CardReader(manager, carries_output=False)
         self._outputs = TaskOutputs(self._store, task, states=states, save_link=save_link)
         self._is_file = states is not None
 
