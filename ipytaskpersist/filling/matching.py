@@ -83,7 +83,7 @@ class Matching:
         A notebook that was renamed without its kernel is known by its marks or its cells, unless
         there still is one at the old path: then this is a copy.
         """
-        for path in dict.fromkeys((place.path, place.path.resolve())):
+        for path in dict.fromkeys((place.path, _resolved(place.path))):
             found = self._store.sessions.notebook_at(str(path), place.kernel_uuid)
             if found is not None:
                 return found.key
@@ -128,6 +128,14 @@ class Matching:
 
     def _key_in(self, store: TaskStore, key: int) -> int | None:
         return key if store is self._store else self._archives.notebook_key(key, store)
+
+
+def _resolved(path: Path) -> Path:
+    """Return where links lead; the path itself if no file can have it."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path
 
 
 def _newer(task: TaskRecord | None, other: TaskRecord | None) -> TaskRecord | None:

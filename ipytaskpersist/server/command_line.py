@@ -22,21 +22,26 @@ from ipytaskpersist.store.task_store import TaskStore
 VERBS = {"cancel": ("--yes",), "rerun": (), "resume": ()}
 """The verbs that pages may run, with what confirms them: a click on a task names that task."""
 TIMEOUT_S = 60.0
-AGAIN_S = 60.0
-"""Interval after which upkeep that changed nothing is tried again."""
+DEATHS_AGAIN_S = 60.0
+"""Interval after which a command is run again for deaths that the last one has not recorded."""
+STORE_AGAIN_S = 5.0
+"""The same for a store that cannot be read: another connection may just have marked it again."""
 
 
 def run_verb(task: TaskRecord, verb: str, directory: Path) -> str:
     """Run a verb on a task, and return what it says. Raises `InvalidRequest` with its error."""
     if verb not in VERBS:
         raise InvalidRequest(f"a page has no action '{verb}'; there are {', '.join(VERBS)}")
-    ended = _run([verb, task.id, *VERBS[verb]], directory, Path(task.notebook))
+    # An imported task's id may look like an option.
+    ended = _command([verb, *VERBS[verb], "--", task.id], directory, Path(task.notebook))
     if ended.returncode:
         raise InvalidRequest(_last_line(ended.stderr).removeprefix("jupyter bg: "))
     return _last_line(ended.stdout)
 
 
-def _run(arguments: list[str], directory: Path, notebook: Path) -> subprocess.CompletedProcess[str]:
+def _command(
+    arguments: list[str], directory: Path, notebook: Path
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "IPYTASKPERSIST_DIR": str(directory),
@@ -86,11 +91,15 @@ class Upkeep:
         supervisors = find_dead_supervisors(self._store, self._watch)
         dead = {*(each.owner.id for each in sessions), *(each.owner.key for each in supervisors)}
         if dead:
-            self.run(dead)
+            self._run(dead, DEATHS_AGAIN_S)
 
-    def run(self, reason: object = "the store") -> None:
+    def mend(self) -> None:
+        """Run a command because the store can only be read after a migration or a repair."""
+        self._run("the store", STORE_AGAIN_S)
+
+    def _run(self, reason: object, again_s: float) -> None:
         """Run a command that reads, in the background: each brings the store up to date first."""
-        is_known = reason == self._reason and time.monotonic() - self._run_at < AGAIN_S
+        is_known = reason == self._reason and time.monotonic() - self._run_at < again_s
         if is_known or (self._thread is not None and self._thread.is_alive()):
             return
         self._reason, self._run_at = reason, time.monotonic()
@@ -102,4 +111,4 @@ class Upkeep:
     def _list(self) -> None:
         directory = self._store.directory.root
         with suppress(BackgroundError):  # it is tried again; a command that is typed says why not
-            _run(["list", "--all", "--limit", "1", "--json"], directory, directory)
+            _command(["list", "--all", "--limit", "1", "--json"], directory, directory)

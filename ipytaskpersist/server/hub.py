@@ -76,7 +76,7 @@ class Hub:
         if not self.store.exists:
             return False
         if self.store.needs_command:
-            self._upkeep.run()
+            self._upkeep.mend()
         self.store.open()
         return True
 
@@ -240,7 +240,7 @@ class Hub:
     def _look(self) -> None:
         if self._commits.has_news():
             if self.store.needs_command:
-                self._upkeep.run()
+                self._upkeep.mend()
             self.store.open()
             self._take_changes()
             self._are_lists_old = True

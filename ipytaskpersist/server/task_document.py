@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ class Describer:
     """Describes tasks to the pages of one server."""
 
     def __init__(self, root: Path) -> None:
-        self._roots = [*dict.fromkeys((root, root.resolve()))]
+        self._roots = [*dict.fromkeys((root, Path(os.path.realpath(root))))]
 
     def document(self, store: TaskStore, task: TaskRecord) -> TaskDocument:
         """Return the task as pages receive it."""

@@ -289,6 +289,8 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         f"[tool.ipytaskpersist]\n{name} = 1\nrunner = {name}\nsecret_names = [{name}]\n"
     )
     (tmp_path / "evil.jsonl").write_text(evil_file())
+    evil = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": STEERING}]}
+    (tmp_path / "evil.ipynb").write_text(json.dumps(evil))
     lines = [
         *(["list", *more] for more in ([], ["--all"], ["--json"], ["--state", "failed"])),
         *([verb, task] for task in ids for verb in ("show", "output", "result")),
@@ -301,7 +303,8 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["doctor"], ["doctor", "--json"], ["import", "evil.jsonl"], ["archive", ids[0]],
         ["list", "--archived", "--all"], ["export", ids[0], "--output", "out.jsonl"],
         ["list", STEERING], ["show", STEERING], ["export", STEERING], ["config", STEERING],
-        ["backup", f"{STEERING}/x"], ["restore", STEERING], ["panel"], ["clear"], ["adopt"],
+        ["fill", STEERING], ["fill", "evil.ipynb"], ["backup", f"{STEERING}/x"],
+        ["restore", STEERING], ["panel"], ["clear"], ["adopt"],
     ]  # fmt: skip
     shown = at_terminal(state_dir, tmp_path, lines)
     assert set(VERBS) <= set(shown), "each verb is attacked"

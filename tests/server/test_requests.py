@@ -90,6 +90,7 @@ def test_a_page_of_another_site_cannot_use_the_browser_s_cookie(server: PlainSer
         (b"[]", "is not an object"),
         (b'{"cells": []}', "names no notebook"),
         (b'{"path": 3}', "the request.path is not a text"),
+        (b'{"path": "a", "cells": {"id": "x"}}', "the request.cells is not a list"),
         (b'{"path": "a", "cells": [3]}', "the request.cells[0] is not an object"),
         (b'{"path": "a", "cells": [{"id": "x", "source": []}]}', "source is not a text"),
     ],
@@ -220,7 +221,8 @@ def test_a_thousand_tasks_are_listed_and_searched(server: PlainServer, kept: Tas
     assert [task["name"] for task in server.listed(search="needle RUNNING")["tasks"]] == ["Needle"]
     few = server.listed(notebook="many.ipynb", limit="2")
     assert [task["number"] for task in few["tasks"]] == [1001, 1004], "what runs comes first"
-    assert server.listed(notebook="unknown.ipynb") == {"tasks": [], "running": 0}
+    for path in ("unknown.ipynb", "../../etc/passwd", "a\0b", "x" * 5_000):
+        assert server.listed(notebook=path) == {"tasks": [], "running": 0}
 
 
 def test_the_server_itself_never_writes_the_store(server: PlainServer, directory: Path) -> None:
