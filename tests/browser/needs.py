@@ -29,7 +29,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def front_ends() -> list[str]:
-    """What a server has beside its own packages; the oldest front ends, too, if all are asked for."""
+    """What servers have beside their own packages; also the oldest front ends if all are asked for."""
     return ["", OLDEST] if os.environ.get("IPYTASKPERSIST_EVERY_PAIR") else [""]
 
 
