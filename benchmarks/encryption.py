@@ -48,8 +48,9 @@ from ipytaskpersist.store.outputs import LINE_BYTES, Outputs
 from ipytaskpersist.store.search_index import Passage, SearchIndex, task_of
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
-from ipytaskpersist.values import payloads
+from ipytaskpersist.values import pickle_files
 from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.values.signed_files import LoadedFiles, SignedFiles
 
 AEAD = "cryptography.hazmat.primitives.ciphers.aead"
 CIPHERS = ("AESGCM", "AESGCMSIV", "ChaCha20Poly1305")
@@ -243,11 +244,11 @@ def sealed_payloads(sealing: Sealing) -> list[Replacement]:
 
     A file is written before its task has an id, so only the signature binds it to one.
     """
-    hashing, trusted = payloads._Hashing, Payloads._trusted
+    hashing, trusted, loaded = pickle_files.Hashing, SignedFiles.trusted, LoadedFiles._loaded
 
     class SealedFile(hashing):  # type: ignore[misc, valid-type]
-        def __init__(self, file: Any) -> None:
-            super().__init__(file)
+        def __init__(self, path: Path, *, is_durable: bool) -> None:
+            super().__init__(path, is_durable=is_durable)
             self._name, self._place, self._waiting = secrets.token_hex(8), 0, bytearray()
             super().write(self._name.encode())
 
@@ -266,8 +267,8 @@ def sealed_payloads(sealing: Sealing) -> list[Replacement]:
             super().write(sealing.seal(data, self._name, self._place, is_last))
             self._place += 1
 
-    def opened(self: Any, task: TaskRecord, result: Any) -> bytes:
-        data = memoryview(trusted(self, task, result))
+    def opened(sealed: bytes) -> bytes:
+        data = memoryview(sealed)
         name, step = bytes(data[:16]).decode(), SEGMENT_BYTES + OVERHEAD_BYTES
         starts = range(16, len(data), step)
         return b"".join(
@@ -275,7 +276,17 @@ def sealed_payloads(sealing: Sealing) -> list[Replacement]:
             for place, at in enumerate(starts)
         )
 
-    return [(Payloads, "_trusted", opened), (payloads, "_Hashing", SealedFile)]
+    def opened_trusted(self: Any, task: TaskRecord, result: Any) -> bytes:
+        return opened(trusted(self, task, result))
+
+    def opened_loaded(self: Any, name: str, digest: str, data: bytes) -> Any:
+        return loaded(self, name, digest, opened(data))
+
+    return [
+        (SignedFiles, "trusted", opened_trusted),
+        (LoadedFiles, "_loaded", opened_loaded),
+        (pickle_files, "Hashing", SealedFile),
+    ]
 
 
 # Measuring.

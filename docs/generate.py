@@ -37,6 +37,8 @@ LONGEST_SIGNATURE = 88
 VARIABLES = {
     "IPYTASKPERSIST_DIR": "The state directory. Without it: the user's state directory for this "
     "project, `~/.local/state/ipytaskpersist` on Linux.",
+    "IPYTASKPERSIST_WAIT_AT_EXIT": "Seconds for which a kernel that ends waits for its tasks in "
+    "threads. The trait `wait_at_exit_s` takes precedence.",
     "IPYTASKPERSIST_NOTEBOOK": "The path of the notebook to which this process belongs. The trait "
     "`notebook` comes before it; `JPY_SESSION_NAME`, which a Jupyter server sets, after it.",
     "IPYTASKPERSIST_TASK": "Set in each process of a process or shell task: the task's id. A "

@@ -19,7 +19,8 @@ from ipytaskpersist.base.records import (
     TaskState,
 )
 from ipytaskpersist.capture.progress import progress_of
-from ipytaskpersist.display.status_card import CardReader, bundle
+from ipytaskpersist.display.card_content import CardReader
+from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.errors import InvalidRequest, TaskNotFound
 from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task
@@ -48,6 +49,7 @@ def background(
     fresh: bool = False,
     tags: Sequence[str] = (),
     notify: bool | Sequence[str] = False,
+    if_running: str = "",
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -59,12 +61,17 @@ def background(
     the source uses and assigns. `fresh` has it begin in a fresh interpreter instead of a copy of a
     warm one. `tags` are words by which lists find the task again. `notify` sends
     a notification of its end to the places of the setting `notify`, and to the places given here.
+    `if_running` says what to do while the task of an earlier run of the same cell still runs:
+    ``ask``, ``attach`` (which returns that task), ``replace`` or ``new``; by default the setting
+    `if_running` does.
 
     Return as soon as the task is durably recorded. Raise what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
     written, and the original error for a source that does not compile.
     """
     manager = current()
+    if not isinstance(source, str):
+        raise InvalidRequest("background runs a text of code; submit(function) calls a function")
     if shell and process:
         raise InvalidRequest("a task is either a shell command or Python in a process, not both")
     where = SHELL if shell else PROCESS if process else ""
@@ -79,24 +86,64 @@ def background(
         fresh=fresh,
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
-    request = Request(name, where, options, tags, bool(notify), notify_to)
-    return Task(manager, manager.launcher.launch(source, request))
+    request = Request(name, where, options, tags, bool(notify), notify_to, if_running)
+    return Task(manager, manager.launcher.launch(source, request).task)
 
 
 def submit(
-    function: Callable[..., Any], /, *args: Any, process: bool = False, **kwargs: Any
+    function: Callable[..., Any],
+    /,
+    *args: Any,
+    name: str | None = None,
+    process: bool = False,
+    **kwargs: Any,
 ) -> Task:
     """Call ``function(*args, **kwargs)`` in the background and return its task.
 
-    The task is named after the function. An ``async`` function runs to its end. With `process` the
-    call runs in its own process, which gets copies of function and arguments and outlives the
-    kernel.
+    The task has the name, by default the function's. An ``async`` function runs to its end. With
+    `process` the call runs in its own process, which gets copies of function and arguments and
+    outlives the kernel.
+
+    A function that has a parameter `name` or `process` itself gets it by
+    ``functools.partial(function, name=…)``; otherwise `InvalidRequest` is raised.
     """
     manager = current()
+    if not callable(function):
+        raise InvalidRequest(
+            "submit calls a function: submit(print, 3), not submit(print(3)); background(source) "
+            "runs a text of code"
+        )
+    given = {"name": name is not None, "process": process}
+    _refuse_own_parameters(function, args, [each for each, is_given in given.items() if is_given])
     call = partial(function, *args, **kwargs)
-    name = getattr(function, "__name__", type(function).__name__)
+    if name is None:
+        name = str(getattr(_inner(function), "__name__", type(function).__name__))
     request = Request(name, PROCESS if process else THREAD)
     return Task(manager, manager.launcher.launch_function(call, _source(function), request))
+
+
+def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function.func if isinstance(function, partial) else function
+
+
+def _refuse_own_parameters(
+    function: Callable[..., Any], args: Sequence[Any], given: Sequence[str]
+) -> None:
+    """Raise `InvalidRequest` for an argument that both `submit` and the function could take."""
+    try:
+        signature = inspect.signature(function)
+        bound = signature.bind_partial(*args).arguments
+    except (ValueError, TypeError):
+        return  # the call itself raises, or has no signature
+    if isinstance(function, partial):
+        bound = {**function.keywords, **bound}
+    for each in given:
+        if each in signature.parameters and each not in bound:
+            called = getattr(_inner(function), "__name__", "the function")
+            raise InvalidRequest(
+                f"{each}= is an argument of submit, and {called} has a parameter {each}, too; give "
+                f"it with functools.partial({called}, {each}=…)"
+            )
 
 
 def _source(function: Callable[..., Any]) -> str:
@@ -270,15 +317,16 @@ class Task:
         changes = self._manager.changes
         return changes.cancel(self._record) or changes.end_left(self._record) > 0
 
-    def rerun(self) -> Task:
+    def rerun(self, *, anyway: bool = False) -> Task:
         """Run it again with the same options, and return the new task.
 
-        Raise `InvalidRequest` if it has not ended.
+        Raise `InvalidRequest` if it has not ended. Unless `anyway`, raise `NamesMissing` for a
+        thread task that uses variables which this kernel does not have.
         """
         if not self.done():
             raise InvalidRequest(f"task {self._record.label} is {self.state}; cancel it first")
         self._record = self._manager.tasks.refresh(self._record)
-        return Task(self._manager, self._manager.launcher.rerun(self._record))
+        return Task(self._manager, self._manager.launcher.rerun(self._record, anyway=anyway))
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait, and return the value of its last expression, or of its function.

@@ -15,6 +15,10 @@ class InvalidRequest(BackgroundError):
     """The request makes no sense: an empty cell, an unknown state, a negative number."""
 
 
+class NamesMissing(InvalidRequest):
+    """The task would use variables that this kernel does not have."""
+
+
 class InvalidSetting(BackgroundError):
     """A setting has an invalid value, or there is no setting of that name."""
 

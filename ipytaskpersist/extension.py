@@ -13,8 +13,10 @@ from ipytaskpersist.commands.magics import BackgroundMagics, command_of
 from ipytaskpersist.display import greetings
 from ipytaskpersist.errors import AlreadyRunAgain, BackgroundError, StoreError
 from ipytaskpersist.isolation import random_states
+from ipytaskpersist.session import awaited_names, renamed_notebooks
 from ipytaskpersist.session.manager import BackgroundTasks, set_current
 from ipytaskpersist.store import problems
+from ipytaskpersist.store.tasks import Selection
 
 
 class Extension:
@@ -34,11 +36,16 @@ class Extension:
         self.shell.configurables.append(self.manager)
         self.magics.register()
         random_states.install(self._patches)
+        awaited_names.install(self.manager)
         tab_completion.install(self.shell, self.manager, command_of, self._patches)
         kernel = getattr(self.shell, "kernel", None)
         if kernel is None:
             # A terminal's streams can be routed only between two cells.
             self.manager.runners.install_capture()
+            if hasattr(self.shell, "_atexit_once"):
+                # IPython clears the variables before the interpreter exits. The errors that a
+                # running task then raises are not its own.
+                self._patches.replace(self.shell, "_atexit_once", self._leave)
         else:
             self._patches.replace(kernel, "do_shutdown", self._shutdown)
         try:
@@ -64,10 +71,18 @@ class Extension:
 
     def _shutdown(self, plain: Any) -> Any:
         def do_shutdown(restart: bool) -> Any:
-            self.manager.runners.end_process("kernel restarted" if restart else "kernel shut down")
+            reason = "kernel restarted" if restart else "kernel shut down"
+            self.manager.runners.end_process(reason, is_exit=not restart)
             return plain(restart)
 
         return do_shutdown
+
+    def _leave(self, plain: Any) -> Any:
+        def atexit_once() -> Any:
+            self.manager.runners.end_process("IPython ended")
+            return plain()
+
+        return atexit_once
 
     def _greet(self) -> None:
         manager = self.manager
@@ -78,9 +93,29 @@ class Extension:
             manager.store.require_writable()
         returned = greetings.Greeting(manager)
         resumed = self._resume() if manager.auto_resume else {}
-        greeting = returned.greeting(resumed)
-        if greeting:
-            print(greeting)
+        self._say_news(returned.news(resumed))
+        self._offer_to_adopt()
+
+    def _say_news(self, news: greetings.News) -> None:
+        if news.is_empty:
+            return
+        from ipytaskpersist.display import greeting_words
+
+        text = greeting_words.in_words(news)
+        if getattr(self.shell, "kernel", None) is None:
+            print(text)
+        else:
+            html = greeting_words.as_html(news)
+            self.shell.display_pub.publish({"text/html": html, "text/plain": text})
+
+    def _offer_to_adopt(self) -> None:
+        """Say that tasks of a notebook which is gone belong to these cells, if it is new here."""
+        store, session = self.manager.store, self.manager.session.record()
+        if store.tasks.count(Selection(session.notebook_key)):
+            return
+        found = renamed_notebooks.gone(store, session)
+        if found is not None:
+            print(found.offer())
 
     def _resume(self) -> dict[str, TaskRecord]:
         """Run interrupted tasks again. Return the new tasks by the ids of the old ones."""

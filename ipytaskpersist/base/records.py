@@ -139,6 +139,8 @@ class Progress:
     """Amount to do; None when unknown."""
     text: str = ""
     """Description, in one line."""
+    drawn: str = field(default="", repr=False)
+    """Its bar as a terminal would show it, with count, rate and time left, if it is a widget's."""
 
     @property
     def fraction(self) -> float | None:
@@ -146,8 +148,12 @@ class Progress:
         return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the progress as ``list --json`` prints it and the store keeps it."""
+        """Return the progress as ``list --json`` prints it."""
         return {"done": self.done, "total": self.total, "text": self.text}
+
+    def as_stored(self) -> dict[str, Any]:
+        """Return the progress as the store and the channel of a process keep it."""
+        return {**self.as_json(), **({"drawn": self.drawn} if self.drawn else {})}
 
 
 @dataclass(frozen=True, slots=True)

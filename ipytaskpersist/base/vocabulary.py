@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MODULE_OF = {
+    "adopt": "moving",
     "archive": "keeping",
     "backup": "keeping",
     "cancel": "changing",
@@ -16,7 +17,7 @@ MODULE_OF = {
     "keep": "keeping",
     "list": "reading",
     "load": "launching",
-    "output": "reading",
+    "output": "task_output",
     "panel": "panel",
     "rerun": "launching",
     "restore": "keeping",

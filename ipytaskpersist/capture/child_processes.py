@@ -30,6 +30,10 @@ GRACE_S = 2.0
 DESCRIPTORS = {OutputKind.STDOUT: 1, OutputKind.STDERR: 2}
 
 
+_group_before: int | None = None
+"""Process group that this process has left to lead its own; None if it has left none."""
+
+
 class Output(Protocol):
     """Takes the output of child processes."""
 
@@ -133,8 +137,7 @@ class Children:
             if kind in self._write:
                 os.dup2(self._write[kind], descriptor)
         worker_streams.have_given()
-        with suppress(OSError):
-            os.setpgid(0, 0)
+        lead_group()
 
     def take_mark(self) -> None:
         """Mark a freshly forked child. Its own forks carry the mark already."""
@@ -191,6 +194,30 @@ class Children:
         finalizers = list(registered.values())
         found = [(each, each._args[3]) for each in finalizers if _ends_pool(each, module)]
         return [each for each in found if any(one.pid in self._processes for one in each[1])]
+
+
+def lead_group() -> None:
+    """Make the calling process lead a process group, which the kernel's signals do not reach."""
+    global _group_before
+    before = os.getpgrp()
+    with suppress(OSError):
+        os.setpgid(0, 0)
+        _group_before = before
+
+
+def setsid_of_leader(plain: Callable[[], None]) -> Callable[[], None]:
+    """Let a process call ``setsid`` although this package has made it lead a group.
+
+    The system refuses that to a leader, so the process returns to its former group first.
+    """
+
+    def setsid() -> None:
+        if _group_before is not None and os.getpgrp() == os.getpid():
+            with suppress(OSError):  # the group has ended with its last process
+                os.setpgid(0, _group_before)
+        plain()
+
+    return setsid
 
 
 STARTED: WeakSet[Children] = WeakSet()

@@ -9,6 +9,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ipytaskpersist.base.import_hooks import after_import
@@ -102,7 +103,17 @@ def _note(task: RunningTask, bar: Any) -> None:
         return
     if _is_amount(bar.n):
         total = bar.total if bar.total and _is_amount(bar.total) else None
-        task.progress(progress_of(bar.n, total, (bar.desc or "").rstrip(": ")))
+        progress = progress_of(bar.n, total, (bar.desc or "").rstrip(": "))
+        task.progress(replace(progress, drawn=_as_drawn(bar)))
+
+
+def _as_drawn(bar: Any) -> str:
+    """Return a bar with its count, rate and time left, as a terminal would show it."""
+    try:
+        known = {**bar.format_dict, "bar_format": None, "ncols": None}
+        return " ".join(str(bar.format_meter(**known)).split())[:TEXT_CHARACTERS]
+    except Exception:  # a bar of another class may lack what this takes
+        return ""
 
 
 # A bar that is created in the foreground and passed to a process.

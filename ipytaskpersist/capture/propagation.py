@@ -25,7 +25,7 @@ from ipytaskpersist.base.leftover_processes import Mark
 from ipytaskpersist.base.patches import Patches
 from ipytaskpersist.base.process_tree import MARK
 from ipytaskpersist.base.records import OutputKind
-from ipytaskpersist.capture import submitted_work, worker_streams
+from ipytaskpersist.capture import child_processes, submitted_work, worker_streams
 from ipytaskpersist.capture.child_processes import DESCRIPTORS, READER, Children
 from ipytaskpersist.capture.submitted_work import Submitter
 from ipytaskpersist.errors import TaskCancelled
@@ -84,6 +84,7 @@ def _install_for_processes(patches: Patches) -> None:
     patches.replace(os, "system", _system)
     patches.replace(os, "fork", partial(_fork, with_streams=True))
     patches.replace(os, "forkpty", partial(_fork, with_streams=False))
+    patches.replace(os, "setsid", child_processes.setsid_of_leader)
     patches.replace(BaseProcess, "start", _process_start)
     submitted_work.install_for_processes(patches)
 
@@ -367,7 +368,8 @@ def be_child(mark: str, stdout: Any, stderr: Any) -> None:
     os.dup2(stdout.detach(), 1)
     os.dup2(stderr.detach(), 2)
     worker_streams.have_given()
-    os.setpgid(0, 0)
+    child_processes.lead_group()
+    Patches().replace(os, "setsid", child_processes.setsid_of_leader)
     known = Mark.parse(mark)
     if known is not None:
         known.take()

@@ -39,6 +39,21 @@ def of_shell(source: str, shell_path: str) -> ShellCommand:
     return ShellCommand([shell_path], source, "file")
 
 
+def usual_shell() -> str:
+    """Return the shell in which people type commands: bash if there is one."""
+    return shutil.which("bash") or "/bin/sh"
+
+
+def is_for_ipython(source: str) -> bool:
+    """Return whether a source is a shell cell that only IPython understands: ``%%bash``, ``!make``.
+
+    ``! make`` with a space is a shell's own negation.
+    """
+    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    has_only_commands = all(re.match(r"![^\s!]", line) for line in lines)
+    return bool(SCRIPT_MAGIC.match(source)) or has_only_commands
+
+
 def of_cell(shell: InteractiveShell, source: str) -> ShellCommand | None:
     """Return the command of a shell cell, or None for any other cell.
 

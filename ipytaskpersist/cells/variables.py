@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
@@ -30,6 +31,11 @@ SHELL_MAGICS = {
 PYTHON_MAGICS = {"time", "capture", "prun"}
 """Magics whose text is code of the cell itself."""
 
+BINDS_NOTHING = {
+    *("time", "timeit", "prun", "matplotlib", "config", "load_ext", "reload_ext", "autoreload"),
+    *("cd", "env", "pip", "conda", "system", "sx"),
+}
+"""Magics that bind no variables, unlike ``%run``, and unlike others that are not known."""
 OF_HISTORY = re.compile(r"(?:_{1,3}|_\d+|_i{1,3}|_i\d+|_oh|_ih|Out|In)")
 """IPython's names for the results and sources of earlier cells."""
 
@@ -40,6 +46,19 @@ Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 def used(tree: ast.Module) -> list[str]:
     """Return the names that a cell may read before it has assigned them, in order."""
     reader = _Reader(set())
+    reader.visit(tree)
+    return list(reader.read)
+
+
+def needed(tree: ast.Module) -> list[str]:
+    """Return the names without which a cell certainly fails, in order, if nothing has bound them.
+
+    Unlike `used`, it leaves out what may be the name of something else, as in a magic's text, and
+    everything if the cell may bind names that it does not say.
+    """
+    if any(map(_may_bind_anything, ast.walk(tree))):
+        return []
+    reader = _NeedReader(set(), set(assigned(tree)))
     reader.visit(tree)
     return list(reader.read)
 
@@ -67,6 +86,11 @@ def assigned(tree: ast.Module) -> list[str]:
     return [*(n for n in names if n not in modules), *(n for n in names if n in modules)]
 
 
+def values(tree: ast.Module) -> set[str]:
+    """Return the names that a cell assigns, without modules, definitions and loop variables."""
+    return set(_assigned(tree.body, as_values=True))
+
+
 def imported(tree: ast.Module) -> set[str]:
     """Return the names that a cell binds by importing."""
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -79,31 +103,36 @@ def augmented(tree: ast.Module) -> set[str]:
     return {node.target.id for node in nodes if isinstance(node.target, ast.Name)}
 
 
-def _assigned(nodes: Iterable[ast.AST]) -> Iterator[str]:
+def _assigned(nodes: Iterable[ast.AST], *, as_values: bool = False) -> Iterator[str]:
+    """Yield the names that statements bind; with `as_values`, those of `values`."""
+    inside = partial(_assigned, as_values=as_values)
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
+            yield from [] if as_values else [node.name]
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from _imported(node)
+            yield from [] if as_values else _imported(node)
+        elif isinstance(node, ast.For | ast.AsyncFor) and as_values:
+            yield from inside([node.iter, *node.body, *node.orelse])
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
         elif isinstance(node, ast.Lambda | Comprehension):
-            yield from _assigned(each for each in ast.walk(node) if isinstance(each, ast.NamedExpr))
+            yield from inside(each for each in ast.walk(node) if isinstance(each, ast.NamedExpr))
         else:
             if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
                 yield node.name
             if isinstance(node, ast.Call):
-                yield from _assigned_by_magic(node)
-            yield from _assigned(ast.iter_child_nodes(node))
+                yield from inside(_code_of_magic(node))
+            yield from inside(ast.iter_child_nodes(node))
 
 
-def _assigned_by_magic(node: ast.Call) -> Iterator[str]:
+def _code_of_magic(node: ast.Call) -> Iterator[ast.AST]:
+    """Yield the statements in the text of a magic that runs it as code of the cell."""
     method, texts = _magic_call(node)
     if method.startswith("run_") and texts and texts[0] in PYTHON_MAGICS:
         for text in texts[1:]:
             tree = _parsed(text)
             if tree is not None:
-                yield from _assigned(tree.body)
+                yield from tree.body
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
@@ -139,6 +168,10 @@ class _Reader(ast.NodeVisitor):
     def __init__(self, bound: set[str]) -> None:
         self.read: dict[str, None] = {}
         self.bound = bound
+
+    def _nested(self, bound: set[str]) -> _Reader:
+        """Return a reader for the inside of a function, class or comprehension."""
+        return _Reader(bound)
 
     def _note(self, names: Iterable[str]) -> None:
         self.read.update(dict.fromkeys(name for name in names if name not in self.bound))
@@ -233,19 +266,19 @@ class _Reader(ast.NodeVisitor):
             for name in each.names
         }
         own = (set(parameters) | set(_assigned(nodes))) - elsewhere
-        reader = _Reader(self.bound | own)
+        reader = self._nested(self.bound | own)
         reader._visit_all(nodes)
         self._note(reader.read)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._visit_all([*node.decorator_list, *node.bases, *node.keywords])
-        reader = _Reader(set(self.bound))
+        reader = self._nested(set(self.bound))
         reader._visit_all(node.body)
         self._note(reader.read)
         self.bound.add(node.name)
 
     def _visit_comprehension(self, node: Comprehension) -> None:
-        reader = _Reader(set(self.bound))
+        reader = self._nested(set(self.bound))
         for generator in node.generators:
             reader._visit_all([generator.iter, generator.target, *generator.ifs])
         elements = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
@@ -278,6 +311,52 @@ class _Reader(ast.NodeVisitor):
         for node in nodes:
             if node is not None:
                 self.visit(node)
+
+
+class _NeedReader(_Reader):
+    """Collects only names that are certainly read."""
+
+    def __init__(self, bound: set[str], later: set[str]) -> None:
+        """`later` are the names that the cell binds somewhere, perhaps before a call."""
+        super().__init__(bound)
+        self._later = later
+
+    def _nested(self, bound: set[str]) -> _Reader:
+        return _NeedReader(bound | self._later, self._later)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        method, texts = _magic_call(node)
+        if not method or (texts and texts[0] in PYTHON_MAGICS):
+            super().visit_Call(node)
+
+    def visit_Try(self, node: ast.Try | ast.TryStar) -> None:
+        """Leave out a body that is prepared for a missing name."""
+        if any(_catches_name_errors(handler) for handler in node.handlers):
+            self.bound.update(_assigned([node]))
+        else:
+            super().visit_Try(node)
+
+    visit_TryStar = visit_Try  # noqa: N815
+
+
+def _may_bind_anything(node: ast.AST) -> bool:
+    """Return whether a node may bind names that are not in the tree, as ``import *`` does."""
+    if isinstance(node, ast.ImportFrom):
+        return any(alias.name == "*" for alias in node.names)
+    if not isinstance(node, ast.Call):
+        return False
+    method, texts = _magic_call(node)
+    if method.startswith("run_") and texts:
+        is_bare = texts[0] in {"capture", *SHELL_MAGICS} and not (texts[1:] and texts[1].strip())
+        return not is_bare and texts[0] not in BINDS_NOTHING
+    return isinstance(node.func, ast.Name) and node.func.id in {"exec", "globals", "locals"}
+
+
+def _catches_name_errors(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    kinds = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+    return bool(kinds & {"NameError", "Exception", "BaseException"})
 
 
 def _parameters(node: Function) -> list[str]:

@@ -9,6 +9,7 @@ import click
 from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
+    Seconds,
     refuse_together,
     several,
     surface_and_manager,
@@ -26,18 +27,24 @@ from ipytaskpersist.text import formatting
 
 @verbs.command()
 @several
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="At most S seconds.")
+@click.option("--timeout", type=Seconds(min=0), metavar="S", help="At most S seconds.")
+@click.option("--all", "every_task", is_flag=True, help="All live tasks of this notebook.")
 @click.option("--check", is_flag=True, help="An error when a task did not complete.")
 @surface_and_manager
 def wait(
     surface: Surface,
     manager: BackgroundTasks,
     refs: Sequence[str],
+    every_task: bool,
     timeout: float | None,
     check: bool,
 ) -> None:
     """Wait until tasks have ended. An interrupt ends the waiting, not the task."""
-    tasks = manager.tasks.find_all(refs)
+    refuse_together({"--all": every_task, "references": bool(refs)})
+    tasks = _live(manager) if every_task else manager.tasks.find_live(refs)
+    if not tasks:
+        click.echo("nothing to wait for")
+        return
     waiting = surface.waiting()
     names = ", ".join(task.label for task in tasks)
     ended: list[TaskRecord] = []
@@ -60,6 +67,11 @@ def wait(
     surface.exit(_exit_status(failed[0]) if failed else 0 if ended else 130)
 
 
+def _live(manager: BackgroundTasks) -> list[TaskRecord]:
+    live = (TaskState.PENDING, TaskState.RUNNING)
+    return manager.tasks.select(Selection(manager.session.notebook_key() or -1, live))
+
+
 def _exit_status(task: TaskRecord) -> int:
     """Return a task's exit code as a shell does: 128 plus a signal's number, 1 if there is none."""
     code = 1 if task.exit_code is None else task.exit_code
@@ -75,13 +87,8 @@ def cancel(
     surface: Surface, manager: BackgroundTasks, refs: Sequence[str], every_task: bool, yes: bool
 ) -> None:
     """Cancel tasks. A process is killed if need be; a thread in a C call ends when it returns."""
-    if every_task and refs:
-        raise InvalidRequest("cancel takes either --all or the tasks' references, not both")
-    if every_task:
-        live = (TaskState.PENDING, TaskState.RUNNING)
-        tasks = manager.tasks.select(Selection(manager.session.notebook_key() or -1, live))
-    else:
-        tasks = manager.tasks.find_all(refs)
+    refuse_together({"--all": every_task, "references": bool(refs)})
+    tasks = _live(manager) if every_task else manager.tasks.find_live(refs)
     _confirm_others(surface, manager, tasks, "Cancel", yes)
     asked = [task for task in tasks if manager.changes.cancel(task)]
     left = {task.id: manager.changes.end_left(task) for task in tasks if task not in asked}

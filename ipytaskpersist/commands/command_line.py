@@ -14,10 +14,10 @@ def words(line: str) -> list[str]:
 
     A comment begins with a ``#`` that stands alone. Raise `ValueError` for an unclosed quote.
     """
-    return shlex.split(_without_comment(line))
+    return shlex.split(without_comment(line))
 
 
-def _without_comment(line: str) -> str:
+def without_comment(line: str) -> str:
     """Drop the comment. A ``#`` in quotes or inside a word, as in ``#3`` and ``run#3``, stays."""
     found = (word.start() for word in WORD.finditer(line) if word.group() == "#")
     return line[: next(found, len(line))]

@@ -98,6 +98,12 @@ def tags(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
         yield from map(CompletionItem, filter(_is_word, manager.store.tasks.tags(typed, AT_MOST)))
 
 
+def task_and_tags(context: click.Context, parameter: click.Parameter, typed: str) -> list[Item]:
+    """Complete a task, and after it tags."""
+    given = context.params.get(parameter.name or "")
+    return (tags if given else tasks)(context, parameter, typed)
+
+
 @_quietly
 def notebooks(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     """Complete the file names of notebooks that have tasks."""

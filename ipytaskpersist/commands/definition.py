@@ -13,9 +13,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from ipytaskpersist.base.vocabulary import MODULE_OF, VERBS
-from ipytaskpersist.commands import completion
+from ipytaskpersist.commands import completion, hints
 from ipytaskpersist.commands.surfaces import Surface
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.errors import InvalidRequest, TaskNotFound
 
 HELP = {"help_option_names": ["-h", "--help"]}
 STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -37,7 +37,28 @@ class Verb(click.Command):
             f" {arg}" if COUNTED_BACK.fullmatch(arg) and before not in with_value else arg
             for before, arg in zip(["", *args], args[:end], strict=False)
         ]
-        return super().parse_args(ctx, [*given, *args[end:]])
+        try:
+            return super().parse_args(ctx, [*given, *args[end:]])
+        except click.UsageError as error:
+            pairs = zip(["", *args], args, strict=False)
+            hint = hints.of_words(
+                (word for before, word in pairs if before not in with_value), self
+            )
+            if not hint:
+                raise
+            raise click.UsageError(_with_hint(error.format_message(), hint), ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. If it finds no task, say what else may have been meant."""
+        try:
+            return super().invoke(ctx)
+        except TaskNotFound as error:
+            words = ctx.params.get("refs") or str(ctx.params.get("ref") or "").split()
+            raise TaskNotFound(_with_hint(str(error), hints.of_words(words, self))) from None
+
+
+def _with_hint(message: str, hint: str) -> str:
+    return f"{message.rstrip('.')}; {hint}" if hint else message
 
 
 def _takes_value(param: click.Parameter) -> bool:
@@ -67,11 +88,7 @@ class Verbs(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb, or suggest the nearest one."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
-            meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(VERBS)}."
-            raise click.UsageError(f"No verb '{args[0]}'; {meant}", ctx)
+            raise click.UsageError(f"No verb '{args[0]}'; {hints.of_verb(args[0])}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -96,19 +113,42 @@ def surface_and_manager(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.pass_obj(with_both)
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds."""
+
+    name = "number of seconds"
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
-one = click.argument(
-    "ref", required=False, metavar="[REF]", shell_complete=completion.tasks
-)  # fmt: skip
+
+
+def _as_one(_context: click.Context, _parameter: click.Parameter, words: Sequence[str]) -> Any:
+    """Join the words of a name; None if there are none."""
+    return " ".join(word.strip() for word in words) or None
+
+
+def one_reference(complete: completion.Complete) -> Callable[..., Any]:
+    """Return the argument of a verb about one task: a reference, or None for the latest."""
+    return click.argument(
+        "ref", nargs=-1, metavar="[REF]", callback=_as_one, shell_complete=complete
+    )
+
+
+one = one_reference(completion.tasks)
 several = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=completion.tasks)
 
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
+    click.echo(json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """Return a JSON document."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
     # JSON escapes less than needed: escape characters that control a terminal or reverse text.
-    click.echo(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def refuse_together(given: dict[str, bool]) -> None:

@@ -20,8 +20,10 @@ from ipytaskpersist.text import formatting
 
 
 @verbs.command()
-@click.argument("ref", metavar="REF", shell_complete=completion.tasks)
-@click.argument("tags", nargs=-1, metavar="[TAG]...", shell_complete=completion.tags)
+@click.argument(
+    "words", nargs=-1, required=True, metavar="REF [TAG]...",
+    shell_complete=completion.task_and_tags,
+)  # fmt: skip
 @click.option(
     "--remove", "removed", multiple=True, metavar="TAG", shell_complete=completion.tags,
     help="Take this tag away. May be given several times.",
@@ -30,13 +32,12 @@ from ipytaskpersist.text import formatting
 def tag(
     surface: Surface,
     manager: BackgroundTasks,
-    ref: str,
-    tags: Sequence[str],
+    words: Sequence[str],
     removed: Sequence[str],
 ) -> None:
     """Give a task tags, by which list finds it, or remove some. Without tags: show them."""
+    task, tags = manager.tasks.find_first(words)
     check_tags([*tags, *removed])
-    task = manager.tasks.find(ref)
     _tag(surface, manager, task, tags, removed)
     now = manager.tasks.refresh(task)
     click.echo(f"task {now.label}: {', '.join(now.tags) or 'no tags'}")

@@ -12,6 +12,7 @@ from ipytaskpersist.base.records import Options, TaskRecord
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     HELP,
+    Seconds,
     one,
     refuse_together,
     several,
@@ -20,9 +21,9 @@ from ipytaskpersist.commands.definition import (
     yes,
 )
 from ipytaskpersist.commands.surfaces import Surface
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.errors import InvalidRequest, NamesMissing
 from ipytaskpersist.session.manager import BackgroundTasks
-from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, Request
+from ipytaskpersist.session.requests import IF_RUNNING, PROCESS, SHELL, THREAD, Request
 
 
 def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
@@ -51,7 +52,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="An environment variable of the process. May be given several times.",
     ),
     click.option(
-        "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+        "--timeout", type=Seconds(min=0, min_open=True), metavar="S",
         help="End the process after S seconds.",
     ),
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
@@ -70,6 +71,10 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--fresh", is_flag=True,
         help="Start a Python process in a fresh interpreter, though a warm one is quicker.",
+    ),
+    click.option(
+        "--if-running", type=click.Choice(IF_RUNNING),
+        help="What to do while this cell's task still runs. Default: the setting if_running.",
     ),
     click.option(
         "--tag", "tags", multiple=True, metavar="TAG", shell_complete=completion.tags,
@@ -92,28 +97,40 @@ def with_options(function: Any) -> Any:
 
 @click.command(context_settings=HELP)
 @with_options
+@click.option("--name", "named", metavar="NAME", help="The task's name, where code follows it.")
 @click.argument("name", nargs=-1)
-def background(name: Sequence[str], **given: Any) -> Request:
+def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     """Run a cell in the background: %%background [NAME] above its code.
 
     The cell runs in a thread that shares the notebook's variables, or with --process in its own
     process. A body that begins with %%bash, %%sh or %%script X, or that has only ! lines, is a
     shell command. The name is optional; %bg_list, %bg_output and the others accept it or the
-    number. %background EXPRESSION runs one line.
+    number. %background [OPTIONS] CODE runs one line.
     """
     places = {f"--{where}": bool(given.pop(where)) for where in (THREAD, PROCESS, SHELL)}
     refuse_together(places)
+    refuse_together({"--name": named is not None, "a name without it": bool(name)})
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
-    more = {option: given.pop(option) for option in ("tags", "notify", "notify_to")}
-    return Request(" ".join(name), where, Options(**given), **more)
+    given["if_running"] = given["if_running"] or ""
+    apart = ("tags", "notify", "notify_to", "if_running")
+    more = {option: given.pop(option) for option in apart}
+    return Request(named or " ".join(name), where, Options(**given), **more)
+
+
+anyway = click.option(
+    "--anyway", is_flag=True, help="Even if this kernel lacks variables that the task uses."
+)
 
 
 @verbs.command()
 @one
+@anyway
 @yes
 @surface_and_manager
-def rerun(surface: Surface, manager: BackgroundTasks, ref: str | None, yes: bool) -> None:
+def rerun(
+    surface: Surface, manager: BackgroundTasks, ref: str | None, anyway: bool, yes: bool
+) -> None:
     """Run an ended task's source again with the same options, as a new task."""
     task = manager.tasks.find(ref)
     if not task.state.is_final:
@@ -127,31 +144,42 @@ def rerun(surface: Surface, manager: BackgroundTasks, ref: str | None, yes: bool
             f"Run task {task.label}, which was imported from a file? {read_it}.",
             f"task {task.label} was imported from a file; {read_it}, and --yes runs it",
         )
-    surface.launched(manager.launcher.rerun(task))
+    surface.launched(manager.launcher.rerun(task, anyway=anyway))
 
 
 @verbs.command()
 @several
 @click.option("--all", "every_task", is_flag=True, help="All that were interrupted, each once.")
+@anyway
 @surface_and_manager
 def resume(
-    surface: Surface, manager: BackgroundTasks, refs: Sequence[str], every_task: bool
+    surface: Surface,
+    manager: BackgroundTasks,
+    refs: Sequence[str],
+    every_task: bool,
+    anyway: bool,
 ) -> None:
     """Run interrupted tasks again. Use rerun for a task that ended by itself."""
     refuse_together({"--all": every_task, "references": bool(refs)})
     waiting = manager.tasks.interrupted()
     certain = manager.tasks.certainly_dead(waiting)
-    chosen = [*map(manager.tasks.find, refs)] if refs else certain if every_task else certain[-1:]
+    chosen = manager.tasks.find_all(refs) if refs else certain if every_task else certain[-1:]
     for task in chosen:
         if task.id not in {each.id for each in waiting}:
             raise InvalidRequest(_why_not(task))
+    refused: list[str] = []
     for task in chosen:
-        surface.launched(manager.launcher.rerun(task, once=True))
+        try:
+            surface.launched(manager.launcher.rerun(task, once=True, anyway=anyway))
+        except NamesMissing as error:  # the others do not depend on it
+            refused.append(str(error))
     left = [] if refs else [task for task in waiting if task not in certain]
     if left:
         click.echo(_may_run_on(left))
     elif not chosen:
         click.echo("nothing to resume: no task of this notebook is interrupted")
+    if refused:
+        raise NamesMissing("; ".join(refused))
 
 
 def _may_run_on(tasks: Sequence[TaskRecord]) -> str:
@@ -177,12 +205,11 @@ def _why_not(task: TaskRecord) -> str:
 
 
 @verbs.command()
-@one
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("words", nargs=-1, metavar="[REF] [NAME]...", shell_complete=completion.tasks)
 @surface_and_manager
-def load(surface: Surface, manager: BackgroundTasks, ref: str | None, names: Sequence[str]) -> None:
+def load(surface: Surface, manager: BackgroundTasks, words: Sequence[str]) -> None:
     """Load the variables that a process task left into the notebook: all, or those named."""
-    task = manager.tasks.find(ref)
+    task, names = manager.tasks.find_first(words)
     if manager.shell is None:
         raise InvalidRequest(
             f"load puts variables into a notebook; here %bg_show {task.number} lists them"

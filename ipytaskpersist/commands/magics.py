@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
+from IPython.core.magic import no_var_expand
 
 from ipytaskpersist.base import disk_errors
 from ipytaskpersist.base.legible import legible_lines
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import click
     from IPython.core.interactiveshell import InteractiveShell
 
+    from ipytaskpersist.commands.pacing import Pace
     from ipytaskpersist.commands.surfaces import IPythonSurface
     from ipytaskpersist.display.live_cards import Cards
     from ipytaskpersist.session.requests import Request
@@ -72,19 +75,22 @@ class BackgroundMagics:
         self._manager = manager
         self._in_notebook = hasattr(shell, "kernel")
         self._cards: Cards | None = None
+        self._pace: Pace | None = None
         self._names: list[tuple[str, str]] = []
 
     def register(self) -> None:
         """Register the magics with the shell."""
         self._add("cell", "background", self._background_cell)
-        self._add("line", "background", self._background_line)
+        line_magic = self._add("line", "background", self._background_line)
+        no_var_expand(line_magic)  # its braces are Python's
         for name in ("bg", *(f"bg_{verb}" for verb in VERBS)):
             self._add("line", name, self._run(name))
 
-    def _add(self, kind: str, name: str, call: Callable[..., Any]) -> None:
+    def _add(self, kind: str, name: str, call: Callable[..., Any]) -> Any:
         magic: Any = Magic(name, call)
         self._shell.register_magic_function(magic, kind, name)
         self._names.append((kind, name))
+        return magic
 
     def unregister(self) -> None:
         """Remove the magics."""
@@ -103,10 +109,12 @@ class BackgroundMagics:
         return run_line
 
     def _surface(self) -> IPythonSurface:
+        from ipytaskpersist.commands.pacing import Pace
         from ipytaskpersist.commands.surfaces import IPythonSurface, NotebookSurface
 
         if self._in_notebook:
-            return NotebookSurface(self._manager, self._shell, self._show_card)
+            self._pace = self._pace or Pace()
+            return NotebookSurface(self._manager, self._shell, self._show_card, self._pace)
         return IPythonSurface(self._manager, self._shell)
 
     def _show_card(self, task: TaskRecord) -> None:
@@ -118,23 +126,34 @@ class BackgroundMagics:
 
     def _background_cell(self, line: str, cell: str) -> None:
         with usage_errors():
+            from ipytaskpersist.commands import launch_line
+
             command = command_of("background")
+            launch_line.refuse_code(line, command)
             with command.make_context("%%background", _split(line)) as context:
-                self._launch(cell, command.invoke(context))
+                self._launch(cell, replace(command.invoke(context), is_whole_cell=True))
 
     def _background_line(self, line: str) -> None:
-        from ipytaskpersist.session.requests import Request
-
         with usage_errors():
-            if line.strip() in ("-h", "--help"):
-                command_of("background").main(["--help"], "%background")
-            self._launch(line, Request())
+            from ipytaskpersist.commands import launch_line
+
+            command = command_of("background")
+            options, code = launch_line.options_and_code(line, command)
+            with command.make_context("%background", options) as context:
+                request = command.invoke(context)
+                launch_line.require_code(code)
+                self._launch(code, request)
 
     def _launch(self, source: str, request: Request) -> None:
-        task = self._manager.launcher.launch(source, request)
+        launched = self._manager.launcher.launch(source, request)
         # The rest of this cell is not the user's code.
         FOREGROUND.end_cell()
-        self._surface().launched(task)
+        surface = self._surface()
+        if launched.is_new:
+            surface.replaced(launched.replaced)
+            surface.launched(launched.task)
+        else:
+            surface.attached(launched.task, source)
 
 
 def _split(line: str) -> list[str]:

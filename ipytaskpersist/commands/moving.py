@@ -1,4 +1,4 @@
-"""The verbs that move tasks out of the store and into another: export and import."""
+"""The verbs that move tasks: export, import, and adopt for those of a renamed notebook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ipytaskpersist.base import disk_errors
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import typed_path
 from ipytaskpersist.base.private_files import make_durable, new_private, remove
-from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.base.records import SessionRecord, TaskRecord
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
@@ -27,10 +27,10 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.history.exporting import Export
 from ipytaskpersist.history.import_reading import DOCUMENT_BYTES, Invalid
 from ipytaskpersist.history.importing import Report, import_file
-from ipytaskpersist.session import finding
+from ipytaskpersist.session import finding, renamed_notebooks
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.tasks import Selection
-from ipytaskpersist.text.formatting import counted
+from ipytaskpersist.text.formatting import counted, notebook_name
 
 
 def _page(export: Export) -> Iterator[bytes]:
@@ -143,6 +143,34 @@ def write(target: Path, pieces: Iterator[bytes], *, force: bool) -> int:
     finally:
         remove(partial)
     return size_bytes
+
+
+@verbs.command()
+@surface_and_manager
+def adopt(surface: Surface, manager: BackgroundTasks) -> None:
+    """Take over the tasks of a notebook that was renamed or moved while no kernel ran."""
+    session = manager.session.record()
+    manager.runners.reconcile()
+    found = renamed_notebooks.gone(manager.store, session)
+    if found is None:
+        raise InvalidRequest(_why_not_adopted(manager, session))
+    total = manager.store.tasks.count(Selection(found.key))
+    renumbered = manager.store.sessions.adopt(session.notebook_key, found.key)
+    shows = surface.in_words("%bg_list")
+    click.echo(f"took over {counted(total, 'task')} of {found.name}; {shows} shows them")
+    for before, now in renumbered:
+        click.echo(f"what was task {before} here is now {now}")
+
+
+def _why_not_adopted(manager: BackgroundTasks, session: SessionRecord) -> str:
+    source = renamed_notebooks.copied(manager.store, session)
+    if source is None:
+        name = legible(notebook_name(session.path))
+        return f"no notebook that is gone has tasks of the cells of {name}"
+    return (
+        f"nothing was taken over: the cells of {source.name}, which still exists, have the same "
+        "ids; %bg_list --all shows its tasks, and their ids mean them here, too"
+    )
 
 
 @verbs.command("import")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -15,12 +17,16 @@ import click
 from ipytaskpersist.base.legible import encodable, legible, legible_lines
 from ipytaskpersist.base.records import OutputKind, TaskRecord
 from ipytaskpersist.base.widget_marks import model_of
-from ipytaskpersist.display import console, revived_widgets
+from ipytaskpersist.commands import pacing
+from ipytaskpersist.commands.pacing import Pace
+from ipytaskpersist.display import console, double_runs, revived_widgets
+from ipytaskpersist.display.card_content import CardReader
 from ipytaskpersist.display.listing import Listing, list_html
-from ipytaskpersist.display.status_card import CardReader, bundle, cards_text
+from ipytaskpersist.display.status_card import bundle, cards_text
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.output.replay import Output, with_kept
 from ipytaskpersist.running.running_task import active_task
+from ipytaskpersist.session.cell_runs import also_running
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.text import formatting
 from ipytaskpersist.text.terminal_filter import TerminalFilter
@@ -67,6 +73,20 @@ class Surface:
     def launched(self, task: TaskRecord) -> None:
         """Show a task that was just launched."""
         click.echo(self.in_words(formatting.launched_text(task)))
+        earlier = also_running(self.manager.store, task)
+        if earlier:
+            words = double_runs.in_words(task, earlier, formatting.utc_now())
+            click.echo(self.in_words(words), err=True)
+
+    def attached(self, task: TaskRecord, source: str) -> None:
+        """Show the task that runs already, instead of one that would be launched."""
+        words = double_runs.attached(task, source, formatting.utc_now())
+        click.echo(f"{self.in_words(words)}   {formatting.next_commands(task)}")
+
+    def replaced(self, tasks: Sequence[TaskRecord]) -> None:
+        """Report the tasks that were to end before another one was launched."""
+        for task in tasks:
+            click.echo(double_runs.replaced(task, self.manager.tasks.refresh(task)))
 
     def output(self, output: Output) -> None:
         """Show one output of a task: stdout to stdout, stderr and errors to stderr."""
@@ -119,6 +139,10 @@ class Surface:
         for piece in pieces:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+
+    def document(self, text: str) -> None:
+        """Show a JSON document."""
+        click.echo(text)
 
     def waiting(self) -> Waiting:
         """Return the display of the tasks that a command waits for."""
@@ -197,19 +221,25 @@ class NotebookSurface(IPythonSurface):
         manager: BackgroundTasks,
         shell: InteractiveShell,
         show_card: Callable[[TaskRecord], None],
+        pace: Pace,
     ) -> None:
         super().__init__(manager, shell)
         self._show_card = show_card
+        self._pace = pace
         self._stand_ins: dict[str, Output] = {}
         """Displays of other kernels' widgets, by model id."""
 
     def launched(self, task: TaskRecord) -> None:
         self._show_card(task)
 
+    def attached(self, task: TaskRecord, source: str) -> None:
+        click.echo(double_runs.attached(task, source, formatting.utc_now()))
+        self._show_card(task)
+
     def listing(self, listing: Listing) -> None:
         from ipytaskpersist.display.tables import render, task_table
 
-        text = render(*task_table(listing), plain=True)
+        text = render(*task_table(listing, UTC), plain=True)
         self._publish({"text/html": list_html(listing), "text/plain": text})
 
     def found(self, shown: Shown) -> None:
@@ -234,7 +264,7 @@ class NotebookSurface(IPythonSurface):
             if output["name"] == "stderr":
                 stream, other = other, stream
             other.flush()
-            stream.write(output["text"])
+            self._write(stream, output["text"])
         elif kind == "display_data":
             self._publish(output["data"], output["metadata"], output.get("transient"))
         else:
@@ -258,11 +288,13 @@ class NotebookSurface(IPythonSurface):
 
     def update(self, output: Output) -> None:
         """Update a display that was shown before."""
+        self._keep_pace()
         self.shell.display_pub.publish(
             output["data"], output["metadata"], transient=output["transient"], update=True
         )
 
     def _publish(self, data: Any, metadata: Any = None, transient: Any = None) -> None:
+        self._keep_pace()
         self.shell.display_pub.publish(data, metadata, transient=transient)
 
     def _send(self, kind: str, content: dict[str, Any]) -> None:
@@ -270,6 +302,7 @@ class NotebookSurface(IPythonSurface):
         if task is not None:
             task.recording.add(OutputKind(kind), content)
             return
+        self._keep_pace()
         sys.stdout.flush()
         sys.stderr.flush()
         hook: Any = self.shell.displayhook
@@ -283,8 +316,22 @@ class NotebookSurface(IPythonSurface):
         self.shell.display_pub.clear_output(wait)
 
     def raw(self, pieces: Iterable[bytes]) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for piece in pieces:
-            sys.stdout.write(piece.decode("utf-8", "replace"))
+            self._write(sys.stdout, decoder.decode(piece))
+        self._write(sys.stdout, decoder.decode(b"", final=True))
+
+    def document(self, text: str) -> None:
+        self._write(sys.stdout, f"{text}\n")
+
+    def _write(self, stream: Any, text: str) -> None:
+        for piece in pacing.pieces(text):
+            self._keep_pace(piece)
+            stream.write(piece)
+
+    def _keep_pace(self, text: str = "") -> None:
+        if active_task.get() is None:  # a task's output goes to the store
+            self._pace.keep(text)
 
     def waiting(self) -> Waiting:
         return NotebookWaiting(self.manager, self.shell)

@@ -1,23 +1,22 @@
-"""A summary, in a few lines, of what became of a notebook's tasks since the last visit."""
+"""What became of a notebook's tasks since the last visit, when the extension is loaded."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_identity import host_name
 from ipytaskpersist.base.records import LIVE_STATES, SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.output.counts import OutputCounts, counts_of
+from ipytaskpersist.session import missing_names
 from ipytaskpersist.session.manager import BackgroundTasks
-from ipytaskpersist.store.tasks import Absence
+from ipytaskpersist.store.tasks import Absence, Selection
 
 VISITS = 8
 """Number of latest sessions that are examined; more are never open side by side."""
-SHOWN = 4
-NAME_CHARACTERS = 32
-REASON_CHARACTERS = 60
+ENDED_SHOWN = 4
 URGENCY = (
     TaskState.FAILED,
     TaskState.INTERRUPTED,
@@ -25,25 +24,36 @@ URGENCY = (
     TaskState.COMPLETED,
 )
 """Order in which tasks are reported."""
-VERBS = {
-    TaskState.COMPLETED: ("finished", "finished"),
-    TaskState.FAILED: ("failed", "failed"),
-    TaskState.CANCELLED: ("was cancelled", "were cancelled"),
-    TaskState.INTERRUPTED: ("was interrupted", "were interrupted"),
-}
-"""Wording of the first line, for one task and for several, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has happened in the meantime."""
+    """What has become of the tasks of earlier sessions."""
 
-    counts: Mapping[TaskState, int]
-    """Number of tasks that ended in each state."""
-    ended: Sequence[TaskRecord]
+    now: datetime
+    since: datetime | None = None
+    """Beginning of the absence in which tasks have ended; None if none has."""
+    why: str = ""
+    """How the last session ended: ``kernel restarted``."""
+    ended_counts: Mapping[TaskState, int] = field(default_factory=dict)
+    """Number of tasks that ended in each state since then."""
+    ended: Sequence[TaskRecord] = ()
     """The first few of them, the most urgent first."""
-    running: int
-    """Number of tasks that are still running."""
+    running: Sequence[TaskRecord] = ()
+    """The tasks that are still running, oldest first."""
+    counts: Mapping[TaskState, int] = field(default_factory=dict)
+    """Number of all earlier tasks in each state."""
+    outputs: Mapping[str, OutputCounts] = field(default_factory=dict)
+    """How much the shown tasks have printed and displayed, by their ids."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """What to run before interrupted tasks are resumed, by their ids."""
+    resumed: Mapping[str, TaskRecord] = field(default_factory=dict)
+    """The tasks that were just run again, each with the id of the old task."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to report."""
+        return not self.counts and not self.ended and not self.resumed
 
 
 class Greeting:
@@ -55,6 +65,7 @@ class Greeting:
         # Read this before the session goes on, which erases how it had ended.
         self._earlier = manager.store.sessions.get(manager.session.identity.id)
         self._session = manager.session.record()
+        self._why = ""
         self._absence = self._reconcile()
 
     def _reconcile(self) -> Absence | None:
@@ -63,6 +74,7 @@ class Greeting:
         live = tasks.live(key)
         self._manager.runners.reconcile()
         visits = self._visits()
+        self._why = (visits[0].end_reason or "") if visits else ""
         since = left_at(visits, datetime.now(UTC))
         if since is None:
             return None
@@ -75,46 +87,38 @@ class Greeting:
         sessions = self._manager.store.sessions
         return sessions.visits(self._session.notebook_key, self._session.id, VISITS)
 
-    def news(self) -> News | None:
-        """Return what has ended in the meantime; None if nothing has."""
-        if self._absence is None:
-            return None
-        tasks = self._manager.store.tasks
-        ended = tasks.ended_in(self._absence)
-        if not ended:
-            return None
+    def news(self, resumed: Mapping[str, TaskRecord]) -> News:
+        """Return what to report, and what was just run again: new tasks by the old ones' ids."""
+        store, session, now = self._manager.store, self._session, datetime.now(UTC)
+        counts = store.tasks.counts(session.notebook_key, except_session=session.id)
+        live = store.tasks.select(Selection(session.notebook_key, LIVE_STATES, cleared=False))
+        running = [task for task in live if task.session != session.id]
+        ended = [] if self._absence is None else store.tasks.ended_in(self._absence)
         ended.sort(key=lambda each: URGENCY.index(each[1]))
-        shown = [task for key, _state in ended[:SHOWN] if (task := tasks.get(key)) is not None]
-        counts = self._counts()
-        running = sum(counts.get(state, 0) for state in LIVE_STATES)
-        return News(Counter(state for _key, state in ended), shown, running)
+        found = (store.tasks.get(key) for key, _state in ended[:ENDED_SHOWN])
+        shown = [task for task in found if task is not None]
+        outputs = {task.id: counts_of(store, task.key) for task in shown}
+        if self._absence is None or not shown:
+            return News(now, running=running, counts=counts, outputs=outputs, resumed=resumed)
+        needs = self._needs([task for task in shown if task.id not in resumed])
+        since = datetime.fromtimestamp(self._absence.since, UTC)
+        by_state = Counter(state for _key, state in ended)
+        return News(
+            now, since, self._why, by_state, shown, running, counts, outputs, needs, resumed
+        )
 
-    def _counts(self) -> dict[TaskState, int]:
-        """Return how many tasks of other sessions are in each state."""
-        tasks, session = self._manager.store.tasks, self._session
-        return tasks.counts(session.notebook_key, except_session=session.id)
-
-    def greeting(self, resumed: Mapping[str, TaskRecord]) -> str:
-        """Return the text to print; empty if there is nothing to report.
-
-        `resumed` are the tasks that were just run again, each with the id of the old task.
-        """
-        news = self.news()
-        if news is not None:
-            return in_words(news, resumed)
-        lines = [self._line_about_earlier(self._counts()), *_resumed(resumed, ())]
-        return "\n".join(filter(None, lines))
-
-    def _line_about_earlier(self, counts: Mapping[TaskState, int]) -> str:
-        if not counts:
-            return ""
-        from ipytaskpersist.text.formatting import counted
-
-        parts = ", ".join(f"{counts[state]} {state}" for state in TaskState if state in counts)
-        total = sum(counts.values())
-        tasks = counted(total, "task")
-        session = self._manager.store.sessions.short(self._session.id)
-        return f"session {session}: {tasks} from before, {parts}. %bg_list shows them"
+    def _needs(self, tasks: Sequence[TaskRecord]) -> dict[str, str]:
+        """Return what to run before those of these tasks are resumed that were interrupted."""
+        shell, store = self._manager.shell, self._manager.store
+        if shell is None:
+            return {}
+        lost = [task for task in tasks if task.state is TaskState.INTERRUPTED]
+        found = {
+            task.id: missing_names.missing(shell, store, task)
+            for task in lost
+            if task.runner == "thread" and not task.is_call
+        }
+        return {task.id: found[task.id].in_words(task) for task in lost if found.get(task.id)}
 
 
 def left_at(visits: Sequence[SessionRecord], now: datetime) -> datetime | None:
@@ -147,79 +151,3 @@ def cut_off(visits: Sequence[SessionRecord]) -> list[str]:
         for visit in visits
         if visit.ended_at is not None and last_begun is not None and visit.ended_at >= last_begun
     ]
-
-
-# Wording.
-
-
-def in_words(news: News, resumed: Mapping[str, TaskRecord]) -> str:
-    """Return the news as a few lines."""
-    more = sum(news.counts.values()) - len(news.ended)
-    lines = [_first_line(news, len(resumed))]
-    lines.extend(_line(task, resumed.get(task.id)) for task in news.ended)
-    if more:
-        lines.append(f"  and {more} more; %bg_list shows them all")
-    lines.extend(_resumed(resumed, [task.id for task in news.ended]))
-    return "\n".join(lines)
-
-
-def _resumed(resumed: Mapping[str, TaskRecord], told: Sequence[str]) -> list[str]:
-    """Return one line about tasks that were run again and are not reported yet."""
-    from ipytaskpersist.text import formatting
-
-    pairs = [
-        f"{before.rpartition('-')[2]} as " + legible(formatting.shorten(again.label, 40))
-        for before, again in resumed.items()
-        if before not in told
-    ]
-    more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-    return [f"  run again: {', '.join(pairs[:SHOWN])}{more}"] if pairs else []
-
-
-def _first_line(news: News, resumed: int) -> str:
-    parts: list[str] = []
-    for state, verbs in VERBS.items():
-        count = news.counts.get(state, 0)
-        if count:
-            noun = "" if parts else " task" if count == 1 else " tasks"
-            parts.append(f"{count}{noun} {verbs[count != 1]}")
-    line = f"While you were away: {', '.join(parts)}"
-    if resumed:
-        line += f"; {resumed} {'runs' if resumed == 1 else 'run'} again"
-    if news.running:
-        line += f"; {news.running} {'is' if news.running == 1 else 'are'} still running"
-    return f"{line}."
-
-
-def _line(task: TaskRecord, again: TaskRecord | None) -> str:
-    from ipytaskpersist.text import formatting
-
-    name = f" ({formatting.shorten(task.name, NAME_CHARACTERS)})" if task.name else ""
-    parts = [f"{task.number}{name}", *_evidence(task)]
-    if again is not None:
-        parts.append(f"runs again as {again.number}")
-    look = formatting.STATE_STYLES[task.state]
-    text = legible(" · ".join(parts))
-    return f"  {look.glyph} {task.state.value:<11} {text}   {_next_command(task, again)}"
-
-
-def _evidence(task: TaskRecord) -> list[str]:
-    """Return why a task ended so, or how long it took."""
-    from ipytaskpersist.text import formatting
-
-    if task.state in (TaskState.COMPLETED, TaskState.CANCELLED):
-        return [formatting.duration(task.elapsed_s(formatting.utc_now()))]
-    reason = formatting.shorten(task.reason or "", REASON_CHARACTERS)
-    says_code = reason.startswith(("exit status", "killed by")) or task.exit_code is None
-    return [each for each in ("" if says_code else f"exit {task.exit_code}", reason) if each]
-
-
-def _next_command(task: TaskRecord, again: TaskRecord | None) -> str:
-    from ipytaskpersist.text import formatting
-
-    if again is not None:
-        return f"%bg_output {again.number}"
-    verbs = formatting.next_verbs(task)
-    # An interrupted task may have little output, and something left to do.
-    verb = verbs[-1] if task.state is TaskState.INTERRUPTED else verbs[0]
-    return f"%bg_{verb} {task.number}"

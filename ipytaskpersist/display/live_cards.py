@@ -15,9 +15,11 @@ from ipytaskpersist.base import output_marks
 from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.capture import displays
-from ipytaskpersist.display.status_card import Card, CardReader, bundle
+from ipytaskpersist.display.card_content import Card, CardReader
+from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.errors import BackgroundError, TaskNotFound
 from ipytaskpersist.running.running_task import active_task
+from ipytaskpersist.session.cell_runs import also_running
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store import problems
 from ipytaskpersist.store.file.database import CommitWatch
@@ -68,10 +70,12 @@ class Cards:
         """Show a task's card in the running cell, and update it until the task ends."""
         display_id = uuid4().hex
         first = task
-        if task.runner == "thread":
+        if task.runner == "thread" and task.state is TaskState.PENDING:
             # The task has been started; the card need not wait for the store to say so.
             first = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
-        self._publish(Card(first, formatting.utc_now()), display_id, update=False)
+        earlier = also_running(self._manager.store, task)
+        card = Card(first, formatting.utc_now(), also_running=earlier)
+        self._publish(card, display_id, update=False)
         reader = CardReader(self._manager)
         context = copy_context()
         context.run(active_task.set, None)
@@ -150,7 +154,7 @@ class Cards:
     def _publish_if_new(self, shown: _Shown, task: TaskRecord) -> None:
         is_due = time.monotonic() - shown.updated_at >= CLOCK_S
         if is_due or task != shown.task:
-            card = shown.reader.read(task, formatting.utc_now())
+            card = shown.reader.read(task, formatting.utc_now(), cards=len(self._shown))
             shown.context.run(self._publish, card, shown.display_id, update=True)
             shown.task, shown.updated_at = task, time.monotonic()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape
 
 from ipytaskpersist.base.legible import kept_apart, legible
@@ -19,12 +19,15 @@ from ipytaskpersist.display.drawing import (
 from ipytaskpersist.display.tables import fit
 from ipytaskpersist.history.text_search import Found, Hit, Snippet
 from ipytaskpersist.text.formatting import (
+    DIM,
     MONOSPACE,
     STATE_STYLES,
     clock,
     counted,
     notebook_name,
+    short_time,
     shorten,
+    state_html,
 )
 
 MATCH = "bold yellow"
@@ -58,10 +61,10 @@ class Shown:
         return " · ".join(parts)
 
 
-def about(task: TaskRecord, now: datetime) -> str:
+def about(task: TaskRecord, when: str) -> str:
     """Return where and when the task ran."""
     archive = f" · archive {task.archive}" if task.archive else ""
-    return f"{notebook_name(task.notebook)} · {clock(task.created_at, now)}{archive}"
+    return f"{notebook_name(task.notebook)} · {when}{archive}"
 
 
 def place(snippet: Snippet) -> str:
@@ -91,7 +94,7 @@ class _HitLines:
         head = Text(self._shown.reference(task), style="bold", no_wrap=True, overflow="ellipsis")
         head.append(f"  {kept_apart(name)}" if name else "", "bold")
         head.append(f"  {look.glyph} {task.state.value}", f"not bold {look.style}")
-        about_it = kept_apart(legible(about(task, self._shown.now)))
+        about_it = kept_apart(legible(about(task, clock(task.created_at, self._shown.now))))
         head.append(f"  {about_it}", "not bold dim")
         yield head
         yield from map(_snippet_text, self._hit.snippets)
@@ -115,19 +118,19 @@ def found_html(shown: Shown) -> str:
     """Return each task with its lines, the matches marked."""
     hits = "".join(_hit_html(hit, shown) for hit in shown.found.hits)
     note = escape(shown.note)
-    return f'{hits}<div style="opacity:.7;font-size:12px">{note}</div>' if note else hits
+    return f'{hits}<div style="{DIM};font-size:12px">{note}</div>' if note else hits
 
 
 def _hit_html(hit: Hit, shown: Shown) -> str:
-    task, look = hit.task, STATE_STYLES[hit.task.state]
+    task = hit.task
     name = escape(legible(shorten(task.name, 40)))
-    more = escape(legible(about(task, shown.now)))
+    when = f"{short_time(task.created_at, shown.now, UTC)} UTC"
+    more = escape(legible(about(task, when)))
     lines = "".join(map(_snippet_html, hit.snippets))
     return (
         '<div style="margin-bottom:8px;font-size:13px">'
         f"<b>{escape(shown.reference(task))}</b>&ensp;<b>{name}</b>&ensp;"
-        f'<span style="color:{look.colour};font-weight:600">{look.glyph} {task.state.value}</span>'
-        f'&ensp;<span style="opacity:.6">{more}</span>{lines}</div>'
+        f'{state_html(task.state)}&ensp;<span style="{DIM}">{more}</span>{lines}</div>'
     )
 
 
@@ -135,7 +138,7 @@ def _snippet_html(snippet: Snippet) -> str:
     style = f"{MONOSPACE};white-space:pre-wrap;overflow-wrap:anywhere;padding-left:1.5em"
     text = legible(snippet.text.replace("\t", " "))
     return (
-        f'<div style="{style}"><span style="opacity:.55">{place(snippet)}</span>&ensp;'
+        f'<div style="{style}"><span style="{DIM}">{place(snippet)}</span>&ensp;'
         f"{marked(text, snippet.matches)}</div>"
     )
 

@@ -6,10 +6,10 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 
 from ipytaskpersist.base.legible import kept_apart, legible
-from ipytaskpersist.base.records import EventRecord, Progress, TaskRecord
+from ipytaskpersist.base.records import EventRecord, TaskRecord
 from ipytaskpersist.display import console
 from ipytaskpersist.display.drawing import (
     Console,
@@ -28,22 +28,18 @@ from ipytaskpersist.text.formatting import (
     STATE_STYLES,
     clock,
     duration,
-    ending,
     first_line,
-    how_far,
     notebook_name,
     reference,
     session_end,
     shorten,
+    start,
     task_counts,
 )
 
 PLAIN_WIDTH = console.UNKNOWN_WIDTH
 NARROW_WIDTH = 60
 """Width below which columns are separated by only one blank."""
-BAR_WIDTH = 80
-"""Width from which progress is drawn as a bar."""
-BAR_CELLS = 8
 SHARE_AT_LEAST = 12
 """Number of cells that a column may always take if there is room."""
 LAST_LINE_AT_MOST = 200
@@ -87,15 +83,8 @@ class Column:
     """Width below which it is useless; a column that always stays is never narrower."""
     share: int = 0
     """Divisor of the width that limits it; 0 for all the remaining space."""
-    short: Sequence[str] = ()
-    """The cells for a narrow terminal."""
-
-    def at(self, width: int) -> Column:
-        """Return the column as it is in a terminal of this width."""
-        if self.short and width < BAR_WIDTH:
-            title = self.title if cell_len(self.title) <= _widest(self.short) else ""
-            return Column(title, self.short, self.styles, self.turn, self.least, self.share)
-        return self
+    grows: bool = False
+    """Whether it takes the space that is left when each column has its share."""
 
     def wanted(self, width: int) -> int:
         """Return how many cells it would take; 0 if it is empty."""
@@ -123,7 +112,7 @@ class Columns:
         """Lay it out in the available width."""
         width = options.max_width
         gap = 1 if width < NARROW_WIDTH else 2
-        columns = [column.at(width) for column in self._columns]
+        columns = self._columns
         widths = _widths(columns, width, gap)
         shown = [(column, widths[place]) for place, column in enumerate(columns) if widths[place]]
         dim = output.get_style("dim")
@@ -163,19 +152,24 @@ def _widths(columns: Sequence[Column], width: int, gap: int) -> list[int]:
         cells = min(wanted, left - gap)
         if wanted and cells >= min(columns[place].least, wanted):
             widths[place], left = cells, left - gap - cells
+    for place, column in enumerate(columns):
+        if column.grows and widths[place]:
+            widths[place] += min(max(0, left), max(0, _widest(column.cells) - widths[place]))
     return widths
 
 
-def task_table(listing: Listing) -> list[RenderableType]:
-    """Return a list of tasks."""
+def task_table(listing: Listing, zone: tzinfo | None = None) -> list[RenderableType]:
+    """Return a list of tasks, with what is live first. Times are in the zone, or local."""
     if not listing.tasks:
         return [Text(listing.note, style="dim")]
-    table = Columns(*_task_columns(listing))
-    return [table, Text(listing.note, style="dim")] if listing.note else [table]
+    noted = [listing.note, "times are UTC" if zone is UTC else ""]
+    note = " · ".join(filter(None, noted))
+    table = Columns(*_task_columns(listing, zone))
+    return [table, Text(note, style="dim")] if note else [table]
 
 
-def _task_columns(listing: Listing) -> list[Column]:
-    tasks, now = listing.tasks, listing.now
+def _task_columns(listing: Listing, zone: tzinfo | None) -> list[Column]:
+    tasks, now = [*listing.live, *listing.ended], listing.now
     looks = [STATE_STYLES[task.state] for task in tasks]
 
     def cells(text: Callable[[TaskRecord], str]) -> list[str]:
@@ -183,40 +177,25 @@ def _task_columns(listing: Listing) -> list[Column]:
 
     states = [f"{look.glyph} {task.state.value}" for task, look in zip(tasks, looks, strict=True)]
     references = cells(lambda task: reference(task, listing.every_notebook))
-    whole = _widest(references)
     names = cells(lambda task: shorten(task.name, LAST_LINE_AT_MOST))
-    endings = cells(lambda task: shorten(ending(task), 40))
-    last_lines = cells(lambda task: shorten(task.last_line or "", LAST_LINE_AT_MOST))
+    starts = cells(lambda task: start(task, now, zone))
+    times = cells(lambda task: duration(task.elapsed_s(now)))
+    gists = cells(lambda task: shorten(listing.gist(task), LAST_LINE_AT_MOST))
+    outputs = cells(listing.output)
     columns = [
-        Column("id" if listing.every_notebook else "#", references, ["dim"], least=whole),
+        Column("id" if listing.every_notebook else "#", references, ["dim"],
+               least=_widest(references)),
         Column("name", names, ["bold"], least=3, share=5),
         Column("state", states, [look.style for look in looks], least=_widest(states)),
-        Column("time", (times := cells(lambda task: duration(task.elapsed_s(now)))),
-               least=_widest(times)),
-        Column("", endings, turn=3, least=10, share=4),
-        Column("last line", last_lines, turn=4, least=12),
+        Column("started", starts, ["dim"], turn=3, least=_widest(["started", *starts])),
+        Column("took", times, least=_widest(times)),
+        Column("result or last line", gists, turn=1, least=12, share=4, grows=True),
+        Column("output", outputs, ["dim"], turn=4, least=_widest(outputs)),
     ]  # fmt: skip
-    if listing.has_progress:
-        far = cells(lambda task: progress_text(task.progress) if not task.state.is_final else
-                    progress_text(task.progress, bar=False))  # fmt: skip
-        short = cells(lambda task: progress_text(task.progress, bar=False))
-        columns.insert(4, Column("progress", far, turn=1, least=_widest(short), short=short))
     if listing.every_notebook:
         notebooks = cells(lambda task: notebook_name(task.notebook))
         columns.insert(1, Column("notebook", notebooks, turn=2, least=8, share=6))
     return columns
-
-
-def progress_text(progress: Progress | None, *, bar: bool = True) -> str:
-    """``━━━━╸─── 58 %``, ``58 %``, or how many are done; empty if unknown."""
-    if progress is None:
-        return ""
-    said, fraction = how_far(progress), progress.fraction
-    if fraction is None or not bar:
-        return said
-    halves = int(fraction * BAR_CELLS * 2)
-    drawn = "━" * (halves // 2) + ("╸" if halves % 2 else "")
-    return f"{drawn}{'─' * (BAR_CELLS - len(drawn))} {said}"
 
 
 def session_table(listing: SessionListing) -> list[RenderableType]:

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 from ipytaskpersist.base.legible import legible, legible_lines
@@ -18,9 +19,10 @@ from ipytaskpersist.base.records import (
     TaskState,
 )
 from ipytaskpersist.display.drawing import Table, Text
-from ipytaskpersist.display.listing import Listing
+from ipytaskpersist.display.listing import Listing, produced_by
 from ipytaskpersist.display.tables import details, history_line, render, task_table, variables
 from ipytaskpersist.notify import targets
+from ipytaskpersist.output.counts import counts_of
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.provenance import git_in_words
 from ipytaskpersist.text import formatting
@@ -53,6 +55,7 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
             kind.value: {"bytes": size.size_bytes, "lines": size.lines}
             for kind, size in sizes.items()
         },
+        "output": asdict(counts_of(store, task.key)),
         "result": None if kept is None else _result_document(kept),
         "variables": {each.name: _result_document(each) for each in variables},
         "process": None if process is None else _process_document(process),
@@ -103,7 +106,7 @@ def _session_text(manager: BackgroundTasks, session: SessionRecord) -> str:
         ("ended", formatting.session_end(session, now)),
         ("tasks", formatting.task_counts(session)),
     ]
-    listing = Listing(tasks, len(tasks), every_notebook=False, now=now)
+    listing = Listing(tasks, len(tasks), False, now, produced=produced_by(manager, tasks))
     return render(details(facts), "", *task_table(listing), plain=manager.shell is not None)
 
 
@@ -223,6 +226,9 @@ def _what_is_kept(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str,
         if size.size_bytes:
             lines = formatting.counted(size.lines, "line")
             rows.append((kind.value, f"{lines}, {formatting.counted(size.size_bytes, 'byte')}"))
+    displayed = replace(counts_of(store, task.key), lines=0).in_words()
+    if displayed:
+        rows.append(("displayed", displayed))
     if task.dropped_bytes:
         rows.append(("not kept", f"{formatting.counted(task.dropped_bytes, 'byte')} of its output"))
     kept = store.results.get(task.key)

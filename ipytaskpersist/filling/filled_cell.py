@@ -7,7 +7,8 @@ from typing import Any
 
 from ipytaskpersist.base import output_marks
 from ipytaskpersist.base.records import TaskRecord
-from ipytaskpersist.display.status_card import CardReader, bundle
+from ipytaskpersist.display.card_content import CardReader
+from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.filling.entries import Entry, SaveLink, TaskOutputs, no_link
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.requests import THREAD
@@ -28,7 +29,7 @@ class FilledCell:
         self.entries: tuple[Entry, ...] = ()
         """The card, and the outputs."""
         self._store = manager.tasks.store_of(task)
-        self._reader = CardReader(manager)
+        self._reader = CardReader(manager, carries_output=False)
         self._outputs = TaskOutputs(self._store, task, states=states, save_link=save_link)
         self._is_file = states is not None
 

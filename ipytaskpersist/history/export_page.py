@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Iterator
 from html import escape
-from typing import Any
 
 from ipytaskpersist.base.legible import legible_lines, unturned
 from ipytaskpersist.history.exporting import Export, ExportedTask, heading
@@ -14,7 +11,8 @@ from ipytaskpersist.output import replay
 from ipytaskpersist.output.replay import Output
 from ipytaskpersist.text import formatting
 from ipytaskpersist.text.colours import Colours
-from ipytaskpersist.text.sanitized_html import IMAGES, harmless_html
+from ipytaskpersist.text.pictures import SVG, joined, picture_source
+from ipytaskpersist.text.sanitized_html import harmless_html
 
 LINE_CHARACTERS = 64 * 1024
 """Length from which an unfinished line is written."""
@@ -129,26 +127,12 @@ def shown(output: Output) -> str:
     if output["output_type"] == "error":
         text = "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
         return f'<pre class="stderr">{Colours().html(unturned(text))}</pre>\n'
-    data = {mime: _joined(value) for mime, value in output.get("data", {}).items()}
-    for mime in IMAGES:
-        if _is_base64(data.get(mime)):
-            return f'<img alt="" src="data:{mime};base64,{"".join(data[mime].split())}">\n'
-    if "image/svg+xml" in data:
-        # As the source of a picture, an SVG runs no script and loads nothing.
-        encoded = base64.b64encode(data["image/svg+xml"].encode("utf-8", "replace")).decode()
-        return f'<img alt="" class="white" src="data:image/svg+xml;base64,{encoded}">\n'
+    data = {mime: joined(value) for mime, value in output.get("data", {}).items()}
+    source = picture_source(data)
+    if source:
+        white = ' class="white"' if source.startswith(f"data:{SVG}") else ""
+        return f'<img alt=""{white} src="{source}">\n'
     if "text/html" in data:
         return f"<div>{harmless_html(unturned(data['text/html']))}</div>\n"
     text = data.get("text/plain", f"<{', '.join(data)}>")
     return f"<pre>{Colours().html(unturned(text))}</pre>\n"
-
-
-def _joined(value: Any) -> str:
-    return "".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _is_base64(value: str | None) -> bool:
-    try:
-        return value is not None and bool(base64.b64decode("".join(value.split()), validate=True))
-    except (binascii.Error, ValueError):
-        return False

@@ -19,13 +19,13 @@ from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.documents import (
     FORMAT,
     VERSION,
-    Document,
     encoded,
     output_document,
     result_document,
     session_document,
     task_document,
 )
+from ipytaskpersist.history.fields import Document
 from ipytaskpersist.output import replay
 from ipytaskpersist.output.notebook_form import as_saved, with_widget_states
 from ipytaskpersist.store import exporting

@@ -18,16 +18,15 @@ from typing import Any
 
 from ipytaskpersist.base.process_identity import host_name
 from ipytaskpersist.base.records import OutputKind, TaskState
-from ipytaskpersist.history.documents import (
+from ipytaskpersist.history.fields import (
     LATEST_S,
     LINE_BYTES,
     LINE_CHARACTERS,
-    SESSION_ID,
-    SOURCE_CHARACTERS,
     Fields,
     InvalidRecord,
-    PortableResult,
 )
+from ipytaskpersist.history.output_reading import PortableResult
+from ipytaskpersist.history.task_reading import SESSION_ID, SOURCE_CHARACTERS
 from ipytaskpersist.store.file.database import storable
 from ipytaskpersist.store.portable import (
     PortableNotebook,

@@ -10,20 +10,10 @@ from typing import Any, BinaryIO
 
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.history import foreign_formats
-from ipytaskpersist.history.documents import (
-    FORMAT,
-    LINE_BYTES,
-    VERSION,
-    Document,
-    Fields,
-    InvalidRecord,
-    PortableResult,
-    output_of,
-    parsed,
-    result_of,
-    session_of,
-    task_of,
-)
+from ipytaskpersist.history.documents import FORMAT, VERSION
+from ipytaskpersist.history.fields import LINE_BYTES, Document, Fields, InvalidRecord, parsed
+from ipytaskpersist.history.output_reading import PortableResult, output_of, result_of
+from ipytaskpersist.history.task_reading import session_of, task_of
 from ipytaskpersist.store.portable import (
     PortableOutput,
     PortableSession,

@@ -16,11 +16,7 @@ from pathlib import Path
 
 from ipytaskpersist.base.records import STREAM_KINDS, ResultRecord, TaskState
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.history.documents import (
-    Document,
-    InvalidRecord,
-    PortableResult,
-)
+from ipytaskpersist.history.fields import Document, InvalidRecord
 from ipytaskpersist.history.import_reading import (
     Complain,
     Incoming,
@@ -29,6 +25,7 @@ from ipytaskpersist.history.import_reading import (
     invalid,
     read,
 )
+from ipytaskpersist.history.output_reading import PortableResult
 from ipytaskpersist.output.recording import Stream
 from ipytaskpersist.store.importing import Importer, Placed
 from ipytaskpersist.store.outputs import NewOutput
@@ -38,7 +35,8 @@ from ipytaskpersist.store.portable import (
     PortableTask,
 )
 from ipytaskpersist.store.task_store import TaskStore
-from ipytaskpersist.values.payloads import Payloads, Prepared
+from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.values.pickle_files import Prepared
 
 LIVE_REASON = "was running when it was exported"
 

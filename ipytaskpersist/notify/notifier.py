@@ -57,9 +57,9 @@ def message_about(store: TaskStore, task: TaskRecord) -> Message:
     title = f"{look.glyph} {task.state.value}: {formatting.shorten(name, 60)} ({time_taken})"
     host = task.provenance.get("host")
     where = f"{formatting.notebook_name(task.notebook)}{f' on {host}' if host else ''}"
-    code = "" if task.exit_code is None else f"exit {task.exit_code}"
+    code = formatting.exit_text(task)
     why = task.reason if task.reason and not task.reason.startswith("exit status") else ""
-    facts = [where, f"task {task.number}", code, why]
+    facts = [where, f"task {task.number}", "" if why.startswith("killed by") else code, why]
     parts = [
         formatting.shorten(" · ".join(fact for fact in facts if fact), 2 * LINE_CHARACTERS),
         "\n".join(last_lines(store, task)),

@@ -12,7 +12,7 @@ from ipytaskpersist.base.records import LIVE_STATES, TaskRecord
 from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.panel.rows import Row, ends_of_sessions, row_of
-from ipytaskpersist.panel.selected import Facts, Tail, lines_above, pieces_of
+from ipytaskpersist.panel.selected_task import SelectedTask
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store import problems
@@ -54,19 +54,16 @@ class Feed:
         """Whether the tasks of all notebooks are listed."""
         self.wants_all = False
         """Whether its page has requested the whole list again."""
-        self.selected: str | None = None
-        """Id of the task whose output is shown."""
+        self.selected: dict[str, str] = {}
+        """Id of the task whose output each view shows."""
         self.views: dict[str, float] = {"": time.monotonic()}
         """Time of the last message from each of its views. The first view is yet to come."""
         self._manager = manager
         self._send = send
         self._rows: dict[int, Row] = {}
         self._confirmed = False
-        self._shown: str | None = None
-        self._tail = Tail()
-        self._facts: Facts | None = None
-        self._told_facts: list[tuple[str, str]] = []
-        self._looked_at = 0.0
+        self._told: dict[str, SelectedTask] = {}
+        """What each view has been sent of its selected task."""
 
     # The list.
 
@@ -109,7 +106,8 @@ class Feed:
     def send(self, records: dict[int, TaskRecord], changed: Changed, census: bool) -> None:
         """Send its page whatever is new about these tasks."""
         if self.wants_all:
-            self.wants_all, self._confirmed, self._shown = False, True, None
+            self.wants_all, self._confirmed = False, True
+            self._told.clear()
             self._send(self.everything())
         else:
             self._tell_changes(records, census)
@@ -138,50 +136,18 @@ class Feed:
         return self._rows.keys() - self._manager.store.tasks.keys(self._selection(key))
 
     def _tell_selected(self, changed: Changed) -> None:
-        selected = self.selected
-        if selected is None:
-            return
-        is_new = selected != self._shown
-        key = self._key_of(selected)
-        has_output = is_new or key in changed.outputs
-        has_facts = is_new or key in changed.states or self._are_facts_old(key)
-        if not has_output and not has_facts:
-            return
-        task = self._manager.store.tasks.by_id(selected)
-        if task is None:
-            return
-        if is_new:
-            self._shown, self._tail, self._told_facts = task.id, Tail(), []
-            self._facts = Facts(self._manager, task)
-        message = {
-            **(self._new_output(task) if has_output else {}),
-            **(self._new_facts(task) if has_facts else {}),
-        }
-        if message or is_new:
-            self._send({"kind": "output", "task": task.id, "anew": is_new, **message})
+        for view, task_id in [*self.selected.items()]:
+            told = self._told.get(view)
+            if told is None or told.task_id != task_id:
+                told = self._told[view] = SelectedTask(self._manager, task_id)
+            message = told.message(changed, self._key_of(task_id))
+            if message is not None:
+                self._send({"kind": "output", "view": view, "task": task_id, **message})
+        for view in self._told.keys() - self.selected.keys():
+            self._told.pop(view, None)
 
     def _key_of(self, task_id: str) -> int | None:
         return next((key for key, row in self._rows.items() if row["id"] == task_id), None)
-
-    def _are_facts_old(self, key: int | None) -> bool:
-        """Return whether it is time to check what the task's processes use."""
-        is_live = key is not None and self._rows[key]["ended"] is None
-        return is_live and time.monotonic() - self._looked_at > BEAT_S
-
-    def _new_output(self, task: TaskRecord) -> dict[str, Any]:
-        store = self._manager.tasks.store_of(task)
-        pieces = pieces_of(store, task)
-        change = self._tail.change(pieces)
-        return {} if change is None else {**change, "above": lines_above(store, task, len(pieces))}
-
-    def _new_facts(self, task: TaskRecord) -> dict[str, Any]:
-        self._looked_at = time.monotonic()
-        assert self._facts is not None
-        facts = self._facts.of(task)
-        if facts == self._told_facts:
-            return {}
-        self._told_facts = facts
-        return {"facts": facts}
 
     def beat(self) -> None:
         """Send a sign of life of the kernel to its page."""
@@ -197,13 +163,24 @@ class Feed:
     def left(self, view: str) -> None:
         """Remove a view that is gone."""
         self.views.pop("", None)
+        self._forget(view)
+
+    def select(self, view: str, task_id: str | None) -> None:
+        """Show another task's output in a view, or none."""
+        if task_id is None:
+            self.selected.pop(view, None)
+        else:
+            self.selected[view] = task_id
+
+    def _forget(self, view: str) -> None:
         self.views.pop(view, None)
+        self.selected.pop(view, None)
 
     def forget_unheard(self, until: float) -> None:
         """Remove the views that have not sent a message since then."""
         for view, at in [*self.views.items()]:
             if at < until:
-                self.views.pop(view, None)
+                self._forget(view)
 
 
 class Feeder:

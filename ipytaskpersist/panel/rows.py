@@ -44,7 +44,8 @@ def last_line(task: TaskRecord) -> str:
     """Return why the task failed, or else its last printed line."""
     if task.state is TaskState.FAILED:
         return task.reason or task.last_line or ""
-    said = task.progress.text if task.progress and not task.state.is_final else ""
+    progress = None if task.state.is_final else task.progress
+    said = progress.drawn or progress.text if progress else ""
     return task.last_line or said or formatting.ending(task)
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from typing import Any
 
 from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.legible import legible, unturned
-from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, OutputRecord, TaskRecord
-from ipytaskpersist.base.widget_marks import is_about_widget
+from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.history import export_page
-from ipytaskpersist.output import replay
+from ipytaskpersist.output.counts import OutputCounter, OutputCounts
+from ipytaskpersist.output.newest import newest_outputs
 from ipytaskpersist.output.replay import CHANGES, Output
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.provenance import git_in_words
@@ -25,10 +24,8 @@ from ipytaskpersist.text.colours import PLAIN, Colours, Style, changed
 from ipytaskpersist.text.screen import Screen
 
 LINES = 200
-SECONDS = ":%S"
-DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
-READ_BYTES = 512 * 1024
-"""Maximum amount of a task's newest output that is read."""
+DISPLAY = '<div class="display">'
+STREAMS = ('<div class="stdout">', '<div class="stderr">')
 LINE_CHARACTERS = 2000
 CURSOR_MOVES = re.compile(r"\r(?!\n)|\x08|(?:\x1b\[|\x9b)[0-?]*[ -/]*[A-DGJK]")
 """Sequences with which a terminal overwrites what it has shown."""
@@ -66,51 +63,38 @@ def _shift(shown: list[str], pieces: list[str]) -> int:
     return len(shown)
 
 
-def pieces_of(store: TaskStore, task: TaskRecord) -> list[str]:
-    """Return the newest output of a task: one piece of HTML for each line and each display."""
-    found = [*pieces(_newest(store, task))]
-    return found[-LINES:]
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The end of a task's output: one piece of inert HTML for each line and each display."""
+
+    pieces: list[str]
+    left_out: str
+    """What there is besides: ``59,800 lines, 172 figures``; empty if this is all."""
 
 
-def _newest(store: TaskStore, task: TaskRecord) -> list[Output]:
-    """Return the outputs of the last lines. Earlier output is not read."""
-    records = replay.tail(_bounded(store.outputs.backwards(task.key)), LINES)
-    return replay.resolve(_shown_again(records))
+def shown_of(store: TaskStore, task: TaskRecord, counter: OutputCounter) -> Shown:
+    """Return the newest output of a task, and how much comes before it."""
+    newest = newest_outputs(store, task.key, LINES)
+    found = [*pieces(newest.outputs)]
+    shown = found[-LINES:]
+    if newest.is_whole and len(found) == len(shown):
+        return Shown(shown, "")
+    counts, here = counter.count(store, task.key), _counts_in(shown)
+    rewrites = bool(store.outputs.count(task.key, CHANGES))
+    return Shown(shown, OutputCounts(
+        0 if rewrites else max(0, counts.lines - here.lines),
+        max(0, counts.figures - here.figures),
+        max(0, counts.tables - here.tables),
+        max(0, counts.displays - here.displays),
+    ).in_words())  # fmt: skip
 
 
-def _bounded(records: Iterable[OutputRecord]) -> Iterator[OutputRecord]:
-    """Yield the records, last first, until they are enough; the last one whatever its size."""
-    left = READ_BYTES
-    for record in records:
-        is_stream = record.kind in STREAM_KINDS
-        if is_stream and left == READ_BYTES:
-            yield replace(record, data=record.data[-READ_BYTES:])
-        elif len(record.data) <= left or left == READ_BYTES:
-            yield record
-        left -= len(record.data)
-        if left <= 0:
-            return
-
-
-def _shown_again(records: list[OutputRecord]) -> Iterator[OutputRecord]:
-    """Yield the records. An update of a display from before them becomes a display."""
-    known = set()
-    for record in records:
-        if record.kind in DISPLAYS and not is_about_widget(record.kind, record.data):
-            display = replay.display_id(record)
-            is_known = display in known
-            known.add(display)
-            yield record if is_known else replace(record, kind=OutputKind.DISPLAY_DATA)
-        else:
-            yield record
-
-
-def lines_above(store: TaskStore, task: TaskRecord, shown: int) -> int:
-    """Return about how many lines of its streams came before the ones shown."""
-    if store.outputs.count(task.key, CHANGES):
-        return 0
-    lines = sum(store.outputs.stream_size(task.key, kind).lines for kind in STREAM_KINDS)
-    return max(0, lines - shown) if shown >= LINES else 0
+def _counts_in(shown: list[str]) -> OutputCounts:
+    displays = [piece for piece in shown if piece.startswith(DISPLAY)]
+    figures = sum(piece.startswith(f"{DISPLAY}<img ") for piece in displays)
+    tables = sum("<table" in piece for piece in displays)
+    lines = sum(piece.startswith(STREAMS) for piece in shown)
+    return OutputCounts(lines, figures, tables, len(displays) - figures - tables)
 
 
 def pieces(found: Iterable[Output]) -> Iterator[str]:
@@ -121,9 +105,9 @@ def pieces(found: Iterable[Output]) -> Iterator[str]:
                 yield f'<div class="{output["name"]}">{line or " "}</div>'
         elif output["output_type"] == "error":
             for line in stream_lines("\n".join(output["traceback"]) or _error(output)):
-                yield f'<div class="stderr">{line or " "}</div>'
+                yield f'<div class="stderr error">{line or " "}</div>'
         else:
-            yield f'<div class="display">{export_page.shown(output)}</div>'
+            yield f"{DISPLAY}{export_page.shown(output)}</div>"
 
 
 def _error(output: Output) -> str:
@@ -203,6 +187,8 @@ def _styled(row: str, styles: list[Style]) -> str:
 
 # The facts about it.
 
+Fact = tuple[str, str | float]
+
 
 class Facts:
     """The facts about one task, including what its processes currently use."""
@@ -212,24 +198,28 @@ class Facts:
         self._peak_bytes = 0
         self._process = manager.tasks.store_of(task).processes.get(task.key)
 
-    def of(self, task: TaskRecord) -> list[tuple[str, str]]:
-        """Return names and values, in display order."""
+    def of(self, task: TaskRecord) -> list[Fact]:
+        """Return names and values, in display order; times as seconds, for the browser's zone."""
         store = self._manager.tasks.store_of(task)
         if task.runner == "process":
             self._process = store.processes.get(task.key)
-        facts = [
+        facts: list[Fact] = [
             ("task", task.id),
             ("runs in", self._place(task)),
-            ("started", _when(task.started_at)),
-            ("ended", _when(task.ended_at)),
-            ("exit", _ending(task)),
+            ("started", task.started_at.timestamp() if task.started_at else ""),
+            ("ended", task.ended_at.timestamp() if task.ended_at else ""),
+            ("outcome", _ending(task)),
             *self._used(task),
             ("brings", ", ".join(each.name for each in store.results.variables(task.key))),
             ("git", git_in_words(task.provenance["git"]) if task.provenance.get("git") else ""),
             ("again as", task.provenance.get("rerun_as") or ""),
             ("tags", ", ".join(task.tags)),
         ]
-        return [(name, legible(value)) for name, value in facts if value]
+        return [
+            (name, legible(value) if isinstance(value, str) else value)
+            for name, value in facts
+            if value
+        ]
 
     def _place(self, task: TaskRecord) -> str:
         process = self._process
@@ -262,14 +252,8 @@ class Facts:
         ]
 
 
-def _when(at: datetime | None) -> str:
-    if at is None:
-        return ""
-    return formatting.clock(at, formatting.utc_now()) + f"{at.astimezone():{SECONDS}}"
-
-
 def _ending(task: TaskRecord) -> str:
-    if task.exit_code is None:
-        return formatting.shorten(task.reason or "", 200)
-    reason = f", {task.reason}" if task.reason and task.exit_code else ""
-    return formatting.shorten(f"code {task.exit_code}{reason}", 200)
+    reason = formatting.ending(task)
+    code = formatting.exit_text(task)
+    says_code = not code or code in reason or reason.startswith(("exit status", "killed by"))
+    return formatting.shorten(reason if says_code else f"{code}, {reason}".rstrip(", "), 200)

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from contextvars import copy_context
+from datetime import UTC
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import anywidget
 from traitlets import Unicode
 
 from ipytaskpersist.base.threads import start_outside
-from ipytaskpersist.display.listing import Listing, list_html
+from ipytaskpersist.display.listing import Listing, list_html, produced_by
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.history import search_query, text_search
 from ipytaskpersist.panel.actions import Actions
@@ -64,7 +65,7 @@ class Panel(anywidget.AnyWidget):
         if bundle is None:
             return None
         data, metadata = bundle
-        html = f'<div style="opacity:.7">{escape(ONLY_LIVE)}</div>'
+        html = f'<div style="{formatting.DIM}">{escape(ONLY_LIVE)}</div>'
         return {**data, "text/html": html, "text/plain": ONLY_LIVE}, metadata
 
     def snapshot(self) -> dict[str, str]:
@@ -89,7 +90,7 @@ class Panel(anywidget.AnyWidget):
             self._feed.everywhere = bool(content.get("everywhere"))
             self._feed.wants_all = True
         elif kind == "select":
-            self._feed.selected = content.get("task")
+            self._feed.select(view, content.get("task"))
         elif kind == "search":
             self._search(str(content.get("text", "")))
         elif kind == "do":
@@ -129,12 +130,13 @@ def snapshot(manager: BackgroundTasks, everywhere: bool, name: str) -> dict[str,
     chosen = Selection(key, cleared=False, limit=SNAPSHOT_TASKS)
     tasks = manager.tasks.select(chosen)
     total = manager.store.tasks.count(chosen) if manager.store.exists else 0
-    listing = Listing(tasks, total, everywhere, now)
-    title = f"Background tasks as of {now.astimezone():%Y-%m-%d %H:%M:%S}"
+    produced = produced_by(manager, tasks)
+    listing = Listing(tasks, total, everywhere, now, produced=produced)
+    title = f"Background tasks at {formatting.utc_clock(now)}, {formatting.utc_date(now)}"
     return {
-        "text/html": f'<div class="{name}"><div style="opacity:.7">{title}</div>'
+        "text/html": f'<div class="{name}"><div style="{formatting.DIM}">{title}</div>'
         f"{list_html(listing)}</div>",
-        "text/plain": f"{title}\n{render(*task_table(listing), plain=True)}",
+        "text/plain": f"{title}\n{render(*task_table(listing, UTC), plain=True)}",
     }
 
 

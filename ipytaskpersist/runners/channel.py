@@ -97,7 +97,7 @@ class Sender:
         """Send the pending progress. Returns whether there was any."""
         unsent, self._unsent = self._unsent, None
         if unsent is not None:
-            self._send(PROGRESS, encode_content(unsent.as_json()))
+            self._send(PROGRESS, encode_content(unsent.as_stored()))
         return unsent is not None
 
     def result(self, result: ResultRecord) -> None:

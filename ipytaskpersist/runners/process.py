@@ -23,7 +23,8 @@ from ipytaskpersist.store import environments
 from ipytaskpersist.store.processes import NewProcess, note_modules
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask
-from ipytaskpersist.values.payloads import Payloads, Prepared
+from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.values.pickle_files import Prepared
 
 REPLACED_AT_MOST = 3
 """How many supervisors are replaced in a row without a launch in between.

@@ -11,12 +11,10 @@ To stay small, it imports neither IPython nor sqlite_utils. A test checks that.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import selectors
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import deque
@@ -27,12 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ipytaskpersist.base import leftover_processes
 from ipytaskpersist.base.detached import remove_empty
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_identity import ProcessIdentity
 from ipytaskpersist.base.process_tree import Snapshot, kill_tasks
-from ipytaskpersist.base.records import ProcessRecord, SessionRecord, SupervisorRecord, TaskState
+from ipytaskpersist.base.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
 from ipytaskpersist.notify import dispatch
 from ipytaskpersist.output.recorder import Recorder
@@ -40,37 +37,24 @@ from ipytaskpersist.output.recording import Recording
 from ipytaskpersist.runners import revival
 from ipytaskpersist.runners.adoption import Strangers
 from ipytaskpersist.runners.durability import Flushes
-from ipytaskpersist.runners.file_watch import WRITTEN, FileWatch
+from ipytaskpersist.runners.kernel_watch import KERNEL_S, KernelWatch
 from ipytaskpersist.runners.machine_limits import MemoryEvents, OpenFiles
+from ipytaskpersist.runners.store_watch import POLLED_LOOK_S, StoreWatch
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
 from ipytaskpersist.runners.task_end import TaskEnd
 from ipytaskpersist.runners.task_rows import TaskRows
 from ipytaskpersist.runners.warm import ForkServer
 from ipytaskpersist.runners.warm_starts import WarmStarts
 from ipytaskpersist.store import environments, problems
-from ipytaskpersist.store.file.database import CommitWatch
 from ipytaskpersist.store.task_store import TaskStore
 
-LOOK_S = 0.01
-"""Shortest interval between two looks at the store."""
-LET_REPLY_S = 0.012
-"""Delay of a look after a change is reported.
-
-The cell that launched a task replies first, without sharing its cores with a starting process.
-"""
-WARM_REPLY_S = 0.001
-"""The same when a task can start from a fork server, which takes little."""
-POLLED_LOOK_S = 0.02
-"""Poll interval where changes are not reported."""
-UNPROMPTED_LOOK_S = 0.5
-"""Poll interval when inotify works but has reported nothing."""
-KERNEL_S = 1.0
-"""How often an idle supervisor checks that its kernel is alive."""
 ENDS_S = 1.0
 """How often ended processes are looked for, even without SIGCHLD."""
 CLAIM_AT_ONCE = 50
 """How many tasks are started before the output of the others is read."""
 PRESS_S = 0.05
+RETRY_S = 0.5
+"""Delay of another attempt when the machine's limits have kept a task from being started."""
 REGISTRATION_S = 30.0
 STOP_S = 10.0
 
@@ -97,19 +81,14 @@ class Supervisor:
         self._retry_at = 0.0
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
-        self._commits = CommitWatch(store.database)
-        self._looked_at = self._press_at = self._kernel_seen_at = self._ends_seen_at = 0.0
-        self._signalled_at = 0.0
-        """When the store was first written since the last look. Infinite if it was not."""
-        self._watch: FileWatch | None = None
+        self._watch = StoreWatch(store, self._selector)
+        self._kernel = KernelWatch(store, session_id)
+        self._press_at = self._kernel_seen_at = self._ends_seen_at = 0.0
         self._stopping = False
-        self._replacements = 0
-        """The store's count of replacements when it was last watched."""
         self._trouble = ""
         """The last reported problem with the store."""
         self._said: set[str] = set()
         """Messages already logged, which would otherwise recur every turn."""
-        self._kernel_watch: threading.Thread | None = None
         self._memory = MemoryEvents()
         store.session_id, store.say = session_id, self._warn
         self._limit = OpenFiles()
@@ -150,8 +129,8 @@ class Supervisor:
         reason = "supervisor died"
         try:
             self._recorder.start()
-            self._watch_store()
-            self._watch_kernel()
+            self._watch.begin()
+            self._kernel.begin()
             while not self._stopping and not self._has_retired():
                 if not self._guarded("a turn", self._turn):
                     time.sleep(PRESS_S)
@@ -161,35 +140,16 @@ class Supervisor:
 
     def _registration(self) -> SupervisorRecord | None:
         """Wait for the kernel to record this process, and return the record."""
-        own, until = ProcessIdentity.own(), time.monotonic() + REGISTRATION_S
-        while time.monotonic() < until and self._kernel_is_there():
-            record = self._store.supervisors.of_process(self._session_id, own)
+        until = time.monotonic() + REGISTRATION_S
+        while time.monotonic() < until and self._kernel.is_there():
+            record = self._registered()
             if record is not None:
                 return record
             time.sleep(POLLED_LOOK_S)
-        return self._store.supervisors.of_process(self._session_id, own)
+        return self._registered()
 
-    def _watch_store(self) -> None:
-        if self._store.database.is_shared_by_hosts:
-            return
-        watch = FileWatch([self._store.database.log], WRITTEN)
-        if watch.descriptor >= 0:
-            self._watch = watch
-            self._selector.register(watch.descriptor, selectors.EVENT_READ, watch)
-
-    def _follow_store(self) -> None:
-        """The store is another file now: watch that, and look at all of it."""
-        self._replacements = self._store.replacements
-        self._commits.forget()
-        if self._watch is not None:
-            self._selector.unregister(self._watch.descriptor)
-            os.close(self._watch.descriptor)
-            self._watch = None
-        self._record = (
-            self._store.supervisors.of_process(self._session_id, ProcessIdentity.own())
-            or self._record
-        )
-        self._watch_store()
+    def _registered(self) -> SupervisorRecord | None:
+        return self._store.supervisors.of_process(self._session_id, ProcessIdentity.own())
 
     def _listen_to_signals(self) -> None:
         """Let SIGCHLD and SIGTERM end the waiting, but survive SIGINT and SIGHUP."""
@@ -219,7 +179,7 @@ class Supervisor:
             self._ends_seen_at = now
             self._notice_ends()
         if now >= self._look_at:
-            self._looked_at, self._signalled_at = now, math.inf
+            self._watch.look(now)
             self._look()
         if self._limited and now >= self._press_at:
             self._press()
@@ -234,27 +194,22 @@ class Supervisor:
     @property
     def _look_at(self) -> float:
         """When to look at the store again, by the monotonic clock."""
-        if self._watch is None:
-            return self._looked_at + POLLED_LOOK_S
-        let_reply_s = WARM_REPLY_S if self._warm.is_ready else LET_REPLY_S
-        prompted = max(self._signalled_at + let_reply_s, self._looked_at + LOOK_S)
-        return min(prompted, self._looked_at + UNPROMPTED_LOOK_S)
+        return self._watch.next_look_at(is_warm=self._warm.is_ready)
 
     def _take_output(self) -> None:
         """Wait a moment for output and read it, channels before streams."""
         streams: list[tuple[Supervised, int]] = []
         wake_at = min(self._look_at, self._press_at) if self._limited else self._look_at
         for key, _events in self._selector.select(max(0.0, wake_at - time.monotonic())):
-            source: Supervised | FileWatch | ForkServer | None = key.data
+            source: Supervised | StoreWatch | ForkServer | None = key.data
             if source is None:
                 self._child_has_ended = True
                 with suppress(BlockingIOError):
                     os.read(key.fd, 4096)
             elif isinstance(source, ForkServer):
                 self._warm.read()
-            elif isinstance(source, FileWatch):
-                self._signalled_at = min(self._signalled_at, time.monotonic())
-                source.clear()
+            elif isinstance(source, StoreWatch):
+                source.read()
             elif source.is_channel(key.fd):
                 self._read(source, key.fd)
             else:
@@ -291,15 +246,15 @@ class Supervisor:
         """Read the store if another connection has written to it."""
         try:
             self._store.open()
-            if self._replacements != self._store.replacements:
-                self._follow_store()
-            if self._commits.has_news():
+            if self._watch.has_followed():
+                self._record = self._registered() or self._record
+            if self._watch.commits.has_news():
                 self._do_what_others_ask()
         except StoreError as error:
-            self._commits.forget()
+            self._watch.commits.forget()
             self._say_trouble(error)
         except Exception:
-            self._commits.forget()  # what was to be done has not been
+            self._watch.commits.forget()  # what was to be done has not been
             raise
 
     def _do_what_others_ask(self) -> None:
@@ -338,7 +293,7 @@ class Supervisor:
             self._store.processes.claim(self._session_id, self._record.key, time.time(), few)
         )
         self._start_waiting()
-        self._commits.forget()  # there may be more
+        self._watch.commits.forget()  # there may be more
 
     def _start_waiting(self) -> None:
         """Start the claimed tasks, as far as the machine allows."""
@@ -395,7 +350,7 @@ class Supervisor:
         return TaskRows.of(self._store, self._store.tasks.get(process.task_key))
 
     def _say_shortage(self, error: CannotStart) -> None:
-        self._retry_at = time.monotonic() + UNPROMPTED_LOOK_S
+        self._retry_at = time.monotonic() + RETRY_S
         if not self._is_short:
             self._is_short = True
             self._warn(f"{error}; tasks wait until others of this session have ended")
@@ -515,28 +470,6 @@ class Supervisor:
 
     # The end of the supervisor.
 
-    def _kernel_is_there(self) -> bool:
-        session = self._store.sessions.get(self._session_id)
-        if session is None or session.ended_at is not None:
-            return False
-        return session.process.may_be_alive
-
-    def _watch_kernel(self) -> None:
-        """End the processes of the kernel's threads, once the kernel and its guard are gone."""
-        session = self._store.sessions.get(self._session_id)
-        if session is not None:
-            watch = threading.Thread(target=_end_left_by, args=(session,), daemon=True)
-            with suppress(RuntimeError):  # the limit on processes also counts threads
-                watch.start()
-                self._kernel_watch = watch
-
-    def _is_ending_left(self) -> bool:
-        """Whether a kernel's leftovers are being ended. Its session may end before its process."""
-        session, watch = self._store.sessions.get(self._session_id), self._kernel_watch
-        if session is None or watch is None or not watch.is_alive():
-            return False
-        return not session.process.may_be_alive
-
     def _has_retired(self) -> bool:
         """Retire if nothing is left to do. Returns whether it has."""
         now = time.monotonic()
@@ -547,9 +480,9 @@ class Supervisor:
         if self._recorder.is_aside:
             return not self._waiting  # it must not claim any more
         try:
-            if self._kernel_is_there():
+            if self._kernel.is_there():
                 return False
-            if self._is_ending_left():
+            if self._kernel.is_ending_left():
                 return False
             # Write pending records first: after retiring, there is no process left to do it.
             self._recorder.change(lambda _store: None)
@@ -596,15 +529,6 @@ class Supervisor:
     def _heartbeat(self) -> None:
         if self._record is not None:
             self._store.supervisors.heartbeat(self._record.key)
-
-
-def _end_left_by(session: SessionRecord) -> None:
-    """Wait for a kernel's end, then end the processes it has left."""
-    kernel = session.process
-    while kernel.may_be_alive:
-        time.sleep(KERNEL_S)
-    if kernel.is_local and kernel.start:
-        leftover_processes.end_of_kernel(kernel.pid, kernel.start)
 
 
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024

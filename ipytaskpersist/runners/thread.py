@@ -38,7 +38,8 @@ from ipytaskpersist.runners.task_end import TaskEnd
 from ipytaskpersist.running import forks
 from ipytaskpersist.running.interruption import is_from_outside
 from ipytaskpersist.running.running_task import RunningTask, active_task
-from ipytaskpersist.values.payloads import Payloads, not_kept
+from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.values.result_records import not_kept
 
 LET_REPLY_S = 0.003
 IDLE_WORKERS = 4

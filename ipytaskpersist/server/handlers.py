@@ -27,7 +27,8 @@ from tornado.iostream import StreamClosedError
 
 from ipytaskpersist.errors import BackgroundError, StoreError, TaskNotFound
 from ipytaskpersist.filling.matching import Place
-from ipytaskpersist.history.documents import Fields, InvalidRecord, encoded
+from ipytaskpersist.history.documents import encoded
+from ipytaskpersist.history.fields import Fields, InvalidRecord
 from ipytaskpersist.output import replay
 from ipytaskpersist.server import requests
 from ipytaskpersist.server.command_line import run_verb

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ipytaskpersist.filling.matching import Cell, Place
-from ipytaskpersist.history.documents import Fields, InvalidRecord, parsed
+from ipytaskpersist.history.fields import Fields, InvalidRecord, parsed
 from ipytaskpersist.server.page import Wishes
 from ipytaskpersist.server.task_lists import TASKS
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import RESTORED, SessionRecord, TaskRecord
+from ipytaskpersist.base.records import LIVE_STATES, RESTORED, SessionRecord, TaskRecord
 from ipytaskpersist.errors import AmbiguousReference, InvalidRequest, TaskNotFound
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.runners import liveness
+from ipytaskpersist.session import names_of_words
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.store.sessions import SHORT_CHARACTERS
@@ -17,21 +20,24 @@ from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 
 SUGGESTIONS = 5
-NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+NUMBER = re.compile(r"#?(\d{1,15})", re.ASCII)
 FULL_ID = re.compile(r"-\d+$", re.ASCII)
 TAG = re.compile(r"(?!-)[^\s,]{1,64}")
 
 
-def find(store: TaskStore, notebook_key: int | None, reference: str | int | None) -> TaskRecord:
+def find(
+    store: TaskStore, notebook_key: int | None, reference: str | int | None, *, live: bool = False
+) -> TaskRecord:
     """Return the task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest.
 
-    None means the latest. Only a full id reaches another notebook's task. Raise `TaskNotFound` or
+    None means the latest. Only a full id reaches another notebook's task. With `live`, a name means
+    a live task rather than a later one that has ended. Raise `TaskNotFound` or
     `AmbiguousReference`.
     """
     text = "-1" if reference is None else str(reference).strip()
     found = store.open().tasks.by_id(text) if store.exists else None
     if found is None and store.exists and notebook_key is not None:
-        found = _find_here(store, notebook_key, text)
+        found = _find_here(store, notebook_key, text, live=live)
     if found is None:
         raise _not_found(store, notebook_key, reference)
     return found
@@ -90,10 +96,13 @@ def session_meant(store: TaskStore, reference: str | None) -> SessionRecord | No
 def as_number(reference: str | int | None) -> int | None:
     """Return the number that was typed; None for anything else."""
     text = str(reference).strip()
-    return int(text) if NUMBER.fullmatch(text) else None
+    found = NUMBER.fullmatch(text)
+    return int(found[1]) if found else None
 
 
-def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
+def _find_here(
+    store: TaskStore, notebook_key: int, text: str, *, live: bool = False
+) -> TaskRecord | None:
     number = as_number(text)
     if number is not None:
         by_number = store.tasks.by_number(notebook_key, number)
@@ -101,8 +110,9 @@ def _find_here(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | N
             return by_number  # numeric names and ids count only without such a number
     if re.fullmatch(r"-\d{1,9}", text, re.ASCII) and int(text) < 0:
         return store.tasks.from_end(notebook_key, -int(text))
+    lives = store.tasks.live_of_name(notebook_key, text) if live and text else []
     named = store.tasks.by_name(notebook_key, text) if text else None
-    return named or _by_prefix(store, notebook_key, text)
+    return next(iter(lives), named) or _by_prefix(store, notebook_key, text)
 
 
 def _by_prefix(store: TaskStore, notebook_key: int, text: str) -> TaskRecord | None:
@@ -150,6 +160,16 @@ def _not_found(
     return TaskNotFound(f"{what} in this notebook; {count} {names}")
 
 
+def check_name(name: object) -> None:
+    """Raise `InvalidRequest` for a name by which the task would not be found."""
+    if not isinstance(name, str):
+        raise InvalidRequest(f"the name of a task is a text, not {name!r}")
+    if re.fullmatch(r"-?\d+", name.strip(), re.ASCII):
+        raise InvalidRequest(
+            f"'{name}' cannot be a name: a number means the task that has it; add a letter"
+        )
+
+
 def check_tags(tags: Sequence[str]) -> None:
     """Raise `InvalidRequest` for a text that cannot be a tag."""
     for tag in tags:
@@ -176,16 +196,19 @@ class TaskFinder:
         self._session = session
         self._runners = runners
 
-    def find(self, reference: str | int | None = None) -> TaskRecord:
+    def find(self, reference: str | int | None = None, *, live: bool = False) -> TaskRecord:
         """Return the task for a number, an id, a unique id prefix, a name, ``-1`` …, or the latest.
 
-        Raise `TaskNotFound` or `AmbiguousReference`. Only a full id reaches another notebook.
+        With `live`, a name means a live task rather than a later one that has ended. Raise
+        `TaskNotFound` or `AmbiguousReference`. Only a full id reaches another notebook.
         """
         self._runners.reconcile()
         key = self._session.notebook_key()
         try:
             # An archived task's number takes precedence over an id that begins so.
-            found = self._archived_number(key, reference) or find(self._store, key, reference)
+            found = self._archived_number(key, reference) or find(
+                self._store, key, reference, live=live
+            )
         except TaskNotFound:
             archived = self._in_archives(
                 lambda archive, there: find_archived(archive, there, reference)
@@ -233,9 +256,74 @@ class TaskFinder:
         return self._archives.store_of(task)
 
     def find_all(self, given: Sequence[str]) -> list[TaskRecord]:
-        """Return the task for each reference, each once; the latest if there is none."""
-        found = [self.find(reference) for reference in given] if given else [self.find()]
+        """Return the task for each reference, each once; the latest if there is none.
+
+        A name of several words may be given word by word.
+        """
+        named = [self.find(reference) for reference in self.references(given)]
+        return list({task.id: task for task in named or [self.find()]}.values())
+
+    def find_first(self, words: Sequence[str]) -> tuple[TaskRecord, Sequence[str]]:
+        """Return the task that the first words refer to, and the other words.
+
+        The latest task if there are no words.
+        """
+        if not words:
+            return self.find(), ()
+        first = next(self._references(words))
+        return self.find(" ".join(first)), words[len(first) :]
+
+    def references(self, words: Sequence[str]) -> list[str]:
+        """Return the references that the words are: a name may have several words."""
+        return [" ".join(parts) for parts in self._references(words)]
+
+    def _references(self, words: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Yield the words of each reference: a name may have several."""
+        names = self._names_of_words() if len(words) > 1 else ()
+        return names_of_words.references(words, names, self._is_task)
+
+    def _names_of_words(self) -> set[str]:
+        key = self._session.notebook_key()
+        if key is None or not self._store.exists:
+            return set()
+        names = self._store.open().tasks.names_of_words(key)
+        for archive in self._archives.all():
+            there = self._archives.notebook_key(key, archive)
+            names |= set() if there is None else archive.tasks.names_of_words(there)
+        return names
+
+    def _is_task(self, reference: str) -> bool:
+        try:
+            return self.find(reference) is not None
+        except TaskNotFound:
+            return False
+        except AmbiguousReference:
+            return True
+
+    def find_live(self, given: Sequence[str]) -> list[TaskRecord]:
+        """Do the same for a verb that is about live tasks: a name means a live one.
+
+        Report on stderr which task is meant if several live tasks have the name.
+        """
+        references = self.references(given)
+        found = [self.find(each, live=True) for each in references] or [self.find()]
+        for reference, task in zip(references, found, strict=False):
+            if task.name == reference.strip() and not task.state.is_final:
+                self._say_which(task)
         return list({task.id: task for task in found}.values())
+
+    def _say_which(self, task: TaskRecord) -> None:
+        lives = self._store.tasks.live_of_name(task.notebook_key, task.name)
+        others = [str(each.number) for each in reversed(lives) if each.id != task.id]
+        if others:
+            is_are = "is" if len(others) == 1 else "are"
+            print(
+                legible(
+                    f"{len(lives)} tasks named {task.name!r} are live: the latest, {task.number}, "
+                    f"is meant, and {', '.join(others)} {is_are} meant by number"
+                ),
+                file=sys.stderr,
+            )
 
     def interrupted(self) -> list[TaskRecord]:
         """Return this notebook's interrupted tasks that have not been run again, oldest first."""
@@ -275,6 +363,16 @@ class TaskFinder:
         """Return the tasks of a selection, oldest first."""
         self._runners.reconcile()
         return self._store.tasks.select(selection) if self._store.exists else []
+
+    def select_with_live(self, selection: Selection) -> list[TaskRecord]:
+        """Return the tasks of a selection, oldest first; its limit leaves out none that live."""
+        found = self.select(selection)
+        states = [state for state in LIVE_STATES if state in (selection.states or LIVE_STATES)]
+        if selection.limit is None or len(found) < selection.limit or not states:
+            return found
+        live = self._store.tasks.select(replace(selection, states=states, limit=None))
+        shown = {task.id for task in found}
+        return [*(task for task in live if task.id not in shown), *found]
 
     def select_archived(self, selection: Selection) -> list[TaskRecord]:
         """Return the archived tasks of a selection, oldest first."""

@@ -18,24 +18,28 @@ from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING, INPUTS, Options, TaskRecord
 from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
 from ipytaskpersist.cells.shell_commands import ShellCommand
-from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.errors import InvalidRequest, NamesMissing
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.upkeep import UpkeepTimer
 from ipytaskpersist.notify import targets
 from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
-from ipytaskpersist.session import provenance
-from ipytaskpersist.session.finding import check_tags
+from ipytaskpersist.session import missing_names, provenance
+from ipytaskpersist.session.cell_runs import CellRuns
+from ipytaskpersist.session.finding import check_name, check_tags
 from ipytaskpersist.session.notebook_setup import setting_of
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
 from ipytaskpersist.session.requests import (
+    ATTACH,
     NEEDS_INTERPRETER,
     NEEDS_PROCESS,
     NEEDS_PYTHON,
     NEEDS_SHELL,
+    NEW,
     PROCESS,
+    REPLACE,
     SHELL,
     THREAD,
     Request,
@@ -50,9 +54,10 @@ from ipytaskpersist.session.task_settings import TaskSettings
 from ipytaskpersist.store.file.database import storable
 from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.task_store import TaskStore
-from ipytaskpersist.store.tasks import NewTask
+from ipytaskpersist.store.tasks import CellRun, NewTask
 from ipytaskpersist.values.importable import Modules
-from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads, Prepared
+from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads
+from ipytaskpersist.values.pickle_files import Prepared
 from ipytaskpersist.values.pickling import Unpicklable, require_picklable
 from ipytaskpersist.values.unpicklable_parts import unpicklable_part
 
@@ -62,6 +67,17 @@ if TYPE_CHECKING:
     from ipytaskpersist.cells.execution import Outcome
 
 Work = Callable[[Any], "Outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What a launch has come to."""
+
+    task: TaskRecord
+    """The new task, or the one of an earlier run of the cell that still runs."""
+    is_new: bool = True
+    replaced: Sequence[TaskRecord] = ()
+    """The tasks of earlier runs of the cell that it was to replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,7 @@ class Launcher:
         results: Results,
         git: GitWatch,
         upkeep: UpkeepTimer,
+        cell_runs: CellRuns,
     ) -> None:
         self._settings = settings
         self._shell = settings.shell
@@ -98,9 +115,13 @@ class Launcher:
         self._results = results
         self._git = git
         self._upkeep = upkeep
+        self._cell_runs = cell_runs
 
-    def launch(self, source: str, request: Request, again: Again | None = None) -> TaskRecord:
+    def launch(self, source: str, request: Request) -> Launched:
         """Run a source in the background. Return when the task is durably recorded.
+
+        If the task of an earlier run of the cell still runs, do what the request, or the trait,
+        says about that.
 
         Raise `InvalidRequest` for an empty source and for options that make no sense,
         `execution.CellSyntaxError` for a cell that does not compile, and `StoreError` if the store
@@ -112,18 +133,37 @@ class Launcher:
             )
         check(request.options)
         check_tags(request.tags)
+        check_name(request.name)
+        wanted = self._cell_runs.wanted(request)
+        earlier = [] if wanted == NEW else self._cell_runs.earlier(self._run_of(source, request))
+        if earlier and wanted == ATTACH:
+            return Launched(earlier[-1], is_new=False)
+        task = self._launch(source, replace(request, if_running=wanted, earlier=earlier))
+        return Launched(task, replaced=earlier if wanted == REPLACE else ())
+
+    def _run_of(self, source: str, request: Request) -> CellRun:
+        return CellRun(
+            source,
+            request.name,
+            request.is_whole_cell,
+            self._cell_id(),
+            self._execution_count(),
+            self._session.identity.id,
+        )
+
+    def _launch(self, source: str, request: Request) -> TaskRecord:
         command = self._shell_command(source, request)
         if command is not None:
-            return self._launch_command(source, request, command, again)
+            return self._launch_command(source, request, command)
         if (request.where or self._settings.runner) == PROCESS:
-            return self._launch_python(source, request, again)
+            return self._launch_python(source, request)
         refuse(
             request.options,
             ("cwd", "env", "timeout_s", "inputs", "outputs", "fresh"),
             NEEDS_PROCESS,
         )
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
-        return self._launch_thread(source, request, again)
+        return self._launch_thread(source, request)
 
     def _launch_thread(
         self, source: str, request: Request, again: Again | None = None
@@ -139,6 +179,7 @@ class Launcher:
 
     def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Return when the task is durably recorded."""
+        check_name(request.name)
         if request.where == PROCESS:
             setting = self._setting()
             inputs = self._prepare(setting, Given(call=call), {"the call": call})
@@ -175,20 +216,21 @@ class Launcher:
 
     def _shell_command(self, source: str, request: Request) -> ShellCommand | None:
         """Return the shell command that a source is; None for Python."""
-        if request.where == SHELL:
-            path = request.options.shell_path or self._settings.shell_path
-            if shutil.which(path) is None:
-                raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
-            if os.sep in path:
-                path = str(Path(path).absolute())  # not resolved in the directory of the task
-            return shell_commands.of_shell(source, path)
-        if request.where == THREAD or self._shell is None:
-            return None
-        return shell_commands.of_cell(self._shell, source)
+        is_shell, shell_path = request.where == SHELL, request.options.shell_path
+        is_cell = not is_shell or (not shell_path and shell_commands.is_for_ipython(source))
+        command = None
+        if is_cell and request.where != THREAD and self._shell is not None:
+            command = shell_commands.of_cell(self._shell, source)
+        if command is not None or not is_shell:
+            return command
+        path = shell_path or self._settings.shell_path or shell_commands.usual_shell()
+        if shutil.which(path) is None:
+            raise InvalidRequest(f"there is no shell '{path}'; give the path of one that is")
+        if os.sep in path:
+            path = str(Path(path).absolute())  # not resolved in the directory of the task
+        return shell_commands.of_shell(source, path)
 
-    def _launch_command(
-        self, source: str, request: Request, command: ShellCommand, again: Again | None
-    ) -> TaskRecord:
+    def _launch_command(self, source: str, request: Request, command: ShellCommand) -> TaskRecord:
         refuse(request.options, ("inputs", "outputs"), NEEDS_PYTHON)
         refuse(request.options, ("fresh",), NEEDS_INTERPRETER)
         if not is_passable(source):
@@ -205,7 +247,7 @@ class Launcher:
             grace_s=self._settings.cancel_grace_s,
             options=request.options,
         )
-        return self._launch_process(self._new(source, request, "shell", PROCESS, again), process)
+        return self._launch_process(self._new(source, request, "shell", PROCESS), process)
 
     def _launch_process(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
@@ -219,9 +261,7 @@ class Launcher:
 
     # Python in its own process.
 
-    def _launch_python(
-        self, source: str, request: Request, again: Again | None = None
-    ) -> TaskRecord:
+    def _launch_python(self, source: str, request: Request) -> TaskRecord:
         from ipytaskpersist.cells.execution import compile_cell
 
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
@@ -230,7 +270,7 @@ class Launcher:
         compile_cell(shell, source, self._execution_count())  # a mistake shows immediately
         inputs = self._inputs(shell, ast.parse(shell.transform_cell(source)), request.options)
         record = self._launch_process(
-            self._new(source, request, "python", PROCESS, again), process, inputs
+            self._new(source, request, "python", PROCESS), process, inputs
         )
         self._results.expect(record)
         _say_history(record, variables.of_history(source, shell), OF_PROCESS)
@@ -365,10 +405,11 @@ class Launcher:
 
     # Running again.
 
-    def rerun(self, task: TaskRecord, *, once: bool = False) -> TaskRecord:
+    def rerun(self, task: TaskRecord, *, once: bool = False, anyway: bool = False) -> TaskRecord:
         """Run an ended task's source again with the same options, as a new task.
 
-        With `once`, raise `AlreadyRunAgain` if it has been run again before.
+        With `once`, raise `AlreadyRunAgain` if it has been run again before. Unless `anyway`, raise
+        `NamesMissing` for a thread task that would miss variables in this kernel.
         """
         again = Again(task, once)
         if task.runner == THREAD:
@@ -377,9 +418,18 @@ class Launcher:
                     f"task {task.label} was a call of a function in a thread, whose arguments "
                     "were not kept; submit it again"
                 )
+            if not anyway:
+                self._refuse_without_names(task, "resume" if once else "rerun")
             reconciling.end_left(task)  # or both would run
             return self._launch_thread(task.source, Request(task.name), again)
         return self._rerun_process(task, again)
+
+    def _refuse_without_names(self, task: TaskRecord, verb: str) -> None:
+        missing = missing_names.missing(self._require_shell(), self._store, task)
+        if missing:
+            raise NamesMissing(
+                f"{missing.in_words(task)}; %bg_{verb} {task.number} --anyway runs it all the same"
+            )
 
     def _rerun_process(self, task: TaskRecord, again: Again) -> TaskRecord:
         if task.is_imported:
@@ -433,7 +483,8 @@ class Launcher:
     ) -> NewTask:
         session = self._session.record()
         self._store.require_writable()
-        before = {"rerun_of": again.task.id} if again else {}
+        before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
+        before |= self._cell_runs.make_room(request)
         return NewTask(
             notebook_key=session.notebook_key,
             session_id=session.id,

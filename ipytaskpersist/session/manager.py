@@ -84,6 +84,7 @@ class BackgroundTasks(TaskSettings):
     @property
     def launcher(self) -> Launcher:
         """The launcher of tasks in this process."""
+        from ipytaskpersist.session.cell_runs import CellRuns
         from ipytaskpersist.session.launcher import Launcher
 
         return Launcher(
@@ -96,6 +97,7 @@ class BackgroundTasks(TaskSettings):
             self.results,
             self.git,
             self.upkeep,
+            CellRuns(self, self.store, self.session, self.runners, self.changes, self.waiting),
         )
 
     def close(self) -> None:

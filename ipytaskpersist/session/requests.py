@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ipytaskpersist.base.paths import typed_path
-from ipytaskpersist.base.records import Options
+from ipytaskpersist.base.records import Options, TaskRecord
 from ipytaskpersist.errors import InvalidRequest
 
-if TYPE_CHECKING:
-    pass
-
-
 THREAD, PROCESS, SHELL = "thread", "process", "shell"
+
+ASK, ATTACH, REPLACE, NEW = IF_RUNNING = ("ask", "attach", "replace", "new")
+"""What to do when a cell is run whose task still runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,12 @@ class Request:
     """Whether to send a notification of its end to the usual places."""
     notify_to: Sequence[str] = ()
     """Further places, for this task only."""
+    if_running: str = ""
+    """One of `IF_RUNNING`; empty to let the trait decide."""
+    is_whole_cell: bool = False
+    """Whether the source is all of its cell, so that the cell has no other task."""
+    earlier: Sequence[TaskRecord] = ()
+    """The live tasks of earlier runs of the cell."""
 
 
 FLAGS = {

@@ -34,6 +34,7 @@ from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.isolation import carried_settings
 from ipytaskpersist.isolation.carried_settings import Left
 from ipytaskpersist.running.running_task import is_own_command
+from ipytaskpersist.session.foreground_names import ForegroundNames
 from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.values import mappings
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from ipytaskpersist.cells.execution import Outcome
 
 BOTH_CHANGED = "changed in the task, and in the notebook, which keeps its own"
+BOTH_ASSIGNED = "assigned in the task, and in the notebook, which keeps its own"
 OLD_ONE = "what else holds the old object does not see it"
 SHOWN_AT_MOST = 4
 """Number of settings that are named; the rest are counted: a seaborn theme sets thirty."""
@@ -72,10 +74,10 @@ class Loaded:
     modules: list[str] = field(default_factory=list)
     """The modules among `names`."""
 
-    def without(self, imported: Set[str]) -> Loaded:
-        """Return a copy without imported names, which are not worth mentioning."""
-        quiet = {*imported, *self.modules}
-        return replace(self, names=[name for name in self.names if name not in quiet])
+    def only(self, remarkable: Set[str]) -> Loaded:
+        """Return a copy with only these names, and what is changed: they are worth mentioning."""
+        kept = {*remarkable, *self.changed, *self.replaced} - {*self.modules}
+        return replace(self, names=[name for name in self.names if name in kept])
 
     def __bool__(self) -> bool:
         return bool(self.names or self.settings or self.problems)
@@ -85,7 +87,7 @@ class Loaded:
         which = f"task {task.label}"
         if task.state is not TaskState.COMPLETED:
             which += f", which {_VERBS.get(task.state, 'was ' + task.state.value)}"
-        parts = [_problem(why, names) for why, names in _by_reason(self.problems).items()]
+        parts = [_problem(why, names, task) for why, names in _by_reason(self.problems).items()]
         if self.settings:
             parts.insert(0, f"{_some(self.settings)} {_are(self.settings)} set")
         if self.names:
@@ -114,13 +116,15 @@ def _were(names: Sequence[str]) -> str:
     return "was" if len(names) == 1 else "were"
 
 
-def _problem(why: str, names: Sequence[str]) -> str:
+def _problem(why: str, names: Sequence[str], task: TaskRecord) -> str:
     """Return one part of the line: what is missing, and why."""
     shown = ", ".join(names)
     if why.startswith(CHANGED_HERE):
         return f"{CHANGED_HERE}: {shown} ({why.removeprefix(CHANGED_HERE).lstrip(': ')})"
-    if why.startswith(BOTH_CHANGED):
-        return f"{shown} {_were(names)} {why}"
+    if why in (BOTH_CHANGED, BOTH_ASSIGNED):
+        them = "it" if len(names) == 1 else "them"
+        command = f"%bg_load {task.number} {' '.join(names)}"
+        return f"{shown} {_were(names)} {why}; {command} takes {them}"
     return f"{shown} {_are(names)} not ({why})"
 
 
@@ -144,12 +148,13 @@ def load(
     names: Sequence[str] = (),
     *,
     keep_own: bool = False,
+    assigned: Set[str] = frozenset(),
 ) -> Loaded:
     """Load what a task left into a namespace: everything with settings, or the named variables.
 
     What the task was given and has changed is changed in the namespace. With `keep_own`, a variable
-    that the namespace has changed as well stays. Raise `InvalidRequest` for a name that the task
-    has not left.
+    that the namespace has changed as well stays, and so do those `assigned` since the launch. Raise
+    `InvalidRequest` for a name that the task has not left.
     """
     kept = {result.name: result for result in store.results.variables(task.key)}
     for name in names:
@@ -163,7 +168,7 @@ def load(
         {name: left.changes[name] for name in left.changes if name == "sys"}
     )
     wanted = [kept[name] for name in names or kept]
-    _take(_Taking(store, payloads, task, namespace, keep_own), wanted, loaded)
+    _take(_Taking(store, payloads, task, namespace, keep_own, assigned), wanted, loaded)
     submodules = carried_settings.bring_submodules(left.submodules)
     # After the variables: settings made by importing a library are equal by now, and not named.
     brought = carried_settings.bring(left.changes)
@@ -181,6 +186,8 @@ class _Taking:
     task: TaskRecord
     namespace: dict[str, Any]
     keep_own: bool
+    assigned: Set[str]
+    """The variables that the notebook has assigned since the launch."""
 
     def present(self) -> Present:
         """Return what the namespace still has of what the task was given."""
@@ -206,7 +213,9 @@ def _take(taking: _Taking, wanted: Sequence[ResultRecord], loaded: Loaded) -> No
             for each in (name, *_of_same_figure(name, namespace)):
                 loaded.problems[each] = problems[name] or str(value)
         elif how and taking.keep_own and not (name in present().same or name in returned.found):
-            loaded.problems[name] = f"{BOTH_CHANGED}; %bg_load {taking.task.number} {name} takes it"
+            loaded.problems[name] = BOTH_CHANGED
+        elif not how and name in taking.assigned:
+            loaded.problems[name] = BOTH_ASSIGNED
         else:
             is_own = how == INSIDE and name in present().same
             is_replaced = not is_own and _bind(namespace, name, value, how)
@@ -300,6 +309,7 @@ class Results:
         self._unsaid: list[tuple[TaskRecord, Loaded]] = []
         self._is_following = False
         """Whether it is called before cells."""
+        self._foreground = None if shell is None else ForegroundNames(shell)
         self._changed_files: set[Path] = set()
         """Files that were reported as changed on the disk."""
 
@@ -321,12 +331,8 @@ class Results:
         self._follow_cells()
         return None if kept is None else self._payloads.load(task, kept)
 
-    def load_variables(
-        self, task: TaskRecord, names: Sequence[str] = (), *, keep_own: bool = False
-    ) -> Loaded:
+    def load_variables(self, task: TaskRecord, names: Sequence[str] = ()) -> Loaded:
         """Load the variables that a process task left into the notebook: all, or those named.
-
-        With `keep_own`, what the notebook has changed as well stays the notebook's.
 
         Raise `TaskNotDone` if it has not ended, and `InvalidRequest` for a name that it has not
         left.
@@ -338,7 +344,7 @@ class Results:
             )
         store, namespace = self._archives.store_of(task), self._require_shell().user_ns
         self._follow_cells()
-        return load(store, self._payloads, task, namespace, names, keep_own=keep_own)
+        return load(store, self._payloads, task, namespace, names)
 
     def _require_shell(self) -> InteractiveShell:
         assert self._shell is not None, "variables come back into a notebook"
@@ -348,13 +354,16 @@ class Results:
         """Bring back this task's variables once it has ended."""
         self._follow_cells()
         self._expected.add(task.key)
+        if self._foreground is not None:
+            self._foreground.begin(task.key)
 
     def _follow_cells(self) -> None:
         runners = self._runners
-        if not self._is_following and self._shell is not None:
+        if not self._is_following and self._shell is not None and self._foreground is not None:
             self._is_following = True
             _ = runners.contexts  # created first, so that it is notified of a cell before this
-            call_between_cells(self._shell, runners.on_close.append, self.before_cell)
+            after_cell = self._foreground.after_cell
+            call_between_cells(self._shell, runners.on_close.append, self.before_cell, after_cell)
 
     def before_cell(self, info: Any = None) -> None:
         """Bring back whatever has become ready before a cell runs, and report it.
@@ -389,24 +398,50 @@ class Results:
         if task is not None and (not task.state.is_final or task.declared_dead == "presumed"):
             return  # a task only presumed dead may go on
         self._expected.discard(key)
-        if task is not None:
-            loaded = self._loaded(task)
-            if not loaded and task.state is not TaskState.COMPLETED:
-                loaded.problems = dict.fromkeys(
-                    self._missing(task), task.reason or "it left nothing"
-                )
-            worth_saying = loaded.without(variables.imported(self._tree(task)))
-            if worth_saying:
-                self._unsaid.append((task, worth_saying))
+        loaded = Loaded() if task is None else self._loaded(task)
+        if self._foreground is not None:
+            self._foreground.end(key, loaded.names)
+        if task is None:
+            return
+        if not loaded and task.state is not TaskState.COMPLETED:
+            loaded.problems = dict.fromkeys(self._missing(task), task.reason or "it left nothing")
+        worth_saying = self._worth_saying(task, loaded)
+        if worth_saying:
+            self._unsaid.append((task, worth_saying))
 
     def _loaded(self, task: TaskRecord) -> Loaded:
+        """Load what a task has left, but keep what the notebook has changed or assigned since."""
+        foreground = self._foreground
+        assert foreground is not None, "only a notebook expects variables"
+        store, namespace = self._archives.store_of(task), self._require_shell().user_ns
         try:
-            return self._runners.contexts.change(lambda: self.load_variables(task, keep_own=True))
+            return self._runners.contexts.change(
+                lambda: load(
+                    store,
+                    self._payloads,
+                    task,
+                    namespace,
+                    keep_own=True,
+                    assigned=foreground.assigned(task.key),
+                )
+            )
         except BackgroundError:
             raise
         except BaseException as error:  # in an IPython hook it would end the kernel
             why = f"{describe(error)}; %bg_load {task.number} loads them"
             return Loaded(problems={"its variables": why})
+
+    def _worth_saying(self, task: TaskRecord, loaded: Loaded) -> Loaded:
+        """Return what is worth saying: no modules, nothing only defined, and no loop variables."""
+        tree, asked = self._tree(task), self._asked(task)
+        said = loaded.only(variables.values(tree) if asked is None else {*asked})
+        imported = variables.imported(tree)
+        said.problems = {
+            name: why
+            for name, why in loaded.problems.items()
+            if why != BOTH_ASSIGNED or name not in imported
+        }
+        return said
 
     def _missing(self, task: TaskRecord) -> Sequence[str]:
         """Return what a task would have left if its process had not ended too early.
@@ -415,14 +450,19 @@ class Results:
         """
         is_by_error = task.exit_code == 1 and not (task.reason or "").startswith("exit status")
         imported = variables.imported(self._tree(task))
-        return () if is_by_error else [n for n in self._to_assign(task) if n not in imported]
+        return () if is_by_error else [n for n in self.to_assign(task) if n not in imported]
 
-    def _to_assign(self, task: TaskRecord) -> Sequence[str]:
-        """Return the variables that a Python task's cell assigns, or the requested ones."""
+    def to_assign(self, task: TaskRecord) -> Sequence[str]:
+        """Return the variables that a task's cell assigns, or the requested ones."""
+        if task.kind != "python" or task.is_call:
+            return ()
+        asked = self._asked(task)
+        return variables.assigned(self._tree(task)) if asked is None else asked
+
+    def _asked(self, task: TaskRecord) -> Sequence[str] | None:
+        """Return the variables that ``--out`` names; None without it."""
         process = self._archives.store_of(task).processes.get(task.key)
-        if process is not None and process.options.outputs is not None:
-            return process.options.outputs
-        return variables.assigned(self._tree(task))
+        return None if process is None else process.options.outputs
 
     def _tree(self, task: TaskRecord) -> ast.Module:
         tree: ast.Module = ast.parse(self._require_shell().transform_cell(task.source))

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.base.cell_events import call_between_cells
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.errors import BackgroundError, StoreError, StoreUnwritable
 from ipytaskpersist.notify import dispatch
 from ipytaskpersist.runners import liveness, reconciling, revival
+from ipytaskpersist.session import leaving
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
 from ipytaskpersist.session.task_settings import TaskSettings
@@ -119,7 +120,7 @@ class Runners:
         self.install_capture()
         guarded = Guarded(self._store.directory, partial(self.end_process, "IPython ended"))
         if self._patches is not None:
-            guarded.install(self._patches)
+            guarded.install(self._patches, waits=self._settings.patience_at_exit_s > 0)
         runner = ThreadRunner(
             self._recorder,
             self._payloads,
@@ -268,9 +269,19 @@ class Runners:
                 self._store.directory, f"the end of this session could not be recorded: {error}"
             )
 
-    def end_process(self, reason: str) -> None:
-        """End the session, and the processes that its thread tasks have started."""
+    def end_process(self, reason: str, *, is_exit: bool = True) -> None:
+        """End the session, and the processes that its thread tasks have started.
+
+        With `is_exit`, no kernel follows at once that would report what was interrupted. So wait
+        for the tasks in threads as the settings say, and name those that are cut off.
+        """
+        cut_off: list[TaskRecord] = []
+        if is_exit and self._threads is not None and not self._has_ended:
+            is_kernel = hasattr(self._settings.shell, "kernel")
+            seconds = self._settings.patience_at_exit_s
+            cut_off = leaving.wait(self._threads, seconds, is_kernel=is_kernel)
         self.end_session(reason)
+        leaving.say_cut_off(cut_off, reason)
         if self._threads is not None and self._session.is_recorded:
             self._threads.end_children()
 

@@ -25,7 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool, Enum, Float, Int, List, TraitError
 from traitlets.config import Config, Configurable
-from traitlets.config.loader import DeferredConfig, LazyConfigValue, PyFileConfigLoader
+from traitlets.config.loader import (
+    DeferredConfig,
+    DeferredConfigList,
+    DeferredConfigString,
+    LazyConfigValue,
+    PyFileConfigLoader,
+)
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.ownership import NotBelieved, read_regular
@@ -50,11 +56,14 @@ PROGRAM = "program"
 COMMAND = "%config"
 
 DIRECTORY, NOTEBOOK = "IPYTASKPERSIST_DIR", "IPYTASKPERSIST_NOTEBOOK"
+WAIT_AT_EXIT = "IPYTASKPERSIST_WAIT_AT_EXIT"
 VARIABLES = {
     DIRECTORY: "The state directory: the store, its archives and backups, and pickled values. "
     "Default: the user's state directory.",
     NOTEBOOK: "The notebook's path, for those in which the setting 'notebook' is empty. In a "
     "terminal: the notebook whose tasks the commands are about. Default: none.",
+    WAIT_AT_EXIT: "Seconds for which a kernel that ends waits for its tasks in threads, if the "
+    "setting 'wait_at_exit_s' is None. Default: none.",
 }
 """The environment variables, and the meaning of each."""
 
@@ -326,6 +335,19 @@ class Configured(Configurable):
             if when:
                 print(f"BackgroundTasks.{name} takes effect {when}", file=sys.stderr)
 
+    def set_typed(self, name: str, words: Sequence[str]) -> None:
+        """Set a value as it is typed, a list as several words. Raise `InvalidSetting`."""
+        trait = self.traits(config=True)[name]
+        typed: DeferredConfig = DeferredConfigList(words)
+        if not isinstance(trait, List):
+            text = " ".join(words)
+            is_none = trait.allow_none and text.lower() == NONE
+            typed = DeferredConfigString(None if is_none else text)
+        if self.shell is None:
+            self._set(name, typed, AT_PROMPT)
+        else:
+            self.update_config(Config({type(self).__name__: {name: typed}}))
+
     def _read_profile(self) -> None:
         try:
             file = profile_file()
@@ -404,7 +426,12 @@ class Configured(Configurable):
     def settings(self) -> list[Setting]:
         """Return the current state of every setting, followed by the environment variables."""
         traits = [self._setting(name) for name in sorted(self.traits(config=True))]
-        return [*traits, _variable(DIRECTORY, _usual_directory()), _variable(NOTEBOOK, "")]
+        return [
+            *traits,
+            _variable(DIRECTORY, _usual_directory()),
+            _variable(NOTEBOOK, ""),
+            _variable(WAIT_AT_EXIT, ""),
+        ]
 
     def _setting(self, name: str) -> Setting:
         trait, value = self.traits()[name], getattr(self, name)

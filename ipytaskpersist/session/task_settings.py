@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from typing import Any
 
@@ -9,11 +11,21 @@ from traitlets import Bool, Enum, Float, Int, List, Unicode, observe
 
 from ipytaskpersist.base import redaction
 from ipytaskpersist.isolation.library_settings import LIBRARIES
-from ipytaskpersist.session.settings import Configured, NotifyTargets, Patterns
+from ipytaskpersist.session.requests import ASK, IF_RUNNING
+from ipytaskpersist.session.settings import WAIT_AT_EXIT, Configured, NotifyTargets, Patterns
 
 LOAD = "%load_ext ipytaskpersist"
 LATER_SESSIONS = f"in sessions that begin later; set it before {LOAD}"
 RELOAD = "%reload_ext ipytaskpersist"
+
+
+def seconds_from(text: str | None) -> float | None:
+    """Return the seconds that an environment variable says, 0 without one; None for a mistake."""
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 class TaskSettings(Configured):
@@ -43,6 +55,14 @@ class TaskSettings(Configured):
         "default): it shares the notebook's variables and ends with the kernel. 'process': it gets "
         "copies of the variables that it uses, and outlives the kernel.",
     ).tag(config=True, of_project=True)
+    if_running = Enum(
+        IF_RUNNING,
+        ASK,
+        help="What a launch does while the task of an earlier run of the same cell still runs. "
+        "'ask' (the default): it starts, and its card says that the cell runs twice, and how to "
+        "end either. 'attach': it starts nothing, and shows the task that runs. 'replace': it "
+        "cancels that task first. 'new': it starts. --if-running says so for one launch.",
+    ).tag(config=True)
     warm_processes = Bool(
         sys.platform == "linux",
         help="Whether --process tasks begin in copies of an interpreter that has already imported "
@@ -57,7 +77,9 @@ class TaskSettings(Configured):
         "Default: none.",
     ).tag(config=True)
     shell_path = Unicode(
-        "/bin/sh", help="The shell that runs the body of %%background --shell. Default: /bin/sh."
+        "",
+        help="The shell that runs the body of %%background --shell: a path, or a program's name. "
+        "Empty (the default): bash where there is one, else /bin/sh.",
     ).tag(config=True)
     cancel_grace_s = Float(
         5.0,
@@ -65,6 +87,14 @@ class TaskSettings(Configured):
         help="Seconds between SIGTERM and SIGKILL when a process or shell task is cancelled or its "
         "time is over. Default: 5.",
     ).tag(config=True, of_project=True)
+    wait_at_exit_s = Float(
+        None,
+        min=0,
+        allow_none=True,
+        help="Seconds for which a kernel that is shut down, or an IPython that ends, waits for its "
+        "tasks in threads, which end with it. None (the default): $IPYTASKPERSIST_WAIT_AT_EXIT, "
+        "else not at all.",
+    ).tag(config=True)
     auto_resume = Bool(
         False,
         help="Whether loading the extension runs this notebook's interrupted tasks again, each "
@@ -132,6 +162,18 @@ class TaskSettings(Configured):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         redaction.use(self.secret_names)
+        if seconds_from(os.environ.get(WAIT_AT_EXIT)) is None:
+            self.setting_problems.append(
+                f"{WAIT_AT_EXIT}={os.environ[WAIT_AT_EXIT]} is not a number of seconds, so it sets "
+                "nothing"
+            )
+
+    @property
+    def patience_at_exit_s(self) -> float:
+        """Seconds to wait for the tasks in threads before the process ends."""
+        if self.wait_at_exit_s is not None:
+            return float(self.wait_at_exit_s)
+        return seconds_from(os.environ.get(WAIT_AT_EXIT)) or 0
 
     @observe("secret_names")
     def _use_secret_names(self, _change: object) -> None:

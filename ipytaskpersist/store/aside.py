@@ -120,7 +120,7 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, ResultRecord):
         return {RESULT: {name: getattr(value, name) for name in ResultRecord.__slots__}}
     if isinstance(value, Progress):
-        return {PROGRESS: value.as_json()}
+        return {PROGRESS: value.as_stored()}
     return list(value)  # a set
 
 

@@ -53,3 +53,13 @@ def unpack(compression: str | None, data: Any) -> bytes:
         return zstd.decompress(data)
     except (zstd.ZstdError, MemoryError) as error:
         raise Unreadable(str(error)) from error
+
+
+def beginning(compression: str | None, data: Any, size_bytes: int) -> bytes:
+    """Return the first bytes as they were written; what can be read of them, if damaged."""
+    if compression is None:
+        return bytes(data[:size_bytes])
+    try:
+        return zstd.ZstdDecompressor().decompress(data, max_length=size_bytes)
+    except (zstd.ZstdError, MemoryError):
+        return b""

@@ -15,7 +15,8 @@ from ipytaskpersist.base.records import (
     StreamSize,
     from_timestamp,
 )
-from ipytaskpersist.store.compression import Unreadable, pack, unpack
+from ipytaskpersist.base.widget_marks import PREFIX
+from ipytaskpersist.store.compression import Unreadable, beginning, pack, unpack
 from ipytaskpersist.store.file.database import Database, storable
 
 COLUMNS = "sequence, kind, at, compression, first_line, data, size_bytes, lines"
@@ -37,6 +38,8 @@ READ_AT_ONCE = 64
 LAST_SEQUENCE = 2**62
 LINE_BYTES = 4096
 """Maximum length searched of an unfinished line."""
+BEGINNING_BYTES = 64 * 1024
+"""Amount of a display that is read to find out what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,33 @@ class Outputs:
             if b"\n" in line or len(line) >= LINE_BYTES:
                 break
         return line[line.rfind(b"\n") + 1 :]
+
+    def beginnings(
+        self, task_key: int, kinds: Sequence[OutputKind], *, after: int
+    ) -> Iterator[tuple[int, OutputKind, bytes]]:
+        """Yield sequence, kind and first bytes of the task's entries of these kinds."""
+        marks = ", ".join("?" * len(kinds))
+        while True:
+            rows = self._database.rows(
+                f"""SELECT sequence, kind, compression, data FROM outputs
+                WHERE task_key = ? AND sequence > ? AND kind IN ({marks})
+                ORDER BY sequence LIMIT ?""",
+                (task_key, after, *[kind.value for kind in kinds], READ_AT_ONCE),
+            )
+            for sequence, kind, compression, data in rows:
+                yield sequence, OutputKind(kind), beginning(compression, data, BEGINNING_BYTES)
+            if len(rows) < READ_AT_ONCE:
+                return
+            after = rows[-1][0]
+
+    def cleared_until(self, task_key: int) -> int:
+        """Return the sequence of the last entry that clears what is inside no widget."""
+        row = self._database.row(
+            """SELECT max(sequence) FROM outputs WHERE task_key = ? AND kind = 'clear_output'
+            AND substr(data, 1, ?) <> ?""",
+            (task_key, len(PREFIX), PREFIX),
+        )
+        return int(row[0] or 0)
 
     def count(self, task_key: int, kinds: Sequence[OutputKind]) -> int:
         """Return the number of the task's entries of these kinds."""

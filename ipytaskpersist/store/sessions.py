@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +19,8 @@ COLUMNS = ", ".join(FIELDS)
 TIMES = ("started_at", "heartbeat_at", "ended_at")
 
 
+FAR_NUMBER = 10**12
+"""Beyond every number that a task has."""
 SHORT_CHARACTERS = 8
 """Displayed part of a session's id. Names the session if no other id starts with it."""
 
@@ -45,6 +47,16 @@ def _characters_shared(one: str, other: str) -> int:
 def _record(row: Any) -> SessionRecord:
     known = dict(zip(FIELDS, row, strict=True))
     return SessionRecord(**known | {name: from_timestamp(known[name]) for name in TIMES})
+
+
+@dataclass(frozen=True, slots=True)
+class LeftNotebook:
+    """A notebook with tasks of known cells, and without a running session."""
+
+    key: int
+    path: str
+    host: str
+    """Host of its latest session."""
 
 
 class Sessions:
@@ -237,6 +249,60 @@ class Sessions:
         """Return every notebook that the store knows, latest last."""
         rows = self._database.rows("SELECT key, path, uid FROM notebooks ORDER BY key")
         return [NotebookRecord(*row) for row in rows]
+
+    def left_notebooks(self, except_key: int) -> list[LeftNotebook]:
+        """Return the notebooks with tasks of known cells and no running session, latest first."""
+        rows = self._database.rows(
+            """SELECT notebooks.key, notebooks.path, sessions.host, max(sessions.started_at)
+            FROM notebooks JOIN sessions ON sessions.notebook_key = notebooks.key
+            WHERE notebooks.key <> ? AND EXISTS (SELECT 1 FROM tasks
+                WHERE notebook_key = notebooks.key AND cell_id IS NOT NULL)
+            GROUP BY notebooks.key HAVING count(*) = count(sessions.ended_at)
+            ORDER BY max(sessions.started_at) DESC""",
+            (except_key,),
+        )
+        return [LeftNotebook(*row[:3]) for row in rows]
+
+    def adopt(self, key: int, from_key: int) -> list[tuple[int, int]]:
+        """Move the sessions and tasks of another notebook, which has moved here, to this one.
+
+        They keep their numbers, by which they are known, and so do those in archives. The tasks
+        that this notebook has already follow them. Return these ones' old and new numbers.
+        """
+        with self._database.transaction() as connection:
+            (last,) = connection.execute(
+                "SELECT last_number FROM notebooks WHERE key = ?", (from_key,)
+            ).fetchone()
+            own = connection.execute(
+                "SELECT number FROM tasks WHERE notebook_key = ? ORDER BY number", (key,)
+            ).fetchall()
+            for shift in (FAR_NUMBER, last - FAR_NUMBER):  # never to a number that another one has
+                connection.execute(
+                    "UPDATE tasks SET number = number + ? WHERE notebook_key = ?", (shift, key)
+                )
+            connection.execute(
+                "UPDATE tasks SET notebook_key = ? WHERE notebook_key = ?", (key, from_key)
+            )
+            # A new file of the old path is another notebook.
+            connection.execute(
+                "UPDATE sessions SET notebook_key = ?, has_path = 0 WHERE notebook_key = ?",
+                (key, from_key),
+            )
+            connection.execute(
+                "UPDATE notebooks SET last_number = last_number + ? WHERE key = ?", (last, key)
+            )
+            self._exchange_uids(connection, key, from_key)
+        return [(number, number + last) for (number,) in own]
+
+    @staticmethod
+    def _exchange_uids(connection: Any, one: int, other: int) -> None:
+        """Exchange two notebooks' identities, by which archives know them."""
+        query = "SELECT uid FROM notebooks WHERE key = ?"
+        (uid,), (other_uid,) = (
+            connection.execute(query, (key,)).fetchone() for key in (one, other)
+        )
+        for key, new in ((other, uuid4().hex), (one, other_uid), (other, uid)):
+            connection.execute("UPDATE notebooks SET uid = ? WHERE key = ?", (new, key))
 
     def delete(self, session_id: str) -> None:
         """Remove a session that no longer has tasks."""

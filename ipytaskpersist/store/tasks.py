@@ -168,6 +168,19 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class CellRun:
+    """The run of a cell that launches a task."""
+
+    source: str
+    name: str
+    is_whole_cell: bool
+    """Whether the task is the whole cell, so that the cell has no other task."""
+    cell_id: str | None
+    execution_count: int
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class Absence:
     """A period in which a notebook was not in use."""
 
@@ -412,7 +425,7 @@ class Tasks:
     def progress(self, key: int, progress: Progress) -> None:
         """Record how far a task has come."""
         self._database.write(
-            "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_json()), key)
+            "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_stored()), key)
         )
 
     def to_notify(self, key: int | None = None, *, before: float | None = None) -> list[TaskRecord]:
@@ -486,6 +499,38 @@ class Tasks:
         condition = "tasks.notebook_key = ? AND tasks.name = ?"
         return self._first(condition, (notebook_key, storable(name)))
 
+    def live_of_name(self, notebook_key: int, name: str) -> list[TaskRecord]:
+        """Return the notebook's live tasks with this name, latest first."""
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS}, {LAST_LINE} FROM tasks INDEXED BY tasks_live
+            JOIN notebooks ON notebooks.key = tasks.notebook_key
+            WHERE tasks.notebook_key = ? AND tasks.state IN ('pending', 'running')
+            AND tasks.name = ? ORDER BY tasks.number DESC""",
+            (notebook_key, storable(name)),
+        )
+        return [self._database.record(self._record, row) for row in rows]
+
+    def earlier_runs(self, notebook_key: int, run: CellRun) -> list[TaskRecord]:
+        """Return the notebook's live tasks of earlier runs of a cell, oldest first.
+
+        Without the ids of both cells, the source and the name say whether it is the same cell.
+        """
+        rows = self._database.rows(
+            f"""SELECT {COLUMNS}, {LAST_LINE} FROM tasks INDEXED BY tasks_live
+            JOIN notebooks ON notebooks.key = tasks.notebook_key
+            WHERE tasks.notebook_key = ?1 AND tasks.state IN ('pending', 'running')
+            AND NOT (tasks.session_id = ?2 AND tasks.execution_count = ?3) AND NOT tasks.is_call
+            AND CASE WHEN tasks.cell_id IS NOT NULL AND ?4 IS NOT NULL
+                THEN tasks.cell_id = ?4 AND (?5 OR tasks.source = ?6)
+                ELSE tasks.source = ?6 AND tasks.name = ?7 END
+            ORDER BY tasks.number""",
+            (
+                *(notebook_key, run.session, run.execution_count, run.cell_id),
+                *(run.is_whole_cell, storable(run.source), storable(run.name)),
+            ),
+        )
+        return [self._database.record(self._record, row) for row in rows]
+
     def from_end(self, notebook_key: int, back: int) -> TaskRecord | None:
         """Return the notebook's latest task (1), the one before it (2), and so on."""
         row = self._database.row(
@@ -529,6 +574,15 @@ class Tasks:
         """Return how many tasks the selection would contain without its limit."""
         condition, parameters = _where(selection)
         row = self._database.row(f"SELECT count(*) FROM tasks WHERE {condition}", parameters)
+        return int(row[0])
+
+    def count_of_cells(self, notebook_key: int, cell_ids: Collection[str]) -> int:
+        """Return how many of the notebook's tasks were launched by these cells."""
+        row = self._database.row(
+            """SELECT count(*) FROM tasks WHERE notebook_key = ?
+            AND cell_id IN (SELECT value FROM json_each(?))""",
+            (notebook_key, json.dumps([*cell_ids])),
+        )
         return int(row[0])
 
     def keys(self, selection: Selection) -> set[int]:
@@ -608,6 +662,14 @@ class Tasks:
             (notebook_key, NAMED_AMONG, len(beginning), storable(beginning), limit),
         )
         return [TaskName(*row) for row in rows]
+
+    def names_of_words(self, notebook_key: int) -> set[str]:
+        """Return the names of the notebook's tasks that have a space in them."""
+        rows = self._database.rows(
+            "SELECT DISTINCT name FROM tasks WHERE notebook_key = ? AND instr(name, ' ')",
+            (notebook_key,),
+        )
+        return {name for (name,) in rows}
 
     def tags(self, beginning: str, limit: int) -> list[str]:
         """Return the tags that start with this."""

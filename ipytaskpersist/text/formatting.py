@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
 from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.process_tree import signal_name
 from ipytaskpersist.base.records import Progress, SessionRecord, TaskRecord, TaskState
 
 
@@ -27,12 +28,35 @@ STATE_STYLES = {
     TaskState.COMPLETED: StateStyle("✓", "#27894e", "green"),
     TaskState.FAILED: StateStyle("✕", "#d6453d", "red"),
     TaskState.CANCELLED: StateStyle("⊘", "#767c85", "bright_black"),
-    TaskState.INTERRUPTED: StateStyle("◐", "#a67200", "yellow"),
+    TaskState.INTERRUPTED: StateStyle("◐", "#a87408", "yellow"),
 }
+DIM = "opacity:.72"
+"""Inline style of text that is less important, with enough contrast in light and dark."""
+EDGE = "rgba(128,128,128,.45)"
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+DAYS_OF_WEEK = len(WEEKDAYS)
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+"""Whatever the locale."""
+PACE_KNOWN_S = 2.0
+"""Time after which a task's pace says how long the rest takes."""
+LONGEST_LEFT_S = 100 * 86_400
 MONOSPACE = (
     "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;"
     "font-size:12px;line-height:1.45"
 )
+
+
+def state_html(state: TaskState, words: str = "") -> str:
+    """Return a state as HTML: its word in the text's colour, the glyph in its own.
+
+    The glyph is hidden from screen readers. `words` may be given for the state's own.
+    """
+    look = STATE_STYLES[state]
+    return (
+        '<span style="font-weight:600;white-space:nowrap">'
+        f'<span aria-hidden="true" style="color:{look.colour}">{look.glyph} </span>'
+        f"{words or state.value}</span>"
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -50,10 +74,61 @@ def clock(at: datetime, now: datetime) -> str:
     return f"{local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
 
 
+def short_time(moment: datetime, now: datetime, zone: tzinfo | None) -> str:
+    """Return a time as short as is clear: ``14:05``, ``Fri 18:20``, ``3 Nov 18:20``.
+
+    In the zone, or in the local one.
+    """
+    at, today = moment.astimezone(zone), now.astimezone(zone).date()
+    days = (today - at.date()).days
+    if days == 0:
+        return f"{at:%H:%M}"
+    if 0 < days < DAYS_OF_WEEK:
+        return f"{WEEKDAYS[at.weekday()]} {at:%H:%M}"
+    date = f"{at.day} {MONTHS[at.month - 1]}"
+    return f"{date} {at:%H:%M}" if at.year == today.year else f"{date} {at.year}"
+
+
+def start(task: TaskRecord, now: datetime, zone: tzinfo | None) -> str:
+    """Return when a task started, in the zone or in the local one."""
+    return "–" if task.started_at is None else short_time(task.started_at, now, zone)
+
+
+def utc_clock(at: datetime) -> str:
+    """Return ``14:02:26 UTC``, for what is read in another place than it was written."""
+    return f"{at.astimezone(UTC):%H:%M:%S} UTC"
+
+
+def utc_date(at: datetime) -> str:
+    """Return ``28 Nov 2026``, the date in UTC."""
+    utc = at.astimezone(UTC)
+    return f"{utc.day} {MONTHS[utc.month - 1]} {utc.year}"
+
+
+def time_left(task: TaskRecord, now: datetime) -> str:
+    """Return ``0:32``, as long as the rest takes at the task's pace; empty if that is unknown."""
+    fraction = task.progress.fraction if task.progress else None
+    elapsed_s = task.elapsed_s(now)
+    if task.state is not TaskState.RUNNING or not fraction or not elapsed_s:
+        return ""
+    if fraction >= 1 or elapsed_s < PACE_KNOWN_S:
+        return ""
+    left_s = elapsed_s * (1 - fraction) / fraction
+    return duration(left_s) if left_s < LONGEST_LEFT_S else ""
+
+
+def exit_text(task: TaskRecord) -> str:
+    """Return ``exit 3`` or ``SIGKILL``; empty for a thread, whose exit code says nothing more."""
+    if task.exit_code is None or task.runner != "process":
+        return ""
+    code = task.exit_code
+    return f"exit {code}" if code >= 0 else signal_name(-code)
+
+
 def ending(task: TaskRecord) -> str:
     """Return the exit code or the reason, whichever says more, or that a live task is to end."""
     if task.state is TaskState.COMPLETED:
-        return "exit 0"
+        return exit_text(task)
     if not task.state.is_final and task.cancel_requested_at is not None:
         return "cancellation requested"
     return task.reason or ""

@@ -5,6 +5,7 @@ Each becomes a call of its own class, so that the pickle needs nothing of this p
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import typing
 import weakref
@@ -81,3 +82,13 @@ NOT_AT_ALL: dict[type, Callable[[Any], Reduced]] = {
     weakref.WeakValueDictionary: _weak,
 }
 """Types with parts that do not pickle, and need not."""
+
+
+def is_plain(kind: type) -> bool:
+    """Return whether instances of a class are pickled as an object with its attributes."""
+    methods: Any = kind
+    return (
+        methods.__reduce_ex__ is object.__reduce_ex__
+        and methods.__reduce__ is object.__reduce__
+        and kind not in copyreg.dispatch_table
+    )

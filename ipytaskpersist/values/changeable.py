@@ -17,8 +17,9 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ipytaskpersist.values.array_views import is_array, memory_of
+from ipytaskpersist.values.by_value import is_plain
 from ipytaskpersist.values.importable import MAIN
-from ipytaskpersist.values.pickling import PickleBuffer, is_plain
+from ipytaskpersist.values.pickling import PickleBuffer
 
 NEW = copyreg.__newobj__  # type: ignore[attr-defined]
 """What pickle makes an instance with, from nothing but its class."""

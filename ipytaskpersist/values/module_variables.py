@@ -155,7 +155,8 @@ def _owners(namespace: Mapping[str, Any], chain: Chain) -> Iterator[tuple[str, A
     found: Any = namespace.get(chain[0], MISSING)
     for count in range(1, len(chain) + 1):
         if isinstance(found, ModuleType):
-            is_known = found.__name__ != MAIN
+            # One that was made by hand has no spec, and comes along as a value.
+            is_known = found.__name__ != MAIN and found.__spec__ is not None
         else:
             is_known = isinstance(found, type | FunctionType) and found.__module__ != MAIN
         if not is_known:

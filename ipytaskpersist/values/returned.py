@@ -14,8 +14,8 @@ from typing import Any
 from ipytaskpersist.values.bundles import Bundle, BundleWriter
 from ipytaskpersist.values.changeable import FUNCTION, fits, kind_of, kind_of_made, make
 from ipytaskpersist.values.originals import Changed, Present
+from ipytaskpersist.values.persistent_ids import OWN_VIEW
 from ipytaskpersist.values.pickling import (
-    OWN_VIEW,
     Failed,
     Namespace,
     Unpicklable,

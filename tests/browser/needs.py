@@ -29,7 +29,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def front_ends() -> list[str]:
-    """What servers have beside their packages: nothing; the oldest front ends if all are wanted."""
+    """What a server has beside its own packages: also the oldest front ends, if asked for."""
     return ["", OLDEST] if os.environ.get("IPYTASKPERSIST_EVERY_PAIR") else [""]
 
 

@@ -20,8 +20,9 @@ __all__ = ["server", "state_dir"]
 
 TASKS = 20
 SMALL = "%%background\nfor each in range(50):\n    print(each)\nprint('all of {}')"
+LINES = 850_000
 LINE = "a line of text as programs print it, epoch 3 loss=0.1234"
-TEXT = f"%%background --shell\nyes '{LINE}' | head -n 850000"
+TEXT = f"%%background --shell\nyes '{LINE}' | head -n {LINES}"
 FIGURES = """%%background
 import io, os
 from IPython.display import Image, display
@@ -52,7 +53,7 @@ PATIENCE = 4
 
 
 def launched(server: JupyterServer, state_dir: Path, sources: list[str]) -> Path:
-    """Write a notebook whose cells have been run by a kernel that is gone, and never saved since."""
+    """Write a notebook whose cells were run by a kernel that is gone, and never saved since."""
     path = server.add_notebook("many", "own")
     with NotebookKernel(state_dir, notebook=path) as kernel:
         kernel.run("%load_ext ipytaskpersist")
@@ -88,4 +89,13 @@ def test_twenty_tasks_and_much_output_come_back_at_once(
     # Measured: 0.2 s, 83 ms, on two cores that were busy with much else.
     assert took < 1000 * PATIENCE, f"{took:.0f} ms from the first outputs to those of all cells"
     assert longest < 100 * PATIENCE, f"the page stood still for {longest:.0f} ms"
+
+    # What was left out is a button away.
+    notebook.cell(TASKS).box.get_by_role("button", name="show").click()
+    page.evaluate("window.frames = {}")
+    whole = page.locator(".ipytaskpersist-whole[aria-busy=false]")
+    notebook.until(whole.count, "the whole text", timeout_s=90)
+    longest = max(page.evaluate("window.frames").values())
+    assert longest < 100 * PATIENCE, f"the page stood still for {longest:.0f} ms"
+    assert whole.evaluate("box => box.textContent.length") == LINES * (len(LINE) + 1)
     page.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ipytaskpersist
+from browser.contrast import too_faint
 from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.text import formatting
 
@@ -40,6 +41,8 @@ const model = { get: (name) => name === "snapshot_name" ? "the-list" : "",
   send: (message) => window.sent.push(message),
   on: (_name, call) => heard.add(call), off: (_name, call) => heard.delete(call) };
 window.close_panel = panel.render({ model, el: document.getElementById("root") });
+const another = document.createElement("div");
+window.open_another = () => panel.render({ model, el: document.body.appendChild(another) });
 </script>"""
 NOW = 1_800_000_000.0
 IN_VIEW = "(line) => line.getBoundingClientRect().top"
@@ -77,6 +80,8 @@ class Panel:
         self.root = page.locator(".ipytp")
 
     def say(self, kind: str, **content: Any) -> None:
+        if kind == "output":
+            content = {"view": self.page.evaluate("() => window.sent[0].view"), **content}
         self.page.evaluate("(message) => window.say(message)", {"kind": kind, **content})
 
     def say_all(self, *tasks: dict[str, Any], **content: Any) -> None:
@@ -165,6 +170,83 @@ def test_a_task_shows_its_state_by_glyph_and_word_and_how_far_it_is(panel: Panel
     assert panel.row(3).get_by_role("progressbar").get_attribute("aria-valuenow") is None
     assert panel.row(4).locator("td.ipytp-time-cell").inner_text() == "–"
     assert panel.numbers() == [4, 3, 2, 1]
+    # What is live is first, however long ago it began.
+    panel.changed(task(5), task(6, "failed"))
+    panel.until("() => document.querySelectorAll('tbody tr').length === 6")
+    assert panel.numbers() == [4, 3, 2, 6, 5, 1]
+
+
+def test_the_output_has_a_heading_and_belongs_to_a_task_of_the_list(page: Page) -> None:
+    page.clock.install(time=NOW)
+    panel = opened(page)
+    panel.say_all(
+        task(1, name="train"),
+        task(2, "running", name="sweep", started=NOW - 8, fraction=0.2, counts=True),
+    )
+    heading = panel.root.get_by_role("heading")
+    assert heading.inner_text().split("\n") == [
+        "●", "sweep", "#2", "running · 0:08 · 20 % · about 0:32 left",
+    ]  # fmt: skip
+    nothing = panel.root.locator(".ipytp-nothing")
+    said = {"anew": True, "drop": 0, "keep": 0, "add": [], "facts": [["started", NOW]]}
+    panel.say("output", task="a7k3m9x2-2", above="", **said)
+    assert nothing.inner_text() == "no output yet"
+    assert panel.root.locator("dd").inner_text() == "09:00:00 GMT+1"  # the browser's own zone
+    panel.root.get_by_role("searchbox").fill("train")
+    panel.until("() => document.querySelector('.ipytp-heading').textContent.includes('train')")
+    assert "completed" in heading.inner_text()
+    assert panel.sent("select")[-1]["task"] == "a7k3m9x2-1"
+    panel.say("output", task="a7k3m9x2-1", above="172 figures", **said)
+    assert nothing.inner_text() == "no output"
+    above = panel.root.locator(".ipytp-above").inner_text()
+    assert above == "172 figures not shown · %bg_output 1 shows all"
+    panel.root.get_by_role("searchbox").fill("neither")
+    panel.until("() => document.querySelector('.ipytp-detail').hidden")
+    assert panel.sent("select")[-1]["task"] is None
+
+
+def test_two_views_of_a_panel_select_on_their_own(panel: Panel) -> None:
+    panel.page.evaluate("() => window.open_another()")
+    panel.say_all(task(1), task(2))
+    first, second = panel.page.locator(".ipytp").all()
+    second.locator("tbody tr").nth(1).click()
+    heading = ".ipytp-heading bdi"
+    panel.until(f"() => document.querySelectorAll('{heading}')[1].textContent === 'task 1'")
+    assert first.locator(heading).inner_text() == "task 2"
+    views = [message["view"] for message in panel.sent("open")]
+    said = {"anew": True, "drop": 0, "keep": 0, "above": "", "facts": []}
+    for view, number in zip(views, (2, 1), strict=True):
+        for other in (1, 2):
+            line = f'<div class="stdout">of {number}</div>'
+            shown = {"task": f"a7k3m9x2-{other}", "add": [line], **said}
+            panel.say("output", view=view, **shown) if other == number else None
+    assert [each.locator(".ipytp-lines").inner_text() for each in (first, second)] == [
+        "of 2",
+        "of 1",
+    ]
+
+
+def test_plain_keys_are_the_panels_and_saving_is_the_notebooks(panel: Panel) -> None:
+    panel.say_all(task(1))
+    panel.page.evaluate(
+        """() => {
+            const isHeldBack = (event) =>
+                event.target.closest("[data-lm-suppress-shortcuts]") !== null;
+            window.pressed = [];
+            window.bubbled = [];
+            document.addEventListener("keydown",
+                (event) => window.pressed.push([event.key, isHeldBack(event)]), true);
+            document.addEventListener("keydown",
+                (event) => { window.bubbled.push(event.key); event.preventDefault(); });
+        }"""
+    )
+    panel.row(1).focus()
+    for keys in ("j", "Control+s", "j"):
+        panel.page.keyboard.press(keys)
+    pressed = [each for each in panel.page.evaluate("() => window.pressed") if each[0] != "Control"]
+    assert pressed == [["j", True], ["s", False], ["j", True]]
+    assert "s" in panel.page.evaluate("() => window.bubbled")
+    assert "j" not in panel.page.evaluate("() => window.bubbled")
 
 
 def test_a_change_touches_its_own_row_only(panel: Panel) -> None:
@@ -197,7 +279,7 @@ def test_names_and_lines_are_only_ever_text(panel: Panel) -> None:
         task(2, "failed", name=right_to_left, line="x" * 5000),
         everywhere=True,
     )
-    panel.say("output", task="a7k3m9x2-2", anew=True, drop=0, keep=0, above=0,
+    panel.say("output", task="a7k3m9x2-2", anew=True, drop=0, keep=0, above="",
               add=['<div class="stdout">&lt;b&gt;</div>'], facts=[["exit", hostile]])  # fmt: skip
     panel.say("answer", ask="unknown", ok=False, text=hostile)
     assert panel.row(1).locator("td.ipytp-name").inner_text().startswith(hostile)
@@ -235,6 +317,7 @@ def test_a_search_shows_names_and_lines_at_once_and_what_the_kernel_has_found(
     assert panel.numbers() == [2]
     panel.until("() => window.sent.some((message) => message.kind === 'search')")
     assert panel.sent("search")[0]["text"] == "needle"
+    assert panel.row(2).get_attribute("aria-selected") == "true"
     panel.say("found", text="needle", tasks=["a7k3m9x2-3"], problem="")
     panel.until("() => document.querySelectorAll('tbody tr').length === 2")
     panel.say("found", text="what was typed before", tasks=["a7k3m9x2-1"], problem="")
@@ -262,12 +345,12 @@ def test_all_can_be_done_with_the_keyboard(panel: Panel) -> None:
     keyboard.press("Tab")
     assert not panel.root.locator("tbody").evaluate("(t) => t.contains(document.activeElement)")
     panel.row(1).focus()
-    keyboard.press("ArrowUp")
-    assert panel.row(2).get_attribute("aria-selected") == "true"
-    assert panel.row(2).evaluate("(row) => row === document.activeElement")
+    keyboard.press("ArrowDown")
+    assert panel.row(3).get_attribute("aria-selected") == "true"
+    assert panel.row(3).evaluate("(row) => row === document.activeElement")
     keyboard.press("Enter")
     (asked,) = panel.sent("do")
-    assert (asked["verb"], asked["task"]) == ("rerun", "a7k3m9x2-2")
+    assert (asked["verb"], asked["task"]) == ("rerun", "a7k3m9x2-3")
     keyboard.press("/")
     assert panel.root.get_by_role("searchbox").evaluate("(node) => node === document.activeElement")
     assert panel.root.get_attribute("data-lm-suppress-shortcuts") == "true"
@@ -313,6 +396,10 @@ def test_a_panel_without_its_kernel_says_so_and_comes_back_with_it(page: Page) -
     assert said.startswith("The kernel that fed this panel is gone (last heard ")
     assert said.endswith("Run %bg_panel again.")
     assert panel.row(1).get_by_role("button").is_disabled()
+    stopped = panel.row(1).locator("td.ipytp-time-cell").inner_text()
+    page.clock.run_for(5000)
+    assert panel.row(1).locator("td.ipytp-time-cell").inner_text() == stopped
+    assert too_faint(panel.root) == []
     panel.say("beat")
     assert panel.root.get_by_role("alert").inner_text() == ""
     assert panel.row(1).get_by_role("button").is_enabled()
@@ -323,14 +410,14 @@ def test_output_comes_piece_by_piece_and_stays_where_one_reads(panel: Panel) -> 
     panel.say_all(task(1, "running"))
     lines = [f'<div class="stdout">line {number}</div>' for number in range(100)]
     said = {"task": "a7k3m9x2-1", "anew": True, "drop": 0, "keep": 0}
-    panel.say("output", **said, above=0, add=lines, facts=[["task", "a7k3m9x2-1"]])
+    panel.say("output", **said, above="", add=lines, facts=[["task", "a7k3m9x2-1"]])
     output = panel.root.locator(".ipytp-output")
     assert output.evaluate("(box) => box.scrollTop > 0")  # at its end
     output.evaluate("(box) => { box.scrollTop = 100; }")
     read = panel.root.get_by_text("line 8", exact=True)
     before = read.evaluate(IN_VIEW)
     said = {"task": "a7k3m9x2-1", "anew": False, "drop": 1, "keep": 99}
-    panel.say("output", **said, above=1200, add=['<div class="stdout">new</div>'])
+    panel.say("output", **said, above="1,200 lines", add=['<div class="stdout">new</div>'])
     shown = panel.root.locator(".ipytp-lines > div")
     assert (shown.count(), shown.first.inner_text(), shown.last.inner_text()) == (
         100,
@@ -338,8 +425,8 @@ def test_output_comes_piece_by_piece_and_stays_where_one_reads(panel: Panel) -> 
         "new",
     )
     assert abs(read.evaluate(IN_VIEW) - before) < 1
-    assert "1,200 lines above · %bg_output 1" in panel.root.locator(".ipytp-above").inner_text()
-    panel.say("output", **{**said, "task": "a7k3m9x2-9"}, above=0, add=["<div>another's</div>"])
+    assert "1,200 lines not shown · %bg_output 1" in panel.root.locator(".ipytp-above").inner_text()
+    panel.say("output", **{**said, "task": "a7k3m9x2-9"}, above="", add=["<div>another's</div>"])
     assert shown.last.inner_text() == "new"
 
 
@@ -354,6 +441,11 @@ def test_the_timeline_shows_when_tasks_ran_and_zooms(panel: Panel) -> None:
         "(paths) => paths.filter((p) => p.getAttribute('d')).map((p) => p.dataset.state)"
     )
     assert {*drawn} == {"failed", "running"}
+    # Without its colour a failed one is still another.
+    fills = bars.evaluate_all(
+        "(all) => all.map((p) => [p.dataset.state, getComputedStyle(p).fill])"
+    )
+    assert {state for state, fill in fills if fill.startswith("url(")} == {"failed", "interrupted"}
     assert panel.root.locator(".ipytp-time g").last.locator("path").count() == 1
     labels = panel.root.locator(".ipytp-time text")
     before = labels.all_text_contents()
@@ -420,31 +512,22 @@ def test_a_narrow_cell_shows_what_matters(page: Page, width: int) -> None:
         assert panel.row(1).locator(cell).is_visible()
     state = panel.row(1).locator("td.ipytp-state")
     assert state.evaluate("(cell) => cell.scrollWidth <= cell.clientWidth")
+    assert "interrupted" in state.inner_text()  # of an icon, too
+    assert (state.bounding_box() or {})["width"] < 60 if width <= 560 else True
+    assert panel.row(2).get_by_role("progressbar").is_visible() is (width > 560)
+    assert (panel.row(1).locator("td.ipytp-name").bounding_box() or {})["width"] >= 130
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_states_can_be_read_in_each_theme(page: Page, theme: str) -> None:
+def test_all_of_it_can_be_read_in_each_theme(page: Page, theme: str) -> None:
     panel = opened(page, theme)
     panel.say_all(*(task(number, state.value) for number, state in enumerate(TaskState, 1)))
-    background = _colour(panel.root.evaluate("(node) => getComputedStyle(node).backgroundColor"))
-    for cell in panel.root.locator("td.ipytp-state").all():
-        colour = _colour(cell.evaluate("(node) => getComputedStyle(node).color"))
-        assert _contrast(colour, background) >= 4.5, cell.inner_text()
-
-
-def _colour(css: str) -> tuple[float, ...]:
-    return tuple(float(part) / 255 for part in css[css.index("(") + 1 : -1].split(",")[:3])
-
-
-def _contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """WCAG's ratio."""
-
-    def luminance(colour: tuple[float, ...]) -> float:
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
+    said = {"anew": True, "drop": 0, "keep": 0, "above": "1 line", "facts": [["task", "x"]]}
+    lines = [f'<div class="{name}">a line</div>' for name in ("stdout", "stderr")]
+    for state in range(1, len(TaskState) + 1):
+        panel.row(state).click()
+        panel.say("output", task=f"a7k3m9x2-{state}", add=lines, **said)
+        assert too_faint(panel.root) == []
 
 
 def test_a_panel_that_is_taken_away_says_so(panel: Panel) -> None:

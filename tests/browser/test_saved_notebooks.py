@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nbformat
+from stores import PIXEL
 
 from browser.page import NotebookPage
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 UNTIL_TOLD = (
     "%%background --shell --timeout 150 patient\necho began\nuntil [ -e go ]; do sleep 0.05; done"
 )
-FAILS = '%%background divide\nprint("dividing")\n1 / 0'
+FAILS = f"""%%background divide
+from IPython.display import HTML, display
+print("dividing")
+display({{"image/png": "{PIXEL}", "text/plain": "a figure"}}, raw=True)
+display(HTML("<table><tr><td>0.93</td></tr></table>"))
+1 / 0"""
 STATES = ("running", "failed")
 
 
@@ -54,8 +60,8 @@ def test_a_saved_card_tells_state_and_time_without_scripts(
         page = context.new_page()
         page.goto((tmp_path / f"{path.stem}.html").as_uri())
         cards = page.locator(".jp-OutputArea-output").filter(has_text="patient")
-        assert "running" in cards.inner_text()
-        assert "as of" in cards.inner_text()
+        cards.get_by_text("A picture from").wait_for(state="visible")
+        assert "last seen running" in cards.inner_text()
         cards = page.locator(".jp-OutputArea-output").filter(has_text="divide")
         assert "failed" in cards.inner_text()
         assert "ZeroDivisionError" in cards.inner_text()
@@ -75,9 +81,16 @@ def test_a_card_is_legible_in_a_notebook_that_is_not_trusted(
     notebook = make_notebook(application, "7.4", path=untrusted)
     assert not notebook.trusted
     running, failed = notebook.cell(1), notebook.cell(2)
-    assert "as of" in running.text
+    assert "last seen running" in running.text
     for cell, state in ((running, "running"), (failed, "failed")):
         assert state in cell.text
         assert cell.sticks_out() == []
     assert notebook.page.locator(".jp-OutputArea-output script").count() == 0
+    # What the task has left is there: its figure, and everything else to be unfolded.
+    assert failed.box.locator("section img").evaluate("(image) => image.naturalWidth") > 0
+    summary = failed.box.locator("summary")
+    assert summary.inner_text() == "All output: 1 line, 1 figure, 1 table, the traceback"
+    summary.click()
+    for part in ("[figure 1]", "0.93", "ZeroDivisionError: division by zero"):
+        assert part in failed.box.locator("details").inner_text()
     notebook.screenshot(f"untrusted-{application}")

@@ -56,6 +56,13 @@ def test_what_a_person_clears_or_runs_by_hand_stays_as_it_is(
     # To look at outputs that have come back is no change that would have to be saved.
     notebook.until(lambda: notebook.page.evaluate(TITLE_IS_CLEAN), "a notebook without changes")
 
+    # What is launched in one page is shown by the others, too.
+    other = open_page("notebook", path)
+    assert other.page.locator("#ipytaskpersist-tasks").count() == 1
+    again.type(SAYS.replace("first", "third")).run()
+    other.cell(again.place).wait_output("third word[\\s\\S]*third word")
+    assert other.cell(cleared.place).text == ""
+
 
 def test_the_sidebar_lists_tasks_and_their_buttons_work_without_a_kernel(
     open_page: Open, server: JupyterServer, packages: str

@@ -145,6 +145,34 @@ def test_what_multiprocessing_starts_prints_to_its_task_once(
     assert sorted(lines) == ["0", "child", "pool 1", "pool 2"]
 
 
+def test_a_child_in_a_session_of_its_own_ends_with_the_cancelled_task(
+    notebook: NotebookKernel, tmp_path: Path
+) -> None:
+    """Neither is refused the session, although each leads a group that its kernel has given it."""
+    stay = (
+        "import os, time, pathlib\n"
+        "def stay(file):\n"
+        "    os.setsid()\n"
+        "    pathlib.Path(file).write_text(f'{os.getpid()}\\n')\n"
+        "    time.sleep(1000)\n"
+    )
+    (Path(notebook.cwd) / "staying.py").write_text(stay)
+    notebook.run(
+        f"%%background\nimport multiprocessing, subprocess\n{stay}"
+        "subprocess.run(['true'], preexec_fn=os.setsid, check=True)\n"
+        f"if not os.fork():\n    stay({str(tmp_path / 'forked')!r})\n"
+        "from staying import stay\n"
+        f"args = [{str(tmp_path / 'spawned')!r}]\n"
+        "multiprocessing.get_context('spawn').Process(target=stay, args=args).start()\n"
+        "time.sleep(1000)"
+    )
+    children = [read_pid(tmp_path / name) for name in ("forked", "spawned")]
+    assert [os.getsid(each.pid) for each in children] == [each.pid for each in children]
+    notebook.run("%bg_cancel")
+    for child in children:
+        until(lambda child=child: not is_alive(child))
+
+
 def test_a_child_on_a_terminal_of_its_own_prints_there(notebook: NotebookKernel) -> None:
     text = output_of(
         notebook,
@@ -376,7 +404,6 @@ def test_a_child_of_a_task_goes_on_when_its_kernel_is_killed(
         "%%background\nimport os, sys, time\nfrom pathlib import Path\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "if not os.fork():\n"
-        "    os.setpgid(0, os.getpgid(os.getppid()))\n"  # a leader could not leave its session
         "    os.setsid()\n"  # or the kernel's guard would end it
         "    print('child')\n"
         "    (folder / 'pid').write_text(f'{os.getpid()}\\n')\n"

@@ -14,8 +14,10 @@ from kernels import NotebookKernel, until
 from ipytaskpersist.base import widget_marks
 from ipytaskpersist.base.records import OutputKind, OutputRecord, TaskRecord, TaskState
 from ipytaskpersist.base.widget_marks import STATE, VIEW
-from ipytaskpersist.history.documents import InvalidRecord, output_of
+from ipytaskpersist.history.fields import InvalidRecord
+from ipytaskpersist.history.output_reading import output_of
 from ipytaskpersist.output import replay
+from ipytaskpersist.output.counts import OutputCounter
 from ipytaskpersist.output.replay import NO_TIME, Resolver
 from ipytaskpersist.panel import selected
 from ipytaskpersist.store.outputs import NewOutput
@@ -305,7 +307,7 @@ def test_no_reader_shows_the_entries_themselves(store: TaskStore, task: TaskReco
     put(store, task, *SESSION)
     assert replay.last_lines(store, task.key, 9) == ["before", "inside", "after"]
     lines = [f'<div class="stdout">{text}</div>' for text in ("before", "inside", "after")]
-    assert selected.pieces_of(store, task) == lines
+    assert selected.shown_of(store, task, OutputCounter()).pieces == lines
     whole = [*replay.merge_streams(replay.of_task(store, task.key))]
     text = "before\ninside\nafter\n"
     assert whole == [{"output_type": "stream", "name": "stdout", "text": text}]
@@ -316,7 +318,7 @@ def test_no_reader_shows_the_entries_themselves(store: TaskStore, task: TaskReco
 def test_the_panel_counts_lines_not_entries(store: TaskStore, task: TaskRecord) -> None:
     loop = [each for n in range(300) for each in (enter("a"), printed(f"{n}\n"), leave("a"))]
     put(store, task, *loop)
-    found = selected.pieces_of(store, task)
+    found = selected.shown_of(store, task, OutputCounter()).pieces
     assert len(found) == selected.LINES
     assert found[0] == '<div class="stdout">100</div>'
 
@@ -537,7 +539,7 @@ def test_pages_and_programs_get_the_text_and_the_state(
     document["content"] = {**content, "model": ["a"]}
     with pytest.raises(InvalidRecord):
         output_of(document, "line 1")
-    (div,) = selected.pieces_of(store, store.tasks.get(1))  # type: ignore[arg-type]
+    (div,) = selected.shown_of(store, store.tasks.get(1), OutputCounter()).pieces  # type: ignore[arg-type]
     assert div == '<div class="display"><pre>IntSlider(value=3)</pre>\n</div>'
 
 

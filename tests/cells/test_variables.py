@@ -9,7 +9,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from ipytaskpersist.cells.shell_commands import ShellCommand, of_cell, of_shell, shell_of_ipython
-from ipytaskpersist.cells.variables import assigned, used
+from ipytaskpersist.cells.variables import assigned, needed, used
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,31 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> InteractiveShell:
 def names_used(shell: InteractiveShell, source: str) -> set[str]:
     tree = ast.parse(shell.transform_cell(source))
     return set(used(tree)) - {"print", "len", "range", "get_ipython", "open", "sum", "list"}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("time.sleep(a)", ["time", "a"]),
+        ("a += 1", ["a"]),
+        ("def f():\n    return later + other\nlater = 1\nf()", ["other"]),
+        ("import time\n[time.sleep(x) for x in items]", ["items"]),
+        ("from math import *\nsqrt(x)", []),
+        ("%run helpers.py\nhelp_me()", []),
+        ("%%capture\nf(a)", ["f", "a"]),
+        ("%sql rows << select 1\nrows", []),
+        ("exec(code)\nmade", []),
+        ("try:\n    done\nexcept NameError:\n    done = 0\nprint(done)", []),
+        ("try:\n    done\nexcept KeyError:\n    pass", ["done"]),
+        ("%load_ext autoreload\n!echo $HOME {b}\n%time f(c)", ["f", "c"]),
+    ],
+)
+def test_what_a_cell_certainly_needs(
+    shell: InteractiveShell, source: str, names: list[str]
+) -> None:
+    known = {"print", "get_ipython", "NameError", "KeyError"}
+    found = needed(ast.parse(shell.transform_cell(source)))
+    assert [name for name in found if name not in known] == names
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from histories import add_task, begin_session
 from programs import run_command
-from typed import Notebook, Run, record
+from typed import Notebook, Run
 
+from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.store.task_store import TaskStore
 
 
@@ -42,19 +45,26 @@ def test_times_in_json_are_iso_8601_in_utc_and_durations_are_numbers(notebook: N
         assert isinstance(notebook.show()["elapsed_s"], float)
 
 
-def test_a_table_shows_the_newest_and_says_what_it_leaves_out(
+def test_a_table_shows_what_is_live_and_the_newest_and_says_what_it_leaves_out(
     store: TaskStore, state_dir: Path
 ) -> None:
-    record(store, *(f"task-{number}" for number in range(1, 36)))
+    session = begin_session(store, "/a.ipynb")
+    add_task(store, session, name="live", state=TaskState.PENDING)
+    for number in range(1, 36):
+        add_task(store, session, name=f"task-{number}", printed=b"")
     short, long = (
         run_command(state_dir, "list", *options, notebook="/a.ipynb").stdout
         for options in ([], ["--limit", "40"])
     )
-    assert "5 earlier tasks are not shown; --limit N shows more" in short
+    assert short.splitlines()[1].split()[:2] == ["1", "live"]
+    assert short.splitlines()[2].split()[:2] == ["36", "task-35"]
+    assert "5 older tasks are not shown; --limit 100 shows them" in short
     assert "task-6 " in short
     assert "task-5 " not in short
     assert "task-5 " in long
     assert "not shown" not in long
+    listed = run_command(state_dir, "list", "--limit", "1", "--json", notebook="/a.ipynb").stdout
+    assert [task["name"] for task in json.loads(listed)["tasks"]] == ["live", "task-35"]
 
 
 def test_an_empty_list_says_so(state_dir: Path) -> None:

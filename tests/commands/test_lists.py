@@ -17,7 +17,8 @@ from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.base.records import OutputKind, Progress, TaskState
-from ipytaskpersist.display.listing import Listing, list_html
+from ipytaskpersist.display.listing import Listing, list_html, produced_by
+from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask, Selection
@@ -48,6 +49,7 @@ LAST_LINES = (
     "",
     "\u202eevil",
 )
+LIVE = [3, 7]
 WIDTHS = (40, 60, 80, 120, 200)
 NASTY = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A)), "\x1b", "\x07", "\r"}
 
@@ -103,17 +105,24 @@ def test_a_list_fits_and_keeps_what_matters(listed: Path, state_dir: Path, width
     assert not NASTY & set(ANSI.sub("", sent))
     assert max(map(cells, lines)) <= width
     head, *rows = lines
-    assert len(rows) == len(NAMES)
-    for number, (row, state) in enumerate(zip(rows, NAMES.values(), strict=True), 1):
-        shown = f"{formatting.STATE_STYLES[state].glyph} {state.value}"
-        assert row.split()[0] == str(number)
+    # What is live comes first, and of what has ended the newest.
+    order = sorted(range(1, len(NAMES) + 1), key=lambda number: (number not in LIVE, -number))
+    order[: len(LIVE)] = LIVE
+    assert [int(row.split()[0]) for row in rows] == order
+    states = dict(enumerate(NAMES.values(), 1))
+    for number, row in zip(order, rows, strict=True):
+        shown = f"{formatting.STATE_STYLES[states[number]].glyph} {states[number].value}"
         assert cells(row[: row.rindex(shown)]) == cells(head[: head.index("state")]), row
-    assert "0:00" in rows[0]
-    assert "68 %" in rows[2]
-    assert "33 %" in rows[4]
-    assert ("━━━━━─── 68 %" in rows[2]) is (width >= 80)
-    assert ("exit 0" in rows[0]) is (width >= 60)
-    assert ("loss 0.125" in rows[0]) is (width >= 120)
+    shown_rows = dict(zip(order, rows, strict=True))
+    assert "0:00" in shown_rows[1]
+    for title, least in (("result or l", 60), ("started", 80), ("output", 120)):
+        assert width < least or title in head
+    if width >= 80:
+        assert "68 % · " in shown_rows[3]
+        assert "ValueError" in shown_rows[2]
+        assert "loss 0.125" in shown_rows[1]
+    if width >= 120:
+        assert "1 line" in shown_rows[1]
 
 
 @pytest.mark.parametrize("width", [WIDTHS[0], WIDTHS[-1]])
@@ -170,22 +179,24 @@ def test_json_is_the_same_wherever_it_goes(listed: Path, state_dir: Path) -> Non
         assert {**mine, **changing} == {**other, **changing}
 
 
-def test_a_notebooks_list_has_progress_only_where_there_is_some(
-    listed: Path, state_dir: Path
+def test_a_notebooks_list_has_named_columns_and_all_that_matters(
+    listed: Path, state_dir: Path, manager: BackgroundTasks
 ) -> None:
     with closing(TaskStore(StateDirectory(state_dir)).open()) as store:
         tasks = store.tasks.select(Selection())
-    now = formatting.utc_now()
-    html = list_html(Listing(tasks, len(tasks), False, now))
-    assert "progress" in html
-    assert "width:68%" in html
-    assert "68 %" in html
+    produced = produced_by(manager, tasks)
+    html = list_html(Listing(tasks, 116, False, formatting.utc_now(), produced=produced))
     assert not NASTY & set(html)
-    assert html.count("<td ") == 7 * len(tasks)
-    assert html.count("text-align:left") == 7 * (len(tasks) + 1)
-    without = list_html(Listing(tasks[:2], 2, False, now))
-    assert "progress" not in without
-    assert without.count("<td ") == 6 * 2
+    assert f'<table aria-label="Background tasks of {listed.name}"' in html
+    assert html.count('<th scope="col"') == 7
+    assert html.count("<td ") == 7 * len(tasks) + 1
+    assert html.count("text-align:left") == 7 * (len(tasks) + 1) + 1
+    parts = ["68 %", "running", "ended, newest first", "completed", "loss 0.125", "1 line",
+             "108 older tasks: <code>%bg_list --limit 200</code> · times are UTC"]  # fmt: skip
+    assert sorted(parts[1:4], key=html.index) == parts[1:4]
+    for part in parts:
+        assert part in html
+    assert html.count('<span aria-hidden="true"') == len(tasks)
 
 
 @pytest.mark.parametrize("text", [*NAMES, *LAST_LINES])

@@ -105,10 +105,27 @@ def test_references_are_typed_alike_everywhere(notebook: Notebook, run: Run) -> 
     older = notebook.finish("1", "older one")
     newer = notebook.finish("2", "newer")
     for reference, task in (
-        (["older one"], older), (["newer"], newer), ([], newer), (["-1"], newer), (["-2"], older),
-        ([str(older["number"])], older), ([newer["id"]], newer),
+        (["older one"], older), (["older", "one"], older), (["newer"], newer), ([], newer),
+        (["-1"], newer), (["-2"], older), ([str(older["number"])], older), ([newer["id"]], newer),
     ):  # fmt: skip
         assert run("show", *reference, "--json").json()["id"] == task["id"], reference
+
+
+def test_a_name_of_several_words_stands_among_other_references(
+    notebook: Notebook, run: Run
+) -> None:
+    wide = notebook.finish("1", "wide net")
+    narrow = notebook.finish("2", "narrow")
+    exported = run("export", "--format", "json", "narrow", "wide", "net", "-1").json()
+    assert {task["id"] for task in exported["tasks"]} == {wide["id"], narrow["id"]}
+    tagged = run("tag", "wide", "net", "good", "best")
+    assert tagged.stdout.endswith("(wide net): best, good\n"), tagged
+    both = notebook.finish("3", f"wide {narrow['number']}")
+    wider = notebook.finish("4", "wide")
+    meant = run("keep", "wide", str(narrow["number"]))
+    assert "is the name of a task, and wide, " in meant.stderr, meant
+    assert "put the name in quotes" in meant.stderr
+    assert not any(notebook.show(task["id"])["tags"] for task in (narrow, both, wider))
 
 
 def test_what_is_counted_back_may_stand_after_the_end_of_the_options(notebook: Notebook) -> None:
@@ -121,6 +138,26 @@ def test_the_latest_of_several_tasks_with_one_name_is_meant(notebook: Notebook) 
     for number in (1, 2, 3):
         notebook.finish(f"print('run {number}')", "same")
     assert notebook.underscored("output", "same").stdout == "run 3\n"
+
+
+def test_a_name_means_the_live_task_where_only_a_live_one_makes_sense(notebook: Notebook) -> None:
+    with notebook.running("twin", before="print('begun')") as first:
+        later = notebook.finish("print('the later')", "twin")
+        assert notebook.underscored("output", "twin").stdout == "the later\n"
+        waited = notebook.underscored("wait", "twin", "--timeout", "0")
+        assert f"{first['number']} (twin)" in waited.text
+        assert f"{later['number']} (twin)" not in waited.text
+        with notebook.running("twin") as second:
+            cancelled = notebook.underscored("cancel", "twin")
+            assert cancelled.stdout == f"task {second['number']} (twin): cancelled\n"
+            assert cancelled.stderr == (
+                f"2 tasks named 'twin' are live: the latest, {second['number']}, is meant, "
+                f"and {first['number']} is meant by number\n"
+            )
+        follower = notebook.kernel.start("%bg_output twin --follow")
+        notebook.kernel.take_until(lambda: follower.stream("stdout"), 30, "the output")
+        first["gate"].touch()
+        assert follower.wait().stream("stdout") == "begun\n"
 
 
 def test_a_name_may_be_any_text(notebook: Notebook, run: Run) -> None:

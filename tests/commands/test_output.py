@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from programs import environment
@@ -121,6 +123,37 @@ def test_output_that_cannot_be_saved_is_one_line(notebook: Notebook) -> None:
     notebook.finish("print(1)")
     answer = notebook.underscored("output", "--save", "/no/such/file")
     assert answer.stderr == "UsageError: cannot write /no/such/file: No such file or directory\n"
+
+
+def test_output_of_a_live_task_closes_with_its_state_on_stderr(
+    notebook: Notebook, run: Run, tmp_path: Path
+) -> None:
+    with notebook.running("steady", before="print('before')") as task:
+        for options in ([], ["--raw"], ["--save", str(tmp_path / "saved")]):
+            answer = run("output", "steady", *options)
+            assert answer.stdout.startswith("task " if "--save" in options else "before\n")
+            assert re.fullmatch(
+                rf"task {task['number']} \(steady\) is still running \(\d:\d\d\): "
+                rf"(%bg_|jupyter bg )output {task['number']} --follow goes on\n",
+                answer.stderr,
+            )
+        assert run("output", "steady", "--json").stderr == ""
+    assert run("output", "steady").stderr == ""
+
+
+def test_output_takes_several_tasks(notebook: Notebook, run: Run) -> None:
+    one = notebook.finish("print(1)", "one thing")
+    two = notebook.finish("print(2)", "another")
+    shown = [
+        f"==> task {one['number']} (one thing): completed <==\n1\n",
+        f"==> task {two['number']} (another): completed <==\n2\n",
+    ]
+    assert run("output", "one", "thing", "-1").stdout == "".join(shown)
+    assert run("output", "one thing", "another", "--raw").stdout == "1\n2\n"
+    assert run("output", "--all").stdout.endswith("".join(shown))
+    first, second = run("output", "one thing", "another", "--json").json()["tasks"]
+    assert (first["id"], second["outputs"][0]["text"]) == (one["id"], "2\n")
+    assert "--follow takes one task, not 2" in run("output", "-1", "-2", "--follow").stderr
 
 
 def test_output_follows_a_task_to_its_end_in_a_notebook(notebook: Notebook) -> None:

@@ -15,9 +15,10 @@ def test_everything_is_there_after_a_restart(make_notebook: Callable[..., Notebo
     until(lambda: own.show("live")["last_line"] == "begun")
     own.kernel.restart()
     greeting = own.type("%load_ext ipytaskpersist")
-    assert greeting.stdout == (
+    assert greeting.text == (
         "While you were away: 1 task was interrupted.\n"
-        "  ◐ interrupted 2 (live) · kernel restarted   %bg_resume 2\n"
+        "  ◐ interrupted 2 (live) · kernel restarted · 1 line is kept   "
+        "%bg_output 2 · %bg_resume 2"
     )
     for before in (done, live):
         assert own.show(before["name"])["id"] == before["id"]

@@ -186,6 +186,21 @@ def test_tab_completes_names_and_options(start: Callable[..., IPython], state_di
     assert "output" in terminal.until_prompt()
 
 
+def test_a_command_that_runs_twice_says_so(start: Callable[..., IPython], state_dir: Path) -> None:
+    terminal = start(["--simple-prompt"])
+    line = "%background import time; time.sleep(1000)"
+    assert "twice" not in terminal.run(line)
+    again = terminal.run(line)
+    assert re.search(
+        r"this cell now runs twice: task 1 has run since \d\d:\d\d; %bg_cancel 1 ends it, "
+        r"%bg_cancel 2 ends this one",
+        again,
+    )
+    terminal.run("%config BackgroundTasks.if_running = 'attach'")
+    assert "nothing was started: task 2 of this cell has run since" in terminal.run(line)
+    assert len(stored(state_dir)) == 2
+
+
 # The end, and the next beginning.
 
 
@@ -195,7 +210,11 @@ def test_the_next_ipython_in_the_folder_has_everything(
     first = start(prompt)
     first.run("%%background done", "print('prin'+'ted')", "[1, 2, 3]")
     first.run("%bg_wait")
-    first.run("%%background live", "print('be'+'gun')", "import time; time.sleep(1000)")
+    first.run("%background 1/0")  # from now on, errors are shown fast
+    first.run("%bg_wait -1")
+    # It reads a variable all the time, and IPython clears them all when it ends.
+    live = ("import time", "print('be'+'gun')", "while True: time.sleep(.001)")
+    first.run("%%background live", *live)
     until(lambda: stored(state_dir)[-1].last_line == "begun")
     begun = time.monotonic()
     first.leave()
@@ -209,7 +228,7 @@ def test_the_next_ipython_in_the_folder_has_everything(
     assert "begun" in second.run("%bg_output live")
     assert "interrupted" in second.run("%bg_show live")
     assert stored(state_dir)[-1].reason == "IPython ended"
-    assert "background task 3" in second.run("%%background", "1")
+    assert "background task 4" in second.run("%%background", "1")
 
 
 def test_a_killed_ipython_is_noticed(start: Callable[..., IPython], state_dir: Path) -> None:

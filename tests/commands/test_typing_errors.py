@@ -8,15 +8,25 @@ import pytest
 from programs import run_command
 from typed import MakeKernel, Notebook, kinds
 
+from ipytaskpersist.commands import launch_line
+from ipytaskpersist.commands.launching import background
+from ipytaskpersist.errors import InvalidRequest
+
 
 @pytest.mark.parametrize(
     ("typed", "next_step"),
     [
         ("%%background\n   \n", "write the code to run in the background below %%background"),
         ("%%background\n# only a remark", None),
-        ("%background", "write the code"),
+        ("%background", "write the code after %background"),
+        ("%%background --name a b\n1", "exclude each other"),
         ("%%background --wrongly\n1", "%%background --help"),
         ("%%background it's\n1", "quotation"),
+        ("%%background x = 1\n2", "or all in one line: %background x = 1"),
+        ("%%background --process time.sleep(3)\n2", "%background --process time.sleep(3)"),
+        ("%%background --shell make -j8\nls", "%background --shell make -j8"),
+        ("%%background 1\n2", "a number means"),
+        ("%background --proces 1", "--process"),
         ("%bg_list --nope", "%bg_list --help"),
         ("%bg_list --sate failed", "--state"),
         ("%bg_list --state lost", "interrupted"),
@@ -25,15 +35,23 @@ from typed import MakeKernel, Notebook, kinds
         ("%bg_list --limit -5", "1"),
         ("%bg_list --session nope", "the most recent are"),
         ("%bg_list unexpected", "%bg_list --help"),
+        ("%bg_list failed", "did you mean --state failed?"),
+        ("%bg_list all", "did you mean --all?"),
+        ("%bg_cancel all", "did you mean --all?"),
+        ("%bg_output > out.txt", "did you mean --save FILE?"),
+        ("%bg kill 1", "did you mean 'cancel'?"),
+        ("%bg 1", "did you mean 'show 1'?"),
         ("%bg lst", "did you mean 'list'?"),
-        ("%bg frobnicate", "there are archive, backup"),
+        ("%bg frobnicate", "there are adopt, archive, backup"),
         ("%bg_output nope", "in this notebook"),
-        ("%bg_output 1 2", "%bg_output --help"),
+        ("%bg_result 1 2", "no task '1 2'"),
+        ("%bg_config runner fork", "it must be 'thread' or 'process'"),
+        ("%bg_config IPYTASKPERSIST_DIR /x", "export IPYTASKPERSIST_DIR=/x"),
         ("%bg_output --head 1 --tail 1", "give one of them"),
         ("%bg_output --tail -1", "0"),
         ("%bg_output --follow --save x", "one of them"),
         ("%bg_output 99999", "in this notebook"),
-        ("%bg_wait --timeout soon", "float"),
+        ("%bg_wait --timeout soon", "not a valid number of seconds"),
         ("%bg_wait nope", "in this notebook"),
         ("%bg_cancel nope", "in this notebook"),
         ("%bg_result nope", "in this notebook"),
@@ -58,6 +76,30 @@ def test_what_is_typed_wrong_is_one_line_with_the_next_step(
     assert answer.stderr.count("\n") == 1
     assert next_step in answer.stderr
     assert notebook.show()["id"] == latest["id"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = 1", "x = -1", "lr=0.1", "print('a b')", "model.fit(X, y)  # slow", "import os", "1+1",
+        "for i in range(3):", "x[0]", "train time.sleep(3)", "train x = 1", "!ls", "%timeit f",
+    ],
+)  # fmt: skip
+def test_code_on_the_line_of_the_name_is_refused(line: str) -> None:
+    with pytest.raises(InvalidRequest, match="write the code on the lines below it"):
+        launch_line.refuse_code(f"--env A=1 {line}", background)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "train", "my long name", "train-2", "2024-11-15", "v1.0", "a/b.c", "run@host", "1.5",
+        "not yet", "search and replace", "first pass", "best lr=0.1", "it: works", "'x = 1'",
+        "naïve Bayes", "--tag a=b name", "# a remark",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_name_is_one(line: str) -> None:
+    launch_line.refuse_code(line, background)
 
 
 @pytest.mark.parametrize(

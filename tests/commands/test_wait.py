@@ -17,6 +17,9 @@ def test_wait_gives_up_after_its_timeout(notebook: Notebook) -> None:
         in_notebook = notebook.underscored("wait", "slow", "--timeout", "0.1")
         checked = notebook.underscored("wait", "slow", "--timeout", "0.1", "--check")
         in_terminal = notebook.in_terminal("wait", "slow", "--timeout", "0.1")
+        every = notebook.underscored("wait", "--all", "--timeout", "0.1")
+    assert "running" in every.text
+    assert notebook.underscored("wait", "--all").stdout == "nothing to wait for\n"
     assert not in_notebook.failed
     assert "running" in in_notebook.text
     message = f"still running after 0.1 s: {task['number']} (slow)"

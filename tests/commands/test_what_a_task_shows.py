@@ -18,7 +18,7 @@ def test_a_card_is_updated_in_place_to_the_end_of_its_task(notebook: Notebook) -
     (card,) = cell.outputs
     assert "quick" in card.data["text/html"]
     assert f"{number + 1} (quick)" in card.data["text/plain"]
-    assert "exit 0" in card.data["text/html"]
+    assert "took 0:0" in card.data["text/html"]
 
 
 WILD = "<script>alert('x')</script>"

@@ -6,17 +6,27 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from histories import begin_session
 from kernels import NotebookKernel, until
 
-from ipytaskpersist.base.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.base.records import (
+    OutputKind,
+    Progress,
+    SessionRecord,
+    TaskRecord,
+    TaskState,
+)
+from ipytaskpersist.display.greeting_words import as_html, in_words
 from ipytaskpersist.display.greetings import Greeting
 from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask
+from ipytaskpersist.text.formatting import short_time
 
 MakeKernel = Callable[..., NotebookKernel]
 PATH = "/home/ada/a.ipynb"
@@ -54,12 +64,16 @@ class Past:
         reason: str | None = None,
         name: str = "",
         runner: str = "process",
+        printed: bytes = b"",
     ) -> TaskRecord:
         """A task; `ended` None for one that runs."""
         new = NewTask(session.notebook_key, session.id, name, "python", runner, "1")
         task = self.store.tasks.insert(new)
         self._set("tasks", {"created_at": self.at(began)}, "key", task.key)
         self.store.tasks.start(task.key, self.at(began))
+        if printed:
+            output = NewOutput(task.key, OutputKind.STDOUT, self.at(began), printed, lines=1)
+            self.store.outputs.append([output.as_row()])
         if ended is not None:
             code = {TaskState.COMPLETED: 0, TaskState.FAILED: 1}.get(state)
             self.store.tasks.end(task.key, state, reason, code, self.at(ended))
@@ -81,14 +95,22 @@ def past(store: TaskStore) -> Past:
 
 
 @pytest.fixture
-def load(state_dir: Path) -> Callable[..., list[str]]:
+def html() -> list[str]:
+    """What was said as HTML, each time that the notebook was loaded."""
+    return []
+
+
+@pytest.fixture
+def load(state_dir: Path, html: list[str]) -> Callable[..., list[str]]:
     """Come back to the notebook, and see what is said. Twice is loading anew."""
 
     def come_back(resumed: Mapping[str, TaskRecord] | None = None) -> list[str]:
         manager = BackgroundTasks(notebook=PATH)
         manager.store.open()
         with closing(manager):
-            return Greeting(manager).greeting(resumed or {}).splitlines()
+            news = Greeting(manager).news(resumed or {})
+            html.append(as_html(news))
+            return in_words(news).splitlines()
 
     return come_back
 
@@ -96,29 +118,49 @@ def load(state_dir: Path) -> Callable[..., list[str]]:
 Load = Callable[..., list[str]]
 
 
-def test_what_ended_since_the_last_session_is_said_failures_first(past: Past, load: Load) -> None:
+def test_what_ended_since_the_last_session_is_said_failures_first_below_what_runs(
+    past: Past, load: Load, html: list[str]
+) -> None:
     last = past.visit(10, 8)
     past.task(last, 9.5, 9, name="seen")
-    past.task(last, 9, 7, name="build")
+    past.task(last, 9, 7, name="build", printed=b"building\n")
     past.task(last, 9, 6, TaskState.FAILED, "KeyError: 'customer_id'", "load frame")
     past.task(last, 9, 5, name="report")
     past.task(last, 9, 4, TaskState.CANCELLED, "cancelled", "sweep")
-    past.task(last, 9, None, name="server")
+    server = past.task(last, 9, None, name="server")
+    past.store.tasks.progress(server.key, Progress(1, 4))
+    now = datetime.now(UTC)
+    since = short_time(datetime.fromtimestamp(past.at(8), UTC), now, UTC)
     assert load() == [
         "While you were away: 2 tasks finished, 1 failed, 1 was cancelled; 1 is still running.",
-        "  ✕ failed      3 (load frame) · exit 1 · KeyError: 'customer_id'   %bg_show 3",
-        "  ⊘ cancelled   5 (sweep) · 5:00:00   %bg_output 5",
-        "  ✓ completed   4 (report) · 4:00:00   %bg_output 4",
-        "  ✓ completed   2 (build) · 2:00:00   %bg_output 2",
+        "  ● running     6 (server) · 25 %, about 27:00:00 left   %bg_wait 6",
+        "  ✕ failed      3 (load frame) · KeyError: 'customer_id'   %bg_show 3",
+        "  ⊘ cancelled   5 (sweep) · took 5:00:00   %bg_output 5",
+        "  ✓ completed   4 (report) · took 4:00:00   %bg_output 4",
+        "  ✓ completed   2 (build) · 1 line, took 2:00:00   %bg_output 2",
     ]
+    shown = html[0]
+    assert f"since {since} UTC, when this kernel was shut down" in shown
+    assert '<section role="group" aria-label="While you were away"' in shown
+    rows = ["still running", "failed", "cancelled", "completed"]
+    assert sorted(rows, key=shown.index) == rows
+    for part in ("<bdi>server</bdi></b>", "#6", "about 27:00:00 left", "%bg_wait 6", "%bg_show 3",
+                 "KeyError: &#x27;customer_id&#x27;"):  # fmt: skip
+        assert part in shown
+    assert last.id[:8] not in shown  # an id says nothing to a person
 
 
-def test_nothing_new_leaves_the_line_about_earlier_tasks(past: Past, load: Load) -> None:
+def test_nothing_new_leaves_the_line_about_earlier_tasks_and_names_what_runs(
+    past: Past, load: Load, html: list[str]
+) -> None:
     last = past.visit(10, 8)
     past.task(last, 9.5, 9)
-    past.task(last, 9, None)
-    (line,) = load()
-    assert line.endswith("2 tasks from before, 1 running, 1 completed. %bg_list shows them")
+    past.task(last, 9, None, name="server")
+    assert load() == [
+        "2 tasks from before, 1 running, 1 completed. %bg_list shows them",
+        "  ● running     2 (server) · 9:00:00   %bg_wait 2",
+    ]
+    assert "1 running, 1 completed · %bg_list shows them" in html[0]
 
 
 def test_nothing_is_said_where_there_are_no_tasks(past: Past, load: Load) -> None:
@@ -152,7 +194,7 @@ def test_a_task_that_ended_with_its_kernel_is_news(past: Past, load: Load) -> No
     past.task(last, 9.5, 9, TaskState.INTERRUPTED, "extension unloaded", runner="thread")
     assert load() == [
         "While you were away: 1 task was interrupted.",
-        "  ◐ interrupted 1 (long) · kernel shut down   %bg_resume 1",
+        "  ◐ interrupted 1 (long) · kernel shut down   %bg_output 1 · %bg_resume 1",
     ]
 
 
@@ -253,6 +295,7 @@ def test_what_was_run_again_is_said_in_the_same_lines(past: Past, load: Load) ->
     again = replace(past.task(last, 0, None), name="long")
     assert load({lost.id: again, older.id: replace(again, number=4, name="old")}) == [
         "While you were away: 1 task was interrupted; 2 run again; 1 is still running.",
+        "  ● running     3 · 0:00   %bg_wait 3",
         "  ◐ interrupted 1 (long) · kernel died · runs again as 3   %bg_output 3",
         "  run again: 2 as 4 (old)",
     ]
@@ -265,20 +308,24 @@ def test_a_notebook_says_what_ended_between_two_kernels(
     notebook, go = tmp_path / "a.ipynb", tmp_path / "go"
     kernel = make_kernel(notebook=notebook)
     kernel.run(f"%%background --shell build\nuntil test -e {go}; do sleep 0.02; done; exit 3")
+    kernel.run("import time as clock")
+    kernel.run("%%background train\nwhile True: clock.sleep(0.01)")
     kernel.kill()
     go.touch()
     (task,) = until(
         lambda: [each for each in store.tasks.of_session(_session(store)) if _over(each)]
     )
     kernel.revive()
-    text = kernel.run("%load_ext ipytaskpersist").text
-    assert text == (
-        "While you were away: 1 task failed.\n"
-        "  ✕ failed      1 (build) · exit status 3   %bg_output 1\n"
-    )
+    first, *lines = kernel.run("%load_ext ipytaskpersist").text.splitlines()
+    assert first == "While you were away: 1 task failed, 1 was interrupted."
+    assert lines[:2] == [
+        "  ✕ failed      1 (build) · exit status 3   %bg_output 1",
+        "  ◐ interrupted 2 (train) · kernel died   %bg_output 2 · %bg_resume 2",
+    ]
+    assert lines[2].startswith("  before %bg_resume 2, run cell [3] first: it makes clock")
     assert task.exit_code == 3
-    again = kernel.run("%reload_ext ipytaskpersist").stream("stdout")
-    assert "1 task from before, 1 failed" in again
+    again = kernel.run("%reload_ext ipytaskpersist").text
+    assert "2 tasks from before, 1 failed, 1 interrupted" in again
 
 
 def _session(store: TaskStore) -> str:

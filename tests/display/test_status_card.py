@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -13,8 +15,13 @@ from histories import add_task, begin_session
 from kernels import NotebookKernel
 
 from ipytaskpersist.base.records import OutputKind, Progress, TaskRecord, TaskState
-from ipytaskpersist.display.status_card import STYLE, Card, card_html, card_text
+from ipytaskpersist.display import card_output
+from ipytaskpersist.display.card_content import Card, CardReader
+from ipytaskpersist.display.card_output import CardOutput
+from ipytaskpersist.display.status_card import STYLE, card_html, card_text
+from ipytaskpersist.output.counts import OutputCounts
 from ipytaskpersist.output.replay import last_lines
+from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
@@ -48,7 +55,8 @@ class Structure(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open.append(tag)
+        if tag != "img":
+            self.open.append(tag)
         self.tags.add(tag)
         self.attributes.update(name for name, _value in attrs)
 
@@ -59,27 +67,71 @@ class Structure(HTMLParser):
         self.text += data if self.open[-1:] != ["style"] else ""
 
 
+KEPT_TAGS = {
+    "code",
+    "section",
+    "div",
+    "span",
+    "bdi",
+    "b",
+    "img",
+    "details",
+    "summary",
+    "table",
+    "tr",
+    "td",
+}
+KEPT_ATTRIBUTES = {
+    "style", "class", "role", "aria-label", "aria-hidden", "aria-valuemin", "aria-valuemax",
+    "aria-valuenow", "alt", "src",
+}  # fmt: skip
+
+
+def structure_of(card: Card) -> Structure:
+    """The structure of a card, which is whole and inert."""
+    html = card_html(card).replace(STYLE, "")
+    found = Structure(html)
+    assert found.open == []
+    assert found.tags <= KEPT_TAGS
+    assert found.attributes <= KEPT_ATTRIBUTES
+    assert not re.search(r"var\(|url\(|calc\(|position:", html)
+    return found
+
+
 @pytest.mark.parametrize("state", list(TaskState))
-def test_the_state_is_there_as_a_word_and_the_html_needs_nothing_but_inline_styles(
+def test_a_card_says_its_state_and_when_that_was_whatever_a_page_keeps_of_its_style(
     state: TaskState,
 ) -> None:
-    html = card_html(Card(a_task(state), NOW)).replace(STYLE, "")
-    found = Structure(html)
+    earlier = [a_task(TaskState.RUNNING)]
+    card = Card(a_task(state, runner="process"), NOW, also_running=earlier)
+    found, text = structure_of(card), card_text(card)
     assert state.value in found.text
-    assert found.open == []
-    assert found.tags <= {"div", "span", "bdi"}
-    assert found.attributes <= {"style", "class", "role", "aria-valuenow"}
-    assert not re.search(r"var\(|url\(|calc\(|position:", html)
+    assert state.value in text
+    is_live = not state.is_final
+    for shown, part in (
+        (found.text, f"last seen {state}"),
+        (found.text, "A picture from 14:02:05 UTC. It no longer follows the task."),
+        (found.text, "at 14:02:05 UTC, 1 Mar 2026"),
+        (found.text, "updated 14:02:05 UTC"),
+        (found.text, "%bg_output abcdefgh-3 shows all of it"),
+        (text, "updated 14:02:05 UTC, 1 Mar 2026"),
+        (card_html(card), STYLE),
+    ):
+        assert (part in shown) is is_live, part
+    if not is_live:
+        assert "took 12:41 · ended 14:02:05 UTC" in found.text
+        assert "on 1 Mar 2026" in found.text
+    title = f"Background task 3, train{f', {state}' if state.is_final else ''}"
+    assert f'role="group" aria-label="{title}"' in card_html(card)
+    assert "#2f7de1" not in card_html(card).partition("</style>")[2]  # nothing is blue
 
 
-@pytest.mark.parametrize("state", list(TaskState))
-def test_a_saved_card_says_as_of_when_unless_its_state_is_final(state: TaskState) -> None:
-    card = Card(a_task(state), NOW)
-    for shown in (Structure(card_html(card)).text, card_text(card)):
-        assert (f"as of {STAMP}" in shown) == (not state.is_final)
-    assert (STYLE in card_html(card)) == (not state.is_final)
-    if state.is_final:
-        assert STAMP[:-3] in Structure(card_html(card)).text
+def test_an_exit_code_is_shown_of_a_process_only() -> None:
+    for runner, codes in (("process", True), ("thread", False)):
+        for state, code in ((TaskState.COMPLETED, 0), (TaskState.FAILED, 1)):
+            card = Card(a_task(state, runner=runner, exit_code=code), NOW)
+            for shown in (structure_of(card).text, card_text(card)):
+                assert (f"exit {code}" in shown) is codes
 
 
 HOSTILE = [
@@ -102,28 +154,90 @@ def test_names_lines_and_reasons_of_others_are_text_and_nothing_else(text: str) 
         progress=Progress(1, 2, text),
     )  # fmt: skip
     live = a_task(TaskState.RUNNING, name=text, progress=Progress(1, 2, text))
+    shown_html = {"output_type": "display_data", "data": {"text/html": text}}
+    pieces = [html for html, _lines in card_output._pieces_backwards(
+        [{"output_type": "stream", "name": "stdout", "text": text}, shown_html], {}
+    )]  # fmt: skip
+    output = CardOutput([], pieces * 4, 1)
     for each in (task, live):
-        html = card_html(Card(each, NOW, [text, text], 2, None, text)).replace(STYLE, "")
-        found = Structure(html)
-        assert found.open == []
-        assert found.tags <= {"div", "span", "bdi"}
-        assert found.attributes <= {"style", "class", "role", "aria-valuenow"}
-        plain = card_text(Card(each, NOW, [text, text], 2, None, text))
-        for shown in (found.text, plain.replace("\n  ", " ")):
-            steering = [c for c in shown if not c.isprintable() and c not in " \u2002"]
+        card = Card(
+            each, NOW, [text, text], OutputCounts(2, tables=1), None, text, text, output=output
+        )
+        plain = card_text(card)
+        for shown in (structure_of(card).text, plain.replace("\n  ", " ")):
+            steering = [c for c in shown if not c.isprintable() and c not in " \u2002\n"]
             assert steering == []
 
 
-def test_progress_and_memory_and_lines_are_shown() -> None:
+def test_progress_and_time_left_and_memory_and_amounts_are_shown() -> None:
     task = a_task(TaskState.RUNNING, runner="process", progress=Progress(2, 8))
-    card = Card(task, NOW, ["epoch 2"], 1204, 512_000_000)
-    shown = Structure(card_html(card)).text
-    for part in ("25 %", "epoch 2", "1,204 lines", "512 MB", "outlives the kernel", "12:41"):
+    card = Card(task, NOW, ["epoch 2"], OutputCounts(1204, 2, 1), 512_000_000)
+    shown = structure_of(card).text
+    for part in ("25 % · 12:41 · about 38:03 left", "epoch 2", "1,204 lines, 2 figures, 1 table",
+                 "512 MB", "outlives the kernel"):  # fmt: skip
         assert part in shown
+    assert "about 38:03 left" in card_text(card)
     assert "width:25.0%" in card_html(card)
+    assert 'role="progressbar" aria-label="progress"' in card_html(card)
     unknown = a_task(TaskState.RUNNING, progress=Progress(1234, None, "reading"))
-    assert "1,234" in Structure(card_html(Card(unknown, NOW))).text
+    assert "1,234" in structure_of(Card(unknown, NOW)).text
     assert "reading" in card_text(Card(unknown, NOW))
+
+
+# The output of an ended task.
+
+
+def test_an_ended_card_carries_its_output_and_says_what_it_leaves_out(
+    store: TaskStore, manager: BackgroundTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = base64.b64encode(b"a picture").decode()
+
+    def show(key: int, kind: OutputKind, **data: Any) -> None:
+        values = {name.replace("_", "/"): value for name, value in data.items()}
+        content = {"data": values, "metadata": {}}
+        store.outputs.append([NewOutput(key, kind, 1.0, json.dumps(content).encode()).as_row()])
+
+    def fill(key: int, lines: int = 40) -> None:
+        for number in range(lines):
+            line = f"epoch {number} <b>\x1b[31mred\x1b[0m\n".encode()
+            piece = NewOutput(key, OutputKind.STDOUT, 1.0, line, 0, number, 1)
+            store.outputs.append([piece.as_row()])
+        for _each in range(2):
+            show(key, OutputKind.DISPLAY_DATA, text_plain="<Figure>", image_png=picture)
+        show(key, OutputKind.DISPLAY_DATA, text_html="<table onclick=x><tr><td>0.93</table>")
+        show(key, OutputKind.EXECUTE_RESULT, text_plain="only a value")
+
+    session = begin_session(store)
+    task = add_task(store, session, printed=b"", shown=fill)
+    card = CardReader(manager).read(task, NOW)
+    html, text = card_html(card), structure_of(card).text
+    assert "All output: 40 lines, 2 figures, 1 table" in text
+    for part in ("epoch 0 <b>red", "epoch 39 <b>red", "[figure 1]", "[figure 2]", "0.93",
+                 "only a value"):  # fmt: skip
+        assert part in text
+    assert html.count(f'alt="figure 2" src="data:image/png;base64,{picture}"') == 1
+    assert html.count("<img ") == 2
+    assert "onclick" not in html
+    assert "40 lines, 2 figures, 1 table" in card_text(card)
+    # Where the output itself stands below the card, the card has only its amounts.
+    bare = card_html(CardReader(manager, carries_output=False).read(task, NOW))
+    assert "<details" not in bare
+    assert "<img" not in bare
+    assert "40 lines, 2 figures, 1 table" in bare
+    # A live one shows its last figure, at no more than its share of what is sent each second.
+    live = add_task(store, session, printed=b"", shown=fill, state=TaskState.RUNNING)
+    assert card_html(CardReader(manager).read(live, NOW)).count("<img ") == 1
+    assert "<img " not in card_html(CardReader(manager).read(live, NOW, cards=10_000))
+    # And what does not fit is named.
+    monkeypatch.setattr(card_output, "LINES", 10)
+    monkeypatch.setattr(card_output, "FIGURES", 1)
+    big = CardReader(manager).read(task, NOW)
+    assert "The end of its output: 6 of 40 lines, 1 of 2 figures" in structure_of(big).text
+    assert f"%bg_output {task.number} shows all of it" in structure_of(big).text
+    assert len(card_html(big)) < len(html)
+    # What fits on the card anyway is not there twice.
+    short = add_task(store, session, printed=b"one\ntwo\n")
+    assert "<details" not in card_html(CardReader(manager).read(short, NOW))
 
 
 # The last lines.
@@ -168,8 +282,8 @@ def test_the_card_of_a_process_shows_what_it_prints_and_its_memory(kernel: Noteb
     assert "epoch 2" in shown()
     assert "epoch 1" not in shown()
     kernel.run("%bg_cancel")
-    kernel.take_until(lambda: "cancelled at" in shown(), 30, "the end")
-    assert "as of" not in shown()
+    kernel.take_until(lambda: "cancelled" in shown(), 30, "the end")
+    assert "updated" not in shown()
 
 
 def test_a_card_and_each_update_of_it_carry_the_id_of_their_task(
@@ -200,7 +314,7 @@ def test_a_running_card_is_updated_though_nothing_changes_so_that_it_looks_live(
     seen: set[str] = set()
 
     def stamps() -> int:
-        seen.update(re.findall(r"as of ([\d: -]+)", cell.outputs[0].data["text/plain"]))
+        seen.update(re.findall(r"updated ([\d:]+ UTC)", cell.outputs[0].data["text/plain"]))
         return len(seen)
 
     kernel.take_until(lambda: stamps() >= 3, 30, "three times")

@@ -108,14 +108,16 @@ POINTS = {
     "process given": Point("runners.fork_server", "ForkServer._be_of", "before", _FORK_SERVER),
     "process adopted": Point("runners.warm", "ForkServer.fork", "after", _SUPERVISOR),
     # Values in files.
-    "value to write": Point("values.payloads", "_Hashing.write", "before", (*_OWNERS, "child")),
+    "value to write": Point("values.pickle_files", "Hashing.write", "before", (*_OWNERS, "child")),
     "payload written": Point(
         "values.payloads", "Payloads._write_bundle", "after", (*_OWNERS, "child")
     ),
-    "payload to rename": Point("values.payloads", "Payloads._sign", "after", (*_OWNERS, "child")),
+    "payload to rename": Point(
+        "values.signatures", "Signatures.sign", "after", (*_OWNERS, "child")
+    ),
     "payload renamed": Point("values.payloads", "Payloads.adopt", "after", (*_OWNERS, "child")),
-    "key to link": Point("values.payloads", "os.link", "before", _OWNERS),
-    "key linked": Point("values.payloads", "os.link", "after", _OWNERS),
+    "key to link": Point("values.signatures", "os.link", "before", _OWNERS),
+    "key linked": Point("values.signatures", "os.link", "after", _OWNERS),
     # Whole stores.
     "migration begun": Point("store.task_store", "migrate", "before", _WRITERS),
     "migration step": Point("store.file.migrations", "STEPS", "each", _WRITERS),

@@ -77,7 +77,8 @@ _CHANGING = [
 _REDRAWN = re.compile(r"(?:\r[^\r\n]*\[…[^\r\n]*)+(?=\r[^\r\n]*\[…)")
 
 # ipykernel buffers stdout and stderr apart, so that a plain run shows them in an order of its own.
-# With this, a stream is sent before the other one is written to: the order is that of the cell.
+# With this, a stream is sent before the other one is written to: the order is that of the cell, as
+# it is in the background.
 # Its names are nowhere in the notebook, from which they would be removed.
 KEEP_ORDER = """exec('''
 import sys
@@ -120,9 +121,9 @@ def compare(paths: Sequence[Path], folder: Path) -> list[str]:
     Both run in `folder`, emptied in between, so that every path that a cell can print is the same.
     """
     background = run_notebooks(paths, folder, run_in_background, setup="%load_ext ipytaskpersist")
-    foreground = run_notebooks(paths, folder, run_in_foreground)
-    if problems := list(differences([foreground], background)):
-        in_order = run_notebooks(paths, folder, run_in_foreground, setup=KEEP_ORDER)
+    in_order = run_notebooks(paths, folder, run_in_foreground, setup=KEEP_ORDER)
+    if problems := list(differences([in_order], background)):
+        foreground = run_notebooks(paths, folder, run_in_foreground)
         problems = list(differences([foreground, in_order], background))
     return problems
 
@@ -170,14 +171,19 @@ def run_in_background(kernel: NotebookKernel, cell: CodeCell) -> CellRun:
     launched = kernel.run(f"%%background\n{cell.source}", check=False)
     if launched.error:  # A cell that does not compile fails at once, and there.
         return CellRun(cell, {"%%background": snapshot(launched)})
-    waited = kernel.run(f"%bg_wait --timeout {TASK_TIMEOUT_S}", timeout=TASK_TIMEOUT_S + 30)
-    stored = kernel.run("%bg_output --json")
+    stored = kernel.run(
+        f"%bg_wait --timeout {TASK_TIMEOUT_S}\n%bg_output --json", timeout=TASK_TIMEOUT_S + 30
+    )
     shown = kernel.run("%bg_output")
     return CellRun(
         cell,
+        # Anything else on the standard output would keep it from being JSON.
         {"%bg_output": snapshot(shown), "%bg_output --json": _parsed(stored)},
         # Both cells show a status card, and nothing that the task printed.
-        leaked=[out for out in launched.outputs + waited.outputs if out.output_type == "stream"],
+        leaked=[
+            *(out for out in launched.outputs if out.output_type == "stream"),
+            *(out for out in stored.outputs if out.get("name") == "stderr"),
+        ],
     )
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from types import TracebackType
@@ -218,15 +219,25 @@ class NotebookKernel:
         """What the kernel process wrote to its own stdout and stderr."""
         return Path(self._log_file.name).read_text(errors="replace")
 
-    def start(self, source: str) -> Cell:
-        """Send a cell and return at once; the cell's `wait` waits for its end."""
-        msg_id = self._connected.execute(source, allow_stdin=False, stop_on_error=False)
+    def start(self, source: str, cell_id: str = "") -> Cell:
+        """Send a cell and return at once; the cell's `wait` waits for its end.
+
+        `cell_id` is sent along as JupyterLab does.
+        """
+        client = self._connected
+        plain = client.session.msg
+        if cell_id:
+            client.session.msg = partial(plain, metadata={"cellId": cell_id})
+        try:
+            msg_id = client.execute(source, allow_stdin=False, stop_on_error=False)
+        finally:
+            client.session.msg = plain
         self._cells[msg_id] = Cell(self, source, msg_id)
         return self._cells[msg_id]
 
-    def run(self, source: str, timeout: float = 60, check: bool = True) -> Cell:
+    def run(self, source: str, timeout: float = 60, check: bool = True, cell_id: str = "") -> Cell:
         """Run a cell to its end."""
-        return self.start(source).wait(timeout, check)
+        return self.start(source, cell_id).wait(timeout, check)
 
     def complete(self, code: str) -> Message:
         """What the kernel offers at the end of `code`."""

@@ -10,7 +10,9 @@ outputs and all variables of the notebook are compared. A cell is
 - silent: something differs, and nothing says so.
 
 After a cell that differs, the notebook in processes is made anew: its kernel is restarted, and the
-cells so far run in its foreground. So each cell is judged for itself. With `--go-on` the notebook
+cells so far run in its foreground. So each cell is judged for itself, and what they give in this
+second foreground must be what they gave in the first: otherwise the notebook differs from one run
+to the next, and the cell is silent, whatever was said. With `--go-on` the notebook
 is left as it is, and a cell that differs after one that has differed, and of which nothing is said,
 counts as one that follows from it.
 """
@@ -25,7 +27,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,16 +145,18 @@ class Notebooks:
 
     def run(self, cells: Iterable[CodeCell], *, goes_on: bool = False) -> Iterator[Judged]:
         """Run cells in both kernels, and judge each."""
-        so_far: list[CodeCell] = []
+        so_far: list[tuple[CodeCell, After]] = []
         before = ALIKE
         for cell in cells:
-            so_far.append(cell)
-            judged = judge(cell, self._in_foreground(cell), self._in_process(cell), before)
-            yield judged
-            if judged.kind != ALIKE and goes_on:
-                before = judged.kind
-            elif judged.kind != ALIKE:
-                self._make_anew(so_far)
+            expected = self._in_foreground(cell)
+            so_far.append((cell, expected))
+            judged = judge(cell, expected, self._in_process(cell), before)
+            if judged.kind == ALIKE or goes_on:
+                before = judged.kind if judged.kind != ALIKE else before
+                yield judged
+            else:
+                changed = [*self._make_anew(so_far)]
+                yield replace(judged, kind=SILENT, differs=changed) if changed else judged
 
     def _in_foreground(self, cell: CodeCell) -> After:
         ran = self._plain.run(cell.source, TASK_TIMEOUT_S, check=False)
@@ -173,10 +177,18 @@ class Notebooks:
         lines = [launched.stream("stderr"), waited.stream("stderr"), said, *_warnings(facts)]
         return _after(shown, seen, "✓ completed" not in facts, "\n".join(filter(None, lines)))
 
-    def _make_anew(self, cells: Sequence[CodeCell]) -> None:
+    def _make_anew(self, cells: Sequence[tuple[CodeCell, After]]) -> Iterator[str]:
+        """Bring the notebook in processes to where the other is. Yield what is not as there."""
         self._ours.restart()
-        for source in (LOAD, *(cell.source for cell in cells)):
-            self._ours.run(source, TASK_TIMEOUT_S, check=False)
+        self._ours.run(KEEP_ORDER)
+        self._ours.run(LOAD)
+        for cell, first in cells:
+            ran = self._ours.run(cell.source, TASK_TIMEOUT_S, check=False)
+            if (outputs := described(snapshot(ran))) != first.outputs:
+                yield f"cell {cell.number} in two runs: {_first_difference(first.outputs, outputs)}"
+        last = cells[-1][1]
+        again = After(last.outputs, *_seen(self._ours), last.has_failed)
+        yield from (what for what, _names in differences(last, again))
 
 
 def _python_path() -> str:
@@ -189,6 +201,12 @@ def _look(kernel: NotebookKernel) -> tuple[dict[str, Any], str]:
     said, _mark, document = cell.stream("stdout").partition(MARK)
     seen: dict[str, Any] = json.loads(document)
     return seen, said + cell.stream("stderr")
+
+
+def _seen(kernel: NotebookKernel) -> tuple[dict[str, list[str]], frozenset[tuple[str, ...]]]:
+    """The values of a notebook's variables, and what they share."""
+    seen, _said = _look(kernel)
+    return seen["values"], frozenset(map(tuple, seen["shared"]))
 
 
 def _after(ran: Cell, seen: dict[str, Any], has_failed: bool, said: str = "") -> After:

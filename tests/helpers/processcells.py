@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from kernels import Cell, NotebookKernel
+
+UNTIL_GO = """
+def until_go():
+    from pathlib import Path
+    from time import sleep
+    while not Path('go').exists():
+        sleep(0.01)
+    Path('go').unlink()
+"""
+"""A function of the notebook: a cell that calls it waits for the file `go` in its folder."""
 
 
 class Notebook:
@@ -36,3 +49,18 @@ class Notebook:
         """What a cell prints in a process."""
         self.process(source)
         return self.cell("%bg_output --raw")
+
+
+@pytest.fixture(scope="module")
+def a_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookKernel]:
+    """One kernel with the extension for all tests of a module."""
+    with NotebookKernel(tmp_path_factory.mktemp("process-cells")) as kernel:
+        kernel.run("%load_ext ipytaskpersist")
+        yield kernel
+
+
+@pytest.fixture
+def notebook(a_kernel: NotebookKernel) -> Notebook:
+    """That kernel without variables."""
+    a_kernel.run("%reset -f")
+    return Notebook(a_kernel)

@@ -18,6 +18,7 @@ import ipytaskpersist as bg
 from ipytaskpersist.api import Task
 from ipytaskpersist.base import process_identity
 from ipytaskpersist.base.records import OutputKind, ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.cells.shell_commands import usual_shell
 from ipytaskpersist.output import replay
 from ipytaskpersist.session import manager
 from ipytaskpersist.session.manager import BackgroundTasks
@@ -69,8 +70,8 @@ def ended(task: Task, timeout: float = 30) -> Task:
 def directly(command: str, **options: object) -> Ran:
     """What a command leaves that Python runs without this package."""
     done = subprocess.run(
-        command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-        timeout=60, **options,
+        command, shell=True, executable=usual_shell(), stdin=subprocess.DEVNULL,
+        capture_output=True, check=False, timeout=60, **options,
     )  # type: ignore[call-overload]  # fmt: skip
     return Ran(done.stdout, done.stderr, done.returncode)
 

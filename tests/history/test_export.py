@@ -18,6 +18,7 @@ from programs import environment, run_command, run_python
 from stores import HOSTILE, NOT_UTF_8, PIXEL, archive_some, command, copied, make_store, opened
 
 from ipytaskpersist.base.records import OutputKind
+from ipytaskpersist.cells.shell_commands import usual_shell
 from ipytaskpersist.history import export_page
 from ipytaskpersist.history.documents import encoded
 from ipytaskpersist.session.notebook_identity import session_identity
@@ -102,7 +103,7 @@ def test_a_process_tells_its_command_directory_options_and_what_it_used(
     task = tasks["bytes"]
     assert (task["state"], task["exit_code"], task["reason"]) == ("failed", 3, "exit status 3")
     process = task["process"]
-    assert process["command"][:2] == ["/bin/sh", "-c"]
+    assert process["command"][:2] == [usual_shell(), "-c"]
     assert Path(process["directory"]).is_dir()
     assert process["options"] == {"env": {"COLOUR": "blue"}}
     assert process["cpu_s"] >= 0

@@ -38,7 +38,7 @@ from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentit
 from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.commands.moving import FORMATS
 from ipytaskpersist.errors import InvalidRequest, ResultUnavailable
-from ipytaskpersist.history import documents, import_reading
+from ipytaskpersist.history import fields, import_reading
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.exporting import Export
 from ipytaskpersist.history.foreign_formats import time_of
@@ -610,8 +610,8 @@ def test_a_line_that_is_too_long_is_skipped(
 
 
 def test_many_values_in_little_text_are_refused_before_they_fill_the_memory() -> None:
-    with pytest.raises(documents.InvalidRecord, match="values"):
-        documents.parsed(b"[" + b"[]," * documents.VALUES_AT_MOST + b"[]]")
+    with pytest.raises(fields.InvalidRecord, match="values"):
+        fields.parsed(b"[" + b"[]," * fields.VALUES_AT_MOST + b"[]]")
 
 
 def test_displays_that_are_nested_too_deeply_are_refused(

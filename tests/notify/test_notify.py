@@ -105,7 +105,7 @@ def test_each_end_is_told_exactly_once_whoever_owned_the_task(
     bodies, where = inbox.bodies(), f"a.ipynb on {socket.gethostname()}"
     assert bodies.keys() == {"✓ completed: in a thread", "✕ failed: fails", "✕ failed: raises"}
     assert bodies["✓ completed: in a thread"] == (
-        f"{where} · task 1 · exit 0\n\nthe last line\n\n%bg_output 1"
+        f"{where} · task 1\n\nthe last line\n\n%bg_output 1"
     )
     assert bodies["✕ failed: fails"] == (
         f"{where} · task 2 · exit 3\n\nbroken\n\n%bg_output 2 · %bg_rerun 2"

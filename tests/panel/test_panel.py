@@ -19,11 +19,13 @@ from stores import HOSTILE, PIXEL
 
 from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.output.counts import OutputCounter
 from ipytaskpersist.panel import rows, selected
 from ipytaskpersist.panel.selected import Tail, stream_lines
 from ipytaskpersist.store.task_store import TaskStore
 
 HAS_SUBSHELLS = ipykernel.version_info[:2] >= (7, 1)
+ABC = '<div class="stdout">abc</div>'
 ENDLESS = "import time\nwhile True: time.sleep(0.01)"
 
 
@@ -329,7 +331,7 @@ def test_a_saved_panel_has_a_list_that_says_of_when_it_is(notebook: Notebook) ->
     assert "application/vnd.jupyter.widget-view+json" in panel
     for mime in ("text/html", "text/plain"):
         assert "live while its kernel runs" in panel[mime]
-        assert "as of 20" in snapshot[mime]
+        assert "Background tasks at " in snapshot[mime]
         assert "completed" in snapshot[mime]
     assert "<script" not in snapshot["text/html"]
 
@@ -432,11 +434,11 @@ def test_only_the_end_of_a_long_output_is_read(store: TaskStore) -> None:
     session = histories.begin_session(store)
     line = b"x" * 99 + b"\n"
     task = histories.add_task(store, session, printed=line * 20_000)
-    pieces = selected.pieces_of(store, task)
-    assert len(pieces) == selected.LINES
-    assert selected.lines_above(store, task, len(pieces)) == 20_000 - selected.LINES
+    shown = selected.shown_of(store, task, OutputCounter())
+    assert len(shown.pieces) == selected.LINES
+    assert shown.left_out == f"{20_000 - selected.LINES:,} lines"
     no_end = histories.add_task(store, session, printed=b"\rabc" * 1_000_000)
-    assert selected.pieces_of(store, no_end) == ['<div class="stdout">abc</div>']
+    assert selected.shown_of(store, no_end, OutputCounter()).pieces == [ABC]
 
 
 def test_a_task_has_the_button_that_makes_sense_for_it(store: TaskStore) -> None:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import pytest
 from kernels import NotebookKernel
-from processcells import Notebook
+from processcells import UNTIL_GO, Notebook, a_kernel, notebook
 
 from ipytaskpersist.session.results import OLD_ONE
 
-
-@pytest.fixture(scope="module")
-def a_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookKernel]:
-    with NotebookKernel(tmp_path_factory.mktemp("changes")) as kernel:
-        kernel.run("%load_ext ipytaskpersist")
-        yield kernel
-
-
-@pytest.fixture
-def notebook(a_kernel: NotebookKernel) -> Notebook:
-    a_kernel.run("%reset -f")
-    return Notebook(a_kernel)
+__all__ = ["a_kernel", "notebook"]
 
 
 @dataclass(frozen=True)
@@ -399,21 +387,12 @@ def test_what_out_does_not_name_is_in_show(notebook: Notebook) -> None:
 
 # What the notebook has changed meanwhile.
 
-UNTIL_THEN = """
-def wait():
-    from pathlib import Path
-    from time import sleep
-    while not Path('gate').exists():
-        sleep(0.01)
-    Path('gate').unlink()
-"""
-
 
 def while_it_runs(notebook: Notebook, change: str, own: str) -> str:
     """Let a process make a change after the notebook's own. Return what is said of it."""
-    notebook.cell(UNTIL_THEN)
-    notebook.cell(f"%%background --process\nwait()\n{change}")
-    notebook.cell(f"{own}\nopen('gate', 'w').close()")
+    notebook.cell(UNTIL_GO)
+    notebook.cell(f"%%background --process\nuntil_go()\n{change}")
+    notebook.cell(f"{own}\nopen('go', 'w').close()")
     notebook.cell("%bg_wait --timeout 60")
     return notebook.cell("pass")
 

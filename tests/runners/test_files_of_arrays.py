@@ -13,6 +13,7 @@ from typing import Any
 import disks
 import pytest
 from kernels import NotebookKernel, until
+from processcells import UNTIL_GO
 
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.errors import StoreError
@@ -22,13 +23,6 @@ from ipytaskpersist.store.task_store import TaskStore
 MakeKernel = Callable[..., NotebookKernel]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or mounts")
 needs_mounts = pytest.mark.skipif(bool(disks.why_not()), reason=disks.why_not())
-
-WAITING = """%%background --process {name}
-import os, time
-print("begun")
-while not os.path.exists("go"):
-    time.sleep(0.01)
-{then}"""
 
 
 @pytest.fixture
@@ -40,7 +34,8 @@ def notebook(make_kernel: MakeKernel, tmp_path: Path) -> NotebookKernel:
 
 def begin(kernel: NotebookKernel, state_dir: Path, name: str, then: str) -> Path:
     """Begin a task that is given the array and waits for `go`. Returns the file of the array."""
-    kernel.run(WAITING.format(name=name, then=then))
+    kernel.run(UNTIL_GO)
+    kernel.run(f"%%background --process {name}\nimport os\nprint('begun')\nuntil_go()\n{then}")
     until(lambda: "begun" in kernel.run(f"%bg_output {name}").text)
     (path,) = (state_dir / "payloads").glob("*-1/*.buffers")
     path.chmod(0o600)

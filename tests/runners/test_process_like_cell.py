@@ -7,20 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from kernels import NotebookKernel
-from processcells import Notebook
+from processcells import Notebook, a_kernel, notebook
 
-
-@pytest.fixture(scope="module")
-def a_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookKernel]:
-    with NotebookKernel(tmp_path_factory.mktemp("like-cell")) as kernel:
-        kernel.run("%load_ext ipytaskpersist")
-        yield kernel
-
-
-@pytest.fixture
-def notebook(a_kernel: NotebookKernel) -> Notebook:
-    a_kernel.run("%reset -f")
-    return Notebook(a_kernel)
+__all__ = ["a_kernel", "notebook"]
 
 
 # Cells that do not end well.

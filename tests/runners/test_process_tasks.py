@@ -310,14 +310,54 @@ def test_flags_that_make_no_sense_are_one_line(
 
 
 def test_what_it_assigns_is_back_before_the_next_cell_with_one_line(notebook: Notebook) -> None:
-    notebook.launch("import math\nroot = math.sqrt(16)\ndef twice(x):\n    return 2 * x", "maths")
+    """What is imported or only defined, and loop variables, come back without a word."""
+    notebook.launch(
+        "import math\nroot = math.sqrt(16)\ndef twice(x):\n    return 2 * x\n"
+        "for step in range(3):\n    pass",
+        "maths",
+    )
     notebook.kernel.run("%bg_wait")
     assert "in the notebook" not in notebook.kernel.run("%bg_output").text
-    cell = notebook.kernel.run("print(root, twice(root))")
+    cell = notebook.kernel.run("print(root, twice(root), step)")
     first, second = cell.text.splitlines()[-2:]
-    assert first.endswith("(maths): root, twice are in the notebook")
-    assert second == "4.0 8.0"
+    assert first.endswith("(maths): root is in the notebook")
+    assert second == "4.0 8.0 2"
     assert notebook.kernel.run("print('again')").text == "again\n"
+
+
+def test_what_the_notebook_has_assigned_meanwhile_is_kept(
+    notebook: Notebook, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(.01)\n"
+    notebook.kernel.run("i, same, indirect, gone, kept = 0, 'same', 0, 0, 0")
+    notebook.launch(
+        wait + "for i in range(4):\n    total = i\nsame = indirect = gone = kept = late = 'task'",
+        "first",
+    )
+    notebook.launch(f"{wait}late = 'later'", "second")
+    number = json.loads(notebook.kernel.run("%bg_show first --json").text)["number"]
+
+    missed = notebook.kernel.run("total", check=False)
+    assert missed.outputs[0].output_type == "error"
+    assert missed.stream("stderr") == (
+        f"task {number} (first) assigns total and still runs: %bg_wait {number}\n"
+    )
+    assert notebook.kernel.run("never", check=False).stream("stderr") == ""
+    notebook.kernel.run("import time\ni = 7\nsame = 'same'\nexec('indirect = 2')\ndel gone")
+    notebook.kernel.run("kept = 1 / 0", check=False)
+    gate.touch()
+    notebook.kernel.run("%bg_wait first second")
+
+    back = notebook.kernel.run("print(i, same, indirect, gone, kept, total, late)")
+    assert back.stream("stdout").splitlines()[-1] == "7 same 2 task task 3 later"
+    assert (
+        f"task {number} (first): total, gone, kept, late are in the notebook; "
+        "i, same, indirect were assigned in the task, and in the notebook, which keeps its own; "
+        f"%bg_load {number} i same indirect takes them\n"
+    ) == back.stream("stderr")
+    taken = notebook.kernel.run(f"%bg_load {number} i\nprint(i)")
+    assert taken.stream("stdout").splitlines()[-1] == "3"
 
 
 def test_nothing_comes_back_in_the_middle_of_a_cell(notebook: Notebook) -> None:

@@ -35,9 +35,13 @@ from shells import (
     what_it_left,
 )
 
+from ipytaskpersist.api import Task
 from ipytaskpersist.base.process_tree import MARK
 from ipytaskpersist.base.records import OutputKind, TaskState
+from ipytaskpersist.cells.shell_commands import usual_shell
+from ipytaskpersist.display import task_details
 from ipytaskpersist.errors import BackgroundError
+from ipytaskpersist.session import manager
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.tasks import Selection
 
@@ -172,7 +176,7 @@ def language_commands() -> Iterable[str]:
     yield "false || echo otherwise"
     yield "trap 'echo leaving' EXIT; exit 9"
     yield "trap 'echo caught' USR1; kill -USR1 $$; echo on"
-    yield "sh -c 'kill -KILL $$'; echo $?"
+    yield "{ sh -c 'kill -KILL $$'; } 2>/dev/null; echo $?"
     yield "sh -c 'sh -c \"exit 6\"'"
     yield "set -e; false; echo never"
     yield "set -u; echo $NOT_SET_ANYWHERE"
@@ -227,7 +231,7 @@ def test_a_command_of_any_length_runs_and_reads_nothing_of_itself(
     assert len(source) > 300_000
     script = folder / "long.sh"
     script.write_text(source)
-    assert what_it_left(finish(source)) == directly(f"/bin/sh {shlex.quote(str(script))}")
+    assert what_it_left(finish(source)) == directly(f"{usual_shell()} {shlex.quote(str(script))}")
 
 
 def test_many_tasks_run_at_once_and_each_keeps_its_own_output(session: BackgroundTasks) -> None:
@@ -474,12 +478,29 @@ def test_more_tasks_run_at_once_than_the_launching_process_may_open_files(
     assert run_program(program, state_dir).stdout == "{('running', None, '100\\n')}\n"
 
 
-def test_bash_runs_what_is_written_for_bash(session: BackgroundTasks) -> None:
-    if not shutil.which("bash"):
+def test_bash_runs_a_command_unless_another_shell_is_named(
+    session: BackgroundTasks, folder: Path
+) -> None:
+    """People type for the shell of their terminal: `source`, `[[`, arrays, `pipefail`."""
+    bash = shutil.which("bash")
+    if bash is None:
         pytest.skip("there is no bash")
-    script = "numbers=(4 5 6); [[ abc == a* ]] && echo ${numbers[1]} ${BASH_VERSION:0:0}done"
-    assert finish(script, shell_path="bash").stdout == "5 done\n"
-    assert finish(script, shell_path=shutil.which("bash")).stdout == "5 done\n"
+    (folder / "five").write_text("five=5\n")
+    script = (
+        "set -o pipefail; source ./five; numbers=(4 $five 6)\n"
+        "[[ abc == a* ]] && echo ${numbers[1]}; false | true"
+    )
+    for options in ({}, {"shell_path": "bash"}, {"shell_path": bash}):
+        task = finish(script, cwd=folder, **options)
+        assert (task.stdout, task.exit_code) == ("5\n", 1)
+    assert f"{bash} -c" in details(task)
+    session.shell_path = "/bin/sh"
+    assert "/bin/sh -c" in details(finish("echo 'in the shell of the setting'"))
+    session.shell_path = ""
+
+
+def details(task: Task) -> str:
+    return task_details.as_text(manager.current(), manager.current().tasks.find(task.id))
 
 
 def test_rerun_runs_a_command_again_with_the_same_options(
@@ -659,6 +680,8 @@ def launched(kernel: NotebookKernel, cell: str) -> dict[str, object]:
     ("cell", "stdout"),
     [
         ("\n%%bash\nnumbers=(1 2); echo ${numbers[1]}", "2\n"),
+        ("--shell\n%%bash\necho $0", "bash\n"),
+        ("--shell\n!printf 'not a negation'", "not a negation"),
         ("\n%%sh\necho $((6 * 7))", "42\n"),
         ("\n%%script python3\nprint('from', 'python')", "from python\n"),
         ("\n%%bash -s one two\necho $2", "two\n"),

@@ -30,7 +30,8 @@ import importlib.abc, importlib.machinery, os, sys
 
 PAUSES = {
     "ipytaskpersist.output.recorder": ("HEARTBEAT_S", "WATCH_S"),
-    "ipytaskpersist.runners.supervisor": ("UNPROMPTED_LOOK_S", "KERNEL_S"),
+    "ipytaskpersist.runners.store_watch": ("UNPROMPTED_LOOK_S",),
+    "ipytaskpersist.runners.kernel_watch": ("KERNEL_S",),
     "ipytaskpersist.history.upkeep": ("BEGIN_S", "SOON_S", "INTERVAL_S"),
 }
 FACTOR = float(os.environ.get("SOAK_FACTOR", "1"))

@@ -296,7 +296,7 @@ def settings_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said of the settings found in a folder, which change nothing."""
     monkeypatch.chdir(folder)
     manager = BackgroundTasks()
-    assert (manager.runner, manager.shell_path) == ("thread", "/bin/sh")
+    assert (manager.runner, manager.shell_path) == ("thread", "")
     return manager.setting_problems
 
 

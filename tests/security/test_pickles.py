@@ -210,11 +210,12 @@ def test_one_module_alone_loads_pickles_and_one_alone_uses_it() -> None:
     root = Path(channel.__file__).parents[1]
     found = {path.name for path in root.rglob("*.py") if imported_by(path) & LOADING}
     # A supervisor hands a task's rows to its own fork server, through a socket that both inherit.
-    assert found == {"pickling.py", "warm.py", "fork_server.py"}
+    # `notebook_pickler` writes only, and `pickling` alone calls it.
+    assert found == {"pickling.py", "notebook_pickler.py", "warm.py", "fork_server.py"}
     using = {path.name for path in root.rglob("*.py") if "pickling import" in path.read_text()}
-    # Those that load do so from bytes that `payloads` has checked.
+    # Those that load do so from bytes that `signed_files` has checked.
     assert using == {
-        *("payloads.py", "bundles.py", "originals.py", "returned.py", "changeable.py"),
-        "module_variables.py",
+        *("payloads.py", "signed_files.py", "bundles.py", "originals.py", "returned.py"),
+        *("changeable.py", "module_variables.py"),
         *("child.py", "launcher.py", "notebook_magics.py"),
     }

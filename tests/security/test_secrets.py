@@ -21,9 +21,11 @@ from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import Options
 from ipytaskpersist.capture import post_mortem
 from ipytaskpersist.doctor import report
-from ipytaskpersist.history.documents import parsed, task_document, task_of
+from ipytaskpersist.history.documents import task_document
 from ipytaskpersist.history.export_page import page
 from ipytaskpersist.history.exporting import Export
+from ipytaskpersist.history.fields import parsed
+from ipytaskpersist.history.task_reading import task_of
 from ipytaskpersist.runners.reconciling import forget_environments
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store import environments

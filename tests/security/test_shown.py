@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,15 +18,24 @@ from programs import environment
 from ipytaskpersist.api import Task
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.notify_target import masked
+from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.base.vocabulary import VERBS
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import every_verb
-from ipytaskpersist.display import announcements, greetings, search_results, status_card
+from ipytaskpersist.display import (
+    announcements,
+    card_content,
+    greeting_words,
+    search_results,
+    status_card,
+)
+from ipytaskpersist.display.greetings import News
 from ipytaskpersist.display.listing import Listing, list_html
 from ipytaskpersist.history import search_query, text_search
 from ipytaskpersist.history.export_page import page
 from ipytaskpersist.history.exporting import Export
 from ipytaskpersist.notify.notifier import message_about
+from ipytaskpersist.output.counts import OutputCounter
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.tasks import Selection
 from ipytaskpersist.text import formatting
@@ -96,6 +106,15 @@ def hostile(
     manager.store.close()
 
 
+def news_of(tasks: Sequence[TaskRecord]) -> News:
+    """A greeting that reports all of these tasks."""
+    ended = [task for task in tasks if task.state.is_final]
+    running = [task for task in tasks if not task.state.is_final]
+    now = formatting.utc_now()
+    counts = Counter(task.state for task in tasks)
+    return News(now, now, "kernel restarted", counts, ended, running, counts)
+
+
 def pages_of(manager: BackgroundTasks) -> Iterator[tuple[str, str]]:
     """Everything that is given to a browser as HTML, with what it is."""
     from ipytaskpersist.panel import selected
@@ -106,9 +125,10 @@ def pages_of(manager: BackgroundTasks) -> Iterator[tuple[str, str]]:
         listing = Listing(tasks, len(tasks) + 1, every, now, has_archives=True)
         yield f"list {every}", list_html(listing)
     yield "empty list", list_html(Listing([], 0, True, now))
-    reader = [status_card.CardReader(manager).read(task, now) for task in tasks]
+    reader = [card_content.CardReader(manager).read(task, now) for task in tasks]
     for card in reader:
         yield f"card of {card.task.state}", status_card.card_html(card)
+    yield "greeting", greeting_words.as_html(news_of(tasks))
     yield "cards", status_card.cards_html(reader)
     yield "a task itself", Task(manager, tasks[0])._repr_mimebundle_()["text/html"]
     for query in ("pwned", "title", "drop table"):
@@ -122,7 +142,7 @@ def pages_of(manager: BackgroundTasks) -> Iterator[tuple[str, str]]:
             search_results.found_html(search_results.Shown(found, manager.tasks.is_own, now)),
         )
     for task in (*tasks, *archived):
-        for piece in selected.pieces_of(manager.store, task):
+        for piece in selected.shown_of(manager.store, task, OutputCounter()).pieces:
             yield f"panel {task.state}", piece
     whole = b"".join(page(Export(manager.archives, manager.payloads, tasks))).decode()
     head, body = whole.split("<body>")
@@ -281,7 +301,7 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["doctor"], ["doctor", "--json"], ["import", "evil.jsonl"], ["archive", ids[0]],
         ["list", "--archived", "--all"], ["export", ids[0], "--output", "out.jsonl"],
         ["list", STEERING], ["show", STEERING], ["export", STEERING], ["config", STEERING],
-        ["backup", f"{STEERING}/x"], ["restore", STEERING], ["panel"], ["clear"],
+        ["backup", f"{STEERING}/x"], ["restore", STEERING], ["panel"], ["clear"], ["adopt"],
     ]  # fmt: skip
     shown = at_terminal(state_dir, tmp_path, lines)
     assert set(VERBS) <= set(shown), "each verb is attacked"
@@ -311,8 +331,8 @@ def test_what_is_said_before_a_prompt_steers_nothing(hostile: BackgroundTasks) -
     tasks = hostile.tasks.select(Selection())
     said = [announcements.in_words([task for task in tasks if task.state.is_final])]
     said += [formatting.launched_text(task) for task in tasks]
-    said += [greetings._line(task, None) for task in tasks]
-    said += [status_card.card_text(status_card.CardReader(hostile).read(t, formatting.utc_now()))
+    said += [greeting_words.in_words(news_of(tasks))]
+    said += [status_card.card_text(card_content.CardReader(hostile).read(t, formatting.utc_now()))
              for t in tasks]  # fmt: skip
     for text in said:
         assert "pwned" in text

@@ -52,12 +52,14 @@ YOURS_ALONE = {
     "archive_after_days": "0",
     "auto_resume": "true",
     "backups_kept": "0",
+    "if_running": "'replace'",
     "keep": "'nothing'",
     "max_store_bytes": "1",
     "notify": "['json://192.0.2.1']",
     "notify_after_s": "0",
     "settings_apart": "['random']",
     "shell_path": "'./evil'",
+    "wait_at_exit_s": "1000000",
     "warm_processes": "false",
 }
 

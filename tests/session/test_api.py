@@ -78,9 +78,10 @@ def test_submit_calls_a_function_with_its_arguments(shared: NotebookKernel) -> N
         assert task.result(30) == 42
         assert (task.name, task.stdout) == ("scaled", "scaling\\n")
         assert task.source.startswith("def scaled(number, *, by):")
+        assert bg.submit(scaled, 6, by=7, name="by seven").name == "by seven"
         assert bg.submit(lambda: 1).result(30) == 1
         assert bg.submit(max, [1, 5, 3]).result(30) == 5
-        assert bg.submit(dict, function=1, name=2).result(30) == {"function": 1, "name": 2}
+        assert bg.submit(dict, function=1).result(30) == {"function": 1}
         """,
     )
 
@@ -102,13 +103,28 @@ def test_submit_takes_anything_that_can_be_called(shared: NotebookKernel) -> Non
         shared,
         """
         import functools
+        from ipytaskpersist import errors
         class Adder:
             def __call__(self, a, b): return a + b
             def method(self): return "method"
         assert bg.submit(Adder(), 1, 2).result(30) == 3
         assert bg.submit(Adder().method).result(30) == "method"
         partial = bg.submit(functools.partial(int, base=2), "101")
-        assert partial.result(30) == 5 and partial.name
+        assert (partial.result(30), partial.name) == (5, "int")
+
+        def greet(name): return f"hello {name}"
+        def refused(function, name):
+            try:
+                bg.submit(function, name=name)
+            except errors.InvalidRequest as error:
+                return str(error)
+        assert "functools.partial(greet, name=…)" in refused(greet, "Ann")
+        assert "a number means" in refused(int, "3")
+        assert "submit(print, 3), not submit(print(3))" in refused(None, "x")
+        assert "is a text, not 3" in refused(int, 3)
+        for call, arguments in ((greet, ["Ann"]), (functools.partial(greet, name="Ann"), [])):
+            task = bg.submit(call, *arguments, name="greeting")
+            assert (task.result(30), task.name) == ("hello Ann", "greeting")
         """,
     )
 

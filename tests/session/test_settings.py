@@ -17,6 +17,7 @@ from layout import ROOT
 from programs import TIMEOUT_S, Finished, environment, run_python
 from shells import own_session, process_of, shell, supervisor
 
+from ipytaskpersist.cells.shell_commands import usual_shell
 from ipytaskpersist.session import manager
 from ipytaskpersist.session.manager import BackgroundTasks
 
@@ -338,6 +339,27 @@ def test_config_refuses_what_makes_no_sense_in_one_line(project: Project) -> Non
     assert shown.stdout.endswith("False\n")
 
 
+def test_the_verb_config_sets_a_value_as_it_is_typed(project: Project) -> None:
+    shown = project.ipython(
+        "%load_ext ipytaskpersist", "%bg_config settings_apart pandas numpy",
+        "%bg_config max_output_bytes none", "%bg_config cancel_grace_s = 2.5",
+        "%reload_ext ipytaskpersist",
+        "m = get_ipython()._ipytaskpersist.manager",
+        "print(m.settings_apart, m.max_output_bytes, m.cancel_grace_s, m.runner)",
+        "%bg_config runner=fork",
+    )  # fmt: skip
+    said, *_, values = shown.stdout.splitlines()
+    assert said.startswith(
+        "settings_apart = ['pandas', 'numpy'] in this session; for later ones, write "
+        "c.BackgroundTasks.settings_apart = ['pandas', 'numpy'] into "
+    )
+    assert values == "['pandas', 'numpy'] None 2.5 thread"
+    assert "'fork' is not allowed; it must be 'thread' or 'process'" in shown.stderr
+    refused = project.command("config", "runner", "process")
+    assert refused.returncode == 1
+    assert "write c.BackgroundTasks.runner = 'process' into " in refused.stderr
+
+
 def test_config_finds_the_class_and_shows_its_settings(project: Project) -> None:
     shown = project.ipython("%load_ext ipytaskpersist", "%config", "%config BackgroundTasks")
     assert "    BackgroundTasks\n" in shown.stdout
@@ -348,10 +370,10 @@ def test_a_change_holds_from_the_next_launch(project: Project) -> None:
     task = ["bg.background('echo $0', shell=True)", "%bg_wait", "%bg_output"]
     shown = project.ipython(
         "%load_ext ipytaskpersist", "import ipytaskpersist as bg", *task,
-        "%config BackgroundTasks.shell_path = '/bin/bash'", *task,
+        "%config BackgroundTasks.shell_path = '/bin/sh'", *task,
     )  # fmt: skip
-    assert [line for line in shown.stdout.splitlines() if line.startswith("/bin/")] == [
-        "/bin/sh", "/bin/bash"
+    assert [line for line in shown.stdout.splitlines() if line.endswith("sh")] == [
+        usual_shell(), "/bin/sh"
     ]  # fmt: skip
 
 

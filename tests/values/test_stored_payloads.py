@@ -22,7 +22,8 @@ from traps import Trap, guarded
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import ResultRecord, TaskRecord, TaskState
 from ipytaskpersist.errors import ResultUnavailable
-from ipytaskpersist.values.payloads import KEY_BYTES, Payloads
+from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.values.signatures import KEY_BYTES
 
 
 def a_task(number: int = 1) -> TaskRecord:

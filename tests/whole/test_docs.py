@@ -106,7 +106,7 @@ def test_every_environment_variable_of_the_code_is_explained(generator: Any) -> 
     used = {
         name
         for path in sources
-        for name in re.findall(r"[\"'$](IPYTASKPERSIST_[A-Z]+)", path.read_text(encoding="utf-8"))
+        for name in re.findall(r"[\"'$](IPYTASKPERSIST_[A-Z_]+)", path.read_text(encoding="utf-8"))
     }
     assert used == set(generator.VARIABLES)
 

@@ -15,18 +15,29 @@ export function unfoldIn(document, server) {
   });
 }
 
-/** All text of a task. It arrives in blocks, which the browser lays out when they are scrolled to. */
+/** All text of a task. The browser lays its blocks out when they are scrolled to. */
 function whole(server, task) {
-  const box = make("pre", { class: "ipytaskpersist-whole", tabindex: "0", "aria-label": "All text of the task" });
-  server.get(`tasks/${encodeURIComponent(task)}/output`).then((response) => response.text()).then(
-    (text) => {
-      const add = (from) => {
-        box.append(make("div", {}, text.slice(from, from + BLOCK)));
-        if (from + BLOCK < text.length && box.isConnected) requestAnimationFrame(() => add(from + BLOCK));
-      };
-      add(0);
-    },
-    ({ message }) => box.append(message),
-  );
+  const box = make("pre", { class: "ipytaskpersist-whole", tabindex: "0", "aria-label": "All text of the task",
+    "aria-busy": "true" });
+  server.get(`tasks/${encodeURIComponent(task)}/output`)
+    .then((response) => pour(response.body.getReader(), box))
+    .catch(({ message }) => box.append(message))
+    .finally(() => box.setAttribute("aria-busy", "false"));
   return box;
+}
+
+/** Append text as it comes, one block of whole lines a frame. */
+async function pour(reader, box) {
+  const decoder = new TextDecoder();
+  for (let text = "", isDone = false; !isDone; ) {
+    const { done, value } = await reader.read();
+    isDone = done;
+    text += decoder.decode(value, { stream: !done });
+    const end = done ? text.length : text.lastIndexOf("\n") + 1;
+    if (!done && end < BLOCK) continue;
+    box.append(make("div", {}, text.slice(0, end)));
+    text = text.slice(end);
+    await new Promise(requestAnimationFrame);
+    if (!box.isConnected) return reader.cancel();
+  }
 }

@@ -13,9 +13,10 @@ const COLUMNS = [
   ["state", "State", (task) => ORDER.indexOf(task.state)],
   ["name", "Task", (task) => task.name.toLowerCase()],
   ["progress", "Progress", (task) => task.fraction ?? -1],
-  ["time", "Time", (task, panel) => panel.elapsed(task) ?? -1],
+  ["time", "Time", (task, now) => elapsed(task, now) ?? -1],
   ["line", "Last line", (task) => task.line.toLowerCase()],
 ];
+const LIVE_FIRST = { column: "", down: true };
 const ORDER = ["running", "pending", "failed", "interrupted", "cancelled", "completed"];
 const VERBS = { cancel: "Cancel", rerun: "Rerun", resume: "Resume" };
 const ROWS_AT_ONCE = 150;
@@ -23,6 +24,7 @@ const QUIET_MS = 7000; // the kernel says every two seconds that it is there
 const ANSWER_MS = 3000;
 const PENDING_MS = 600;
 const HERE_MS = 20000;
+const PACE_KNOWN_S = 2;
 const SVG = "http://www.w3.org/2000/svg";
 
 function make(name, attributes = {}, ...children) {
@@ -45,8 +47,21 @@ function put(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+function set(node, name, value) {
+  if (value === null) node.removeAttribute(name);
+  else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
+}
+
 function clock(seconds, options = { hour: "2-digit", minute: "2-digit", second: "2-digit" }) {
   return new Date(seconds * 1000).toLocaleTimeString([], { hourCycle: "h23", ...options });
+}
+
+// A time of another day has its date. The browser's zone is the person's.
+function moment(seconds) {
+  const at = new Date(seconds * 1000);
+  const isToday = at.toDateString() === new Date().toDateString();
+  const time = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23", timeZoneName: "short" };
+  return at.toLocaleString([], isToday ? time : { year: "numeric", month: "short", day: "numeric", ...time });
 }
 
 function duration(seconds) {
@@ -58,19 +73,178 @@ function duration(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
 }
 
+function elapsed(task, now) {
+  return task.started === null ? null : Math.max(0, (task.ended ?? now) - task.started);
+}
+
+// As long as the rest takes at the task's pace so far.
+function timeLeft(task, now) {
+  const taken = elapsed(task, now);
+  if (task.state !== "running" || !task.fraction || task.fraction >= 1 || taken < PACE_KNOWN_S) return "";
+  return `about ${duration((taken * (1 - task.fraction)) / task.fraction)} left`;
+}
+
+function joined(...parts) {
+  return parts.filter(Boolean).join(" · ");
+}
+
+function title(task) {
+  return task.name || `task ${task.number}`;
+}
+
+// The table of tasks: what it shows is a function of plain rows and of how they are viewed, so that it
+// can stand anywhere. What a person does with a row is given to `actions`.
+
+class TaskList {
+  constructor(actions) {
+    this.actions = actions; // select(id), act(task), sortBy(column), more()
+    this.parts = new Map(); // of the rows that have been in sight, by the tasks' ids
+    this.head = make("tr", {}, ...COLUMNS.map(([name, text]) => make("th", { class: `ipytp-${name}`,
+      scope: "col" }, make("button", { type: "button", onclick: () => actions.sortBy(name) }, text))),
+      make("th", { class: "ipytp-act", scope: "col" }, make("span", { class: "ipytp-unseen" }, "Action")));
+    this.body = make("tbody", { onkeydown: (event) => this.key(event), onclick: (event) => this.click(event) });
+    this.node = make("div", { class: "ipytp-list", onscroll: () => this.scrolled() },
+      make("table", { "aria-label": "Background tasks", role: "grid" }, make("thead", {}, this.head), this.body));
+  }
+
+  // view: { looks, selected, everywhere, isDisabled, asked (ids), sure (an id), now, sort }
+  show(tasks, view) {
+    const focused = this.node.ownerDocument.activeElement;
+    let next = this.body.firstChild;
+    for (const task of tasks) {
+      const parts = this.parts.get(task.id) ?? this.rowOf(task.id);
+      this.fill(parts, task, view);
+      if (parts.row === next) next = next.nextSibling;
+      else this.body.insertBefore(parts.row, next);
+    }
+    while (next) {
+      const gone = next;
+      next = next.nextSibling;
+      this.parts.delete(gone.dataset.id);
+      gone.remove();
+    }
+    this.mark(view.selected);
+    if (focused && this.body.contains(focused)) focused.focus({ preventScroll: true });
+    for (const [index, [name]] of COLUMNS.entries()) {
+      const sorted = name === view.sort.column ? (view.sort.down ? "descending" : "ascending") : "none";
+      set(this.head.children[index], "aria-sort", sorted);
+    }
+  }
+
+  // One stop for Tab, and its button, however many rows there are: arrows go to the others.
+  mark(selected) {
+    for (const [id, { row, button }] of this.parts) {
+      set(row, "aria-selected", id === selected);
+      for (const each of [row, button]) set(each, "tabindex", id === selected ? 0 : -1);
+    }
+  }
+
+  showTimes(now) {
+    for (const { task, time } of this.parts.values()) {
+      if (task?.state === "running") put(time, duration(elapsed(task, now)));
+    }
+  }
+
+  rowOf(id) {
+    const parts = { glyph: make("span", { class: "ipytp-glyph", "aria-hidden": "true" }),
+      state: make("span", { class: "ipytp-word" }), name: make("bdi"),
+      notebook: make("bdi", { class: "ipytp-notebook" }), bar: make("div"), line: make("bdi") };
+    parts.number = make("td", { class: "ipytp-number" });
+    parts.cell = make("td", { class: "ipytp-state" }, parts.glyph, " ", parts.state);
+    parts.barBox = make("td", { class: "ipytp-progress" }, parts.bar);
+    parts.time = make("td", { class: "ipytp-time-cell" });
+    parts.lineBox = make("td", { class: "ipytp-line" }, parts.line);
+    parts.button = make("button", { type: "button" });
+    parts.row = make("tr", { "data-id": id, tabindex: "-1" }, parts.number, parts.cell,
+      make("td", { class: "ipytp-name" }, parts.name, parts.notebook), parts.barBox, parts.time,
+      parts.lineBox, make("td", { class: "ipytp-act" }, parts.button));
+    this.parts.set(id, parts);
+    return parts;
+  }
+
+  fill(parts, task, view) {
+    parts.task = task;
+    put(parts.number, String(task.number));
+    put(parts.glyph, view.looks[task.state] ?? "");
+    put(parts.state, task.state);
+    set(parts.cell, "title", task.state);
+    set(parts.row, "data-state", task.state);
+    put(parts.name, title(task));
+    if (parts.name.classList.contains("ipytp-nameless") === Boolean(task.name)) {
+      parts.name.classList.toggle("ipytp-nameless", !task.name);
+    }
+    put(parts.notebook, view.everywhere ? task.notebook : "");
+    put(parts.line, task.line);
+    set(parts.lineBox, "title", task.line);
+    this.fillBar(parts, task, view.now);
+    put(parts.time, duration(elapsed(task, view.now)));
+    this.fillButton(parts.button, task, view);
+  }
+
+  fillBar({ bar, barBox }, task, now) {
+    const live = task.state === "running" && task.counts;
+    set(bar, "class", live ? (task.fraction === null ? "ipytp-bar ipytp-endless" : "ipytp-bar") : "");
+    const percent = live && task.fraction !== null ? Math.round(task.fraction * 1000) / 10 : null;
+    set(bar, "role", live ? "progressbar" : null);
+    set(bar, "aria-label", live ? `Progress of task ${task.number}` : null);
+    set(bar, "aria-valuenow", percent);
+    set(bar, "style", live ? `--done: ${percent ?? 30}%` : null);
+    set(barBox, "title", percent === null ? null : joined(`${percent} %`, timeLeft(task, now)));
+  }
+
+  fillButton(button, task, view) {
+    const isAsked = view.asked.has(task.id) || (task.action === "cancel" && task.asked);
+    const verb = VERBS[task.action] ?? "";
+    set(button, "hidden", task.action ? null : "");
+    set(button, "disabled", view.isDisabled || isAsked ? "" : null);
+    put(button, view.sure === task.id ? "Sure?" : isAsked ? `${verb} …` : verb);
+    set(button, "aria-label", `${verb} task ${task.number} ${task.name}`);
+  }
+
+  click(event) {
+    const row = event.target.closest("tr");
+    if (!row) return;
+    if (event.target.closest("button")) this.actions.act(this.parts.get(row.dataset.id).task);
+    else row.focus();
+    this.actions.select(row.dataset.id);
+  }
+
+  key(event) {
+    const row = event.target.closest("tr");
+    if (!row || event.target !== row) return;
+    const move = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
+    if (move) {
+      event.preventDefault();
+      const rows = [...this.body.children];
+      const there = rows[Math.min(Math.max(rows.indexOf(row) + move, 0), rows.length - 1)];
+      this.actions.select(there.dataset.id);
+      there.focus();
+      there.scrollIntoView({ block: "nearest" });
+    } else if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      if (row.ariaSelected === "true") this.actions.act(this.parts.get(row.dataset.id).task);
+      this.actions.select(row.dataset.id);
+    }
+  }
+
+  scrolled() {
+    const box = this.node;
+    if (box.scrollTop + box.clientHeight > box.scrollHeight - 400) this.actions.more();
+  }
+}
+
 class Panel {
   constructor(model, root) {
     this.model = model;
     this.root = root;
     this.view = Math.random().toString(36).slice(2);
     this.tasks = new Map();
-    this.rows = new Map();
     this.looks = {};
     this.sessions = [];
     this.filter = "All";
     this.text = "";
     this.found = new Set();
-    this.sort = { column: "number", down: true };
+    this.sort = LIVE_FIRST;
     this.shown = ROWS_AT_ONCE;
     this.selected = null;
     this.everywhere = false;
@@ -87,6 +261,8 @@ class Panel {
     this.receive = (message) => this.take(message);
     model.on("msg:custom", this.receive);
     this.ticking = setInterval(() => this.tick(), 1000);
+    this.letsSave = (event) => this.letSave(event);
+    window.addEventListener("keydown", this.letsSave, true);
     this.sizes = new ResizeObserver(() => this.later());
     this.sizes.observe(root);
     const first = model.get("first");
@@ -99,6 +275,7 @@ class Panel {
     clearInterval(this.ticking);
     clearTimeout(this.searching);
     this.sizes.disconnect();
+    window.removeEventListener("keydown", this.letsSave, true);
     this.model.off("msg:custom", this.receive);
     this.tell({ kind: "close" });
   }
@@ -133,38 +310,28 @@ class Panel {
     this.everywhere = message.everywhere;
     this.leftOut = message.left_out;
     this.tasks = new Map(message.tasks.map((task) => [task.id, task]));
-    for (const id of this.rows.keys()) if (!this.tasks.has(id)) this.dropRow(id);
-    for (const task of message.tasks) this.fill(task);
     this.scope.value = message.everywhere ? "all" : "this";
-    if (!this.tasks.has(this.selected)) this.selected = null;
-    const newest = [...this.tasks.values()].sort((a, b) => b.created - a.created);
-    const chosen = this.selected ?? (newest.find((task) => task.state === "running") ?? newest[0])?.id;
-    if (chosen) this.select(chosen, true);
+    if (this.tasks.has(this.selected)) this.select(this.selected, true);
     this.timeline.pack();
     this.later();
   }
 
   takeChanges(message) {
     this.clockBehind = Date.now() / 1000 - message.now;
-    for (const id of message.gone) {
-      this.tasks.delete(id);
-      this.dropRow(id);
-    }
+    for (const id of message.gone) this.tasks.delete(id);
     let repack = message.gone.length > 0;
     for (const task of message.tasks) {
       const before = this.tasks.get(task.id);
       repack ||= before?.started !== task.started || before?.ended !== task.ended;
       this.tasks.set(task.id, task);
-      this.fill(task);
       if (before && !FINAL.has(before.state) && FINAL.has(task.state)) this.ended(task);
     }
     if (repack) this.timeline.pack();
-    if (this.selected === null && message.tasks.length) this.select(message.tasks.at(-1).id);
     this.later();
   }
 
   takeOutput(message) {
-    if (message.task !== this.selected) return;
+    if (message.task !== this.selected || message.view !== this.view) return;
     const box = this.output;
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 24;
     if (message.anew) this.lines.replaceChildren();
@@ -176,13 +343,16 @@ class Panel {
         safe.innerHTML = piece; // made harmless by the kernel
         this.lines.append(safe.content.firstElementChild ?? make("div"));
       }
-      put(this.above, message.above ? `${message.above.toLocaleString()} lines above · %bg_output ` +
+      put(this.above, message.above ? `${message.above} not shown · %bg_output ` +
         `${this.reference()} shows all` : "");
     }
-    this.lines.classList.toggle("ipytp-empty", !this.lines.childNodes.length);
+    this.isRead = true;
+    this.showEmptiness();
     if (message.facts) {
-      this.facts.replaceChildren(...message.facts.flatMap(([name, value]) =>
-        [make("dt", {}, name), make("dd", { title: value }, make("bdi", {}, value))]));
+      this.facts.replaceChildren(...message.facts.flatMap(([name, value]) => {
+        const text = typeof value === "number" ? moment(value) : value;
+        return [make("dt", {}, name), make("dd", { title: text }, make("bdi", {}, text))];
+      }));
     }
     if (atEnd || message.anew) box.scrollTop = box.scrollHeight;
   }
@@ -193,9 +363,8 @@ class Panel {
     this.asked.delete(message.ask);
     clearTimeout(request.timer);
     this.say(message.text, !message.ok);
-    const task = this.tasks.get(request.task);
-    if (task) this.fill(task);
     this.clearButton.disabled = this.isStale;
+    this.draw();
   }
 
   takeFound(message) {
@@ -209,7 +378,7 @@ class Panel {
     this.news.push(`task ${task.number} ${task.name} ${task.state}`);
     if (this.notifying) {
       new Notification(`${this.looks[task.state]} ${task.state}: ${task.name || `task ${task.number}`}`,
-        { body: [duration(this.elapsed(task)), task.line].filter(Boolean).join(" · "), tag: task.id });
+        { body: joined(duration(elapsed(task, this.now())), task.line), tag: task.id });
     }
   }
 
@@ -221,13 +390,13 @@ class Panel {
     const isElsewhere = this.everywhere && verb === "cancel" && !task.own;
     if (isElsewhere && this.sure !== task.id) {
       this.sure = task.id;
-      this.fill(task);
+      this.draw();
       return;
     }
     this.sure = null;
     this.ask({ verb, task: task.id, again: task.again, sure: isElsewhere },
       `${VERBS[verb]} ${task.number}`);
-    this.fill(task);
+    this.draw();
   }
 
   ask(request, name) {
@@ -244,15 +413,15 @@ class Panel {
 
   select(id, again = false) {
     if (id === this.selected && !again) return;
-    const before = this.selected;
-    this.selected = id;
-    for (const each of [before, id]) if (this.rows.has(each)) this.mark(each);
-    if (before !== id) {
+    if (id !== this.selected) {
+      this.selected = id;
+      this.isRead = false;
       this.lines.replaceChildren();
       this.facts.replaceChildren();
+      this.showEmptiness();
       put(this.above, "");
+      this.list.mark(id);
     }
-    this.detail.setAttribute("aria-label", `Output of task ${this.reference()}`);
     this.tell({ kind: "select", task: id });
     this.later();
   }
@@ -283,9 +452,17 @@ class Panel {
     if (!allowed) this.say("this browser does not allow notifications from this page", true);
   }
 
+  // JupyterLab has shortcuts of its own for most keys, but saving is meant for the notebook.
+  letSave(event) {
+    const isSave = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s";
+    if (this.root.contains(event.target)) {
+      this.root.toggleAttribute("data-lm-suppress-shortcuts", !isSave);
+    }
+  }
+
   key(event) {
-    // The notebook has shortcuts of its own for these keys.
-    event.stopPropagation();
+    // Plain keys are ours, not the notebook's.
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
     const typing = event.target.matches("input, select");
     if (event.key === "/" && !typing) {
       event.preventDefault();
@@ -294,28 +471,6 @@ class Panel {
       this.search.value = "";
       this.searchFor("");
     }
-  }
-
-  rowKey(event) {
-    const row = event.target.closest("tr");
-    if (!row || event.target !== row) return;
-    const move = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
-    if (move) {
-      event.preventDefault();
-      this.moveTo(row, move);
-    } else if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      if (row.dataset.id === this.selected) this.act(this.tasks.get(row.dataset.id));
-      this.select(row.dataset.id);
-    }
-  }
-
-  moveTo(row, move) {
-    const rows = [...this.body.children];
-    const place = Math.min(Math.max(rows.indexOf(row) + move, 0), rows.length - 1);
-    this.select(rows[place].dataset.id);
-    rows[place].focus();
-    rows[place].scrollIntoView({ block: "nearest" });
   }
 
   // What is shown.
@@ -337,20 +492,18 @@ class Panel {
       "aria-label": "Search names and output", oninput: () => this.searchFor(this.search.value) });
     this.banner = make("div", { class: "ipytp-banner", role: "alert" });
     this.timelineBox = make("div", { class: "ipytp-time" });
-    this.head = make("tr", {}, ...COLUMNS.map(([name, title]) => make("th", { class: `ipytp-${name}`,
-      scope: "col" }, make("button", { type: "button", onclick: () => this.sortBy(name) }, title))),
-      make("th", { class: "ipytp-act", scope: "col" }, make("span", { class: "ipytp-unseen" }, "Action")));
-    this.body = make("tbody", { onkeydown: (event) => this.rowKey(event),
-      onclick: (event) => this.click(event) });
-    this.scroller = make("div", { class: "ipytp-list", onscroll: () => this.scrolled() },
-      make("table", { "aria-label": "Background tasks", role: "grid" }, make("thead", {}, this.head), this.body));
+    this.list = new TaskList({ select: (id) => this.select(id), act: (task) => this.act(task),
+      sortBy: (name) => this.sortBy(name), more: () => this.showMore() });
     this.empty = make("div", { class: "ipytp-none" });
     this.above = make("div", { class: "ipytp-above" });
     this.lines = make("div", { class: "ipytp-lines" });
-    this.output = make("div", { class: "ipytp-output", tabindex: "0", role: "region" }, this.above, this.lines);
+    this.nothing = make("div", { class: "ipytp-nothing" });
+    this.output = make("div", { class: "ipytp-output", tabindex: "0", role: "region" },
+      this.above, this.nothing, this.lines);
     this.facts = make("dl");
+    this.heading = make("div", { class: "ipytp-heading", role: "heading", "aria-level": "3" });
     this.detail = this.output;
-    this.below = make("div", { class: "ipytp-detail" }, this.output, this.facts);
+    this.below = make("div", { class: "ipytp-detail", hidden: true }, this.heading, this.output, this.facts);
     this.note = make("div", { class: "ipytp-note", role: "status" });
     this.spoken = make("div", { class: "ipytp-unseen", role: "status", "aria-live": "polite" });
     this.root.classList.add("ipytp");
@@ -359,96 +512,12 @@ class Panel {
     this.root.replaceChildren(
       make("div", { class: "ipytp-head", role: "toolbar", "aria-label": "Tasks" },
         ...this.chips, this.scope, this.clearButton, this.bell, this.search),
-      this.banner, this.timelineBox, this.scroller, this.empty, this.below, this.note, this.spoken);
+      this.banner, this.timelineBox, this.list.node, this.empty, this.below, this.note, this.spoken);
   }
 
-  dropRow(id) {
-    this.rows.get(id)?.row.remove();
-    this.rows.delete(id);
-  }
-
-  rowOf(task) {
-    const parts = { glyph: make("span", { "aria-hidden": "true" }), state: make("span"),
-      name: make("bdi"), notebook: make("bdi", { class: "ipytp-notebook" }), bar: make("div"),
-      line: make("bdi") };
-    parts.number = make("td", { class: "ipytp-number" });
-    parts.cell = make("td", { class: "ipytp-state" }, parts.glyph, " ", parts.state);
-    parts.barBox = make("td", { class: "ipytp-progress" }, parts.bar);
-    parts.time = make("td", { class: "ipytp-time-cell" });
-    parts.lineBox = make("td", { class: "ipytp-line" }, parts.line);
-    parts.button = make("button", { type: "button" });
-    parts.row = make("tr", { "data-id": task.id, tabindex: "-1" }, parts.number, parts.cell,
-      make("td", { class: "ipytp-name" }, parts.name, parts.notebook), parts.barBox, parts.time,
-      parts.lineBox, make("td", { class: "ipytp-act" }, parts.button));
-    this.rows.set(task.id, parts);
-    this.mark(task.id);
-    return parts;
-  }
-
-  mark(id) {
-    const { row, button } = this.rows.get(id);
-    row.setAttribute("aria-selected", String(id === this.selected));
-    // One stop for Tab, and its button, however many rows there are: arrows go to the others.
-    row.tabIndex = button.tabIndex = id === this.selected ? 0 : -1;
-  }
-
-  fill(task, parts = this.rows.get(task.id)) {
-    if (!parts) return; // made when it comes into sight
-    put(parts.number, String(task.number));
-    put(parts.glyph, this.looks[task.state] ?? "");
-    put(parts.state, task.state);
-    parts.row.dataset.state = task.state;
-    put(parts.name, task.name || `task ${task.number}`);
-    parts.name.classList.toggle("ipytp-nameless", !task.name);
-    put(parts.notebook, this.everywhere ? task.notebook : "");
-    put(parts.line, task.line);
-    parts.lineBox.title = task.line;
-    this.fillBar(parts, task);
-    put(parts.time, duration(this.elapsed(task)));
-    this.fillButton(parts.button, task);
-  }
-
-  fillBar(parts, task) {
-    const live = task.state === "running" && task.counts;
-    parts.bar.className = live ? (task.fraction === null ? "ipytp-bar ipytp-endless" : "ipytp-bar") : "";
-    if (!live) {
-      parts.bar.removeAttribute("role");
-      return;
-    }
-    const percent = task.fraction === null ? null : Math.round(task.fraction * 1000) / 10;
-    parts.bar.setAttribute("role", "progressbar");
-    parts.bar.setAttribute("aria-label", `Progress of task ${task.number}`);
-    if (percent === null) parts.bar.removeAttribute("aria-valuenow");
-    else parts.bar.setAttribute("aria-valuenow", percent);
-    parts.bar.style.setProperty("--done", `${percent ?? 30}%`);
-    parts.barBox.title = percent === null ? "" : `${percent} %`;
-  }
-
-  fillButton(button, task) {
-    const isAsked = this.isAsked(task) || (task.action === "cancel" && task.asked);
-    button.hidden = !task.action;
-    button.disabled = this.isStale || isAsked;
-    const verb = VERBS[task.action] ?? "";
-    put(button, this.sure === task.id ? "Sure?" : isAsked ? `${verb} …` : verb);
-    button.setAttribute("aria-label", `${verb} task ${task.number} ${task.name}`);
-  }
-
-  click(event) {
-    const row = event.target.closest("tr");
-    if (!row) return;
-    const task = this.tasks.get(row.dataset.id);
-    if (event.target.closest("button")) this.act(task);
-    else row.focus();
-    this.select(task.id);
-  }
-
-  elapsed(task) {
-    if (task.started === null) return null;
-    return Math.max(0, (task.ended ?? this.now()) - task.started);
-  }
-
+  // The kernel's clock; without the kernel it stands still.
   now() {
-    return Date.now() / 1000 - this.clockBehind;
+    return (this.isStale ? this.heardAt : Date.now()) / 1000 - this.clockBehind;
   }
 
   sortBy(name) {
@@ -461,10 +530,11 @@ class Panel {
     const words = this.text.toLowerCase();
     const has = (task) => !words || this.found.has(task.id) || task.id.startsWith(words) ||
       `${task.number} ${task.name}\n${task.line}`.toLowerCase().includes(words);
-    const value = COLUMNS.find(([name]) => name === this.sort.column)[2];
+    const now = this.now();
+    const value = COLUMNS.find(([name]) => name === this.sort.column)?.[2] ?? ((task) => !FINAL.has(task.state));
     const sign = this.sort.down ? -1 : 1;
     const keyed = [];
-    for (const task of this.tasks.values()) if (chosen(task) && has(task)) keyed.push([value(task, this), task]);
+    for (const task of this.tasks.values()) if (chosen(task) && has(task)) keyed.push([value(task, now), task]);
     keyed.sort(([a, one], [b, other]) => (a < b ? -sign : a > b ? sign : other.created - one.created));
     return keyed.map(([, task]) => task);
   }
@@ -475,52 +545,60 @@ class Panel {
 
   draw() {
     const listed = this.listed();
-    this.place(listed.slice(0, this.shown));
+    // What is shown below is always of a task in the list.
+    if (!listed.some((task) => task.id === this.selected)) this.select(listed[0]?.id ?? null);
     this.count = listed.length;
+    this.list.show(listed.slice(0, this.shown), { looks: this.looks, selected: this.selected,
+      everywhere: this.everywhere, isDisabled: this.isStale, sure: this.sure, now: this.now(), sort: this.sort,
+      asked: new Set([...this.asked.values()].map((request) => request.task)) });
     for (const [index, [name, chosen]] of FILTERS.entries()) {
       let count = 0;
       for (const task of this.tasks.values()) count += chosen(task);
       put(this.chips[index], `${name} ${count.toLocaleString()}`);
-      this.chips[index].setAttribute("aria-pressed", String(name === this.filter));
-    }
-    for (const [index, [name]] of COLUMNS.entries()) {
-      const sorted = name === this.sort.column ? (this.sort.down ? "descending" : "ascending") : "none";
-      this.head.children[index].setAttribute("aria-sort", sorted);
+      set(this.chips[index], "aria-pressed", name === this.filter);
     }
     put(this.empty, this.emptiness(listed));
-    this.below.hidden = this.selected === null;
+    this.drawHeading();
     this.timeline.draw(listed);
+  }
+
+  drawHeading() {
+    const task = this.tasks.get(this.selected);
+    this.below.hidden = !task;
+    if (!task) return;
+    const parts = [task.state, duration(elapsed(task, this.now()))];
+    if (task.counts) parts.push(task.fraction === null ? "" : `${Math.floor(task.fraction * 100)} %`);
+    parts.push(timeLeft(task, this.now()));
+    const glyph = make("span", { class: "ipytp-glyph", "aria-hidden": "true" }, this.looks[task.state] ?? "");
+    const name = make("b", {}, make("bdi", {}, title(task)));
+    const said = `#${this.reference()} ${title(task)} ${joined(...parts)}`;
+    if (this.heading.dataset.said !== said) {
+      this.heading.dataset.said = said;
+      this.heading.dataset.state = task.state;
+      this.heading.replaceChildren(glyph, " ", name, make("span", {}, `#${this.reference()}`),
+        make("span", { class: "ipytp-measures" }, joined(...parts)));
+    }
+    set(this.output, "aria-label", `Output of task ${this.reference()} ${task.name}`);
+    this.showEmptiness();
+  }
+
+  // A task that has ended will print nothing more.
+  showEmptiness() {
+    const task = this.tasks.get(this.selected);
+    const isEmpty = this.isRead && !this.lines.childNodes.length;
+    put(this.nothing, !isEmpty || !task ? "" : FINAL.has(task.state) ? "no output" : "no output yet");
+  }
+
+  showMore() {
+    if (this.shown >= this.count) return;
+    this.shown += ROWS_AT_ONCE;
+    this.later();
   }
 
   emptiness(listed) {
     if (!this.tasks.size) return "No background tasks yet. %%background above a cell’s code starts one.";
     if (!listed.length) return "No task fits.";
     return this.leftOut ? `${this.leftOut.toLocaleString()} earlier tasks are not listed; %bg_list --limit N shows them` : "";
-  }
-
-  place(listed) {
-    const focused = this.root.ownerDocument.activeElement;
-    let next = this.body.firstChild;
-    for (const task of listed) {
-      const parts = this.rows.get(task.id) ?? this.rowOf(task);
-      if (!parts.row.dataset.state) this.fill(task, parts);
-      if (parts.row === next) next = next.nextSibling;
-      else this.body.insertBefore(parts.row, next);
-    }
-    while (next) {
-      const gone = next;
-      next = next.nextSibling;
-      gone.remove();
-    }
-    if (focused && this.body.contains(focused)) focused.focus({ preventScroll: true });
-  }
-
-  scrolled() {
-    const box = this.scroller;
-    if (this.shown < this.count && box.scrollTop + box.clientHeight > box.scrollHeight - 400) {
-      this.shown += ROWS_AT_ONCE;
-      this.later();
-    }
   }
 
   say(text, isBad = false, isPending = false) {
@@ -533,11 +611,11 @@ class Panel {
   // What time brings.
 
   tick() {
-    for (const { row, time } of this.rows.values()) {
-      const task = this.tasks.get(row.dataset.id);
-      if (task?.state === "running") put(time, duration(this.elapsed(task)));
+    if (!this.isStale) {
+      this.list.showTimes(this.now());
+      this.drawHeading();
+      if (this.timeline.isMoving()) this.later();
     }
-    if (this.timeline.isMoving()) this.later();
     if (this.news.length) {
       const told = this.news.splice(0);
       put(this.spoken, told.length > 3 ? `${told.length} tasks have ended` : told.join(", "));
@@ -580,7 +658,7 @@ class Panel {
 
   setDisabled() {
     for (const each of [this.clearButton, this.scope]) each.disabled = this.isStale;
-    for (const task of this.tasks.values()) this.fill(task);
+    this.draw();
   }
 }
 
@@ -589,6 +667,21 @@ class Panel {
 const STEPS = [1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400,
   172800, 604800, 2592000];
 const LANES = 12;
+
+const HATCHED = new Map([["failed", 45], ["interrupted", -45]]); // told apart without their colour
+
+// The patterns with which bars are filled; each panel of a page has its own.
+function hatches(view) {
+  const made = drawn("defs");
+  for (const [state, turn] of HATCHED) {
+    const pattern = drawn("pattern", { id: `ipytp-${state}-${view}`, width: 5, height: 5,
+      patternUnits: "userSpaceOnUse", patternTransform: `rotate(${turn})` });
+    pattern.append(drawn("rect", { width: 5, height: 5, class: "ipytp-hatch-ground", "data-state": state }),
+      drawn("rect", { width: 2.5, height: 5, "data-state": state }));
+    made.append(pattern);
+  }
+  return made;
+}
 
 class Timeline {
   constructor(panel, box) {
@@ -601,9 +694,12 @@ class Timeline {
     this.grid = drawn("g");
     this.marks = drawn("g");
     this.bars = new Map(ORDER.map((state) => [state, drawn("path", { "data-state": state })]));
+    for (const state of HATCHED.keys()) {
+      this.bars.get(state).style.fill = `url(#ipytp-${state}-${panel.view})`;
+    }
     this.chosen = drawn("path", { class: "ipytp-chosen" });
     this.band = drawn("rect", { class: "ipytp-band", y: 0, height: "100%" });
-    this.svg.append(this.grid, ...this.bars.values(), this.chosen, this.marks, this.band);
+    this.svg.append(hatches(this.panel.view), this.grid, ...this.bars.values(), this.chosen, this.marks, this.band);
     this.tip = make("div", { class: "ipytp-tip", hidden: true });
     const button = (text, label, act) => make("button", { type: "button", "aria-label": label,
       title: label, onclick: act }, text);
@@ -746,7 +842,7 @@ class Timeline {
     const end = this.ends.find(({ at }) => Math.abs(this.x(at) - here.x) < 4);
     this.tip.hidden = !task && !end;
     put(this.tip, task ? `${task.number} ${task.name} · ${task.state} · ${clock(begin(task))} · ` +
-      duration(this.panel.elapsed(task)) : end ? `${end.why} ${clock(end.at)}` : "");
+      duration(elapsed(task, this.panel.now())) : end ? `${end.why} ${clock(end.at)}` : "");
     this.tip.style.left = `${Math.min(here.x + 10, this.width - this.tip.offsetWidth - 4)}px`;
     this.svg.style.cursor = task ? "pointer" : "";
   }

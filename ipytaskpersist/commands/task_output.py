@@ -1,0 +1,316 @@
+"""The verb that shows what tasks have printed, displayed and raised: output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.paths import typed_path
+from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, TaskRecord
+from ipytaskpersist.base.widget_marks import is_about_widget, is_kept_widget
+from ipytaskpersist.commands.definition import (
+    as_json,
+    json_text,
+    refuse_together,
+    several,
+    surface_and_manager,
+    verbs,
+)
+from ipytaskpersist.commands.surfaces import NotebookSurface, Surface
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.output import both_ends, replay
+from ipytaskpersist.output.replay import Output
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.file.database import CommitWatch
+from ipytaskpersist.store.tasks import Selection
+from ipytaskpersist.text import formatting
+from ipytaskpersist.text.sanitized_html import harmless_output
+
+FOLLOW_S = 0.02
+RECONCILE_S = 1.0
+INTERRUPTED = 130
+"""Exit status of a program ended by Ctrl-C."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of each task's output that was asked for."""
+
+    kinds: Sequence[OutputKind]
+    """Only these; all when empty."""
+    head: int | None
+    tail: int | None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a number of lines was asked for."""
+        return self.head is not None or self.tail is not None
+
+    @property
+    def cut(self) -> replay.Cut:
+        """The same, of all outputs."""
+        return replay.Cut(self.kinds, self.head, self.tail)
+
+    @property
+    def cut_of_streams(self) -> replay.Cut:
+        """The same, of the streams only."""
+        return replay.Cut(self.kinds or STREAM_KINDS, self.head, self.tail)
+
+
+@verbs.command()
+@several
+@click.option("--all", "every_task", is_flag=True, help="All tasks of this notebook.")
+@click.option("--stdout", is_flag=True, help="Only its standard output.")
+@click.option("--stderr", is_flag=True, help="Only its standard error.")
+@click.option("--raw", is_flag=True, help="The bytes of its streams as they were written.")
+@click.option("--head", type=click.IntRange(min=0), metavar="N", help="Only the first N lines.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@click.option("--follow", is_flag=True, help="Go on until the task ends; interrupt to leave.")
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write its streams to a file instead, as they were written.",
+)  # fmt: skip
+@as_json
+@surface_and_manager
+def output(
+    surface: Surface,
+    manager: BackgroundTasks,
+    refs: Sequence[str],
+    every_task: bool,
+    stdout: bool,
+    stderr: bool,
+    raw: bool,
+    head: int | None,
+    tail: int | None,
+    follow: bool,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what tasks printed, displayed and raised, in order.
+
+    Of more than 3 MB of text, a notebook's cell shows the beginning and the end.
+    """
+    refuse_together({"--head": head is not None, "--tail": tail is not None, "--follow": follow})
+    ways = {"--follow": follow, "--save": save is not None, "--raw": raw, "--json": as_json}
+    refuse_together(ways)
+    refuse_together({"--all": every_task, "references": bool(refs)})
+    find = manager.tasks.find_live if follow else manager.tasks.find_all
+    tasks = _all(manager) if every_task else find(refs)
+    chosen = {OutputKind.STDOUT: stdout, OutputKind.STDERR: stderr}
+    part = Part(tuple(kind for kind, wanted in chosen.items() if wanted), head, tail)
+    if follow:
+        _follow(surface, manager, _only(tasks, "--follow"), part.kinds)
+    elif as_json:
+        _show_json(surface, manager, tasks, part, in_list=every_task or len(refs) > 1)
+    elif save is not None:
+        task = _only(tasks, "--save")
+        _save(task, _bytes(manager, task, part), save)
+        _say_state(surface, manager, task)
+    else:
+        _show_all(surface, manager, tasks, part, raw=raw)
+
+
+def _all(manager: BackgroundTasks) -> list[TaskRecord]:
+    return manager.tasks.select(Selection(manager.session.notebook_key() or -1))
+
+
+def _only(tasks: Sequence[TaskRecord], flag: str) -> TaskRecord:
+    if len(tasks) != 1:
+        raise InvalidRequest(f"{flag} takes one task, not {len(tasks)}")
+    return tasks[0]
+
+
+def _bytes(manager: BackgroundTasks, task: TaskRecord, part: Part) -> Iterable[bytes]:
+    return replay.stream_bytes(manager.tasks.store_of(task), task.key, part.cut_of_streams)
+
+
+def _show_all(
+    surface: Surface,
+    manager: BackgroundTasks,
+    tasks: Sequence[TaskRecord],
+    part: Part,
+    *,
+    raw: bool,
+) -> None:
+    """Show the output of each task, with a headline if there are several."""
+    if not tasks:
+        click.echo("no background tasks")
+    try:
+        for task in tasks:
+            if len(tasks) > 1 and not raw:
+                surface.output(_headline(task))
+            if raw:
+                surface.raw(_bytes(manager, task, part))
+            else:
+                _show(surface, manager, task, part)
+            _say_state(surface, manager, task)
+    except KeyboardInterrupt:
+        saves = surface.in_words("%bg_output --save FILE")
+        print(f"\nstopped; {saves} writes the output of a task to a file", file=sys.stderr)
+        surface.exit(INTERRUPTED)
+
+
+def _headline(task: TaskRecord) -> Output:
+    text = legible(f"==> task {task.label}: {task.state.value} <==")
+    return {"output_type": "stream", "name": "stdout", "text": f"{text}\n"}
+
+
+def _show(surface: Surface, manager: BackgroundTasks, task: TaskRecord, part: Part) -> None:
+    store = manager.tasks.store_of(task)
+    may_fold = isinstance(surface, NotebookSurface) and not part.is_cut
+    folded = both_ends.fold(store, task.key, part.kinds) if may_fold else None
+    try:
+        if folded is None:
+            _put(surface, task, replay.of_task(store, task.key, part.cut))
+        else:
+            _put(surface, task, folded.beginning)
+            surface.output(_left_out(_named(manager, task), folded))
+            _put(surface, task, folded.between)
+            _put(surface, task, folded.end)
+    finally:
+        surface.end_of_output()
+
+
+def _put(surface: Surface, task: TaskRecord, outputs: Iterable[Output]) -> None:
+    for each in outputs:
+        surface.output(_harmless(task, each))
+
+
+def _harmless(task: TaskRecord, output: Output) -> Output:
+    if not task.is_imported:
+        return output
+    return harmless_output(next(replay.beside([output])))
+
+
+def _named(manager: BackgroundTasks, task: TaskRecord) -> str:
+    return formatting.reference(task, not manager.tasks.is_own(task))
+
+
+def _left_out(named: str, folded: both_ends.Folded) -> Output:
+    lines = formatting.counted(folded.left_out_lines, "line")
+    text = (
+        f"… {lines} ({formatting.size(folded.left_out_bytes)}) left out here: %bg_output "
+        f"{named} --save FILE writes all of it, --head N and --tail N show N lines …"
+    )
+    return {"output_type": "stream", "name": "stderr", "text": f"\n{text}\n"}
+
+
+def _say_state(surface: Surface, manager: BackgroundTasks, task: TaskRecord) -> None:
+    """Say on stderr that more may follow, if the task had not ended when its output was read."""
+    if task.state.is_final:
+        return
+    now = manager.tasks.refresh(task)
+    named = _named(manager, now)
+    if now.state.is_final:
+        text = f"task {now.label} has just ended ({now.state.value}): %bg_output {named} shows all"
+    elif now.started_at is None:
+        text = f"task {now.label} is pending: %bg_output {named} --follow waits for its output"
+    else:
+        since = formatting.duration(now.elapsed_s(formatting.utc_now()))
+        text = f"task {now.label} is still running ({since}): %bg_output {named} --follow goes on"
+    sys.stdout.flush()
+    print(surface.in_words(text), file=sys.stderr)
+
+
+def _show_json(
+    surface: Surface,
+    manager: BackgroundTasks,
+    tasks: Sequence[TaskRecord],
+    part: Part,
+    *,
+    in_list: bool,
+) -> None:
+    outputs = [_nbformat(manager, task, part) for task in tasks]
+    document: Any = (
+        outputs[0]
+        if not in_list
+        else {
+            "tasks": [
+                {"id": task.id, "number": task.number, "name": task.name or None, "outputs": each}
+                for task, each in zip(tasks, outputs, strict=True)
+            ]
+        }
+    )
+    surface.document(json_text(document))
+
+
+def _nbformat(manager: BackgroundTasks, task: TaskRecord, part: Part) -> list[Output]:
+    found = replay.of_task(manager.tasks.store_of(task), task.key, part.cut)
+    return replay.as_nbformat(replay.merge_streams(found))
+
+
+def _save(task: TaskRecord, pieces: Iterable[bytes], path: Path) -> None:
+    try:
+        with typed_path(path).open("wb") as file:
+            size = sum(file.write(piece) for piece in pieces)
+    except OSError as error:
+        raise disk_errors.refused(str(path), error, typed_path(path)) from error
+    click.echo(legible(f"task {task.label}: {size:,} bytes written to {path}"))
+
+
+def _follow(
+    surface: Surface, manager: BackgroundTasks, task: TaskRecord, kinds: Sequence[OutputKind]
+) -> None:
+    try:
+        _follow_to_the_end(surface, manager, task, kinds)
+    except KeyboardInterrupt:
+        surface.end_of_output()
+        back = surface.in_words(f"%bg_output {_named(manager, task)} --follow")
+        print(
+            f"\nno longer following; task {task.label} runs on. {back} comes back to it",
+            file=sys.stderr,
+        )
+        surface.exit(INTERRUPTED)
+    finally:
+        surface.end_of_output()
+
+
+def _follow_to_the_end(
+    surface: Surface, manager: BackgroundTasks, task: TaskRecord, kinds: Sequence[OutputKind]
+) -> None:
+    after, commits, reconciled_at = 0, CommitWatch(manager.store.database), 0.0
+    follower = replay.Follower()
+    while True:
+        if time.monotonic() - reconciled_at > RECONCILE_S:
+            manager.runners.reconcile()
+            # What this process itself writes does not change the version that it sees.
+            reconciled_at = time.monotonic()
+            commits.forget()
+        if commits.has_news():
+            task = manager.tasks.refresh(task)
+            for record in manager.tasks.store_of(task).outputs.of(
+                task.key, kinds=kinds, after=after
+            ):
+                after = record.sequence
+                if is_kept_widget(record.kind, record.data) and not task.is_imported:
+                    content = json.loads(record.data)
+                    surface.kept(content["model"], content["data"])
+                if is_about_widget(record.kind, record.data):
+                    continue  # it clears more than what was shown
+                piece = follower.output(record)
+                piece = harmless_output(piece) if task.is_imported else piece
+                _pass_on(surface, record.kind, piece)
+        if task.state.is_final:
+            for each in follower.finish():
+                surface.output(each)
+            surface.ends_shown([task])
+            return
+        time.sleep(FOLLOW_S)
+
+
+def _pass_on(surface: Surface, kind: OutputKind, output: Output) -> None:
+    if kind is OutputKind.CLEAR_OUTPUT:
+        surface.clear_output(bool(output["wait"]))
+    elif kind is OutputKind.UPDATE_DISPLAY_DATA and isinstance(surface, NotebookSurface):
+        surface.update(output)
+    else:
+        surface.output(output)

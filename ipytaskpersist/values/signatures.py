@@ -1,0 +1,88 @@
+"""The user's key, and what it signs.
+
+Loading a pickle runs code. So each is signed with a key that only its owner can read, as Jupyter
+signs notebooks, together with its task and name: neither a changed file nor one that was moved from
+another task is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from ipytaskpersist.base import disk_errors
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.private_files import new_private, open_own, remove
+from ipytaskpersist.errors import ResultUnavailable
+
+KEY_BYTES = 32
+
+
+class Signatures:
+    """The signatures of one user, whose key is in the state directory."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+
+    def sign(self, task_id: str, name: str, digest: str) -> str:
+        """Return the user's signature for a value whose pickle has this digest."""
+        message = "\0".join((task_id, name, digest)).encode()
+        return hmac.new(self._key(), message, hashlib.sha256).hexdigest()
+
+    def is_signed(self, task_id: str, name: str, digest: str, signature: str) -> bool:
+        """Return whether this is the user's signature for a value whose pickle has this digest."""
+        own = self.sign(task_id, name, digest)
+        # As bytes: `compare_digest` accepts only ASCII strings.
+        return hmac.compare_digest(own.encode(), signature.encode("utf-8", "replace"))
+
+    def _key(self) -> bytes:
+        """Return the user's key. On first use create it, completely or not at all."""
+        path = self._directory.key
+        if not path.exists():
+            self._directory.create()
+            with disk_errors.writing(f"the key that signs your results ({path})", path):
+                _make_key(path)
+        key = self._read_key(path)
+        if len(key) != KEY_BYTES:
+            raise ResultUnavailable(
+                f"the key that signs your results is damaged ({path}); delete it, and a new one is "
+                "made. Results that the old one has signed are then only there as text"
+            )
+        return key
+
+    @staticmethod
+    def _read_key(path: Path) -> bytes:
+        try:
+            with open_own(path) as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                if os.name == "posix" and mode & 0o077:
+                    raise ResultUnavailable(
+                        f"others could read the key that signs your results ({path}); type "
+                        f"'chmod 600 {path}' if none of them has, else delete it: a new one is "
+                        "made"
+                    )
+                return file.read(KEY_BYTES + 1)
+        except OSError as error:
+            raise ResultUnavailable(
+                f"the key that signs your results cannot be used ({path}: {error.strerror}); "
+                "move it away, and a new one is made"
+            ) from error
+
+
+def _make_key(path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with new_private(temporary) as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            # Unlike a rename, a link never replaces a key that another process has created.
+            os.link(temporary, path)
+    finally:
+        remove(temporary)
