@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import nbformat
 import pytest
@@ -24,7 +25,7 @@ from browser.test_outputs_come_back import (
 )
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, WebSocket
+    from playwright.sync_api import Browser, BrowserContext, WebSocket
 
 __all__ = ["state_dir"]
 
@@ -38,17 +39,18 @@ HIDE = """isHidden => {
 
 
 class Page:
-    """A page of a shared document, in a browser of its own, and how often it has changed it."""
+    """A page of a shared document, and how often it has changed the document."""
 
-    def __init__(self, chromium: Browser, server: JupyterServer, path: Path) -> None:
+    def __init__(self, browser: BrowserContext, server: JupyterServer, path: Path) -> None:
         self.writes = 0
-        self._context = chromium.new_context(viewport={"width": 1200, "height": 900})
-        page = self._context.new_page()
+        page = browser.new_page()
         page.on("websocket", self._watch)
-        self.notebook = NotebookPage(page, server, path, "lab").open()
+        self.notebook = NotebookPage(page, server, path, "lab")
+        self.notebook.workspace = uuid4().hex
+        self.notebook.open()
 
     def close(self) -> None:
-        self._context.close()
+        self.notebook.page.close()
 
     def hide(self) -> None:
         """Look at another tab."""
@@ -77,6 +79,7 @@ class Page:
 def server(
     request: pytest.FixtureRequest, chromium: Browser, place: None, tmp_path: Path, state_dir: Path
 ) -> Iterator[JupyterServer]:
+    """A server that runs the cells, with a store of its own."""
     env = {"IPYTASKPERSIST_DIR": str(state_dir)}
     try:
         with JupyterServer(tmp_path, env, packages=request.param, autosave=True) as server:
@@ -86,11 +89,19 @@ def server(
         end_processes_of(state_dir)
 
 
+@pytest.fixture
+def browsers(chromium: Browser, profile: BrowserContext) -> Iterator[list[BrowserContext]]:
+    """Two that know nothing of each other: pages of one would not need the server."""
+    other = chromium.new_context(viewport={"width": 1200, "height": 900})
+    yield [profile, other]
+    other.close()
+
+
 def test_all_pages_of_a_shared_document_show_what_tasks_do(
-    chromium: Browser, server: JupyterServer
+    browsers: list[BrowserContext], server: JupyterServer
 ) -> None:
     path = server.add_notebook("own", "own")
-    one = Page(chromium, server, path)
+    one = Page(browsers[0], server, path)
     one.notebook.load_extension()
     for source in SOURCES:
         one.notebook.run_cell(source)
@@ -100,7 +111,7 @@ def test_all_pages_of_a_shared_document_show_what_tasks_do(
     one.notebook.until(lambda: counts(one) == [4, 2, 2, 2], "the outputs of running tasks")
 
     # A second page shows the same, and does not write. What is shown is in the file, too.
-    two = Page(chromium, server, path)
+    two = Page(browsers[1], server, path)
     wait_shown(two.notebook, all_shown(one.notebook), "in a second page")
     two.writes = 0
     one.wait_writes(4)
@@ -114,7 +125,7 @@ def test_all_pages_of_a_shared_document_show_what_tasks_do(
     wait_states(two.notebook, *["running"] * 4)
     two.close()
     (path.parent / "go").touch()
-    one, two = (Page(chromium, server, path) for _ in range(2))
+    one, two = (Page(browser, server, path) for browser in browsers)
     for page in (one, two):
         wait_states(page.notebook, "completed", "failed", "failed", "running")
         has_texts(page.notebook, "ends[\\s\\S]*the result", "ZeroDivisionError", "ends", "begins")
@@ -125,7 +136,7 @@ def test_all_pages_of_a_shared_document_show_what_tasks_do(
     server.kill()
     one.notebook.until(lambda: not is_live(one.notebook), "word of a lost connection")
     server.start_again()
-    ended = Page(chromium, server, path)
+    ended = Page(browsers[0], server, path)
     for page in (one, two, ended):
         wait_states(page.notebook, "completed", "failed", "failed", "interrupted")
         wait_shown(page.notebook, all_shown(ended.notebook), "after the server was killed")
