@@ -115,6 +115,15 @@ def wait_states(notebook: NotebookPage, *states: str) -> None:
     notebook.until(lambda: present() == list(states), f"the states {states}")
 
 
+def launch(notebook: NotebookPage) -> None:
+    """Launch the tasks; the first has imported what it needs before another process is begun."""
+    first, *others = SOURCES
+    figure = notebook.run_cell(first).box.locator("img")
+    notebook.until(figure.count, "the figure of the thread")
+    for source in others:
+        notebook.run_cell(source)
+
+
 def has_texts(notebook: NotebookPage, *texts: str) -> None:
     for place, text in zip(CELLS, texts, strict=True):
         notebook.cell(place).wait_output(text)
@@ -126,10 +135,8 @@ def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
     server.add_kernel("own", "7.4", {})
     path = server.add_notebook("own", "own")
     stays = open_page(application, path).load_extension()
-    for source in SOURCES:
-        stays.run_cell(source)
+    launch(stays)
     has_texts(stays, "red begins[\\s\\S]*3/3", "begins", "begins", "begins")
-    stays.until(lambda: stays.cell(1).box.locator("img").count(), "the figure of the thread")
     wait_states(stays, *["running"] * 4)
     stays.save()
 
@@ -143,7 +150,7 @@ def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
     (path.parent / "go").touch()
     for notebook in (stays, again):
         wait_states(notebook, "completed", "failed", "failed", "running")
-    has_texts(again, "ends[\\s\\S]*the result", "ZeroDivisionError", "ends", "begins")
+        has_texts(notebook, "ends[\\s\\S]*the result", "ZeroDivisionError", "ends", "begins")
     wait_shown(again, all_shown(stays), "after they ended")
     assert "half" not in again.cell(3).text
     wanted = all_shown(stays)

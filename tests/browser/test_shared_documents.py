@@ -15,10 +15,10 @@ from browser.page import NotebookPage
 from browser.server import JupyterServer
 from browser.test_outputs_come_back import (
     CELLS,
-    SOURCES,
     all_shown,
     has_texts,
     is_live,
+    launch,
     state_dir,
     wait_shown,
     wait_states,
@@ -103,8 +103,7 @@ def test_all_pages_of_a_shared_document_show_what_tasks_do(
     path = server.add_notebook("own", "own")
     one = Page(browsers[0], server, path)
     one.notebook.load_extension()
-    for source in SOURCES:
-        one.notebook.run_cell(source)
+    launch(one.notebook)
     # The executor drops what the kernel says of a card after the end of its cell.
     wait_states(one.notebook, *["running"] * 4)
     has_texts(one.notebook, "red begins[\\s\\S]*3/3", "begins", "begins", "begins")
