@@ -52,8 +52,8 @@ SOURCES = (THREAD, PROCESS, SHELL, ENDLESS)
 CELLS = range(1, 1 + len(SOURCES))
 
 SHOWN = """outputs => outputs.map(output => {
-    const image = output.querySelector('img');
-    return [output.dataset.mimeType, image ? image.src : output.innerText];
+    const kind = output.dataset.mimeType; // a card has small images of its figures, too
+    return [kind, kind.startsWith('image/') ? output.querySelector('img').src : output.innerText];
 })"""
 CARD = re.compile(r"(running|completed|failed|interrupted)")
 
