@@ -130,7 +130,9 @@ def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
     for source in SOURCES:
         stays.run_cell(source)
     has_texts(stays, "red begins[\\s\\S]*3/3", "begins", "begins", "begins")
-    stays.until(lambda: stays.cell(1).box.locator(".jp-RenderedImage").count(), "the figure of the thread")
+    stays.until(
+        lambda: stays.cell(1).box.locator(".jp-RenderedImage").count(), "the figure of the thread"
+    )
     wait_states(stays, *["running"] * 4)
     stays.save()
 
