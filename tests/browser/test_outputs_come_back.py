@@ -52,8 +52,9 @@ SOURCES = (THREAD, PROCESS, SHELL, ENDLESS)
 CELLS = range(1, 1 + len(SOURCES))
 
 SHOWN = """outputs => outputs.map(output => {
-    const image = output.querySelector('img');
-    return [output.dataset.mimeType, image ? image.src : output.innerText];
+    const kind = output.dataset.mimeType;
+    const image = kind.startsWith('image/') && output.querySelector('img');
+    return [kind, image ? image.src : output.innerText];
 })"""
 CARD = re.compile(r"(running|completed|failed|interrupted)")
 
@@ -129,7 +130,9 @@ def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
     for source in SOURCES:
         stays.run_cell(source)
     has_texts(stays, "red begins[\\s\\S]*3/3", "begins", "begins", "begins")
-    stays.until(lambda: stays.cell(1).box.locator("img").count(), "the figure of the thread")
+    stays.until(
+        lambda: stays.cell(1).box.locator(".jp-RenderedImage").count(), "the figure of the thread"
+    )
     wait_states(stays, *["running"] * 4)
     stays.save()
 
