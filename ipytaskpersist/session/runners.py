@@ -276,7 +276,9 @@ class Runners:
         for the tasks in threads as the settings say, and name those that are cut off.
         """
         cut_off: list[TaskRecord] = []
-        if is_exit and self._threads is not None and not self._has_ended:
+        # Not in a process that a task has forked: it has none of these tasks.
+        is_own = not self._has_ended and self._session.is_recorded
+        if is_exit and self._threads is not None and is_own:
             is_kernel = hasattr(self._settings.shell, "kernel")
             seconds = self._settings.patience_at_exit_s
             cut_off = leaving.wait(self._threads, seconds, is_kernel=is_kernel)

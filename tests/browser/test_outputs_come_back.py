@@ -52,8 +52,9 @@ SOURCES = (THREAD, PROCESS, SHELL, ENDLESS)
 CELLS = range(1, 1 + len(SOURCES))
 
 SHOWN = """outputs => outputs.map(output => {
-    const kind = output.dataset.mimeType; // a card has small images of its figures, too
-    return [kind, kind.startsWith('image/') ? output.querySelector('img').src : output.innerText];
+    const kind = output.dataset.mimeType;
+    const image = kind.startsWith('image/') && output.querySelector('img');
+    return [kind, image ? image.src : output.innerText];
 })"""
 CARD = re.compile(r"(running|completed|failed|interrupted)")
 
@@ -118,7 +119,7 @@ def wait_states(notebook: NotebookPage, *states: str) -> None:
 def launch(notebook: NotebookPage) -> None:
     """Launch the tasks; the first has imported what it needs before another process is begun."""
     first, *others = SOURCES
-    figure = notebook.run_cell(first).box.locator("img")
+    figure = notebook.run_cell(first).box.locator(".jp-RenderedImage")
     notebook.until(figure.count, "the figure of the thread")
     for source in others:
         notebook.run_cell(source)

@@ -20,8 +20,10 @@ from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_identity import ProcessIdentity, SessionIdentity
 from ipytaskpersist.base.records import OutputKind
 from ipytaskpersist.errors import BackgroundError, InvalidRequest, InvalidSetting
-from ipytaskpersist.history import documents, search_query, text_search
+from ipytaskpersist.history import fields, search_query, text_search
 from ipytaskpersist.history.archives import Archives
+from ipytaskpersist.history.output_reading import output_of
+from ipytaskpersist.history.task_reading import session_of, task_of
 from ipytaskpersist.notify import targets
 from ipytaskpersist.session import finding, settings
 from ipytaskpersist.session.manager import BackgroundTasks
@@ -316,9 +318,9 @@ OUTPUT = {
     "content": {"data": {"text/plain": "1"}, "metadata": {}},
 }
 RECORDS = (
-    (documents.session_of, SESSION),
-    (documents.task_of, TASK),
-    (documents.output_of, OUTPUT),
+    (session_of, SESSION),
+    (task_of, TASK),
+    (output_of, OUTPUT),
 )
 
 
@@ -333,7 +335,7 @@ def test_a_record_with_anything_in_it_is_read_or_refused(
     for changed in ({**document, name: value}, value):
         try:
             read(changed, "")
-        except documents.InvalidRecord as error:
+        except fields.InvalidRecord as error:
             assert_one_line(error)
 
 
@@ -341,6 +343,6 @@ def test_a_record_with_anything_in_it_is_read_or_refused(
 @given(st.binary(max_size=60) | any_text.map(lambda text: text.encode("utf-8", "replace")))
 def test_any_bytes_are_json_or_refused(data: bytes) -> None:
     try:
-        documents.parsed(data)
-    except documents.InvalidRecord as error:
+        fields.parsed(data)
+    except fields.InvalidRecord as error:
         assert_one_line(error)

@@ -60,7 +60,7 @@ RUNNING = {
 
 LANGUAGES = {*RUN, "html", "ini", "json", "markdown", "text", "toml", "yaml"}
 """Those that are run, and those in which there is nothing to run."""
-NOT_RUN_AT_MOST = 20
+NOT_RUN_AT_MOST = 21
 COMMAND_TIMEOUT_S = 60
 
 

@@ -39,6 +39,7 @@ export class OpenNotebook {
 
   /** Whether what is new comes to this page. */
   setLive(isLive) {
+    this.isLive = isLive;
     this.writer.setLive(isLive);
     if (isLive) this.fill();
   }
@@ -65,10 +66,8 @@ export class OpenNotebook {
     for (const task of cardsOf(cell.outputs)) {
       const known = this.of(cell).find((each) => each.task.id === task);
       if (!known) this.ask(cell);
-      else {
-        known.kernelAt = performance.now();
-        if (change.type === "add") known.draw();
-      }
+      // The kernel's card shows what stands below it once more. Without news, it is the newer one.
+      else if (this.isLive) known.draw();
     }
   }
 
@@ -126,7 +125,6 @@ export class OpenNotebook {
     const each = new TaskOutputs(cell, found, this);
     for (const [key, known] of this.shown) {
       const isSame = known.cell === cell && known.task.id === found.task.id;
-      if (isSame) each.kernelAt = known.kernelAt;
       if (isSame || key === id) this.drop(key, known);
     }
     this.shown.set(id, each);

@@ -4,13 +4,11 @@ import { canReplace, inArea } from "./area.js";
 import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
 
 export const FINAL = new Set(["completed", "failed", "cancelled", "interrupted"]);
-const KERNEL_MS = 3000; // a card that the kernel has updated so lately is not behind
 const settled = new WeakMap();
 
 export class TaskOutputs {
   constructor(cell, { task, outputs, position, complete = true }, notebook) {
     Object.assign(this, { cell, task, outputs, position, complete, notebook });
-    this.kernelAt = -Infinity;
   }
 
   get isFollowed() {
@@ -56,14 +54,10 @@ export class TaskOutputs {
       if (this.cell.isDisposed) return;
       const at = from + index;
       if (at >= area.length) this.write(() => area.add(output));
-      else if (!this.isSame(present[at], output, at === from)) this.write(() => area.set(at, output));
+      else if (!this.notebook.isEqual(present[at], output)) this.write(() => area.set(at, output));
       else continue;
       yield;
     }
-  }
-
-  drawIn(wait) {
-    this.later ??= setTimeout(() => this.draw((this.later = null)), wait);
   }
 
   /** Whether more is on its way, without which the cell would show less than it does now. */
@@ -78,13 +72,6 @@ export class TaskOutputs {
       this.write(() => area.add(output));
       yield;
     }
-  }
-
-  isSame(present, wanted, isCard) {
-    const isFresh = isCard && performance.now() - this.kernelAt < KERNEL_MS && !FINAL.has(this.task.state);
-    // The kernel may be gone the next moment, and then this card is the newer one.
-    if (isFresh) this.drawIn(KERNEL_MS);
-    return isFresh || this.notebook.isEqual(present, wanted);
   }
 
   /** The outputs as the area would have them: with what carriage returns and backspaces leave. */
