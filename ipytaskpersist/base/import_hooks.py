@@ -11,6 +11,7 @@ from threading import get_ident
 from types import ModuleType
 from typing import Any
 
+from ipytaskpersist.base.imported_modules import is_beginning
 from ipytaskpersist.base.patches import Patches
 
 Route = Callable[[Any, Patches], None]
@@ -37,7 +38,7 @@ def _is_imported(name: str) -> bool:
     the module here as well.
     """
     module = sys.modules.get(name)
-    if getattr(getattr(module, "__spec__", None), "_initializing", False):
+    if is_beginning(module):
         try:
             importlib.import_module(name)
         except Exception:  # whatever the import raises, it will raise again when requested

@@ -16,6 +16,7 @@ from typing import Any
 
 from ipytaskpersist.base.foreign_errors import describe
 from ipytaskpersist.base.import_hooks import after_import
+from ipytaskpersist.base.imported_modules import imported
 from ipytaskpersist.base.patches import Patches
 from ipytaskpersist.base.redaction import is_secret
 from ipytaskpersist.isolation.library_settings import GONE, LIBRARIES, Settings, read, write
@@ -34,13 +35,8 @@ def of_notebook(apart: Collection[str] = ()) -> dict[str, Settings]:
     return {
         name: read(name)
         for name, library in LIBRARIES.items()
-        if name not in BY_OTHER_WAYS and library.shown not in apart and _is_here(name)
+        if name not in BY_OTHER_WAYS and library.shown not in apart and imported(name) is not None
     }
-
-
-def _is_here(name: str) -> bool:
-    module = sys.modules.get(name)
-    return module is not None and not getattr(module.__spec__, "_initializing", False)
 
 
 class OfProcess:

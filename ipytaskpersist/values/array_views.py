@@ -5,9 +5,10 @@ An array that shows a piece of another one's memory is pickled as that: a place 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Any
+
+from ipytaskpersist.base.imported_modules import imported
 
 BASE_AT_MOST = 4
 """How many times larger than a view its base may be to go along for it alone."""
@@ -15,7 +16,7 @@ BASE_AT_MOST = 4
 
 def is_array(value: Any) -> bool:
     """Return whether it is a plain array of numbers, whose memory others may share."""
-    numpy: Any = sys.modules.get("numpy")
+    numpy: Any = imported("numpy")
     if numpy is None or type(value) is not numpy.ndarray or value.dtype.hasobject:
         return False
     return bool(value.nbytes)

@@ -16,6 +16,7 @@ from functools import lru_cache
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from ipytaskpersist.base.imported_modules import imported
 from ipytaskpersist.values.array_views import is_array, memory_of
 from ipytaskpersist.values.by_value import is_plain
 from ipytaskpersist.values.importable import MAIN
@@ -218,7 +219,7 @@ def kind_of(value: Any) -> Kind | None:
         return FUNCTION if value.__module__ == MAIN else None
     if issubclass(its_type, OF_CODE):
         return None
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     if numpy is not None and its_type is numpy.ndarray:
         return ARRAY
     drawing = _drawing(its_type)
@@ -246,7 +247,7 @@ def _is_part_of_frame(its_type: Any) -> bool:
 
 
 def _is_frame(its_type: Any) -> bool:
-    pandas: Any = sys.modules.get("pandas")
+    pandas: Any = imported("pandas")
     return pandas is not None and its_type in (pandas.DataFrame, pandas.Series)
 
 
@@ -294,7 +295,7 @@ def look_the_same(one: Any, other: Any) -> bool:
 
 def make(its_type: type, arguments: tuple[Any, ...]) -> Any:
     """Make an object without content. Raises what its class raises."""
-    numpy: Any = sys.modules.get("numpy")
+    numpy: Any = imported("numpy")
     if its_type is FunctionType:
         return arguments[0]
     if numpy is not None and its_type is numpy.ndarray:
@@ -306,7 +307,7 @@ def make(its_type: type, arguments: tuple[Any, ...]) -> Any:
 
 def kind_of_made(value: Any) -> Kind:
     """Return the kind of an object that `make` has made: an empty one may refuse to be asked."""
-    numpy: Any = sys.modules.get("numpy")
+    numpy: Any = imported("numpy")
     its_type = type(value)
     if numpy is not None and its_type is numpy.ndarray:
         return ARRAY

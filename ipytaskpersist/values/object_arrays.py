@@ -9,6 +9,8 @@ import ctypes
 import sys
 from typing import Any
 
+from ipytaskpersist.base.imported_modules import imported
+
 SMALLEST_COUNT = 10_000
 FEW = 4
 """Objects are few if each is there so many times on average."""
@@ -17,7 +19,7 @@ SEPARATOR = "\0"
 
 def is_large(value: Any) -> bool:
     """Return whether it is a plain array of many objects."""
-    numpy: Any = sys.modules.get("numpy")
+    numpy: Any = imported("numpy")
     if numpy is None or type(value) is not numpy.ndarray or value.dtype != object:
         return False
     return value.size >= SMALLEST_COUNT and bool(value.flags.forc)
@@ -48,8 +50,8 @@ def _addresses(flat: Any) -> Any:
 def _numbered(addresses: Any) -> tuple[Any, Any]:
     """Number addresses by their first places. Returns the numbers, and those places."""
     numpy: Any = sys.modules["numpy"]
-    pandas: Any = sys.modules.get("pandas")
-    if pandas is not None and hasattr(pandas, "factorize"):
+    pandas: Any = imported("pandas")
+    if pandas is not None:
         codes, found = pandas.factorize(addresses)
         first = numpy.full(len(found), -1, dtype=numpy.intp)
         first[codes[::-1]] = numpy.arange(len(codes))[::-1]

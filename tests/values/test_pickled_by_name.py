@@ -9,6 +9,7 @@ import types
 import typing
 import weakref
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from kernels import NotebookKernel
 from processcells import Notebook
 
+from ipytaskpersist.values import changeable
 from ipytaskpersist.values.pickling import Unpickler, to_bytes
 
 NOTEBOOK = """
@@ -182,3 +184,17 @@ def test_a_module_that_is_there_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     del made.only_then
     assert Unpickler(io.BytesIO(pickled), {}).load() is made
     assert (made.value, made.only_then) == (2, 1)
+
+
+def test_values_are_pickled_while_another_thread_imports_a_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by a process task beside a thread whose cell begins with ``import numpy``."""
+    for name in ("numpy", "pandas"):
+        beginning = types.ModuleType(name)
+        beginning.__spec__ = ModuleSpec(name, None)
+        beginning.__spec__._initializing = True  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, beginning)
+    value = {"list": [1, 2], "instance": types.SimpleNamespace(n=1)}
+    assert Unpickler(io.BytesIO(to_bytes(value, {})), {}).load() == value
+    assert changeable.kind_of(value) is not None
