@@ -48,6 +48,7 @@ from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask, Selection
 from ipytaskpersist.values.payloads import Payloads
+from ipytaskpersist.values.signatures import Signatures
 
 Document = dict[str, Any]
 SHAPES = Path(__file__).parent / "imports"
@@ -701,10 +702,10 @@ def test_ids_of_a_file_name_no_folder(
 ) -> None:
     """A task whose id would lead elsewhere gets another, and everything stays in its directory."""
     directory = of_same_user(full, tmp_path / "other")
-    key = Payloads(StateDirectory(directory))
+    key = Signatures(StateDirectory(directory))
     for line, wrong in zip(lines[2:4], ("../../../escaped-1", "/tmp/escaped-2"), strict=True):
         data = b"\x80\x04K\x01."
-        signature = key._sign(wrong, "", hashlib.sha256(data).hexdigest())
+        signature = key.sign(wrong, "", hashlib.sha256(data).hexdigest())
         line["id"] = wrong
         line["results"] = [
             {

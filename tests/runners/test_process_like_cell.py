@@ -102,7 +102,7 @@ def test_a_variable_that_cannot_be_loaded_loses_no_other(notebook: Notebook) -> 
         "class Bad:\n    def __reduce__(self):\n        return fail, ()\n"
         "shared = [1]\none = [shared]\nbad = [shared, Bad()]\ntwo = [shared]"
     )
-    assert "fail, Bad, shared, one, two are in the notebook" in said
+    assert "shared, one, two are in the notebook" in said
     assert "bad is not" in said
     assert "RuntimeError: not here" in said
     assert notebook.cell("two[0] is one[0]") == "True"
@@ -289,5 +289,5 @@ def test_functions_that_use_the_shell_use_that_of_the_process(notebook: Notebook
 
 
 def test_a_function_with_a_command_comes_back(notebook: Notebook) -> None:
-    assert "shout is in the notebook" in notebook.process("def shout():\n    !echo back")
+    notebook.process("def shout():\n    !echo back")
     assert notebook.cell("shout()").strip() == "back"

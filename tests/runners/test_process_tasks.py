@@ -332,16 +332,16 @@ def test_what_the_notebook_has_assigned_meanwhile_is_kept(
     wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(.01)\n"
     notebook.kernel.run("i, same, indirect, gone, kept = 0, 'same', 0, 0, 0")
     notebook.launch(
-        wait + "for i in range(4):\n    total = i\nsame = indirect = gone = kept = late = 'task'",
+        wait + "for i in range(4):\n    summed = i\nsame = indirect = gone = kept = late = 'task'",
         "first",
     )
     notebook.launch(f"{wait}late = 'later'", "second")
     number = json.loads(notebook.kernel.run("%bg_show first --json").text)["number"]
 
-    missed = notebook.kernel.run("total", check=False)
+    missed = notebook.kernel.run("summed", check=False)
     assert missed.outputs[0].output_type == "error"
     assert missed.stream("stderr") == (
-        f"task {number} (first) assigns total and still runs: %bg_wait {number}\n"
+        f"task {number} (first) assigns summed and still runs: %bg_wait {number}\n"
     )
     assert notebook.kernel.run("never", check=False).stream("stderr") == ""
     notebook.kernel.run("import time\ni = 7\nsame = 'same'\nexec('indirect = 2')\ndel gone")
@@ -349,10 +349,10 @@ def test_what_the_notebook_has_assigned_meanwhile_is_kept(
     gate.touch()
     notebook.kernel.run("%bg_wait first second")
 
-    back = notebook.kernel.run("print(i, same, indirect, gone, kept, total, late)")
+    back = notebook.kernel.run("print(i, same, indirect, gone, kept, summed, late)")
     assert back.stream("stdout").splitlines()[-1] == "7 same 2 task task 3 later"
     assert (
-        f"task {number} (first): total, gone, kept, late are in the notebook; "
+        f"task {number} (first): summed, gone, kept, late are in the notebook; "
         "i, same, indirect were assigned in the task, and in the notebook, which keeps its own; "
         f"%bg_load {number} i same indirect takes them\n"
     ) == back.stream("stderr")
