@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pexpect
 import pytest
 from kernels import until
 from programs import TIMEOUT_S, environment
@@ -364,13 +365,20 @@ def test_deleting_a_session_asks_in_a_terminal(
         assert terminal.process.exitstatus == (0 if is_deleted else 1)
 
 
+def interrupted(terminal: Terminal) -> bool:
+    """Press Ctrl+C. Returns whether the program has ended within a moment."""
+    terminal.process.sendintr()
+    return terminal.process.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5) == 0
+
+
 def test_an_interrupt_at_the_question_changes_nothing(
     task: TaskRecord, state_dir: Path, tmp_path: Path
 ) -> None:
     terminal = Terminal([*COMMAND, "delete", task.id], tmp_path, environment(state_dir))
     with closing(terminal):
         terminal.expect("Type 'yes' to confirm: ")
-        terminal.process.sendintr()
+        # What is typed before readline has taken over the terminal is thrown away with the rest.
+        until(lambda: interrupted(terminal), TIMEOUT_S, "the end of the program")
         assert "Traceback" not in terminal.end()
         assert terminal.process.exitstatus == 130
         assert [each.id for each in stored(state_dir)] == [task.id]

@@ -721,7 +721,7 @@ def test_ids_of_a_file_name_no_folder(
             assert re.fullmatch(r"[0-9a-f]{8}-\d+", task.id)
             kept = store.results.get(task.key)
             assert kept is not None
-            assert key.load(task, kept) == 1
+            assert Payloads(StateDirectory(directory)).load(task, kept) == 1
     assert list(tmp_path.rglob("*escaped*")) == []
 
 
