@@ -41,23 +41,20 @@ class Guarded:
         self._guard: subprocess.Popen[bytes] | None = None
         self.was_needed = False
         """Whether there has ever been something to guard."""
-        self._waits = False
 
-    def install(self, patches: Patches, *, waits: bool) -> None:
-        """Keep `at_exit` first in line, whatever is registered later, from the first process on.
+    def install(self, patches: Patches) -> None:
+        """Keep `at_exit` first in line from now on, whatever is registered later.
 
-        If it `waits` for tasks, from now on: executors refuse work once their own turn has come.
+        Executors refuse work once their own turn has come, and tasks that still run would fail.
         """
-        self._waits = waits
-        if waits:
-            self._be_first_at_exit()
+        self._be_first_at_exit()
         if hasattr(threading, "_register_atexit"):
             patches.replace(threading, "_register_atexit", self._registering)
 
     def _registering(self, plain: Callable[..., None]) -> Callable[..., None]:
         def register(*arguments: Any, **named: Any) -> None:
             plain(*arguments, **named)
-            if self.was_needed or self._waits:
+            if not self._is_closed:
                 self._be_first_at_exit()
 
         return register

@@ -120,7 +120,7 @@ class Runners:
         self.install_capture()
         guarded = Guarded(self._store.directory, partial(self.end_process, "IPython ended"))
         if self._patches is not None:
-            guarded.install(self._patches, waits=self._settings.patience_at_exit_s > 0)
+            guarded.install(self._patches)
         runner = ThreadRunner(
             self._recorder,
             self._payloads,
