@@ -159,7 +159,7 @@ def rows_of(value: Value, size: str, handed: Handed) -> list[Row]:
             value.benchmark, "growth of the kernel at its worst moment", "MB",
             tuple(handed.kernel_mb),
         ).at_most(50),
-        *(row(f"by hand, in files that nobody checks: {step}", each) for step, each in steps(
+        *(row(f"by hand, in files without a check: {step}", each) for step, each in steps(
             handed.by_hand, "written", "in the worker", "there, doubled, and back")),
         *(row(f"through joblib's files: {step}", each) for step, each in steps(
             handed.joblib, "written", "in the worker", "there, doubled, and back")),

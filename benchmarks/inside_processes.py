@@ -173,7 +173,7 @@ def _doubled_in_file(path: str) -> tuple[float, str]:
 
 
 def by_hand_s(given: Any) -> tuple[float, float, float]:
-    """The same through plain files that are mapped, and which nobody checks: the least it takes."""
+    """The same through plain, mapped files without a check: the least it takes."""
     executor, path = pool(), Path("given.plain")
     array = numpy.ascontiguousarray(given)
     launched = time.time()

@@ -16,7 +16,7 @@ def settings() -> dict[str, Any]:
     found = {
         "the recursion limit": sys.getrecursionlimit(),
         "the locale": locale.setlocale(locale.LC_ALL),
-        "whether garbage is collected": (gc.isenabled(), gc.get_threshold()),
+        "when garbage is collected": (gc.isenabled(), gc.get_threshold()),
         **dict(_handlers_of_signals()),
         **dict(_limits()),
         **dict(_handlers_of_loggers()),

@@ -69,8 +69,8 @@ def _size(placed: Placed) -> tuple[int, int]:
 class FoldingResolver(Resolver):
     """A resolver that leaves out the middle of long output as it grows.
 
-    A `Placed` is only ever appended to. One whose content changes otherwise is replaced, so whoever
-    knows it and the length of its text knows what has changed.
+    A `Placed` is only ever appended to. One whose content changes otherwise is replaced, so a
+    reader that keeps it and the length of its text knows what has changed.
     """
 
     def __init__(self) -> None:

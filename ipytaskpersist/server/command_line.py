@@ -86,7 +86,7 @@ class Upkeep:
         self._run_at = 0.0
 
     def look(self) -> None:
-        """Run a command if a kernel or a supervisor is gone, and nobody has recorded that."""
+        """Run a command if a kernel or a supervisor is gone, and its end is not recorded."""
         sessions = find_dead(self._store, except_session="", watch=self._watch)
         supervisors = find_dead_supervisors(self._store, self._watch)
         dead = {*(each.owner.id for each in sessions), *(each.owner.key for each in supervisors)}

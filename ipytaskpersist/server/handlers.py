@@ -5,7 +5,7 @@ check for cross-site requests hold for each of them as for its own handlers.
 
 Outputs of tasks are passed on as they are, HTML included. They go into a notebook's document, and
 whether a notebook is trusted is the notebook's matter: the front end sanitises the outputs of one
-that is not, whoever put them there. Only outputs of imported tasks, which strangers may have made,
+that is not, wherever they come from. Only outputs of imported tasks, which strangers may have made,
 lose what could act.
 """
 

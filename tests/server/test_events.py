@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from histories import add_task, begin_session, open_store
-from kernels import end_processes_of, until
+from kernels import until
 from plain_servers import Events, PlainServer
 from programs import run_command, run_python
 
@@ -25,20 +25,6 @@ from ipytaskpersist.store.task_store import TaskStore
 
 WAIT_S = 60
 CELL = "%%background --shell\n"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("state")
-    directory.chmod(0o700)
-    yield directory
-    end_processes_of(directory)
-
-
-@pytest.fixture(scope="module")
-def server(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainServer]:
-    with PlainServer(tmp_path_factory.mktemp("server"), directory) as server:
-        yield server
 
 
 @pytest.fixture

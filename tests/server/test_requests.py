@@ -12,7 +12,7 @@ from urllib.parse import quote
 import nbformat
 import pytest
 from histories import add_task, add_tasks, begin_session, open_store
-from kernels import end_processes_of, until
+from kernels import until
 from plain_servers import BASE_URL, PlainServer
 from programs import run_command, run_python
 
@@ -20,20 +20,6 @@ from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.store.task_store import TaskStore
 
 API = f"{BASE_URL}ipytaskpersist/api/"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("state")
-    directory.chmod(0o700)
-    yield directory
-    end_processes_of(directory)
-
-
-@pytest.fixture(scope="module")
-def server(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainServer]:
-    with PlainServer(tmp_path_factory.mktemp("server"), directory) as server:
-        yield server
 
 
 @pytest.fixture

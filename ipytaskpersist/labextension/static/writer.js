@@ -5,7 +5,7 @@ const KEY = "ipytaskpersist";
 const ALONE_MS = 1000; // a page that has heard of no other for so long is alone
 const SAY_MS = 4000;
 const SILENT_MS = 10000; // a page that has said nothing for so long is gone: its browser was killed
-const REST_MS = 3000; // a shared document is saved when nobody has changed it for a second
+const REST_MS = 3000; // a shared document is saved a second after its last change
 
 export class Writer {
   /** `changed()` is called when this page may have become the one. */
