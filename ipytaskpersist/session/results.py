@@ -397,8 +397,9 @@ class Results:
         task = self._store.tasks.get(key)
         if task is not None and (not task.state.is_final or task.declared_dead == "presumed"):
             return  # a task only presumed dead may go on
-        self._expected.discard(key)
         loaded = Loaded() if task is None else self._loaded(task)
+        # Not earlier: when the store cannot be read now, they come before the next cell.
+        self._expected.discard(key)
         if self._foreground is not None:
             self._foreground.end(key, loaded.names)
         if task is None:

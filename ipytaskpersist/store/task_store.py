@@ -136,8 +136,9 @@ class TaskStore:
                 self._repair()
             self._is_open = True
         elif self.directory.damage_mark.exists():
-            self._repair()
-            self.keep_up()
+            with self._succession, self.database.being_replaced():
+                self._repair()
+                self.keep_up()
             if self.notice:
                 self.say(self.notice)
                 self.notice = ""

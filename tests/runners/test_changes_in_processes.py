@@ -483,7 +483,7 @@ def test_two_tasks_at_once_change_the_same_list(notebook: Notebook) -> None:
         waits = "while not pathlib.Path('both').exists(): time.sleep(0.01)"
         notebook.cell(f"%%background --process\n{waits}\nx.append({number})")
     notebook.cell("pathlib.Path('both').touch()")
-    notebook.cell("%bg_wait --timeout 60")
+    notebook.cell("%bg_wait --all --timeout 60")
     said = notebook.cell("pass")
     assert "x was changed in place" in said
     assert "x was changed in the task, and in the notebook, which keeps its own" in said

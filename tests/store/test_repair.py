@@ -13,8 +13,9 @@ from programs import run_python
 
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import OutputKind, TaskState
-from ipytaskpersist.errors import StoreDamaged
+from ipytaskpersist.errors import StoreBusy, StoreDamaged
 from ipytaskpersist.session.notebook_identity import session_identity
+from ipytaskpersist.store.file.database import sqlite3
 from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask, Selection
@@ -185,3 +186,16 @@ def test_a_repair_without_room_leaves_the_damaged_store_and_no_other_file(
     assert [line.split()[0] for line in refused] == ["refused", "refused"]
     assert left == ""
     assert repaired.startswith(f"{TASKS} the store was damaged")
+
+
+def test_an_error_in_a_file_that_was_just_repaired_is_no_damage(directory: StateDirectory) -> None:
+    """A second mark would have the repaired store replaced once more."""
+    store = TaskStore(directory).open()
+    repaired = directory.root / "repaired.db"
+    repaired.write_bytes(directory.store.read_bytes())
+    repaired.replace(directory.store)
+    with pytest.raises(StoreBusy, match="just being replaced; try again"), store.database.errors():
+        raise sqlite3.DatabaseError("database disk image is malformed")
+    assert not directory.damage_mark.exists()
+    assert store.tasks.count(Selection()) == TASKS
+    store.close()

@@ -266,7 +266,7 @@ class Database:
             raise disk_errors.refused(f"the store {self.path}", error, self.path, DOCTOR) from error
         if not is_same:
             connection.close()
-            raise StoreBusy(f"the store {self.path} is just being replaced; try again")
+            raise self._being_replaced
         if self._identity not in (None, before):
             # Without `on_replaced` nothing is carried over: a search index, say, is just rebuilt.
             self._let_go(self._connections)
@@ -412,6 +412,18 @@ class Database:
     def go_on(self) -> None:
         """Forget the retired file: its content is in the file at the store's path."""
         self._retired = self._mover = None
+
+    @contextmanager
+    def being_replaced(self) -> Iterator[None]:
+        """Have the other threads look before each use whether the file is still at its path.
+
+        The calling thread is about to replace the file, and no other may use it afterwards.
+        """
+        self._mover = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._mover = None
 
     def hold(self) -> None:
         """Keep the retired file until there is another one that can be used."""
@@ -601,17 +613,24 @@ class Database:
     def damaged(self, why: str, *, has_lost_log: bool = False) -> StoreError:
         """Leave a mark for the next process that opens the store, and return the error to raise.
 
-        Data that a newer version wrote, and this one cannot read, is not damage.
+        Data that a newer version wrote, and this one cannot read, is not damage. Neither is an
+        error in a file that was repaired meanwhile, and is no longer at the store's path.
         """
         newer = self.newer_words()
         if newer:
             return StoreNewer(f"{newer} ({why})")
+        if self._own() is not None and self._has_moved:
+            return self._being_replaced
         with suppress(OSError):
             self.leave_mark(has_lost_log=has_lost_log)
         return StoreDamaged(
             f"the store {self.path} is damaged ({why}); the next command, %bg_list, sets it "
             "aside and saves what can be read"
         )
+
+    @property
+    def _being_replaced(self) -> StoreBusy:
+        return StoreBusy(f"the store {self.path} is just being replaced; try again")
 
     def _is_log_cut(self) -> bool:
         """Return whether the log is shorter than its index says."""
