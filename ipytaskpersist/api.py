@@ -26,7 +26,7 @@ from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session import results
 from ipytaskpersist.session.manager import BackgroundTasks, current
-from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, Request
+from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, PlaceInQueue, Request
 from ipytaskpersist.session.wait_cycles import refuse_own
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
@@ -50,6 +50,10 @@ def background(
     tags: Sequence[str] = (),
     notify: bool | Sequence[str] = False,
     if_running: str = "",
+    after: Sequence[Task | str | int] = (),
+    group: str = "",
+    priority: int = 0,
+    at: str | datetime = "",
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -64,6 +68,11 @@ def background(
     `if_running` says what to do while the task of an earlier run of the same cell still runs:
     ``ask``, ``attach`` (which returns that task), ``replace`` or ``new``; by default the setting
     `if_running` does.
+
+    `after` are tasks that have to complete first, or references to them (``"any:3"`` waits for the
+    end of task 3 alone). `group` is the group whose width the task takes part of, `priority` puts
+    it before waiting tasks of a lower one, and `at` is the time before which it does not start:
+    a time with its date, or a text as ``--at`` takes it.
 
     Return as soon as the task is durably recorded. Raise what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
@@ -86,8 +95,17 @@ def background(
         fresh=fresh,
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
-    request = Request(name, where, options, tags, bool(notify), notify_to, if_running)
+    place = _place(after, group, priority, at)
+    request = Request(name, where, options, tags, bool(notify), notify_to, if_running, place=place)
     return Task(manager, manager.launcher.launch(source, request).task)
+
+
+def _place(
+    after: Sequence[Task | str | int], group: str, priority: int, at: str | datetime
+) -> PlaceInQueue:
+    references = [each.id if isinstance(each, Task) else str(each) for each in after]
+    when = at.astimezone().isoformat() if isinstance(at, datetime) else at
+    return PlaceInQueue(references, group, priority, when)
 
 
 def submit(
@@ -96,15 +114,18 @@ def submit(
     *args: Any,
     name: str | None = None,
     process: bool = False,
+    after: Sequence[Task | str | int] | None = None,
+    group: str | None = None,
     **kwargs: Any,
 ) -> Task:
     """Call ``function(*args, **kwargs)`` in the background and return its task.
 
-    The task has the name, by default the function's. An ``async`` function runs to its end. With
-    `process` the call runs in its own process, which gets copies of function and arguments and
+    The task has the name, by default the function's. `after` are tasks that have to complete first,
+    and `group` is the group whose width it takes part of. An ``async`` function runs to its end.
+    With `process` the call runs in its own process, which gets copies of function and arguments and
     outlives the kernel.
 
-    A function that has a parameter `name` or `process` itself gets it by
+    A function that has a parameter of one of these names itself gets it by
     ``functools.partial(function, name=…)``; otherwise `InvalidRequest` is raised.
     """
     manager = current()
@@ -113,12 +134,18 @@ def submit(
             "submit calls a function: submit(print, 3), not submit(print(3)); background(source) "
             "runs a text of code"
         )
-    given = {"name": name is not None, "process": process}
+    given = {
+        "name": name is not None,
+        "process": process,
+        "after": after is not None,
+        "group": group is not None,
+    }
     _refuse_own_parameters(function, args, [each for each, is_given in given.items() if is_given])
     call = partial(function, *args, **kwargs)
     if name is None:
         name = str(getattr(_inner(function), "__name__", type(function).__name__))
-    request = Request(name, PROCESS if process else THREAD)
+    place = _place(after or (), group or "", 0, "")
+    request = Request(name, PROCESS if process else THREAD, place=place)
     return Task(manager, manager.launcher.launch_function(call, _source(function), request))
 
 

@@ -156,6 +156,44 @@ class Progress:
         return {**self.as_json(), **({"drawn": self.drawn} if self.drawn else {})}
 
 
+DEFAULT_GROUP = "default"
+"""The group of tasks for which no other was named."""
+
+
+def label_of(number: int, name: str) -> str:
+    """Return a task's name in messages: ``3 (train)``, or ``3`` when it has no name."""
+    return f"{number} ({legible(name)})" if name else str(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a pending task waits for."""
+
+    group: str
+    priority: int
+    after: tuple[str, ...]
+    """The labels of the tasks that have to end first."""
+    due_at: datetime | None
+    """Time before which it does not start."""
+    width: int | None
+    """How many tasks of its group run at once; None for any number."""
+    running: int
+    """How many of them run now."""
+    is_paused: bool
+    """Whether no task of its group starts."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``list --json`` prints about it."""
+        return {
+            "after": list(self.after),
+            "due_at": self.due_at.isoformat() if self.due_at else None,
+            "priority": self.priority,
+            "width": self.width,
+            "running": self.running,
+            "is_paused": self.is_paused,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
     """One run of one background cell."""
@@ -214,6 +252,10 @@ class TaskRecord:
     """How it was declared interrupted: None by its own owner; by another process, ``proven`` when
     that had seen that the owner is dead, ``presumed`` when it had only seen no sign of life."""
     tags: tuple[str, ...] = ()
+    group: str = DEFAULT_GROUP
+    """The tasks with which it shares a width."""
+    waiting: Waiting | None = None
+    """What it waits for; None once it has started or ended."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -222,7 +264,7 @@ class TaskRecord:
     @property
     def label(self) -> str:
         """The task's name in messages: ``3 (train)``, or ``3`` when it has no name."""
-        return f"{self.number} ({legible(self.name)})" if self.name else str(self.number)
+        return label_of(self.number, self.name)
 
     @property
     def is_imported(self) -> bool:
@@ -247,6 +289,8 @@ class TaskRecord:
             "runner": self.runner,
             "state": self.state.value,
             "reason": self.reason,
+            "group": self.group,
+            "waiting": None if self.waiting is None else self.waiting.as_json(),
             "exit_code": self.exit_code,
             "created_at": self.created_at.isoformat(),
             "started_at": self.started_at.isoformat() if self.started_at else None,

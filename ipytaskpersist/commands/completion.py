@@ -75,6 +75,15 @@ def _is_word(name: str) -> bool:
 
 
 @_quietly
+def groups(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
+    """Complete the names of groups."""
+    if _is_ready(manager):
+        for group in manager.queueing.groups():
+            if group.name.startswith(typed):
+                yield CompletionItem(group.name, help=f"{group.running} run, {group.pending} wait")
+
+
+@_quietly
 def sessions(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     """Complete session ids, newest session first."""
     if _is_ready(manager):

@@ -23,7 +23,15 @@ from ipytaskpersist.commands.definition import (
 from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest, NamesMissing
 from ipytaskpersist.session.manager import BackgroundTasks
-from ipytaskpersist.session.requests import IF_RUNNING, PROCESS, SHELL, THREAD, Request
+from ipytaskpersist.session.requests import (
+    IF_RUNNING,
+    PROCESS,
+    SHELL,
+    THREAD,
+    PlaceInQueue,
+    Request,
+)
+from ipytaskpersist.text.durations import is_age
 
 
 def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
@@ -61,8 +69,9 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="The shell that runs the command.",
     ),
     click.option(
-        "--in", "inputs", metavar="NAMES", callback=_names, shell_complete=completion.variables,
-        help="The variables a Python process is given: a,b. Default: those that it uses.",
+        "--in", "inputs", metavar="NAMES", shell_complete=completion.variables,
+        help="The variables a Python process is given: a,b. Default: those that it uses. A delay "
+        "such as 2h or 1h30m instead: the task starts after it.",
     ),
     click.option(
         "--out", "outputs", metavar="NAMES", callback=_names, shell_complete=completion.variables,
@@ -71,6 +80,23 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--fresh", is_flag=True,
         help="Start a Python process in a fresh interpreter, though a warm one is quicker.",
+    ),
+    click.option(
+        "--after", multiple=True, metavar="REF", shell_complete=completion.tasks,
+        help="Start once this task has completed; any:REF once it has ended, failed:REF once it "
+        "has failed. May be given several times.",
+    ),
+    click.option(
+        "--group", metavar="NAME", default="", shell_complete=completion.groups,
+        help="The group whose width the task takes part of. %bg_group NAME --width N makes one.",
+    ),
+    click.option(
+        "--priority", type=click.IntRange(-(10**6), 10**6), default=0, metavar="N",
+        help="Start before waiting tasks of a lower number. Default: 0.",
+    ),
+    click.option(
+        "--at", default="", metavar="TIME",
+        help="Start at 22:00, 'tomorrow 6:30' or 2026-11-30T06:00, not earlier.",
     ),
     click.option(
         "--if-running", type=click.Choice(IF_RUNNING),
@@ -113,9 +139,13 @@ def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
     given["if_running"] = given["if_running"] or ""
+    names, queue = given.pop("inputs"), ("after", "group", "priority", "at")
+    delay = names if names and is_age(names) else ""  # no variable begins with a digit
+    given["inputs"] = None if delay else _names(None, None, names)
+    place = PlaceInQueue(**{option: given.pop(option) for option in queue}, delay=delay)
     apart = ("tags", "notify", "notify_to", "if_running")
     more = {option: given.pop(option) for option in apart}
-    return Request(named or " ".join(name), where, Options(**given), **more)
+    return Request(named or " ".join(name), where, Options(**given), place=place, **more)
 
 
 anyway = click.option(

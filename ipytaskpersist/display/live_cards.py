@@ -70,7 +70,7 @@ class Cards:
         """Show a task's card in the running cell, and update it until the task ends."""
         display_id = uuid4().hex
         first = task
-        if task.runner == "thread" and task.state is TaskState.PENDING:
+        if task.runner == "thread" and task.state is TaskState.PENDING and not task.waiting:
             # The task has been started; the card need not wait for the store to say so.
             first = replace(task, state=TaskState.RUNNING, started_at=task.created_at)
         earlier = also_running(self._manager.store, task)

@@ -34,6 +34,7 @@ from ipytaskpersist.text.formatting import (
     time_left,
     utc_clock,
     utc_date,
+    waits_for,
 )
 
 NAME_CHARACTERS = 200
@@ -236,7 +237,7 @@ def _facts(card: Card) -> tuple[str, ...]:
     is_above = card.output.needs_unfolding(card.counts)
     counts, updated = "" if is_above else card.counts.in_words(), f"updated {utc_clock(card.now)}"
     if task.state is TaskState.PENDING:
-        return where, "waits to be started", updated
+        return where, waits_for(task) or "waits to be started", updated
     if task.state is TaskState.RUNNING:
         return f"{where}, {outlives}", counts, memory, updated
     peak, on = f"peak {memory}" if memory else "", f"on {utc_date(task.ended_at or card.now)}"
@@ -259,6 +260,7 @@ def card_text(card: Card) -> str:
     parts = [f"{look.glyph} {task.state.value}", task.label, _measures(card)]
     if task.state.is_final and task.state is not TaskState.COMPLETED:
         parts.append(ending(task))
+    parts.append(waits_for(task))
     parts.append(card.counts.in_words())
     if not task.state.is_final:
         parts.append(f"updated {_seen_at(card)}")

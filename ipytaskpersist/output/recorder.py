@@ -84,6 +84,8 @@ class Recorder:
         self._warn = warn
         self._heartbeat = heartbeat
         self._watch = watch
+        self.watch_at = math.inf
+        """Time at which `watch` is called in any case, in seconds since the epoch."""
         self._watch_s = HEARTBEAT_S if watch is None else WATCH_S
         self._quiet_wait_s = quiet_wait_s
         self._healthy = True
@@ -164,6 +166,11 @@ class Recorder:
         """Report a problem to the user, and record it for the doctor."""
         with suppress(OSError, ValueError):  # the stream may be full or closed
             self._warn(message)
+
+    def watch_now(self) -> None:
+        """Have `watch` called soon, although nobody else has committed."""
+        self.watch_at = 0.0
+        self._queue.put((None, None, None))
 
     def post(self, change: Change) -> None:
         """Change a state after everything that was printed, without waiting for it."""
@@ -372,7 +379,7 @@ class Recorder:
     def _look_around(self, commits: CommitWatch, watch: Callable[[], None]) -> None:
         """Call `watch` when another connection has committed since."""
         with suppress(StoreError):
-            if commits.has_news():
+            if commits.has_news() or time.time() >= self.watch_at:
                 self._quietly(watch)
 
     def _follow_progress(self) -> None:

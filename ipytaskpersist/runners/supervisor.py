@@ -34,10 +34,11 @@ from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
 from ipytaskpersist.notify import dispatch
 from ipytaskpersist.output.recorder import Recorder
 from ipytaskpersist.output.recording import Recording
-from ipytaskpersist.runners import revival
+from ipytaskpersist.runners import reconciling, revival
 from ipytaskpersist.runners.adoption import Strangers
 from ipytaskpersist.runners.durability import Flushes
 from ipytaskpersist.runners.kernel_watch import KERNEL_S, KernelWatch
+from ipytaskpersist.runners.liveness import Watch
 from ipytaskpersist.runners.machine_limits import MemoryEvents, OpenFiles
 from ipytaskpersist.runners.store_watch import POLLED_LOOK_S, StoreWatch
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
@@ -55,6 +56,8 @@ CLAIM_AT_ONCE = 50
 PRESS_S = 0.05
 RETRY_S = 0.5
 """Delay of another attempt when the machine's limits have kept a task from being started."""
+RECONCILE_S = 2.0
+"""How often owners are looked at while tasks wait: a dead one may hold a slot of their group."""
 REGISTRATION_S = 30.0
 STOP_S = 10.0
 
@@ -79,6 +82,13 @@ class Supervisor:
         self._is_short = False
         """Whether the machine's limits have just kept a task from being started."""
         self._retry_at = 0.0
+        self._has_pending = False
+        """Whether tasks wait in the store for their group, for other tasks, or for a time."""
+        self._due_at: float | None = None
+        """The first of these times, in seconds since the epoch."""
+        self._reconciled_at = 0.0
+        self._owners = Watch()
+        """Observations of owners that this process cannot look into."""
         self._child_has_ended = False
         self._selector = selectors.DefaultSelector()
         self._watch = StoreWatch(store, self._selector)
@@ -248,14 +258,27 @@ class Supervisor:
             self._store.open()
             if self._watch.has_followed():
                 self._record = self._registered() or self._record
-            if self._watch.commits.has_news():
+            if self._watch.commits.has_news() or self._is_due:
                 self._do_what_others_ask()
+            elif self._has_pending:
+                self._free_slots()
         except StoreError as error:
             self._watch.commits.forget()
             self._say_trouble(error)
         except Exception:
             self._watch.commits.forget()  # what was to be done has not been
             raise
+
+    @property
+    def _is_due(self) -> bool:
+        return self._due_at is not None and time.time() >= self._due_at
+
+    def _free_slots(self) -> None:
+        """Record the end of owners that have died, so that their tasks keep no other waiting."""
+        if time.monotonic() - self._reconciled_at >= RECONCILE_S:
+            self._reconciled_at = time.monotonic()
+            reconciling.reconcile(self._store, self._session_id, self._owners)
+            self._watch.commits.forget()  # what this thread writes is no news to it
 
     def _do_what_others_ask(self) -> None:
         try:
@@ -284,8 +307,11 @@ class Supervisor:
         """Start waiting tasks, a few at a time, because the running ones must be read too."""
         if self._waiting:
             return
-        if not self._store.processes.has_pending(self._session_id):
+        self._look_at_queue()
+        if not self._has_pending:
             self._is_short = False
+            return
+        if not self._store.queue.may_claim(self._session_id, "process", time.time()):
             return
         assert self._record is not None
         few = 1 if self._is_short else CLAIM_AT_ONCE
@@ -294,6 +320,17 @@ class Supervisor:
         )
         self._start_waiting()
         self._watch.commits.forget()  # there may be more
+
+    def _look_at_queue(self) -> None:
+        has_pending = self._store.processes.has_pending(self._session_id)
+        self._due_at = self._store.queue.next_due(self._session_id) if has_pending else None
+        if has_pending != self._has_pending:
+            self._has_pending = has_pending
+            self._count_live()
+            self._recorder.post(lambda _store: None)  # has it give signs of life
+
+    def _count_live(self) -> None:
+        self._recorder.live_tasks = len(self._tasks) + self._has_pending
 
     def _start_waiting(self) -> None:
         """Start the claimed tasks, as far as the machine allows."""
@@ -328,7 +365,7 @@ class Supervisor:
         self._tasks[task.pid] = task
         if process.timeout_s is not None:
             self._limited.add(task)
-        self._recorder.live_tasks = len(self._tasks)
+        self._count_live()
         start = task.leader.start if task.leader else None
         self._recorder.post(
             lambda store: store.processes.started(
@@ -461,7 +498,7 @@ class Supervisor:
         self._recorder.post(lambda store: dispatch.notify(store, key))
         self._recorder.post(lambda _store: self._make_durable(task))
         self._recorder.discard(task.recording)
-        self._recorder.live_tasks = len(self._tasks)
+        self._count_live()
 
     def _make_durable(self, task: Supervised) -> None:
         """Have a task's values flushed, unless they were written so by its kernel and itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -93,13 +93,14 @@ class AtLaunch:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A task in its thread, with the objects it uses."""
+    """A task in its thread, or before it has one, with the objects it uses."""
 
     task: RunningTask
     recording: Recording
     children: Children
     launched: AtLaunch
-    worker: Worker
+    work: Work
+    on_end: Callable[[], None]
 
 
 class ThreadRunner:
@@ -123,6 +124,8 @@ class ThreadRunner:
         self._guarded = guarded
         self.settings = ThreadSettings()
         self._idle: list[Worker] = []
+        self._waiting: dict[int, _Run] = {}
+        """The tasks that wait for their group, for other tasks, or for a time."""
         self._active: dict[int, RunningTask] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._ended: dict[int, threading.Event] = {}
@@ -149,20 +152,52 @@ class ThreadRunner:
         self, record: TaskRecord, work: Work, on_end: Callable[[], None], worker: Worker
     ) -> None:
         """Run a task that is pending in the store in the thread reserved for it."""
+        self._begin(self._prepared(record, work, on_end), worker)
+
+    def wait(self, record: TaskRecord, work: Work, on_end: Callable[[], None]) -> None:
+        """Keep a task until it may start."""
+        self._waiting[record.key] = self._prepared(record, work, on_end)
+        self._count_live()
+        self._recorder.watch_now()
+
+    def start(self, key: int, worker: Worker) -> None:
+        """Run a waiting task that was claimed in the store, in the thread reserved for it."""
+        self._begin(self._waiting.pop(key), worker)
+
+    def drop(self, keys: Collection[int]) -> list[int]:
+        """Forget those of these tasks that wait: they have ended in the store. Return which."""
+        dropped = [key for key in keys if self._waiting.pop(key, None) is not None]
+        for key in dropped:
+            self._ended[key].set()
+        self._count_live()
+        return dropped
+
+    @property
+    def waiting(self) -> list[int]:
+        """The keys of the tasks that have not begun yet."""
+        return [*self._waiting]
+
+    def _count_live(self) -> None:
+        self._recorder.live_tasks = len(self._active) + len(self._waiting)
+
+    def _prepared(self, record: TaskRecord, work: Work, on_end: Callable[[], None]) -> _Run:
+        """Return a task with all that it takes from the cell that launches it."""
         recording = Recording(self._recorder, record.key, record.max_output_bytes)
         foreground = copy_context()
         mark = Mark(record.id, Kernel.own())
         children = Children(recording, mark, self._guarded.need)
         task = RunningTask(record, recording, children, self._contexts.for_task())
-        figures.begin(task)
-        self._active[record.key] = task
         self._ended[record.key] = threading.Event()
-        self._recorder.live_tasks = len(self._active)
         launched = AtLaunch(foreground, self.settings.at_launch(), working_directory.here())
-        run = _Run(task, recording, children, launched, worker)
-        worker.do(lambda: self._run(run, work, on_end))
+        return _Run(task, recording, children, launched, work, on_end)
 
-    def _run(self, run: _Run, work: Work, on_end: Callable[[], None]) -> None:
+    def _begin(self, run: _Run, worker: Worker) -> None:
+        figures.begin(run.task)
+        self._active[run.task.record.key] = run.task
+        self._count_live()
+        worker.do(lambda: self._run(run, worker))
+
+    def _run(self, run: _Run, worker: Worker) -> None:
         task, launched = run.task, run.launched
         threading.current_thread().name = f"background {task.record.label}"
         launched.enter()
@@ -174,7 +209,7 @@ class ThreadRunner:
         self._recorder.post(lambda store: revival.start(store, key, started))
         self.settings.begin(launched.settings)
         active_task.set(task)
-        outcome = self._outcome(task, work)
+        outcome = self._outcome(task, run.work)
         if task.is_forked:
             forks.end(outcome.exit_code)
         ended = time.time()
@@ -191,9 +226,9 @@ class ThreadRunner:
         self._calmly(lambda: figures.leave(task))
         self._calmly(lambda: self.settings.keep(launched.settings))
         self._outcomes[key] = ended_as
-        self._release(run.worker, task)
+        self._release(worker, task)
         self._record_end(run, ended_as, result, ended)
-        on_end()
+        run.on_end()
         if task.cancelled:
             run.children.terminate_left()
 
@@ -232,7 +267,9 @@ class ThreadRunner:
         # not recorded has not happened.
         self._recorder.change(lambda store: end.record(store, run.recording))
         self._active.pop(key, None)
-        self._recorder.live_tasks = len(self._active)
+        self._count_live()
+        if self._waiting:
+            self._recorder.watch_now()  # it may have waited for this end
         self._recorder.discard(run.recording)
         self._ended[key].set()
 

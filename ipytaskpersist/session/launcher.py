@@ -31,6 +31,7 @@ from ipytaskpersist.session.finding import check_name, check_tags
 from ipytaskpersist.session.notebook_setup import setting_of
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
+from ipytaskpersist.session.queueing import Queueing
 from ipytaskpersist.session.requests import (
     ATTACH,
     NEEDS_INTERPRETER,
@@ -53,6 +54,7 @@ from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.session.task_settings import TaskSettings
 from ipytaskpersist.store.file.database import storable
 from ipytaskpersist.store.processes import NewProcess
+from ipytaskpersist.store.queue import starts_at_once
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import CellRun, NewTask
 from ipytaskpersist.values.importable import Modules
@@ -104,6 +106,7 @@ class Launcher:
         git: GitWatch,
         upkeep: UpkeepTimer,
         cell_runs: CellRuns,
+        queueing: Queueing,
     ) -> None:
         self._settings = settings
         self._shell = settings.shell
@@ -116,6 +119,7 @@ class Launcher:
         self._git = git
         self._upkeep = upkeep
         self._cell_runs = cell_runs
+        self._queueing = queueing
 
     def launch(self, source: str, request: Request) -> Launched:
         """Run a source in the background. Return when the task is durably recorded.
@@ -193,15 +197,29 @@ class Launcher:
 
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._runners.threads
+        starts: list[bool] = []
+
+        def look(connection: Any, key: int, _task_id: str) -> None:
+            starts.append(starts_at_once(connection, key))
+
         with HeldBack():  # a recorded task must get its thread
             worker = threads.reserve()
             try:
-                record = self._store.tasks.insert(new)
+                record = self._store.tasks.insert(new, look)
             except BaseException:
                 threads.give_back(worker)
                 raise
             self._launched(record, provenance.current_directory())
-            threads.launch(record, work, lambda: self._runners.notify_end(record.key), worker)
+
+            def on_end() -> None:
+                self._runners.notify_end(record.key)
+
+            if all(starts):
+                threads.launch(record, work, on_end, worker)
+            else:
+                threads.give_back(worker)
+                record = self._store.tasks.get(record.key) or record
+                threads.wait(record, work, on_end)
         return record
 
     def _launched(self, task: TaskRecord, directory: str) -> None:
@@ -503,6 +521,9 @@ class Launcher:
             max_output_bytes=self._settings.max_output_bytes,
             notify=self._places(request),
             provenance={**provenance.of_launch(), **before},
+            admission=self._queueing.again(again.task)
+            if again
+            else self._queueing.admission(request.place),
         )
 
     def _places(self, request: Request) -> tuple[str, ...]:

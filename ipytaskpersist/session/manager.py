@@ -14,6 +14,7 @@ from ipytaskpersist.session.changing import TaskChanges
 from ipytaskpersist.session.finding import TaskFinder
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
+from ipytaskpersist.session.queueing import Queueing
 from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.session.task_settings import TaskSettings
 from ipytaskpersist.session.waiting import Waiting
@@ -64,6 +65,7 @@ class BackgroundTasks(TaskSettings):
             self.waiting,
             self.runners,
         )
+        self.queueing = Queueing(self, self.store, self.tasks)
         self.ends_shown: set[int] = set()
         """Keys of tasks whose end a command has just shown, so it need not be announced."""
         self._results: Results | None = None
@@ -98,6 +100,7 @@ class BackgroundTasks(TaskSettings):
             self.git,
             self.upkeep,
             CellRuns(self, self.store, self.session, self.runners, self.changes, self.waiting),
+            self.queueing,
         )
 
     def close(self) -> None:

@@ -17,6 +17,21 @@ ASK, ATTACH, REPLACE, NEW = IF_RUNNING = ("ask", "attach", "replace", "new")
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceInQueue:
+    """What the user said about when a task may start."""
+
+    after: Sequence[str] = ()
+    """References to tasks that have to end first, each perhaps with how: ``any:3``."""
+    group: str = ""
+    """The tasks with which it shares a width; empty for the usual ones."""
+    priority: int = 0
+    at: str = ""
+    """The time before which it does not start, as typed; empty for none."""
+    delay: str = ""
+    """How long it waits at least, as typed; empty for not at all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """The user's options for a task, besides its source."""
 
@@ -35,6 +50,7 @@ class Request:
     """Whether the source is all of its cell, so that the cell has no other task."""
     earlier: Sequence[TaskRecord] = ()
     """The live tasks of earlier runs of the cell."""
+    place: PlaceInQueue = field(default_factory=PlaceInQueue)
 
 
 FLAGS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import sys
 import threading
 import time
@@ -238,6 +239,28 @@ class Runners:
         for task in runner.running():
             if task.record.key in wanted and not task.cancelled:
                 task.cancellation.ask()
+        if runner.waiting:
+            self._serve_waiting(runner, wanted)
+
+    def _serve_waiting(self, runner: ThreadRunner, cancelled: set[int]) -> None:
+        """Start the tasks in threads that need not wait any longer, and drop those that ended."""
+        at, session = time.time(), self._session.record().id
+        for key in cancelled.intersection(runner.waiting):
+            self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, at)
+        while runner.waiting and self._store.queue.may_claim(session, "thread", at):
+            worker = runner.reserve()  # first: a claimed task must get its thread
+            claimed = self._store.queue.claim_for_threads(session, at)
+            if claimed is None:
+                runner.give_back(worker)
+                break
+            runner.start(claimed, worker)
+        ended = [
+            task.key for task in self._store.tasks.of_keys(runner.waiting) if task.state.is_final
+        ]
+        for dropped in runner.drop(ended):
+            self.notify_end(dropped)
+        if self._recorder is not None:
+            self._recorder.watch_at = self._store.queue.next_due(session) or math.inf
 
     # Ending.
 

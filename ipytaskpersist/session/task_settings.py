@@ -87,6 +87,14 @@ class TaskSettings(Configured):
         help="Seconds between SIGTERM and SIGKILL when a process or shell task is cancelled or its "
         "time is over. Default: 5.",
     ).tag(config=True, of_project=True)
+    max_running = Int(
+        None,
+        min=1,
+        allow_none=True,
+        help="How many tasks of the group 'default' run at once, over all notebooks and terminals "
+        "of this user; the others wait. The last notebook that says a number decides, as "
+        "%bg_group default --width does. Default: None, any number.",
+    ).tag(config=True)
     wait_at_exit_s = Float(
         None,
         min=0,

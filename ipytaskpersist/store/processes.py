@@ -11,6 +11,7 @@ from typing import Any
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.base.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
 from ipytaskpersist.store.file.database import Database, storable
+from ipytaskpersist.store.queue import ready, set_running, settle
 from ipytaskpersist.store.tasks import INTERRUPT
 
 PROCESS_FIELDS = {
@@ -130,35 +131,26 @@ class Processes:
     def claim(
         self, session_id: str, supervisor_key: int, at: float, limit: int
     ) -> list[ProcessRecord]:
-        """Claim the session's first pending tasks for this supervisor, and set them running.
+        """Claim the session's next tasks for this supervisor, and set them running.
 
         The differences of their environments are kept no longer than needed.
         """
         with self._database.transaction() as connection:
-            keys = [
-                key
-                for (key,) in connection.execute(
-                    """SELECT key FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
-                    AND state = 'pending' AND runner = 'process'
-                    AND cancel_requested_at IS NULL ORDER BY key LIMIT ?""",
-                    (session_id, limit),
-                )
-            ]
+            settle(connection, at)
+            keys = ready(connection, session_id, "process", limit)
             marks = ", ".join("?" * len(keys))
             rows = connection.execute(
-                f"SELECT {PROCESS} {FROM} WHERE task_key IN ({marks}) ORDER BY task_key",
-                keys,
+                f"SELECT {PROCESS} {FROM} WHERE task_key IN ({marks})", keys
             ).fetchall()
             # Here, because unreadable tasks must not be recorded as running.
             claimed = [self._database.record(_process, row) for row in rows]
+            claimed.sort(key=lambda process: keys.index(process.task_key))
             # A claim is a sign of life: there may have been none for a long time before.
             connection.execute(
                 "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (at, supervisor_key)
             )
             for key in keys:
-                connection.execute(
-                    "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ?", (at, key)
-                )
+                set_running(connection, key, at)
                 connection.execute(
                     """UPDATE processes SET supervisor_key = ?, environment = '{}'
                     WHERE task_key = ?""",

@@ -29,6 +29,7 @@ from ipytaskpersist.store.file.locks import one_at_a_time
 from ipytaskpersist.store.file.migrations import STEPS, may_write, migrate
 from ipytaskpersist.store.outputs import NewOutput, Outputs, Results
 from ipytaskpersist.store.processes import NewProcess, Processes, Supervisors
+from ipytaskpersist.store.queue import Queue
 from ipytaskpersist.store.sessions import Sessions
 from ipytaskpersist.store.tasks import NewTask, Selection, Tasks
 from ipytaskpersist.store.upkeep import Upkeep
@@ -69,6 +70,7 @@ class TaskStore:
         self.sessions = Sessions(self.database)
         self.tasks = Tasks(self.database, directory.month)
         self.cells = Cells(self.database)
+        self.queue = Queue(self.database)
         self.processes = Processes(self.database)
         self.supervisors = Supervisors(self.database)
         self.outputs = Outputs(self.database)

@@ -14,10 +14,13 @@ from ipytaskpersist.base.records import (
     Progress,
     TaskRecord,
     TaskState,
+    Waiting,
     from_timestamp,
+    label_of,
 )
 from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.store.file.database import Database, storable
+from ipytaskpersist.store.queue import Admission, add_dependencies
 from ipytaskpersist.store.sessions import short_id
 
 FIELDS = {
@@ -51,6 +54,17 @@ FIELDS = {
     "provenance": "tasks.provenance",
     "declared_dead": "tasks.declared_dead",
     "tags": "(SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)",
+    "group": "tasks.group_name",
+    "waiting": """iif(tasks.state <> 'pending', NULL, json_object(
+        'group', tasks.group_name, 'priority', tasks.priority, 'due_at', tasks.due_at,
+        'after', (SELECT json_group_array(json_object('number', other.number, 'name', other.name))
+            FROM dependencies JOIN tasks AS other ON other.key = on_key
+            WHERE task_key = tasks.key),
+        'width', (SELECT width FROM groups WHERE groups.name = tasks.group_name),
+        'is_paused', EXISTS (SELECT 1 FROM groups WHERE groups.name = tasks.group_name
+            AND paused_at IS NOT NULL),
+        'running', (SELECT count(*) FROM tasks AS other WHERE other.group_name = tasks.group_name
+            AND other.state = 'running')))""",
 }
 """Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
 COLUMNS = ", ".join(FIELDS.values())
@@ -91,6 +105,17 @@ def _places(kept: str | None) -> tuple[str, ...]:
     return tuple(map(NotifyTarget, json.loads(kept)))
 
 
+def _waiting(kept: str | None) -> Waiting | None:
+    if kept is None:
+        return None
+    known = json.loads(kept)
+    after = tuple(label_of(other["number"], other["name"]) for other in known["after"])
+    due_at = from_timestamp(known["due_at"])
+    return Waiting(
+        **{**known, "after": after, "due_at": due_at, "is_paused": bool(known["is_paused"])}
+    )
+
+
 def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> TaskRecord:
     """Return the record of a row that was just inserted."""
     unknown: dict[str, Any] = dict.fromkeys(
@@ -100,8 +125,13 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         )
     )
     known: dict[str, Any] = {
-        **{name: value for name, value in row.items() if name != "session_id"},
+        **{
+            name: value
+            for name, value in row.items()
+            if name not in ("session_id", *new.admission.columns)
+        },
         "session": row["session_id"],
+        "group": new.admission.group,
         "state": TaskState.PENDING,
         "created_at": from_timestamp(row["created_at"]),
         "provenance": json.loads(row["provenance"]),
@@ -137,6 +167,8 @@ class NewTask:
     """Places to notify of its end."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Its origin."""
+    admission: Admission = field(default_factory=Admission)
+    """What it waits for before it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +242,7 @@ class Tasks:
         known["notify"] = _places(known["notify"])
         known["provenance"] = json.loads(known["provenance"])
         known["tags"] = tuple(sorted(tags.split("\n"))) if tags else ()
+        known["waiting"] = _waiting(known["waiting"])
         return TaskRecord(**known, archive=self._archive)
 
     def insert(
@@ -247,6 +280,7 @@ class Tasks:
                 "provenance": json.dumps(dict(new.provenance)),
                 "created_at": now,
                 "state": TaskState.PENDING.value,
+                **new.admission.columns,
             }
             names, marks = ", ".join(row), ", ".join("?" * len(row))
             cursor = connection.execute(
@@ -256,9 +290,13 @@ class Tasks:
             connection.execute(IS_NOT_SILENT, (new.session_id,))
             for tag in new.tags:
                 connection.execute(ADD_TAG, (cursor.lastrowid, storable(tag)))
+            add_dependencies(connection, cursor.lastrowid, new.admission.after)
             if complete is not None:
                 complete(connection, cursor.lastrowid, str(row["id"]))
-        return _pending_record(cursor.lastrowid, path, row, new)
+        record = _pending_record(cursor.lastrowid, path, row, new)
+        if new.admission == Admission():
+            return record
+        return self.get(record.key) or record
 
     @staticmethod
     def _was_run_again(connection: Any, key: int | None) -> bool:

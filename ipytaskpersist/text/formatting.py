@@ -35,6 +35,8 @@ DIM = "opacity:.72"
 EDGE = "rgba(128,128,128,.45)"
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAYS_OF_WEEK = len(WEEKDAYS)
+NAMED_AT_MOST = 3
+"""How many of the tasks that another one waits for are named."""
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 """Whatever the locale."""
 PACE_KNOWN_S = 2.0
@@ -131,7 +133,30 @@ def ending(task: TaskRecord) -> str:
         return exit_text(task)
     if not task.state.is_final and task.cancel_requested_at is not None:
         return "cancellation requested"
-    return task.reason or ""
+    return task.reason or waits_for(task)
+
+
+def waits_for(task: TaskRecord) -> str:
+    """Return ``waits for 3 (train)`` or ``group gpu is full: 2 of 2``; empty for nothing."""
+    waiting = task.waiting
+    if waiting is None:
+        return ""
+    if waiting.after:
+        more = len(waiting.after) - NAMED_AT_MOST
+        shown = [*waiting.after[:NAMED_AT_MOST], *([f"{more} more"] if more > 0 else [])]
+        return f"waits for {', '.join(shown)}"
+    if waiting.due_at is not None:
+        due = waiting.due_at
+        day = "" if due.date() == utc_now().date() else f"{utc_date(due)}, "
+        return f"starts at {day}{utc_clock(due)}"
+    group = legible(waiting.group)
+    if waiting.is_paused:
+        return f"group {group} is paused"
+    if waiting.width is not None:
+        if waiting.running >= waiting.width:
+            return f"group {group} is full: {waiting.running} of {waiting.width}"
+        return f"is next in group {group}"
+    return ""
 
 
 def next_verbs(task: TaskRecord) -> tuple[str, ...]:

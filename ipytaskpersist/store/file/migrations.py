@@ -618,6 +618,73 @@ M009_COLUMNS = (
 )
 
 
+@step
+def m010_queue(db: Database) -> None:
+    """What pending tasks wait for: their group's width, other tasks, a time.
+
+    Not additive: an earlier version starts every pending task at once.
+    """
+    for statement in (*M010_TABLES, *M010_TRIGGERS):
+        db.conn.execute(statement)
+
+
+READY = "state = 'pending' AND waits_for = 0 AND cancel_requested_at IS NULL"
+"""SQL for a task that waits for room in its group alone."""
+
+M010_TABLES = (
+    "ALTER TABLE tasks ADD COLUMN group_name TEXT NOT NULL DEFAULT 'default'",
+    "ALTER TABLE tasks ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
+    # Its place among those of the same priority; NULL for the order of the launches.
+    "ALTER TABLE tasks ADD COLUMN place REAL",
+    # How many tasks and times it still waits for.
+    "ALTER TABLE tasks ADD COLUMN waits_for INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD COLUMN due_at REAL",
+    # The task whose end keeps this one from ever starting.
+    "ALTER TABLE tasks ADD COLUMN doomed_by INTEGER",
+    f"""
+    CREATE INDEX tasks_queue ON tasks
+        (group_name, session_id, runner, priority DESC, coalesce(place, key)) WHERE {READY}
+    """,
+    "CREATE INDEX tasks_slots ON tasks (group_name) WHERE state = 'running'",
+    "CREATE INDEX tasks_due ON tasks (due_at) WHERE due_at IS NOT NULL AND state = 'pending'",
+    "CREATE INDEX tasks_doomed ON tasks (key) WHERE doomed_by IS NOT NULL AND state = 'pending'",
+    """
+    CREATE TABLE groups (
+        name TEXT PRIMARY KEY,
+        width INTEGER CHECK (width > 0),
+        paused_at REAL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE dependencies (
+        key INTEGER PRIMARY KEY,
+        task_key INTEGER NOT NULL REFERENCES tasks (key) ON DELETE CASCADE,
+        on_key INTEGER NOT NULL,
+        condition TEXT NOT NULL CHECK (condition IN ('ok', 'failed', 'any')),
+        UNIQUE (task_key, on_key)
+    ) STRICT
+    """,
+    "CREATE INDEX dependencies_on ON dependencies (on_key)",
+)
+
+MET = "condition IN ('any', iif(NEW.state = 'completed', 'ok', 'failed'))"
+
+M010_TRIGGERS = (
+    # A task that is only presumed dead may go on, and others wait for its true end.
+    f"""
+    CREATE TRIGGER tasks_let_go AFTER UPDATE OF state ON tasks
+    WHEN NEW.state NOT IN ('pending', 'running') AND NEW.declared_dead IS NOT 'presumed'
+    BEGIN
+        UPDATE tasks SET waits_for = waits_for - 1 WHERE state = 'pending'
+            AND key IN (SELECT task_key FROM dependencies WHERE on_key = NEW.key AND {MET});
+        UPDATE tasks SET doomed_by = NEW.key WHERE state = 'pending' AND doomed_by IS NULL
+            AND key IN (SELECT task_key FROM dependencies WHERE on_key = NEW.key AND NOT {MET});
+        DELETE FROM dependencies WHERE on_key = NEW.key OR task_key = NEW.key;
+    END
+    """,
+)
+
+
 @contextmanager
 def without_triggers(connection: Any) -> Iterator[None]:
     """Take the triggers away for as long as finished rows are copied in, in one transaction.

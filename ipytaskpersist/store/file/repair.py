@@ -38,7 +38,7 @@ from ipytaskpersist.text.formatting import counted
 
 TABLES = (
     *("notebooks", "sessions", "supervisors", "tasks", "events", "outputs", "results"),
-    *("processes", "tags"),
+    *("processes", "tags", "groups", "dependencies"),
 )
 CHECKS = ("PRAGMA integrity_check(1)", "PRAGMA integrity_check(sqlite_master)")
 """The second one looks at the list of free pages, which the first leaves out for some views."""
@@ -438,6 +438,10 @@ def _drop_orphans(target: Any) -> int:
         query = f"DELETE FROM {table} WHERE task_key NOT IN (SELECT key FROM tasks)"
         dropped += target.execute(query).rowcount
     for query in (
+        # A task that waits for one that is lost would wait for ever.
+        """UPDATE tasks SET doomed_by = 0 WHERE state = 'pending' AND key IN (
+            SELECT task_key FROM dependencies WHERE on_key NOT IN (SELECT key FROM tasks))""",
+        "DELETE FROM dependencies WHERE task_key NOT IN (SELECT key FROM tasks)",
         "UPDATE tasks SET rerun_of = NULL WHERE rerun_of NOT IN (SELECT key FROM tasks)",
         "DELETE FROM supervisors WHERE session_id NOT IN (SELECT id FROM sessions)",
         """UPDATE processes SET supervisor_key = NULL

@@ -159,6 +159,8 @@ def _carry(old: Any, new: Database, session_id: str, since: float, carried: Carr
         _raise_counters(old, target)
         notebook = _carry_session(old, target, session_id)
         supervisors = _carry_supervisors(old, target, session_id)
+        for row in _read(old, "SELECT * FROM groups"):
+            _insert(target, "groups", row, "INSERT OR IGNORE")
         for row in _own_tasks(old, session_id, since):
             if _carry_task(target, row, notebook):
                 carried.tasks += 1
@@ -268,6 +270,8 @@ def _carry_belongings(old: Any, target: Any, key: int, supervisors: Mapping[int,
         _insert(target, "results", {**row, "key": None}, "INSERT OR IGNORE")
     for row in _read(old, "SELECT * FROM tags WHERE task_key = ?", (key,)):
         _insert(target, "tags", row, "INSERT OR IGNORE")
+    for row in _read(old, "SELECT * FROM dependencies WHERE task_key = ?", (key,)):
+        _insert(target, "dependencies", {**row, "key": None}, "INSERT OR IGNORE")
     for row in _read(old, "SELECT * FROM processes WHERE task_key = ?", (key,)):
         row["supervisor_key"] = supervisors.get(row["supervisor_key"])
         _insert(target, "processes", row, "INSERT OR IGNORE")

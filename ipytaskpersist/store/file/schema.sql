@@ -63,7 +63,7 @@ CREATE TABLE tasks (
         execution_count INTEGER,
         source TEXT NOT NULL, is_call INTEGER NOT NULL DEFAULT 0, rerun_of INTEGER REFERENCES tasks (key) ON DELETE SET NULL, output_bytes INTEGER, max_output_bytes INTEGER, dropped_bytes INTEGER NOT NULL DEFAULT 0, provenance TEXT NOT NULL DEFAULT '{}', progress TEXT CHECK (progress IS NULL OR json_valid(progress)), notify TEXT CHECK (notify IS NULL OR json_valid(notify)), post_mortem TEXT
         CHECK (post_mortem IS NULL OR json_valid(post_mortem)), declared_dead TEXT CHECK (declared_dead IS NULL
-        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')),
+        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')), group_name TEXT NOT NULL DEFAULT 'default', priority INTEGER NOT NULL DEFAULT 0, place REAL, waits_for INTEGER NOT NULL DEFAULT 0, due_at REAL, doomed_by INTEGER,
         UNIQUE (notebook_key, number),
         CHECK ((ended_at IS NULL) = (state IN ('pending', 'running'))),
         CHECK (state <> 'pending' OR started_at IS NULL),
@@ -307,6 +307,41 @@ CREATE VIEW task_text_output AS
     JOIN notebooks ON notebooks.key = tasks.notebook_key
     ORDER BY piece.sequence;
 
+CREATE INDEX tasks_queue ON tasks
+        (group_name, session_id, runner, priority DESC, coalesce(place, key)) WHERE state = 'pending' AND waits_for = 0 AND cancel_requested_at IS NULL;
+
+CREATE INDEX tasks_slots ON tasks (group_name) WHERE state = 'running';
+
+CREATE INDEX tasks_due ON tasks (due_at) WHERE due_at IS NOT NULL AND state = 'pending';
+
+CREATE INDEX tasks_doomed ON tasks (key) WHERE doomed_by IS NOT NULL AND state = 'pending';
+
+CREATE TABLE groups (
+        name TEXT PRIMARY KEY,
+        width INTEGER CHECK (width > 0),
+        paused_at REAL
+    ) STRICT;
+
+CREATE TABLE dependencies (
+        key INTEGER PRIMARY KEY,
+        task_key INTEGER NOT NULL REFERENCES tasks (key) ON DELETE CASCADE,
+        on_key INTEGER NOT NULL,
+        condition TEXT NOT NULL CHECK (condition IN ('ok', 'failed', 'any')),
+        UNIQUE (task_key, on_key)
+    ) STRICT;
+
+CREATE INDEX dependencies_on ON dependencies (on_key);
+
+CREATE TRIGGER tasks_let_go AFTER UPDATE OF state ON tasks
+    WHEN NEW.state NOT IN ('pending', 'running') AND NEW.declared_dead IS NOT 'presumed'
+    BEGIN
+        UPDATE tasks SET waits_for = waits_for - 1 WHERE state = 'pending'
+            AND key IN (SELECT task_key FROM dependencies WHERE on_key = NEW.key AND condition IN ('any', iif(NEW.state = 'completed', 'ok', 'failed')));
+        UPDATE tasks SET doomed_by = NEW.key WHERE state = 'pending' AND doomed_by IS NULL
+            AND key IN (SELECT task_key FROM dependencies WHERE on_key = NEW.key AND NOT condition IN ('any', iif(NEW.state = 'completed', 'ok', 'failed')));
+        DELETE FROM dependencies WHERE on_key = NEW.key OR task_key = NEW.key;
+    END;
+
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
 VALUES ('ipytaskpersist', 'm001_tasks', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
 
@@ -334,10 +369,13 @@ VALUES ('ipytaskpersist', 'm008_views', strftime('%Y-%m-%d %H:%M:%f000+00:00', '
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
 VALUES ('ipytaskpersist', 'm009_interpreters', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
 
+INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
+VALUES ('ipytaskpersist', 'm010_queue', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
+
 INSERT INTO sqlite_sequence VALUES ('events', 0);
 
 INSERT INTO sqlite_sequence VALUES ('outputs', 0);
 
-PRAGMA user_version = 9;
+PRAGMA user_version = 10;
 
-PRAGMA application_id = 589831;
+PRAGMA application_id = 655370;

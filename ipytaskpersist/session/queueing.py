@@ -1,0 +1,190 @@
+"""What the user says about the queue: what a task waits for, the groups, and the order."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.records import DEFAULT_GROUP, TaskRecord
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.session.requests import PlaceInQueue
+from ipytaskpersist.store.queue import (
+    ANY,
+    CONDITIONS,
+    FAILED,
+    OK,
+    Admission,
+    Dependency,
+    GroupRecord,
+)
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.text.durations import parse_age, parse_moment
+from ipytaskpersist.text.formatting import utc_now
+
+if TYPE_CHECKING:
+    from ipytaskpersist.session.finding import TaskFinder
+    from ipytaskpersist.session.task_settings import TaskSettings
+
+SHOWN_AT_MOST = 30
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOverview:
+    """A group, and the tasks that wait in it."""
+
+    group: GroupRecord
+    tasks: Sequence[TaskRecord]
+    """The next of its waiting tasks, in the order in which they start."""
+
+
+NEEDED = {OK: "completes", FAILED: "fails"}
+
+
+class Queueing:
+    """The queue as this process asks for it."""
+
+    def __init__(self, settings: TaskSettings, store: TaskStore, tasks: TaskFinder) -> None:
+        self._settings = settings
+        self._store = store
+        self._tasks = tasks
+
+    # Launches.
+
+    def admission(self, place: PlaceInQueue) -> Admission:
+        """Return what a new task waits for. Raise `InvalidRequest` for what can never be."""
+        self._apply_width_of_settings()
+        group = self._group_of(place.group)
+        after = [*dict.fromkeys(map(self._dependency, place.after))]
+        if len({dependency.key for dependency in after}) < len(after):
+            raise InvalidRequest("--after names a task twice, with different conditions")
+        return Admission(group, place.priority, after, _due_at(place))
+
+    def again(self, task: TaskRecord) -> Admission:
+        """Return what a task that is run again waits for: room in the same group, if it is there.
+
+        What it waited for the first time has happened.
+        """
+        names = {group.name for group in self.groups()}
+        return Admission(task.group if task.group in names else DEFAULT_GROUP)
+
+    def _apply_width_of_settings(self) -> None:
+        width = self._settings.max_running
+        if width is None:
+            return
+        known = self._store.queue.width(DEFAULT_GROUP)
+        if known != width:
+            self._store.queue.set_width(DEFAULT_GROUP, width)
+
+    def _group_of(self, name: str) -> str:
+        if not name or name == DEFAULT_GROUP:
+            return DEFAULT_GROUP
+        group = self.group(name)
+        if group.is_paused:
+            print(
+                f"group {legible(name)} is paused, so the task waits; "
+                f"%bg_group {legible(name)} --continue lets it start",
+                file=sys.stderr,
+            )
+        return name
+
+    def _dependency(self, given: str) -> Dependency:
+        """Return the task that ``any:3`` refers to, and how it has to end."""
+        condition, colon, reference = given.partition(":")
+        if not colon or condition not in CONDITIONS:
+            condition, reference = OK, given
+        task = self._tasks.find(reference)
+        if task.archive:
+            raise InvalidRequest(
+                f"task {task.label} is in the archive, where nothing ends any more; launch this "
+                "task without --after"
+            )
+        is_ok = task.exit_code == 0
+        if task.state.is_final and condition not in (ANY, OK if is_ok else FAILED):
+            raise InvalidRequest(
+                f"task {task.label} has ended ({task.state.value}), so it never "
+                f"{NEEDED[condition]}; --after any:{task.number} waits for its end alone, however "
+                "that was"
+            )
+        return Dependency(task.key, condition)
+
+    # Groups.
+
+    def groups(self) -> list[GroupRecord]:
+        """Return all groups, by name."""
+        return self._store.queue.groups() if self._store.exists else []
+
+    def group(self, name: str) -> GroupRecord:
+        """Return a group. Raise `InvalidRequest` if there is none, and say which there are."""
+        known = {group.name: group for group in self.groups()}
+        if name in known:
+            return known[name]
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"; '{near[0]}' is one" if near else ""
+        raise InvalidRequest(
+            f"there is no group '{legible(name)}'{meant}; "
+            f"%bg_group {legible(name)} --width 2 makes it"
+        )
+
+    def overview(self, groups: Sequence[GroupRecord]) -> list[GroupOverview]:
+        """Return groups with the next of their waiting tasks."""
+        found = []
+        for group in groups:
+            keys = self._store.queue.next_keys(group.name, SHOWN_AT_MOST)
+            tasks = self._store.tasks.of_keys(keys)
+            found.append(GroupOverview(group, sorted(tasks, key=lambda task: keys.index(task.key))))
+        return found
+
+    def change_group(
+        self, name: str, width: int | None, *, unlimited: bool, paused: bool | None
+    ) -> GroupRecord:
+        """Set a group's width, or pause it; a width makes a new one. Return the group."""
+        self._store.open().require_writable()
+        if width is not None or unlimited:
+            self._store.queue.set_width(name, width)
+        if paused is not None:
+            self.group(name)
+            self._store.queue.pause_group(name, time.time() if paused else None)
+        return self.group(name)
+
+    # The order.
+
+    def move(self, tasks: Sequence[TaskRecord], *, first: bool) -> None:
+        """Move pending tasks before all others of their groups, or behind them, in this order."""
+        for task in reversed(tasks) if first else tasks:
+            if not self._store.queue.move_to_end(task.key, first=first):
+                raise _not_waiting(task)
+
+    def move_before(self, task: TaskRecord, other: TaskRecord) -> None:
+        """Move a pending task to just before another one of its group."""
+        if task.id == other.id:
+            raise InvalidRequest(f"task {task.label} cannot be moved before itself")
+        for each in (task, other):
+            if each.waiting is None:
+                raise _not_waiting(each)
+        if task.group != other.group:
+            raise InvalidRequest(
+                f"task {task.label} is in group {legible(task.group)} and task {other.label} in "
+                f"group {legible(other.group)}; only tasks of one group have an order"
+            )
+        if not self._store.queue.move_before(task.key, other.key):
+            raise _not_waiting(self._tasks.refresh(task))
+
+
+def _due_at(place: PlaceInQueue) -> float | None:
+    """Return the time before which a task does not start, in seconds since the epoch."""
+    if place.at and place.delay:
+        raise InvalidRequest("--at and a delay (--in 2h) exclude each other; give one of them")
+    if place.delay:
+        return time.time() + parse_age(place.delay)
+    return parse_moment(place.at, utc_now().astimezone()).timestamp() if place.at else None
+
+
+def _not_waiting(task: TaskRecord) -> InvalidRequest:
+    return InvalidRequest(
+        f"task {task.label} is {task.state.value}; only a task that waits can be moved"
+    )

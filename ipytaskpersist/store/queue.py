@@ -1,0 +1,382 @@
+"""Which pending tasks may start: groups with their widths, dependencies, priorities, and times.
+
+Whoever claims a task decides, in the transaction that claims it. So the widths hold across all
+notebooks and terminals of a user, without a daemon. A task that has to wait blocks only the tasks
+behind it in its own group.
+
+Tasks wait in lanes: those of one session and one runner in one group, which one process starts. Of
+all lanes, the task of the highest priority is next, then the one that was launched first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipytaskpersist.base.records import DEFAULT_GROUP
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.store.file.database import Database
+from ipytaskpersist.store.file.migrations import READY
+
+OK, FAILED, ANY = CONDITIONS = ("ok", "failed", "any")
+"""How another task has to end: completed, in any other way, or in any way at all."""
+SILENT_S = 60.0
+"""Time without a sign of life after which an owner's tasks no longer keep others waiting."""
+RUNNERS = ("process", "thread")
+ORDER = "priority DESC, coalesce(place, key)"
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """Another task that has to end before a task may start."""
+
+    key: int
+    """Row of that task."""
+    condition: str = OK
+    """One of `CONDITIONS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a new task waits for before it starts."""
+
+    group: str = DEFAULT_GROUP
+    priority: int = 0
+    """Tasks of a higher priority start first."""
+    after: Sequence[Dependency] = ()
+    due_at: float | None = None
+    """Time before which it does not start, in seconds since the epoch."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The task's columns of `tasks`."""
+        return {
+            "group_name": self.group,
+            "priority": self.priority,
+            "due_at": self.due_at,
+            "waits_for": 0 if self.due_at is None else 1,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """Tasks that share a width."""
+
+    name: str
+    width: int | None
+    """How many of them run at once; None for any number."""
+    is_paused: bool
+    """Whether none of them starts."""
+    running: int
+    pending: int
+
+
+def add_dependencies(connection: Any, key: int, after: Sequence[Dependency]) -> None:
+    """Have a new task wait for others, in the transaction that records it."""
+    for dependency in after:
+        (state,) = connection.execute(
+            "SELECT state FROM tasks WHERE key = ?", (dependency.key,)
+        ).fetchone() or (None,)
+        if state is None:
+            raise InvalidRequest("a task to wait for was just deleted; nothing was launched")
+        has_ended = state not in ("pending", "running")
+        if has_ended and dependency.condition in (ANY, OK if state == "completed" else FAILED):
+            continue
+        connection.execute(
+            "UPDATE tasks SET waits_for = waits_for + 1, doomed_by = ? WHERE key = ?",
+            (dependency.key if has_ended else None, key),
+        )
+        if not has_ended:
+            connection.execute(
+                "INSERT INTO dependencies (task_key, on_key, condition) VALUES (?, ?, ?)",
+                (key, dependency.key, dependency.condition),
+            )
+
+
+def settle(connection: Any, at: float) -> None:
+    """Let go the tasks whose time has come, and cancel those that can never start.
+
+    A cancelled task may keep others from ever starting; so this goes on through the whole chain.
+    """
+    connection.execute(
+        """UPDATE tasks INDEXED BY tasks_due SET waits_for = waits_for - 1, due_at = NULL
+        WHERE due_at <= ? AND state = 'pending'""",
+        (at,),
+    )
+    while connection.execute(CANCEL_DOOMED, (at,)).rowcount > 0:
+        pass
+
+
+CANCEL_DOOMED = """UPDATE tasks SET state = 'cancelled', notify = NULL,
+    ended_at = max(?, created_at),
+    reason = coalesce((
+        SELECT 'task ' || cause.number || iif(cause.name = '', '', ' (' || cause.name || ')')
+            || iif(cause.state IN ('failed', 'completed'), ' ', ' was ') || cause.state
+        FROM tasks AS cause WHERE cause.key = tasks.doomed_by), 'the task it waited for is lost')
+    WHERE key IN (SELECT key FROM tasks INDEXED BY tasks_doomed
+        WHERE doomed_by IS NOT NULL AND state = 'pending')"""
+
+
+def starts_at_once(connection: Any, key: int) -> bool:
+    """Return whether a new task need not be claimed: it waits for nothing, not even for room."""
+    group, waits_for = connection.execute(
+        "SELECT group_name, waits_for FROM tasks WHERE key = ?", (key,)
+    ).fetchone()
+    return not waits_for and _room(connection, group) is None
+
+
+def ready(connection: Any, session_id: str, runner: str, at_most: int) -> list[int]:
+    """Return the keys of the tasks of a session and runner that may start now, in their order."""
+    found: list[int] = []
+    for group in _groups(connection):
+        lane, room = (group, session_id, runner), _room(connection, group)
+        left = at_most - len(found)
+        if room is None:
+            found += [key for *_order, key in _first(connection, lane, left)]
+        elif room > 0:
+            found += _next(connection, lane, room, left)
+        if len(found) >= at_most:
+            break
+    return found
+
+
+Lane = tuple[str, str, str]
+"""Group, session and runner."""
+
+
+def _groups(connection: Any) -> Iterator[str]:
+    """Yield the groups with a task that waits for room alone."""
+    query = f"""SELECT group_name FROM tasks INDEXED BY tasks_queue
+        WHERE {READY} AND group_name > ? ORDER BY group_name LIMIT 1"""
+    group = ""
+    while (row := connection.execute(query, (group,)).fetchone()) is not None:
+        (group,) = row
+        yield group
+
+
+def _room(connection: Any, group: str) -> int | None:
+    """Return how many more tasks a group may run; None for any number."""
+    row = connection.execute(
+        "SELECT width, paused_at FROM groups WHERE name = ?", (group,)
+    ).fetchone()
+    width, paused_at = row or (None, None)
+    if paused_at is not None:
+        return 0
+    return None if width is None else max(0, width - _running(connection, group))
+
+
+def _running(connection: Any, group: str) -> int:
+    query = """SELECT count(*) FROM tasks INDEXED BY tasks_slots
+        WHERE group_name = ? AND state = 'running'"""
+    return int(connection.execute(query, (group,)).fetchone()[0])
+
+
+def _next(connection: Any, lane: Lane, room: int, at_most: int) -> list[int]:
+    """Return those of a lane's tasks that are among the next of the whole group.
+
+    Tasks of an owner that gives no sign of life are passed over: nobody would start them.
+    """
+    waiting = []
+    for each in _lanes(connection, lane[0]):
+        if each == lane or _is_served(connection, each):
+            waiting += [(*order, each) for order in _first(connection, each, room)]
+    first = sorted(waiting)[:room]
+    return [key for _priority, _place, key, each in first if each == lane][:at_most]
+
+
+def _lanes(connection: Any, group: str) -> Iterator[Lane]:
+    query = f"""SELECT session_id FROM tasks INDEXED BY tasks_queue
+        WHERE {READY} AND group_name = ? AND session_id > ? ORDER BY session_id LIMIT 1"""
+    session = ""
+    while (row := connection.execute(query, (group, session)).fetchone()) is not None:
+        (session,) = row
+        for runner in RUNNERS:
+            yield group, session, runner
+
+
+def _first(connection: Any, lane: Lane, at_most: int) -> list[tuple[int, float, int]]:
+    """Return the first tasks of a lane: what they are sorted by, and their keys."""
+    rows = connection.execute(
+        f"""SELECT -priority, coalesce(place, key), key FROM tasks INDEXED BY tasks_queue
+        WHERE {READY} AND group_name = ? AND session_id = ? AND runner = ?
+        ORDER BY {ORDER} LIMIT ?""",
+        (*lane, at_most),
+    )
+    return [(priority, place, key) for priority, place, key in rows]
+
+
+def _is_served(connection: Any, lane: Lane) -> bool:
+    """Return whether the process that starts a lane's tasks has shown that it is alive."""
+    _group, session_id, runner = lane
+    query = (
+        """SELECT 1 FROM supervisors INDEXED BY supervisors_unfinished WHERE session_id = ?
+        AND ended_at IS NULL AND heartbeat_at > ? LIMIT 1"""
+        if runner == "process"
+        else """SELECT 1 FROM sessions WHERE id = ?
+        AND ended_at IS NULL AND heartbeat_at > ?"""
+    )
+    return connection.execute(query, (session_id, time.time() - SILENT_S)).fetchone() is not None
+
+
+class Queue:
+    """The groups, and the tasks that wait."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def may_claim(self, session_id: str, runner: str, at: float) -> bool:
+        """Return whether `claim` would do anything now. Reads only."""
+        with self._database.errors():
+            connection = self._database.connection
+            row = connection.execute(
+                """SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_due
+                    WHERE due_at <= ? AND state = 'pending')
+                OR EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_doomed
+                    WHERE doomed_by IS NOT NULL AND state = 'pending')""",
+                (at,),
+            ).fetchone()
+            return bool(row[0]) or bool(ready(connection, session_id, runner, 1))
+
+    def claim_for_threads(self, session_id: str, at: float) -> int | None:
+        """Set the next task of a session's threads running. Return its key; None for none."""
+        with self._database.transaction() as connection:
+            settle(connection, at)
+            for key in ready(connection, session_id, "thread", 1):
+                set_running(connection, key, at)
+                return key
+        return None
+
+    def next_due(self, session_id: str) -> float | None:
+        """Return the time for which the session's tasks wait; None if none waits for a time."""
+        row = self._database.row(
+            """SELECT min(due_at) FROM tasks INDEXED BY tasks_due
+            WHERE due_at IS NOT NULL AND state = 'pending' AND session_id = ?""",
+            (session_id,),
+        )
+        return None if row is None or row[0] is None else float(row[0])
+
+    # Groups.
+
+    def groups(self) -> list[GroupRecord]:
+        """Return all groups by name: those with a row of their own, and those of live tasks."""
+        counts: dict[str, dict[str, int]] = {DEFAULT_GROUP: {}}
+        for name, state, count in self._database.rows(
+            """SELECT group_name, state, count(*) FROM tasks
+            WHERE state IN ('pending', 'running') GROUP BY group_name, state"""
+        ):
+            counts.setdefault(name, {})[state] = count
+        rows = self._database.rows("SELECT name, width, paused_at IS NOT NULL FROM groups")
+        known = {name: (width, bool(is_paused)) for name, width, is_paused in rows}
+        return [
+            GroupRecord(
+                name,
+                *known.get(name, (None, False)),
+                counts.get(name, {}).get("running", 0),
+                counts.get(name, {}).get("pending", 0),
+            )
+            for name in sorted({*counts, *known})
+        ]
+
+    def width(self, name: str) -> int | None:
+        """Return how many tasks of a group run at once; None for any number."""
+        row = self._database.row("SELECT width FROM groups WHERE name = ?", (name,))
+        return None if row is None else row[0]
+
+    def set_width(self, name: str, width: int | None) -> None:
+        """Set how many tasks of a group run at once; None for any number."""
+        self._database.write(
+            """INSERT INTO groups (name, width) VALUES (?1, ?2)
+            ON CONFLICT (name) DO UPDATE SET width = ?2""",
+            (name, width),
+        )
+
+    def pause_group(self, name: str, at: float | None) -> None:
+        """Let no more tasks of a group start; with None as the time, let them start again."""
+        self._database.write(
+            """INSERT INTO groups (name, paused_at) VALUES (?1, ?2)
+            ON CONFLICT (name) DO UPDATE SET paused_at = ?2""",
+            (name, at),
+        )
+
+    def delete_group(self, name: str) -> None:
+        """Forget a group's width. The caller has checked that no live task is in it."""
+        self._database.write("DELETE FROM groups WHERE name = ?", (name,))
+
+    # The order.
+
+    def next_keys(self, group: str, at_most: int) -> list[int]:
+        """Return the pending tasks of a group in the order in which they start."""
+        rows = self._database.rows(
+            f"""SELECT key FROM tasks WHERE group_name = ? AND state = 'pending'
+            ORDER BY waits_for > 0, {ORDER} LIMIT ?""",
+            (group, at_most),
+        )
+        return [key for (key,) in rows]
+
+    def ahead(self, key: int) -> int:
+        """Return how many tasks of its group start before a pending one."""
+        row = self._database.row(
+            """SELECT count(*) FROM tasks JOIN tasks AS it ON it.key = ?
+            WHERE tasks.group_name = it.group_name AND tasks.state = 'pending'
+            AND (-tasks.priority, coalesce(tasks.place, tasks.key))
+                < (-it.priority, coalesce(it.place, it.key))""",
+            (key,),
+        )
+        return int(row[0])
+
+    def move_to_end(self, key: int, *, first: bool) -> bool:
+        """Move a pending task before all others of its group, or behind them.
+
+        It gets their priority, too. Return whether it was pending.
+        """
+        best, edge = ("max", "min") if first else ("min", "max")
+        step = -1 if first else 1
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                f"""SELECT {best}(priority) FROM tasks WHERE state = 'pending'
+                AND group_name = (SELECT group_name FROM tasks WHERE key = ?1)""",
+                (key,),
+            ).fetchone()
+            cursor = connection.execute(
+                f"""UPDATE tasks SET priority = ?2, place = coalesce((
+                    SELECT {edge}(coalesce(other.place, other.key)) FROM tasks AS other
+                    WHERE other.state = 'pending' AND other.group_name = tasks.group_name
+                    AND other.priority = ?2 AND other.key <> tasks.key) + ?3, key)
+                WHERE key = ?1 AND state = 'pending'""",
+                (key, row[0], step),
+            )
+        return bool(cursor.rowcount)
+
+    def move_before(self, key: int, other: int) -> bool:
+        """Move a pending task to just before another one of its group.
+
+        It gets that one's priority, too. Return whether both are pending, in the same group.
+        """
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                """SELECT priority, coalesce(place, key), (
+                    SELECT max(coalesce(before.place, before.key)) FROM tasks AS before
+                    WHERE before.state = 'pending' AND before.group_name = tasks.group_name
+                    AND before.priority = tasks.priority AND before.key <> ?1
+                    AND coalesce(before.place, before.key) < coalesce(tasks.place, tasks.key))
+                FROM tasks WHERE key = ?2 AND state = 'pending'
+                AND group_name = (SELECT group_name FROM tasks WHERE key = ?1)""",
+                (key, other),
+            ).fetchone()
+            if row is None:
+                return False
+            priority, place, before = row
+            cursor = connection.execute(
+                "UPDATE tasks SET priority = ?, place = ? WHERE key = ? AND state = 'pending'",
+                (priority, place - 1 if before is None else (before + place) / 2, key),
+            )
+        return bool(cursor.rowcount)
+
+
+def set_running(connection: Any, key: int, at: float) -> None:
+    """Change a claimed task from pending to running, in the transaction that claims it."""
+    connection.execute(
+        "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ?", (at, key)
+    )
