@@ -295,6 +295,29 @@ def send_all(processes: Iterable[Process], number: int) -> list[str]:
     return refused
 
 
+def stop_task(task_id: str, leader: Process | None) -> list[str]:
+    """Stop all processes of a task, also those in sessions of their own (SIGSTOP).
+
+    Each is signalled once, until two looks in a row find no new one: a stopped process starts no
+    other. Not until each is seen stopped: one that waits for its ``vfork`` child never is. Returns
+    descriptions of those that could not be signalled.
+    """
+    known: set[int] = set()
+    refused: list[str] = []
+    quiet = 0
+    while quiet < SURELY_ALONE:
+        new = [each for each in Snapshot().of_task(task_id, leader) if each.pid not in known]
+        refused += send_all(new, signal.SIGSTOP)
+        known.update(each.pid for each in new)
+        quiet = 0 if new else quiet + 1
+    return refused
+
+
+def continue_task(task_id: str, leader: Process | None) -> None:
+    """Let all processes of a task go on (SIGCONT)."""
+    send_all(Snapshot().of_task(task_id, leader), signal.SIGCONT)
+
+
 def kill_tasks(tasks: Iterable[tuple[str, Process | None]]) -> dict[str, str]:
     """Kill every process of these tasks, each given by its id and its leader.
 

@@ -256,6 +256,12 @@ class TaskRecord:
     """The tasks with which it shares a width."""
     waiting: Waiting | None = None
     """What it waits for; None once it has started or ended."""
+    paused_at: datetime | None = None
+    """Since when its processes are stopped; None if they are not."""
+    paused_s: float = 0.0
+    """Seconds that it was paused before, which do not count as time taken."""
+    pause_requested: bool = False
+    """Whether it is to be paused, or to stay so."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -272,10 +278,14 @@ class TaskRecord:
         return "imported_at" in self.provenance
 
     def elapsed_s(self, now: datetime) -> float | None:
-        """Return seconds from start to end, or to `now` while it runs; None before it started."""
+        """Return seconds from start to end, or to `now` while it runs; None before it started.
+
+        Without those in which it was paused.
+        """
         if self.started_at is None:
             return None
-        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+        until = self.ended_at or self.paused_at or now
+        return max(0.0, (until - self.started_at).total_seconds() - self.paused_s)
 
     def as_json(self, now: datetime) -> dict[str, Any]:
         """Return the task as ``list --json`` prints it: times in ISO 8601, seconds as numbers."""
@@ -290,6 +300,8 @@ class TaskRecord:
             "state": self.state.value,
             "reason": self.reason,
             "group": self.group,
+            "paused_at": self.paused_at.isoformat() if self.paused_at else None,
+            "paused_s": self.paused_s,
             "waiting": None if self.waiting is None else self.waiting.as_json(),
             "exit_code": self.exit_code,
             "created_at": self.created_at.isoformat(),

@@ -1,12 +1,14 @@
-"""The verbs about the queue: groups, group, move."""
+"""The verbs about the queue and about pauses: groups, group, move, pause, continue."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.records import LIVE_STATES, TaskRecord
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
@@ -19,6 +21,8 @@ from ipytaskpersist.commands.definition import (
 from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.session.requests import THREAD
+from ipytaskpersist.store.tasks import Selection
 
 
 @verbs.command()
@@ -110,3 +114,82 @@ def move(
         ahead = manager.store.queue.ahead(task.key)
         place = "first" if not ahead else f"behind {ahead}"
         click.echo(f"task {task.label} is now {place} in group {legible(task.group)}")
+
+
+chosen = (
+    click.option("--all", "every_task", is_flag=True, help="All running tasks of this notebook."),
+    click.option(
+        "--group", "in_group", metavar="NAME", shell_complete=completion.groups,
+        help="All running tasks of a group, of whatever notebook.",
+    ),
+)  # fmt: skip
+
+
+def _with_choice(command: Any) -> Any:
+    for option in reversed(chosen):
+        command = option(command)
+    return command
+
+
+@verbs.command()
+@several
+@_with_choice
+@click.option("--keep-slot", is_flag=True, help="No other task of its group starts instead.")
+@surface_and_manager
+def pause(
+    surface: Surface,
+    manager: BackgroundTasks,
+    refs: Sequence[str],
+    every_task: bool,
+    in_group: str | None,
+    keep_slot: bool,
+) -> None:
+    """Stop all processes of tasks until %bg_continue; their time limits stand still."""
+    is_choice = every_task or in_group is not None
+    for task in _chosen(manager, refs, every_task, in_group):
+        if is_choice and (task.runner == THREAD or task.waiting is not None):
+            continue
+        is_paused = manager.queueing.pause(task, keep_slot=keep_slot)
+        said = "is paused" if is_paused else f"had ended already ({task.state.value})"
+        click.echo(f"task {task.label} {said}")
+
+
+@verbs.command("continue")
+@several
+@_with_choice
+@surface_and_manager
+def go_on(
+    surface: Surface,
+    manager: BackgroundTasks,
+    refs: Sequence[str],
+    every_task: bool,
+    in_group: str | None,
+) -> None:
+    """Let paused tasks go on, as soon as their groups have room."""
+    for task in _chosen(manager, refs, every_task, in_group):
+        if task.paused_at is None and not task.pause_requested:
+            if not (every_task or in_group):
+                click.echo(f"task {task.label} is not paused ({task.state.value})")
+        elif manager.queueing.go_on(task):
+            click.echo(f"task {task.label} goes on")
+
+
+def _chosen(
+    manager: BackgroundTasks, refs: Sequence[str], every_task: bool, in_group: str | None
+) -> list[TaskRecord]:
+    """Return the tasks that references or flags mean."""
+    refuse_together(
+        {"--all": every_task, "--group": in_group is not None, "references": bool(refs)}
+    )
+    if not every_task and in_group is None:
+        return manager.tasks.find_live(refs)
+    manager.runners.reconcile()
+    if in_group is not None:
+        group = manager.queueing.group(in_group)
+        return [
+            task
+            for task in manager.tasks.select(Selection(states=LIVE_STATES))
+            if task.group == group.name
+        ]
+    key = manager.session.notebook_key() or -1
+    return manager.tasks.select(Selection(key, LIVE_STATES))

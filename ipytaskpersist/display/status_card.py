@@ -30,6 +30,7 @@ from ipytaskpersist.text.formatting import (
     exit_text,
     how_far,
     next_commands,
+    paused,
     size,
     time_left,
     utc_clock,
@@ -239,7 +240,7 @@ def _facts(card: Card) -> tuple[str, ...]:
     if task.state is TaskState.PENDING:
         return where, waits_for(task) or "waits to be started", updated
     if task.state is TaskState.RUNNING:
-        return f"{where}, {outlives}", counts, memory, updated
+        return paused(task), f"{where}, {outlives}", counts, memory, updated
     peak, on = f"peak {memory}" if memory else "", f"on {utc_date(task.ended_at or card.now)}"
     if task.state is TaskState.INTERRUPTED:
         return where, task.reason or "", f"{counts} kept" if counts else "", on
@@ -260,7 +261,7 @@ def card_text(card: Card) -> str:
     parts = [f"{look.glyph} {task.state.value}", task.label, _measures(card)]
     if task.state.is_final and task.state is not TaskState.COMPLETED:
         parts.append(ending(task))
-    parts.append(waits_for(task))
+    parts += [waits_for(task), paused(task) if not task.state.is_final else ""]
     parts.append(card.counts.in_words())
     if not task.state.is_final:
         parts.append(f"updated {_seen_at(card)}")

@@ -44,6 +44,8 @@ def last_line(task: TaskRecord) -> str:
     """Return why the task failed, or else its last printed line."""
     if task.state is TaskState.FAILED:
         return task.reason or task.last_line or ""
+    if task.paused_at is not None:
+        return formatting.paused(task)
     progress = None if task.state.is_final else task.progress
     said = progress.drawn or progress.text if progress else ""
     return task.last_line or said or formatting.ending(task)

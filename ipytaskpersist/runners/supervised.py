@@ -106,6 +106,8 @@ class Supervised:
         self.usage: Any = None
         self.leader: process_tree.Process | None = None
         self._started_at = time.monotonic()
+        self._paused_since: float | None = None
+        self._paused_s = 0.0
         self._status: int | None = None
         self.stuck = ""
         """Description of the processes that survived SIGKILL, once that is certain."""
@@ -334,6 +336,18 @@ class Supervised:
             self._process.returncode = os.waitstatus_to_exitcode(status)
         return bool(pid)
 
+    def pause(self) -> list[str]:
+        """Stop all processes of the task. Returns which could not be stopped."""
+        self._paused_since = self._paused_since or time.monotonic()
+        return process_tree.stop_task(self.record.task_id, self.leader)
+
+    def go_on(self) -> None:
+        """Let the task's processes go on."""
+        if self._paused_since is not None:
+            self._paused_s += time.monotonic() - self._paused_since
+            self._paused_since = None
+        process_tree.continue_task(self.record.task_id, self.leader)
+
     def ask_to_end(self, state: TaskState, reason: str, snapshot: Snapshot) -> None:
         """Send SIGTERM to all processes of the task. `press` continues from there."""
         if self.ending is not None:
@@ -342,6 +356,8 @@ class Supervised:
         self._signal_group(signal.SIGTERM)
         others = [each for each in self._living(snapshot) if not _is_in_group(each, self.pid)]
         process_tree.send_all(others, signal.SIGTERM)
+        if self._paused_since is not None:
+            self.go_on()  # a stopped process cannot handle a signal
 
     def press(self, snapshot: Snapshot) -> None:
         """Continue the ending: look for survivors, and send SIGKILL after the grace period."""
@@ -375,8 +391,9 @@ class Supervised:
     def is_late(self) -> bool:
         """Whether the process has exceeded its time limit and was not asked to end yet."""
         timeout_s = self.record.timeout_s
-        is_over_time = timeout_s is not None and time.monotonic() - self._started_at > timeout_s
-        return is_over_time and self.ending is None
+        if timeout_s is None or self.ending is not None or self._paused_since is not None:
+            return False
+        return time.monotonic() - self._started_at - self._paused_s > timeout_s
 
     @property
     def is_over(self) -> bool:

@@ -285,6 +285,7 @@ class Supervisor:
             self._store.require_writable()
             self._take_back()
             self._cancel()
+            self._pause_and_continue()
             self._claim()
         except StoreNewer as error:
             self._recorder.go_aside(error)
@@ -424,6 +425,21 @@ class Supervisor:
             f"telling task {task.record.task_id} to end",
             lambda: task.ask_to_end(state, reason, snapshot),
         )
+
+    def _pause_and_continue(self) -> None:
+        running = {task.record.task_key: task for task in self._tasks.values()}
+        for key, is_to_pause in self._store.queue.to_pause(self._session_id):
+            task = running.get(key)
+            if task is None or task.ending is not None:
+                continue
+            if is_to_pause:
+                refused = task.pause()
+                self._store.queue.paused(key, time.time())
+                if refused:
+                    which = ", ".join(refused)
+                    self._warn(f"task {task.record.task_id} is paused, except {which}")
+            elif self._store.queue.may_continue(key, time.time()):
+                task.go_on()
 
     def _cancel_waiting(self, key: int) -> None:
         """Cancel a task that has not begun. A task that has just ended keeps its state."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import DEFAULT_GROUP, TaskRecord
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.session.requests import PlaceInQueue
+from ipytaskpersist.session.requests import THREAD, PlaceInQueue
 from ipytaskpersist.store.queue import (
     ANY,
     CONDITIONS,
@@ -150,6 +150,28 @@ class Queueing:
             self.group(name)
             self._store.queue.pause_group(name, time.time() if paused else None)
         return self.group(name)
+
+    # Pauses.
+
+    def pause(self, task: TaskRecord, *, keep_slot: bool) -> bool:
+        """Have a task paused. Return whether it runs. Raise `InvalidRequest` in a thread."""
+        if task.runner == THREAD:
+            raise InvalidRequest(
+                f"task {task.label} runs in a thread of its kernel, which cannot be paused; tasks "
+                "launched with --process or --shell can"
+            )
+        if task.waiting is not None:
+            raise InvalidRequest(
+                f"task {task.label} has not started yet; %bg_group {legible(task.group)} --pause "
+                "keeps the tasks of its group from starting"
+            )
+        self._store.require_writable()
+        return self._store.queue.request_pause(task.key, keep_slot=keep_slot)
+
+    def go_on(self, task: TaskRecord) -> bool:
+        """Have a paused task continued as soon as its group has room. Return whether it runs."""
+        self._store.require_writable()
+        return self._store.queue.request_continue(task.key)
 
     # The order.
 

@@ -18,7 +18,7 @@ from typing import Any
 from ipytaskpersist.base.records import DEFAULT_GROUP
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.store.file.database import Database
-from ipytaskpersist.store.file.migrations import READY
+from ipytaskpersist.store.file.migrations import IN_SLOT, READY, TO_PAUSE
 
 OK, FAILED, ANY = CONDITIONS = ("ok", "failed", "any")
 """How another task has to end: completed, in any other way, or in any way at all."""
@@ -157,19 +157,23 @@ def _groups(connection: Any) -> Iterator[str]:
 
 
 def _room(connection: Any, group: str) -> int | None:
-    """Return how many more tasks a group may run; None for any number."""
-    row = connection.execute(
-        "SELECT width, paused_at FROM groups WHERE name = ?", (group,)
-    ).fetchone()
-    width, paused_at = row or (None, None)
-    if paused_at is not None:
+    """Return how many more tasks of a group may start; None for any number."""
+    is_paused = "SELECT 1 FROM groups WHERE name = ? AND paused_at IS NOT NULL"
+    if connection.execute(is_paused, (group,)).fetchone() is not None:
         return 0
-    return None if width is None else max(0, width - _running(connection, group))
+    return _width_left(connection, group)
+
+
+def _width_left(connection: Any, group: str) -> int | None:
+    row = connection.execute("SELECT width FROM groups WHERE name = ?", (group,)).fetchone()
+    if row is None or row[0] is None:
+        return None
+    return max(0, int(row[0]) - _running(connection, group))
 
 
 def _running(connection: Any, group: str) -> int:
-    query = """SELECT count(*) FROM tasks INDEXED BY tasks_slots
-        WHERE group_name = ? AND state = 'running'"""
+    query = f"""SELECT count(*) FROM tasks INDEXED BY tasks_slots
+        WHERE group_name = ? AND {IN_SLOT}"""
     return int(connection.execute(query, (group,)).fetchone()[0])
 
 
@@ -256,6 +260,56 @@ class Queue:
             (session_id,),
         )
         return None if row is None or row[0] is None else float(row[0])
+
+    # Pauses.
+
+    def request_pause(self, key: int, *, keep_slot: bool) -> bool:
+        """Have a running task paused. Return whether it was running."""
+        cursor = self._database.write(
+            """UPDATE tasks SET pause_requested = 1, keeps_slot = ?
+            WHERE key = ? AND state = 'running'""",
+            (keep_slot, key),
+        )
+        return bool(cursor.rowcount)
+
+    def request_continue(self, key: int) -> bool:
+        """Have a paused task continued as soon as its group has room. Return whether it runs."""
+        cursor = self._database.write(
+            "UPDATE tasks SET pause_requested = 0 WHERE key = ? AND state = 'running'", (key,)
+        )
+        return bool(cursor.rowcount)
+
+    def to_pause(self, session_id: str) -> list[tuple[int, bool]]:
+        """Return the keys of a session's tasks to pause (True) or to continue (False)."""
+        rows = self._database.rows(
+            f"""SELECT key, pause_requested FROM tasks INDEXED BY tasks_to_pause
+            WHERE session_id = ? AND {TO_PAUSE} ORDER BY key""",
+            (session_id,),
+        )
+        return [(key, bool(is_pause)) for key, is_pause in rows]
+
+    def paused(self, key: int, at: float) -> None:
+        """Record that a task's processes are stopped."""
+        self._database.write(
+            "UPDATE tasks SET paused_at = ? WHERE key = ? AND state = 'running'", (at, key)
+        )
+
+    def may_continue(self, key: int, at: float) -> bool:
+        """Give a paused task its slot back, if there is room. Return whether it may go on."""
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                """SELECT group_name, keeps_slot FROM tasks
+                WHERE key = ? AND state = 'running' AND paused_at IS NOT NULL""",
+                (key,),
+            ).fetchone()
+            if row is None or (not row[1] and _width_left(connection, row[0]) == 0):
+                return False
+            connection.execute(
+                """UPDATE tasks SET paused_s = paused_s + max(0, ?1 - paused_at), paused_at = NULL
+                WHERE key = ?2""",
+                (at, key),
+            )
+        return True
 
     # Groups.
 

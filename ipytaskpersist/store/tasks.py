@@ -64,11 +64,17 @@ FIELDS = {
         'is_paused', EXISTS (SELECT 1 FROM groups WHERE groups.name = tasks.group_name
             AND paused_at IS NOT NULL),
         'running', (SELECT count(*) FROM tasks AS other WHERE other.group_name = tasks.group_name
-            AND other.state = 'running')))""",
+            AND other.state = 'running' AND (other.paused_at IS NULL OR other.keeps_slot))))""",
+    "paused_at": "tasks.paused_at",
+    "paused_s": "tasks.paused_s",
+    "pause_requested": "tasks.pause_requested",
 }
 """Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
 COLUMNS = ", ".join(FIELDS.values())
-TIMES = ("created_at", "started_at", "ended_at", "cancel_requested_at", "cleared_at")
+TIMES = (
+    *("created_at", "started_at", "ended_at", "cancel_requested_at", "cleared_at"),
+    "paused_at",
+)
 ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
 RUN_AGAIN = "json_extract(tasks.provenance, '$.rerun_as')"
 """Not whether a later task refers to it: that one may have been archived or deleted."""
@@ -236,7 +242,7 @@ class Tasks:
         known: dict[str, Any] = dict(zip((*FIELDS, "last_line"), row, strict=False))
         known["state"] = TaskState(known["state"])
         known |= {name: from_timestamp(known[name]) for name in TIMES}
-        known["is_call"] = bool(known["is_call"])
+        known |= {name: bool(known[name]) for name in ("is_call", "pause_requested")}
         progress, tags = known["progress"], known["tags"]
         known["progress"] = Progress(**json.loads(progress)) if progress else None
         known["notify"] = _places(known["notify"])

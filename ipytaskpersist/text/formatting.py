@@ -133,7 +133,21 @@ def ending(task: TaskRecord) -> str:
         return exit_text(task)
     if not task.state.is_final and task.cancel_requested_at is not None:
         return "cancellation requested"
+    if task.state is TaskState.RUNNING:
+        return paused(task)
     return task.reason or waits_for(task)
+
+
+def paused(task: TaskRecord) -> str:
+    """Return ``paused since 14:02:26 UTC``, or that it is to be continued; empty if it runs."""
+    if task.paused_at is None:
+        return "is to be paused" if task.pause_requested else ""
+    since = f"paused since {utc_clock(task.paused_at)}"
+    return (
+        since
+        if task.pause_requested
+        else f"{since}, goes on when group {legible(task.group)} has room"
+    )
 
 
 def waits_for(task: TaskRecord) -> str:
@@ -164,7 +178,7 @@ def next_verbs(task: TaskRecord) -> tuple[str, ...]:
     if task.state is TaskState.PENDING:
         return ("cancel",)
     if task.state is TaskState.RUNNING:
-        return "output", "cancel"
+        return "output", "continue" if task.pause_requested else "cancel"
     if task.state is TaskState.FAILED:
         return "show" if task.kind == "python" and task.exit_code == 1 else "output", "rerun"
     if task.state is TaskState.INTERRUPTED:

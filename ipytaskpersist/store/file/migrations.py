@@ -631,6 +631,11 @@ def m010_queue(db: Database) -> None:
 READY = "state = 'pending' AND waits_for = 0 AND cancel_requested_at IS NULL"
 """SQL for a task that waits for room in its group alone."""
 
+IN_SLOT = "state = 'running' AND (paused_at IS NULL OR keeps_slot = 1)"
+"""SQL for a task that takes part of its group's width."""
+TO_PAUSE = "state = 'running' AND pause_requested <> (paused_at IS NOT NULL)"
+"""SQL for a task that is to be paused or continued, and is not yet."""
+
 M010_TABLES = (
     "ALTER TABLE tasks ADD COLUMN group_name TEXT NOT NULL DEFAULT 'default'",
     "ALTER TABLE tasks ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
@@ -645,7 +650,14 @@ M010_TABLES = (
     CREATE INDEX tasks_queue ON tasks
         (group_name, session_id, runner, priority DESC, coalesce(place, key)) WHERE {READY}
     """,
-    "CREATE INDEX tasks_slots ON tasks (group_name) WHERE state = 'running'",
+    # Whether it is to be paused; the owner of its processes does so, and says when it has.
+    "ALTER TABLE tasks ADD COLUMN pause_requested INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD COLUMN keeps_slot INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tasks ADD COLUMN paused_at REAL",
+    # How long it has been paused before.
+    "ALTER TABLE tasks ADD COLUMN paused_s REAL NOT NULL DEFAULT 0",
+    f"CREATE INDEX tasks_slots ON tasks (group_name) WHERE {IN_SLOT}",
+    f"CREATE INDEX tasks_to_pause ON tasks (session_id) WHERE {TO_PAUSE}",
     "CREATE INDEX tasks_due ON tasks (due_at) WHERE due_at IS NOT NULL AND state = 'pending'",
     "CREATE INDEX tasks_doomed ON tasks (key) WHERE doomed_by IS NOT NULL AND state = 'pending'",
     """
@@ -675,6 +687,8 @@ M010_TRIGGERS = (
     CREATE TRIGGER tasks_let_go AFTER UPDATE OF state ON tasks
     WHEN NEW.state NOT IN ('pending', 'running') AND NEW.declared_dead IS NOT 'presumed'
     BEGIN
+        UPDATE tasks SET paused_s = paused_s + NEW.ended_at - paused_at, paused_at = NULL
+            WHERE key = NEW.key AND paused_at IS NOT NULL;
         UPDATE tasks SET waits_for = waits_for - 1 WHERE state = 'pending'
             AND key IN (SELECT task_key FROM dependencies WHERE on_key = NEW.key AND {MET});
         UPDATE tasks SET doomed_by = NEW.key WHERE state = 'pending' AND doomed_by IS NULL

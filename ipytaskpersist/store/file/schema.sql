@@ -63,7 +63,7 @@ CREATE TABLE tasks (
         execution_count INTEGER,
         source TEXT NOT NULL, is_call INTEGER NOT NULL DEFAULT 0, rerun_of INTEGER REFERENCES tasks (key) ON DELETE SET NULL, output_bytes INTEGER, max_output_bytes INTEGER, dropped_bytes INTEGER NOT NULL DEFAULT 0, provenance TEXT NOT NULL DEFAULT '{}', progress TEXT CHECK (progress IS NULL OR json_valid(progress)), notify TEXT CHECK (notify IS NULL OR json_valid(notify)), post_mortem TEXT
         CHECK (post_mortem IS NULL OR json_valid(post_mortem)), declared_dead TEXT CHECK (declared_dead IS NULL
-        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')), group_name TEXT NOT NULL DEFAULT 'default', priority INTEGER NOT NULL DEFAULT 0, place REAL, waits_for INTEGER NOT NULL DEFAULT 0, due_at REAL, doomed_by INTEGER,
+        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')), group_name TEXT NOT NULL DEFAULT 'default', priority INTEGER NOT NULL DEFAULT 0, place REAL, waits_for INTEGER NOT NULL DEFAULT 0, due_at REAL, doomed_by INTEGER, pause_requested INTEGER NOT NULL DEFAULT 0, keeps_slot INTEGER NOT NULL DEFAULT 0, paused_at REAL, paused_s REAL NOT NULL DEFAULT 0,
         UNIQUE (notebook_key, number),
         CHECK ((ended_at IS NULL) = (state IN ('pending', 'running'))),
         CHECK (state <> 'pending' OR started_at IS NULL),
@@ -310,7 +310,9 @@ CREATE VIEW task_text_output AS
 CREATE INDEX tasks_queue ON tasks
         (group_name, session_id, runner, priority DESC, coalesce(place, key)) WHERE state = 'pending' AND waits_for = 0 AND cancel_requested_at IS NULL;
 
-CREATE INDEX tasks_slots ON tasks (group_name) WHERE state = 'running';
+CREATE INDEX tasks_slots ON tasks (group_name) WHERE state = 'running' AND (paused_at IS NULL OR keeps_slot = 1);
+
+CREATE INDEX tasks_to_pause ON tasks (session_id) WHERE state = 'running' AND pause_requested <> (paused_at IS NOT NULL);
 
 CREATE INDEX tasks_due ON tasks (due_at) WHERE due_at IS NOT NULL AND state = 'pending';
 
@@ -335,6 +337,8 @@ CREATE INDEX dependencies_on ON dependencies (on_key);
 CREATE TRIGGER tasks_let_go AFTER UPDATE OF state ON tasks
     WHEN NEW.state NOT IN ('pending', 'running') AND NEW.declared_dead IS NOT 'presumed'
     BEGIN
+        UPDATE tasks SET paused_s = paused_s + NEW.ended_at - paused_at, paused_at = NULL
+            WHERE key = NEW.key AND paused_at IS NOT NULL;
         UPDATE tasks SET waits_for = waits_for - 1 WHERE state = 'pending'
             AND key IN (SELECT task_key FROM dependencies WHERE on_key = NEW.key AND condition IN ('any', iif(NEW.state = 'completed', 'ok', 'failed')));
         UPDATE tasks SET doomed_by = NEW.key WHERE state = 'pending' AND doomed_by IS NULL
