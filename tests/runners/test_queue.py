@@ -181,14 +181,17 @@ def test_the_slot_of_a_killed_supervisor_is_free_again(
 TREE = """import os, subprocess, sys, time
 sleep = [sys.executable, '-c', 'import time; time.sleep(600)']
 for apart in (False, True): subprocess.Popen(sleep, start_new_session=apart)
+open('spawned', 'w').close()
 while True: print(time.time(), flush=True); time.sleep(0.01)
 """
 
 
 def test_a_pause_stops_the_whole_tree_and_frees_the_slot(queued: Queued) -> None:
     queued.say("%bg_group one --width 1")
-    queued.say(f"%%background --process --group one --timeout 30 tree\n{TREE}")
-    queued.await_states(tree="running")
+    queued.say(
+        f"%%background --process --group one --timeout 300 --cwd {queued.folder} tree\n{TREE}"
+    )
+    until((queued.folder / "spawned").exists, 30, "the whole tree")
     queued.launch("next", "--shell --group one")
     task = queued.tasks()["tree"]
     assert "is paused" in queued.say("%bg_pause tree")
@@ -203,7 +206,11 @@ def test_a_pause_stops_the_whole_tree_and_frees_the_slot(queued: Queued) -> None
     assert "goes on when group one has room" in queued.say("%bg_list")
     queued.end("next")
     until(lambda: not queued.tasks()["tree"]["paused_at"], 10, "the end of the pause")
-    assert not any(process_tree.is_stopped(each.pid) for each in processes)
+
+    def has_stopped() -> bool:
+        return any(process_tree.is_stopped(each.pid) for each in processes)
+
+    until(lambda: not has_stopped(), 10, "all processes to go on")
     queued.say("%bg_pause tree --keep-slot")
     until(lambda: queued.tasks()["tree"]["paused_at"], 10, "the pause")
     queued.launch("blocked", "--shell --group one")
