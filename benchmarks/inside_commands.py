@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,6 +17,7 @@ from IPython.core.getipython import get_ipython
 
 from benchmarks.inside import nothing
 from ipytaskpersist import Task, background
+from ipytaskpersist.session.manager import current
 
 CLOCK = "date +%s.%N"
 """A command whose output says when it began to run."""
@@ -115,3 +118,78 @@ def submitted_start_ms() -> float:
     launched = time.time()
     begun = submitit.AutoExecutor("submitted", cluster="local").submit(time.time).result()
     return (begun - launched) * 1e3
+
+
+# The queue.
+
+TREE_SIZE = 50
+TREE = f"for i in $(seq {TREE_SIZE - 1}); do sleep 600 & done; echo all; wait"
+
+
+def limit(width: int) -> None:
+    """Let so many tasks of the group `few` run at once."""
+    current().queueing.change_group("few", width, unlimited=False, paused=None)
+
+
+def group_seconds(count: int, width: int) -> float:
+    """How long so many tasks of ``true`` take in a group of this width."""
+    limit(width)
+    begun = perf_counter()
+    tasks = [background("true", shell=True, group="few") for _ in range(count)]
+    for task in tasks:
+        task.wait()
+    return perf_counter() - begun
+
+
+def adding_seconds(count: int) -> float:
+    """How long it takes to add so many tasks to a group that is full."""
+    limit(1)
+    tasks = [background("sleep 600", shell=True, group="few")]
+    took = seconds(
+        lambda: tasks.extend(background("true", shell=True, group="few") for _ in range(count))
+    )
+    for task in reversed(tasks):
+        task.cancel()
+    for task in tasks:
+        task.wait()
+    return took
+
+
+def slot_ms(count: int) -> list[float]:
+    """How long after each end the next task of a group of one begins, in milliseconds."""
+    limit(1)
+    tasks = [background("sleep 0.1", shell=True, group="few") for _ in range(count + 1)]
+    for task in tasks:
+        task.wait()
+    pairs = pairwise(tasks)
+    return [
+        (after.started_at - before.ended_at).total_seconds() * 1e3
+        for before, after in pairs
+        if after.started_at and before.ended_at
+    ]
+
+
+def pause_ms(count: int) -> list[float]:
+    """How long it takes from asking for a pause until a tree of processes is stopped."""
+    task = background(TREE, shell=True)
+    while "all" not in task.stdout:
+        time.sleep(POLL_S)
+    samples, queueing = [], current().queueing
+    for _ in range(count):
+        record = current().tasks.find(task.id)
+        begun = perf_counter()
+        queueing.pause(record, keep_slot=False)
+        while current().tasks.find(task.id).paused_at is None:
+            time.sleep(POLL_S)
+        samples.append((perf_counter() - begun) * 1e3)
+        queueing.go_on(record)
+        while current().tasks.find(task.id).paused_at is not None:
+            time.sleep(POLL_S)
+    task.cancel()
+    task.wait()
+    return samples
+
+
+def launch_later() -> None:
+    """Launch a task that waits for a day."""
+    background("true", shell=True, at=datetime.now().astimezone() + timedelta(days=1))

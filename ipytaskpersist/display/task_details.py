@@ -11,6 +11,7 @@ from typing import Any
 
 from ipytaskpersist.base.legible import legible, legible_lines
 from ipytaskpersist.base.records import (
+    DEFAULT_GROUP,
     OutputKind,
     ProcessRecord,
     ResultRecord,
@@ -162,13 +163,17 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
     now = formatting.utc_now()
     look = formatting.STATE_STYLES[task.state]
     state = f"{look.glyph} {task.state.value}"
-    if task.reason and task.reason != task.state.value:
-        state += f" ({task.reason})"
+    why = task.reason or formatting.ending(task)
+    if why and why not in (task.state.value, formatting.exit_text(task)):
+        state += f" ({why})"
     facts = [
         ("task", f"{task.label}, {task.id}"),
         ("state", state),
         ("exit code", "" if task.exit_code is None else str(task.exit_code)),
         ("time", formatting.duration(task.elapsed_s(now))),
+        ("paused for", formatting.duration(task.paused_s) if task.paused_s else ""),
+        ("group", "" if task.group == DEFAULT_GROUP else task.group),
+        ("priority", str(task.waiting.priority) if task.waiting and task.waiting.priority else ""),
         ("runs as", f"{formatting.place(task)} of session {session}"),
         ("notebook", task.notebook),
         ("cell", task.cell_id or ""),

@@ -84,6 +84,8 @@ class Supervisor:
         self._retry_at = 0.0
         self._has_pending = False
         """Whether tasks wait in the store for their group, for other tasks, or for a time."""
+        self._is_blocked = False
+        """Whether one of them waits for what another owner does."""
         self._due_at: float | None = None
         """The first of these times, in seconds since the epoch."""
         self._reconciled_at = 0.0
@@ -260,7 +262,7 @@ class Supervisor:
                 self._record = self._registered() or self._record
             if self._watch.commits.has_news() or self._is_due:
                 self._do_what_others_ask()
-            elif self._has_pending:
+            elif self._is_blocked:
                 self._free_slots()
         except StoreError as error:
             self._watch.commits.forget()
@@ -325,6 +327,7 @@ class Supervisor:
     def _look_at_queue(self) -> None:
         has_pending = self._store.processes.has_pending(self._session_id)
         self._due_at = self._store.queue.next_due(self._session_id) if has_pending else None
+        self._is_blocked = has_pending and self._store.queue.is_blocked(self._session_id)
         if has_pending != self._has_pending:
             self._has_pending = has_pending
             self._count_live()

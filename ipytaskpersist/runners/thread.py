@@ -342,6 +342,11 @@ class ThreadRunner:
         """Return the running tasks."""
         return list(self._active.values())
 
+    def live(self) -> list[TaskRecord]:
+        """Return the tasks that run, and those that wait."""
+        runs = [*self._waiting.values()]
+        return [task.record for task in (*self.running(), *(run.task for run in runs))]
+
     def keep_widgets(self) -> None:
         """Record the state of running tasks' widgets, because their kernel is ending."""
         for task in self.running():

@@ -27,7 +27,7 @@ LOOK_S = 1.0
 
 def wait(threads: ThreadRunner, seconds: float, *, is_kernel: bool) -> list[TaskRecord]:
     """Wait until all tasks have ended, at most for this time, and return those that have not."""
-    running = [task.record for task in threads.running()]
+    running = threads.live()
     if not running or seconds <= 0:
         return running
     limit = f"; KernelManager.shutdown_wait_time={2 * seconds:g} allows that" if is_kernel else ""
@@ -36,7 +36,7 @@ def wait(threads: ThreadRunner, seconds: float, *, is_kernel: bool) -> list[Task
     with suppress(KeyboardInterrupt):
         while running and (left_s := deadline - time.monotonic()) > 0:
             threads.ended(running[0].key).wait(min(left_s, LOOK_S))
-            running = [task.record for task in threads.running()]
+            running = threads.live()
     return running
 
 

@@ -261,6 +261,15 @@ class Queue:
         )
         return None if row is None or row[0] is None else float(row[0])
 
+    def is_blocked(self, session_id: str) -> bool:
+        """Return whether a process task of the session waits for more than a time."""
+        row = self._database.row(
+            """SELECT 1 FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
+            AND state = 'pending' AND runner = 'process' AND due_at IS NULL LIMIT 1""",
+            (session_id,),
+        )
+        return row is not None
+
     # Pauses.
 
     def request_pause(self, key: int, *, keep_slot: bool) -> bool:

@@ -240,6 +240,18 @@ def test_a_waiting_task_in_a_thread_is_cancelled(queued: Queued) -> None:
     queued.end("runs")
 
 
+def test_an_end_that_waits_for_tasks_waits_for_those_that_wait_too(
+    make_kernel: Callable[..., NotebookKernel], tmp_path: Path
+) -> None:
+    env = {"IPYTASKPERSIST_WAIT_AT_EXIT": "30"}
+    kernel = make_kernel(notebook=tmp_path / "a.ipynb", env=env)
+    kernel.run("%%background first\nimport time; time.sleep(1)")
+    kernel.run("%%background --after first second\nprint('both')")
+    kernel.shutdown()
+    again = Queued(make_kernel(notebook=tmp_path / "a.ipynb"), tmp_path)
+    assert again.states("first", "second") == ["completed", "completed"]
+
+
 def test_the_width_of_the_usual_group_is_a_setting(queued: Queued) -> None:
     queued.say("%bg_config max_running 1")
     queued.launch("a", "--shell")

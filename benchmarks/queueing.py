@@ -1,0 +1,122 @@
+"""What waiting costs: a claim among many, a width, a free slot, a pause, a late start."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from benchmarks import stores
+from benchmarks.bench import Bench
+from benchmarks.commands import MB, supervised_kernel
+from benchmarks.inside_commands import TREE_SIZE
+from benchmarks.results import BenchmarkError, Row
+from benchmarks.supervising import WATCHES, core_percent, supervisor_of
+from ipytaskpersist.base.process_identity import ProcessIdentity
+from ipytaskpersist.base.records import Options, TaskState
+from ipytaskpersist.store.processes import NewProcess
+from ipytaskpersist.store.queue import Admission
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import NewTask, Selection
+
+PENDING = (100, 10_000, 100_000)
+WIDTH = 4
+TASK_SPOOLER = "tsp"
+"""Debian's name of task-spooler."""
+
+
+def claiming(bench: Bench) -> list[Row]:
+    """A claim among few and among many tasks that wait in a group of a width."""
+    rows: list[Row] = []
+    for count in PENDING[: 2 if bench.scale.tasks < PENDING[1] else 3]:
+        bench.say(f"claiming among {count:,} waiting tasks")
+        state = bench.new_state()
+        with stores.opened(state) as store:
+            samples = claim_us(store, state, count, bench.scale.store_calls)
+        what = f"a claim while {count:,} tasks wait, its commit included"
+        rows.append(Row("claim", what, "µs", tuple(samples)).at_most(50))
+    return rows
+
+
+def claim_us(store: TaskStore, state: Path, count: int, calls: int) -> list[float]:
+    """How long each claim takes, in microseconds."""
+    session = store.sessions.begin(stores.past_session(state))
+    supervisor = store.supervisors.begin(session.id, ProcessIdentity.own())
+    store.queue.set_width("few", 1)
+    with store.database.transaction():
+        for _ in range(count):
+            add(store, session.notebook_key, session.id)
+    samples = []
+    for _ in range(min(calls, count - 1)):
+        begun = time.perf_counter()
+        (claimed,) = store.processes.claim(session.id, supervisor.key, time.time(), 1)
+        samples.append((time.perf_counter() - begun) * 1e6)
+        store.tasks.end(claimed.task_key, TaskState.COMPLETED, None, 0, time.time())
+    return samples
+
+
+def add(store: TaskStore, notebook_key: int, session_id: str) -> None:
+    """Record a shell task that waits in the group."""
+    process = NewProcess(["true"], "/", 1.0, Options())
+    new = NewTask(
+        notebook_key, session_id, "", "shell", "process", "true", admission=Admission("few")
+    )
+    store.tasks.insert(new, lambda connection, key, _id: process.insert(connection, key))
+
+
+def queue(bench: Bench) -> list[Row]:
+    """Adding to a group, running through it, its free slots, pauses, and a late start."""
+    count, loops = bench.scale.commands, bench.scale.command_loops
+    bench.say(f"running `true` {count:,} times through a group of width {WIDTH}, and without")
+    state = bench.new_state()
+    with supervised_kernel(bench, state) as kernel:
+        alone = tuple(kernel.value(f"tasks_seconds('true', {count})") for _ in range(loops))
+        through = tuple(kernel.value(f"group_seconds({count}, {WIDTH})") for _ in range(loops))
+        adding = tuple(kernel.value("adding_seconds(500)") for _ in range(loops))
+        slots = tuple(kernel.value(f"slot_ms({bench.scale.starts})"))
+        pauses = tuple(kernel.value(f"pause_ms({WATCHES})"))
+    usual = Row("queue", f"{count:,} tasks of `true`, no group", "s", alone)
+    what = f"{count:,} tasks of `true` through a group of width {WIDTH}"
+    return [
+        Row("queue", what, "s", through).at_most_times(2, usual, "no group"),
+        usual,
+        *beside(count),
+        Row("queue", "adding 500 tasks to a full group", "s", adding).at_most(1),
+        Row("queue", "from an end until the next task of its group runs", "ms", slots).at_most(30),
+        Row("queue", f"pausing a tree of {TREE_SIZE} processes", "ms", pauses).at_most(50),
+        *waiting(bench),
+    ]
+
+
+def beside(count: int) -> list[Row]:
+    """The same with task-spooler, where it is installed."""
+    what = f"{count:,} tasks of `true` with task-spooler, {WIDTH} at a time"
+    if shutil.which(TASK_SPOOLER) is None:
+        return [Row("queue", what, "s", problem="task-spooler is not installed")]
+    subprocess.run([TASK_SPOOLER, "-S", str(WIDTH)], check=True)
+    begun = time.perf_counter()
+    for _ in range(count):
+        subprocess.run([TASK_SPOOLER, "-n", "true"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([TASK_SPOOLER, "-w"], check=True)
+    took = time.perf_counter() - begun
+    subprocess.run([TASK_SPOOLER, "-K"], check=True)
+    return [Row("queue", what, "s", (took,))]
+
+
+def waiting(bench: Bench) -> list[Row]:
+    """What a supervisor costs that waits for tomorrow."""
+    state = bench.new_state()
+    with supervised_kernel(bench, state) as kernel:
+        kernel.value("launch_later()")
+        with stores.opened(state) as store:
+            if store.tasks.count(Selection(states=[TaskState.PENDING])) != 1:
+                raise BenchmarkError("the task that waits for tomorrow does not wait")
+        process = supervisor_of(state)
+        shares = tuple(core_percent(process, bench.scale.idle_s) for _ in range(WATCHES))
+        memory = process.memory_info().rss / MB
+    what = "a supervisor that waits for tomorrow: "
+    return [
+        Row("queue", f"{what}share of a core", "%", shares).at_most(0.05),
+        Row("queue", f"{what}resident memory", "MB", (memory,)).at_most(30),
+    ]
