@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -39,7 +41,10 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.store = TaskStore(StateDirectory(Path(self.folder.name))).open()
-        self.sessions = [self.store.sessions.begin(session_identity(None)) for _ in range(SESSIONS)]
+        self.sessions = [
+            self.store.sessions.begin(replace(session_identity(None), id=str(uuid4())))
+            for _ in range(SESSIONS)
+        ]
         self.supervisors = [
             self.store.supervisors.begin(session.id, ProcessIdentity.own())
             for session in self.sessions
