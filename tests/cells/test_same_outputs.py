@@ -9,7 +9,7 @@ import pytest
 from compare import CellRun, CodeCell, Output, compare, described, differences, normalised
 
 NOTEBOOKS = sorted((Path(__file__).parent / "notebooks").glob("*.ipynb"))
-AT_ONCE = 6
+AT_ONCE = 13
 """Notebooks that share their two kernels: to start these costs more than most notebooks."""
 
 

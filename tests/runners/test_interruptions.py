@@ -53,6 +53,7 @@ class Injector:
             self.left -= 1
             if self.left < 0:
                 self.was_hit = True
+                sys.settrace(None)
                 self.hit()
         return self.step
 
@@ -241,13 +242,13 @@ def test_a_verb_that_is_hit_at_any_bytecode_leaves_each_task_whole_and_in_one_pl
     assert " interrupted" in ended.stdout
 
 
-@pytest.mark.parametrize("start", range(3))
+@pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("program", [STOP, CANCEL], ids=["stop button", "cancellation"])
 def test_a_launch_that_is_hit_at_any_bytecode_locks_nothing_and_leaves_no_task_behind(
     program: str, start: int, tmp_path: Path
 ) -> None:
-    """Each start takes every ninth bytecode; the three together with their steps, every third."""
-    ended = run_python(program, tmp_path / "state", "9", str(3 * start))
+    """Each start takes every tenth bytecode; the two together, every fifth."""
+    ended = run_python(program, tmp_path / "state", "10", str(start))
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert " tasks" in ended.stdout
 
