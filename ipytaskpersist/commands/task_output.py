@@ -113,7 +113,8 @@ def output(
     if follow:
         _follow(surface, manager, _only(tasks, "--follow"), part.kinds)
     elif as_json:
-        _show_json(surface, manager, tasks, part, in_list=every_task or len(refs) > 1)
+        in_list = every_task or len(refs) > 1 or len(tasks) > 1
+        _show_json(surface, manager, tasks, part, in_list=in_list)
     elif save is not None:
         task = _only(tasks, "--save")
         _save(task, _bytes(manager, task, part), save)

@@ -173,7 +173,7 @@ def test_a_command_that_runs_twice_says_so(start: Callable[..., IPython], state_
     assert "twice" not in terminal.run(line)
     again = terminal.run(line)
     assert re.search(
-        r"this cell now runs twice: task 1 has run since \d\d:\d\d; %bg_cancel 1 ends it, "
+        r"this cell now runs twice: task 1 has run since \d\d:\d\d UTC; %bg_cancel 1 ends it, "
         r"%bg_cancel 2 ends this one",
         again,
     )
