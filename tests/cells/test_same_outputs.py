@@ -13,6 +13,7 @@ AT_ONCE = 13
 """Notebooks that share their two kernels: to start these costs more than most notebooks."""
 
 
+@pytest.mark.timeout(30 * AT_ONCE)
 @pytest.mark.parametrize(
     "notebooks",
     [NOTEBOOKS[begin : begin + AT_ONCE] for begin in range(0, len(NOTEBOOKS), AT_ONCE)],
