@@ -9,11 +9,10 @@ import pytest
 from compare import CellRun, CodeCell, Output, compare, described, differences, normalised
 
 NOTEBOOKS = sorted((Path(__file__).parent / "notebooks").glob("*.ipynb"))
-AT_ONCE = 13
+AT_ONCE = 6
 """Notebooks that share their two kernels: to start these costs more than most notebooks."""
 
 
-@pytest.mark.timeout(30 * AT_ONCE)
 @pytest.mark.parametrize(
     "notebooks",
     [NOTEBOOKS[begin : begin + AT_ONCE] for begin in range(0, len(NOTEBOOKS), AT_ONCE)],
