@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from ipytaskpersist.commands.definition import (
 )
 from ipytaskpersist.commands.surfaces import NotebookSurface, Surface
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.output import both_ends, replay
+from ipytaskpersist.output import replay
+from ipytaskpersist.output.folding import COMMAND, Fold, FoldedOutputs, text_bytes
 from ipytaskpersist.output.replay import Output
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.file.database import CommitWatch
+from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 from ipytaskpersist.text import formatting
 from ipytaskpersist.text.sanitized_html import harmless_output
@@ -110,7 +113,8 @@ def output(
     if follow:
         _follow(surface, manager, _only(tasks, "--follow"), part.kinds)
     elif as_json:
-        _show_json(surface, manager, tasks, part, in_list=every_task or len(refs) > 1)
+        in_list = every_task or len(refs) > 1 or len(tasks) > 1
+        _show_json(surface, manager, tasks, part, in_list=in_list)
     elif save is not None:
         task = _only(tasks, "--save")
         _save(task, _bytes(manager, task, part), save)
@@ -167,17 +171,33 @@ def _headline(task: TaskRecord) -> Output:
 def _show(surface: Surface, manager: BackgroundTasks, task: TaskRecord, part: Part) -> None:
     store = manager.tasks.store_of(task)
     may_fold = isinstance(surface, NotebookSurface) and not part.is_cut
-    folded = both_ends.fold(store, task.key, part.kinds) if may_fold else None
+    is_long = text_bytes(store, task.key, part.kinds) > COMMAND.whole.characters
     try:
-        if folded is None:
-            _put(surface, task, replay.of_task(store, task.key, part.cut))
+        if may_fold and is_long:
+            _put(surface, task, _folded(store, task, part.kinds, _named(manager, task)))
         else:
-            _put(surface, task, folded.beginning)
-            surface.output(_left_out(_named(manager, task), folded))
-            _put(surface, task, folded.between)
-            _put(surface, task, folded.end)
+            _put(surface, task, replay.of_task(store, task.key, part.cut))
     finally:
         surface.end_of_output()
+
+
+def _folded(
+    store: TaskStore, task: TaskRecord, kinds: Sequence[OutputKind], named: str
+) -> Iterator[Output]:
+    """Yield the outputs without the middle of the text, and one note of what is left out."""
+    folded = FoldedOutputs(store, task.key, COMMAND, kinds)
+    if kinds and store.outputs.count(task.key, (OutputKind.CLEAR_OUTPUT,)):
+        folded.read_cleared()
+    else:
+        folded.read()
+    folded.finish()
+    present = folded.present()
+    gaps = [placed for placed, _output in present if isinstance(placed, Fold)]
+    for placed, output in present:
+        if gaps and placed is gaps[0]:
+            yield _left_out(named, reduce(Fold.with_more, gaps))
+        elif not isinstance(placed, Fold):
+            yield from replay.beside([output])
 
 
 def _put(surface: Surface, task: TaskRecord, outputs: Iterable[Output]) -> None:
@@ -195,10 +215,10 @@ def _named(manager: BackgroundTasks, task: TaskRecord) -> str:
     return formatting.reference(task, not manager.tasks.is_own(task))
 
 
-def _left_out(named: str, folded: both_ends.Folded) -> Output:
-    lines = formatting.counted(folded.left_out_lines, "line")
+def _left_out(named: str, fold: Fold) -> Output:
+    lines = formatting.counted(fold.lines, "line")
     text = (
-        f"… {lines} ({formatting.size(folded.left_out_bytes)}) left out here: %bg_output "
+        f"… {lines} ({formatting.size(fold.characters)}) left out here: %bg_output "
         f"{named} --save FILE writes all of it, --head N and --tail N show N lines …"
     )
     return {"output_type": "stream", "name": "stderr", "text": f"\n{text}\n"}

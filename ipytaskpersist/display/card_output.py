@@ -166,7 +166,7 @@ def details_html(task: TaskRecord, counts: OutputCounts, output: CardOutput) -> 
     if not output.needs_unfolding(counts):
         return ""
     whole = "" if output.is_whole else (
-        f'<div style="margin-bottom:4px">%bg_output {task.number} shows all of it.</div>'
+        f'<div style="margin-bottom:4px">%bg_output {escape(task.id)} shows all of it.</div>'
     )  # fmt: skip
     return (
         '<details style="margin-top:6px"><summary style="cursor:pointer;font-weight:600">'

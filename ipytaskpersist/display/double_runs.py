@@ -32,9 +32,10 @@ def as_html(task: TaskRecord, earlier: Sequence[TaskRecord]) -> str:
         return ""
     first = earlier[0]
     since = formatting.utc_clock(first.started_at or first.created_at)
+    # In a copy of the notebook, the number may be another task's.
     ways = (
-        f"<code>%bg_cancel {first.number}</code> ends it, "
-        f"<code>%bg_cancel {task.number}</code> ends this one."
+        f"<code>%bg_cancel {escape(first.id)}</code> ends it, "
+        f"<code>%bg_cancel {escape(task.id)}</code> ends this one."
     )
     colour = formatting.STATE_STYLES[TaskState.INTERRUPTED].colour
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC
 from html import escape
 
 from ipytaskpersist.base.legible import legible
@@ -14,12 +13,12 @@ from ipytaskpersist.text.formatting import (
     DIM,
     EDGE,
     STATE_STYLES,
+    clock,
     counted,
     duration,
     ending,
     how_far,
     next_verbs,
-    short_time,
     shorten,
     state_html,
     time_left,
@@ -182,7 +181,7 @@ def _when(news: News) -> str:
         return f"{_states(news)} · %bg_list shows them" if news.counts else ""
     kernel, _space, verb = news.why.partition(" ")
     how = f", when this kernel {'was ' * (verb != 'died')}{verb}" if kernel == "kernel" else ""
-    return f"since {short_time(news.since, news.now, UTC)} UTC{how}"
+    return f"since {clock(news.since, news.now)}{how}"
 
 
 def _row_html(task: TaskRecord, news: News) -> str:

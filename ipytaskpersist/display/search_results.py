@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from html import escape
 
 from ipytaskpersist.base.legible import kept_apart, legible
@@ -25,7 +25,6 @@ from ipytaskpersist.text.formatting import (
     clock,
     counted,
     notebook_name,
-    short_time,
     shorten,
     state_html,
 )
@@ -124,7 +123,7 @@ def found_html(shown: Shown) -> str:
 def _hit_html(hit: Hit, shown: Shown) -> str:
     task = hit.task
     name = escape(legible(shorten(task.name, 40)))
-    when = f"{short_time(task.created_at, shown.now, UTC)} UTC"
+    when = clock(task.created_at, shown.now)
     more = escape(legible(about(task, when)))
     lines = "".join(map(_snippet_html, hit.snippets))
     return (

@@ -31,6 +31,7 @@ from ipytaskpersist.text.formatting import (
     how_far,
     next_commands,
     paused,
+    reference,
     size,
     time_left,
     utc_clock,
@@ -211,9 +212,9 @@ def _is_exception(task: TaskRecord) -> bool:
 def _foot(card: Card) -> str:
     """Return further facts, and what to type next."""
     task = card.task
-    commands = escape(_commands(card))
+    # In a copy of the notebook, the number may be another task's.
+    commands = escape(_commands(card, every_notebook=task.state.is_final))
     if not task.state.is_final:
-        # In a copy of the notebook the number may be another task's.
         shows_all = f"<b>%bg_output {escape(task.id)}</b> shows all of it"
         commands = f"<span {NOW}>{commands}</span><span {OLD}> {shows_all}</span>"
     about = escape(legible(" · ".join(filter(None, _facts(card)))))
@@ -224,10 +225,11 @@ def _foot(card: Card) -> str:
     )
 
 
-def _commands(card: Card) -> str:
+def _commands(card: Card, every_notebook: bool = False) -> str:
     """Return what to type next."""
-    result = f" · %bg_result {card.task.number}" if card.has_result else ""
-    return f"{next_commands(card.task)}{result}"
+    named = reference(card.task, every_notebook)
+    result = f" · %bg_result {named}" if card.has_result else ""
+    return f"{next_commands(card.task, every_notebook)}{result}"
 
 
 def _facts(card: Card) -> tuple[str, ...]:

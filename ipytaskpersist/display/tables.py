@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, tzinfo
 
 from ipytaskpersist.base.legible import kept_apart, legible
 from ipytaskpersist.base.records import EventRecord, TaskRecord
@@ -244,7 +244,7 @@ def variables(rows: Sequence[tuple[str, str, str]]) -> Table:
     return table
 
 
-def history_line(event: EventRecord, now: datetime) -> str:
+def history_line(event: EventRecord) -> str:
     """Return one entry of a state history."""
     why = f"  {event.reason}" if event.reason else ""
-    return f"{event.at.astimezone():%H:%M:%S.%f}"[:-3] + f"  {event.state.value}{why}"
+    return f"{event.at.astimezone(UTC):%H:%M:%S.%f}"[:-3] + f" UTC  {event.state.value}{why}"

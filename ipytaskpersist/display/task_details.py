@@ -256,6 +256,5 @@ def _variable(kept: ResultRecord) -> str:
 
 
 def _history(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
-    now = formatting.utc_now()
     events = manager.tasks.store_of(task).tasks.history(task.key)
-    return [("history", "\n".join(history_line(event, now) for event in events))]
+    return [("history", "\n".join(map(history_line, events)))]

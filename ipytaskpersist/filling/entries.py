@@ -8,17 +8,13 @@ from html import escape
 from typing import Any
 
 from ipytaskpersist.base import output_marks
-from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, TaskRecord
-from ipytaskpersist.output.folding import HEAD, TAIL, Fold, FoldingResolver
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.output.folding import PAGE, Fold, FoldedOutputs
 from ipytaskpersist.output.notebook_form import as_saved, with_widget_states
 from ipytaskpersist.output.replay import Output, Placed
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.text import formatting
 from ipytaskpersist.text.sanitized_html import harmless_output
-
-LONG_BYTES = 8_000_000
-"""Amount of text of which only the beginning and the end are read."""
-OTHER_KINDS = tuple(kind for kind in OutputKind if kind not in STREAM_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +64,17 @@ class TaskOutputs:
     states: dict[str, Any] | None = None
     """Where the states of its widgets go, so that a notebook file can show them; None for none."""
     save_link: SaveLink = no_link
-    sequence: int = 0
-    """The last record that was read."""
-    _resolver: FoldingResolver = field(default_factory=FoldingResolver)
+    _folded: FoldedOutputs = field(init=False)
     _made: dict[Placed, tuple[Output, Entry]] = field(default_factory=dict)
     """The entry of each display, with what it was made from."""
+
+    def __post_init__(self) -> None:
+        self._folded = FoldedOutputs(self.store, self.task.key, PAGE)
+
+    @property
+    def sequence(self) -> int:
+        """The last record that was read."""
+        return self._folded.sequence
 
     def set_models(self, *, has_models: bool) -> None:
         """Say whether the models of its widgets are there: they end with their kernel."""
@@ -83,19 +85,15 @@ class TaskOutputs:
     def read(self, task: TaskRecord) -> None:
         """Read what the task has added."""
         self.task = task
-        if not self.sequence:
-            self._skip_middle()
-        for record in self.store.outputs.of(task.key, after=self.sequence):
-            self._resolver.add(record)
-            self.sequence = record.sequence
+        self._folded.read()
         if task.state.is_final:
-            self._resolver.finish()
+            self._folded.finish()
 
     def entries(self) -> list[Entry]:
         """Return the outputs."""
         found: list[Entry] = []
         made = {}
-        for placed, output in self._resolver.present():
+        for placed, output in self._folded.present():
             entry = self._entry(placed, output)
             if entry is None:
                 continue
@@ -128,52 +126,6 @@ class TaskOutputs:
             return None if "inside" in output else output
         states = None if self.task.is_imported else self.states
         return next(with_widget_states([output], states), None)
-
-    # Long output.
-
-    def _skip_middle(self) -> None:
-        """Read the beginning of long text, and all displays up to its end, which comes next."""
-        outputs, key = self.store.outputs, self.task.key
-        size = sum(outputs.stream_size(key, kind).size_bytes for kind in STREAM_KINDS)
-        if size < LONG_BYTES or outputs.count(key, (OutputKind.CLEAR_OUTPUT,)):
-            return
-        for record in outputs.of(key):
-            self._resolver.add(record)
-            self.sequence = record.sequence
-            if self._resolver.has_head:
-                break
-        tail = self._begin_of_tail()
-        for record in outputs.of(key, kinds=OTHER_KINDS, after=self.sequence, until=tail - 1):
-            self._skip_to(record.sequence)
-            self._resolver.add(record)
-            self.sequence = record.sequence
-        self._skip_to(tail)
-        self.sequence = max(self.sequence, tail - 1)
-
-    def _begin_of_tail(self) -> int:
-        """Return the sequence of the first record of the last lines."""
-        lines, size_bytes, sequence = 0, 0, self.sequence + 1
-        for record in self.store.outputs.backwards(self.task.key, kinds=STREAM_KINDS):
-            sequence = record.sequence
-            lines += record.data.count(b"\n")
-            size_bytes += len(record.data)
-            if sequence <= self.sequence or lines > TAIL.lines or size_bytes > TAIL.characters:
-                break
-        return max(sequence, self.sequence + 1)
-
-    def _skip_to(self, sequence: int) -> None:
-        """Leave out the text between the last record that was read and another one."""
-        outputs, key = self.store.outputs, self.task.key
-        begin, end = (
-            [outputs.stream_size(key, kind, before=place) for kind in STREAM_KINDS]
-            for place in (self.sequence + 1, sequence)
-        )
-        lines = sum(each.lines for each in end) - sum(each.lines for each in begin)
-        size = sum(each.size_bytes for each in end) - sum(each.size_bytes for each in begin)
-        self._resolver.skip(lines, size)
-
-
-assert HEAD.characters + TAIL.characters < LONG_BYTES
 
 
 def fold_output(task: TaskRecord, fold: Fold, save_link: SaveLink) -> Output:

@@ -1,19 +1,25 @@
 """The outputs of a task with the middle of what is long left out, so that a page stays quick.
 
-A page shows the first lines of what a task printed and the last ones. Displays stay between them,
+The first lines of what a task printed are shown, and the last ones. Displays stay between them,
 unless there are very many. Each gap is a `Fold`.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ipytaskpersist.base.records import STREAM_KINDS
+from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, OutputRecord
+from ipytaskpersist.output import replay
 from ipytaskpersist.output.replay import Output, Placed, Resolver, decoder
+from ipytaskpersist.store.task_store import TaskStore
 
+LONG_BYTES = 8_000_000
+"""Amount of text of which only the beginning and the end are read."""
+OTHER_KINDS = tuple(kind for kind in OutputKind if kind not in STREAM_KINDS)
 LOOSE_CHARACTERS = 64 * 1024
 """Amount of text with carriage returns after which what it has overwritten is left out."""
 LINE = re.compile(r"[^\n]*\r[^\n]*")
@@ -28,11 +34,30 @@ class Limit:
     outputs: int
 
 
-ALL = Limit(2_000, 256_000, 1_000)
-"""What is shown whole. JupyterLab draws 100 kB of text in 0.1 s."""
-HEAD = Limit(1_000, 100_000, 400)
-TAIL = Limit(500, 100_000, 200)
-"""The least that is shown of the end: it grows until all that is shown is too much again."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a task's outputs is shown in one place."""
+
+    whole: Limit
+    """What is shown whole."""
+    head: Limit
+    """What is shown of the beginning of more than that."""
+    tail: Limit
+    """The least that is shown of the end: it grows until all that is shown is too much again."""
+
+
+PAGE = Limits(
+    whole=Limit(2_000, 256_000, 1_000),
+    head=Limit(1_000, 100_000, 400),
+    tail=Limit(500, 100_000, 200),
+)
+"""The cell of a task in a page. JupyterLab draws 100 kB of text in 0.1 s."""
+COMMAND = Limits(
+    whole=Limit(sys.maxsize, 3_000_000, sys.maxsize),
+    head=Limit(sys.maxsize, 400_000, sys.maxsize),
+    tail=Limit(sys.maxsize, 400_000, sys.maxsize),
+)
+"""What a cell with `%bg_output` shows: as much as a Jupyter server lets through at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,8 +98,9 @@ class FoldingResolver(Resolver):
     reader that keeps it and the length of its text knows what has changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
+        self._limits = limits
         self._lines = self._characters = 0
         """Amounts placed since they were last counted. What was cleared since is included."""
         self._loose: tuple[Placed | None, int] = None, 0
@@ -90,19 +116,26 @@ class FoldingResolver(Resolver):
     @property
     def has_head(self) -> bool:
         """Whether more text would not be part of the head any more."""
-        return self._lines >= HEAD.lines or self._characters >= HEAD.characters
+        head = self._limits.head
+        return self._lines >= head.lines or self._characters >= head.characters
 
-    def _place(self, output: Output) -> None:
+    def shorten(self) -> None:
+        """Show no more than the least of an output of which something is left out already."""
+        if any(isinstance(each, Fold) for each in self.placed):
+            self._fold()
+
+    def place(self, output: Output) -> None:
         text = output.get("text", "") if output["output_type"] == "stream" else ""
-        super()._place(output)
+        super().place(output)
         self._lines += text.count("\n")
         self._characters += len(text)
         if "\r" in text:
             self._tighten(self.placed[-1], len(text))
+        whole = self._limits.whole
         if (
-            self._lines > ALL.lines
-            or self._characters > ALL.characters
-            or len(self.placed) > ALL.outputs
+            self._lines > whole.lines
+            or self._characters > whole.characters
+            or len(self.placed) > whole.outputs
         ):
             self._fold()
 
@@ -126,12 +159,12 @@ class FoldingResolver(Resolver):
 
     def _fold(self) -> None:
         """Leave out what is between head and tail."""
-        placed = [each for each in self.placed if each.output]
-        is_many = len(placed) > ALL.outputs
-        head, rest = _parted(placed, HEAD)
-        tail, middle = _parted(rest, TAIL, backwards=True)
+        limits, placed = self._limits, [each for each in self.placed if each.output]
+        is_many = len(placed) > limits.whole.outputs
+        head, rest = _parted(placed, limits.head)
+        tail, middle = _parted(rest, limits.tail, backwards=True)
         self.placed = [*head, *_folded(middle, with_displays=is_many), *tail]
-        if len(self.placed) > ALL.outputs:
+        if len(self.placed) > limits.whole.outputs:
             self.placed = [*head, *_folded(middle, with_displays=True), *tail]
         self._inside = defaultdict(list)
         for each in self.placed:
@@ -139,6 +172,97 @@ class FoldingResolver(Resolver):
         sizes = [*map(_size, self.placed)]
         self._lines = sum(lines for lines, _characters in sizes)
         self._characters = sum(characters for _lines, characters in sizes)
+
+
+class FoldedOutputs:
+    """The outputs of one task, or those of some kinds, folded."""
+
+    def __init__(
+        self, store: TaskStore, task_key: int, limits: Limits, kinds: Sequence[OutputKind] = ()
+    ) -> None:
+        self.sequence = 0
+        """The last record that was read."""
+        self._store, self._key, self._kinds = store, task_key, kinds
+        self._limits = limits
+        self._resolver = FoldingResolver(limits)
+
+    def read(self) -> None:
+        """Read what the task has added. Reading again reads only what is new."""
+        is_first = not self.sequence
+        if is_first:
+            self._skip_middle()
+        for record in self._store.outputs.of(self._key, kinds=self._kinds, after=self.sequence):
+            self._add(record)
+        if is_first:
+            self._resolver.shorten()
+
+    def read_cleared(self) -> None:
+        """Read the outputs of some kinds where an output of any kind may have cleared them."""
+        for output in replay.of_task(self._store, self._key, replay.Cut(self._kinds)):
+            self._resolver.place(output)
+        self._resolver.shorten()
+
+    def finish(self) -> None:
+        """Note that the task adds no more. An incomplete character shows as a replacement."""
+        self._resolver.finish()
+
+    def present(self) -> list[tuple[Placed, Output]]:
+        """Return the outputs. A gap is placed as a `Fold`."""
+        return self._resolver.present()
+
+    def _add(self, record: OutputRecord) -> None:
+        self._resolver.add(record)
+        self.sequence = record.sequence
+
+    def _skip_middle(self) -> None:
+        """Read the beginning of long text, and all displays up to its end, which comes next."""
+        outputs, key = self._store.outputs, self._key
+        size = text_bytes(self._store, key, self._kinds)
+        if size < LONG_BYTES or outputs.count(key, (OutputKind.CLEAR_OUTPUT,)):
+            return
+        for record in outputs.of(key, kinds=self._kinds):
+            self._add(record)
+            if self._resolver.has_head:
+                break
+        tail = self._begin_of_tail()
+        if not self._kinds:
+            for record in outputs.of(key, kinds=OTHER_KINDS, after=self.sequence, until=tail - 1):
+                self._skip_to(record.sequence)
+                self._add(record)
+        self._skip_to(tail)
+        self.sequence = max(self.sequence, tail - 1)
+
+    def _begin_of_tail(self) -> int:
+        """Return the sequence of the first record of the last lines."""
+        outputs, limit = self._store.outputs, self._limits.tail
+        lines, size, sequence = 0, 0, self.sequence + 1
+        for record in outputs.backwards(self._key, kinds=self._kinds or STREAM_KINDS):
+            sequence = record.sequence
+            lines += record.data.count(b"\n")
+            size += len(record.data)
+            # A character has up to four bytes.
+            if sequence <= self.sequence or lines > limit.lines or size > 4 * limit.characters:
+                break
+        return max(sequence, self.sequence + 1)
+
+    def _skip_to(self, sequence: int) -> None:
+        """Leave out the text between the last record that was read and another one."""
+        begin, end = (
+            [
+                self._store.outputs.stream_size(self._key, kind, before=place)
+                for kind in self._kinds or STREAM_KINDS
+            ]
+            for place in (self.sequence + 1, sequence)
+        )
+        lines = sum(each.lines for each in end) - sum(each.lines for each in begin)
+        size = sum(each.size_bytes for each in end) - sum(each.size_bytes for each in begin)
+        self._resolver.skip(lines, size)
+
+
+def text_bytes(store: TaskStore, task_key: int, kinds: Sequence[OutputKind] = ()) -> int:
+    """Return the size of what a task has printed."""
+    sizes = [store.outputs.stream_size(task_key, kind) for kind in kinds or STREAM_KINDS]
+    return sum(each.size_bytes for each in sizes)
 
 
 def _parted(

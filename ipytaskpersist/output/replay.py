@@ -80,7 +80,7 @@ class Resolver:
         if record.kind in STREAM_KINDS:
             text = self._decoders[record.kind].decode(record.data)
             if text:
-                self._place({"output_type": "stream", "name": record.kind.value, "text": text})
+                self.place({"output_type": "stream", "name": record.kind.value, "text": text})
             return
         content = json.loads(record.data)
         if record.kind is OutputKind.CLEAR_OUTPUT:
@@ -92,12 +92,12 @@ class Resolver:
         elif record.kind is OutputKind.UPDATE_DISPLAY_DATA:
             self._update(content)
         else:
-            self._place({"output_type": record.kind.value, **content})
+            self.place({"output_type": record.kind.value, **content})
 
     def finish(self) -> list[Output]:
         """Return the final outputs. An incomplete character shows as a replacement."""
         for output in _unfinished(self._decoders):
-            self._place(output)
+            self.place(output)
         return [output for _placed, output in self.present()]
 
     def present(self) -> list[tuple[Placed, Output]]:
@@ -119,7 +119,8 @@ class Resolver:
         model = model_of(output.get("data", {}))
         return with_kept(output, self._kept[model]) if model in self._kept else output
 
-    def _place(self, output: Output) -> None:
+    def place(self, output: Output) -> None:
+        """Put the next output where it belongs. A stream may be a piece."""
         widget = self._widgets.innermost
         if widget in self._clear_next:
             self._clear(widget, wait=False)

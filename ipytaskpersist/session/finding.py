@@ -274,8 +274,17 @@ class TaskFinder:
         return self.find(" ".join(first)), words[len(first) :]
 
     def references(self, words: Sequence[str]) -> list[str]:
-        """Return the references that the words are: a name may have several words."""
-        return [" ".join(parts) for parts in self._references(words)]
+        """Return the references that the words are: a name may have several words.
+
+        A word may be several references with commas between them, unless it is a name.
+        """
+        named = [" ".join(parts) for parts in self._references(words)]
+        return [part for each in named for part in self._at_commas(each)]
+
+    def _at_commas(self, reference: str) -> list[str]:
+        if "," not in reference or self._is_task(reference):
+            return [reference]
+        return [part.strip() for part in reference.split(",") if part.strip()]
 
     def _references(self, words: Sequence[str]) -> Iterator[Sequence[str]]:
         """Yield the words of each reference: a name may have several."""

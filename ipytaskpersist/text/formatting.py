@@ -70,12 +70,6 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def clock(at: datetime, now: datetime) -> str:
-    """Return a local time: the hour, and the date unless it is today."""
-    local, today = at.astimezone(), now.astimezone().date()
-    return f"{local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
-
-
 def short_time(moment: datetime, now: datetime, zone: tzinfo | None) -> str:
     """Return a time as short as is clear: ``14:05``, ``Fri 18:20``, ``3 Nov 18:20``.
 
@@ -89,6 +83,11 @@ def short_time(moment: datetime, now: datetime, zone: tzinfo | None) -> str:
         return f"{WEEKDAYS[at.weekday()]} {at:%H:%M}"
     date = f"{at.day} {MONTHS[at.month - 1]}"
     return f"{date} {at:%H:%M}" if at.year == today.year else f"{date} {at.year}"
+
+
+def clock(moment: datetime, now: datetime) -> str:
+    """Return ``14:05 UTC``, ``Fri 18:20 UTC``: a short time where no other words say its zone."""
+    return f"{short_time(moment, now, UTC)} UTC"
 
 
 def start(task: TaskRecord, now: datetime, zone: tzinfo | None) -> str:
@@ -188,9 +187,10 @@ def next_verbs(task: TaskRecord) -> tuple[str, ...]:
     return ("output",)
 
 
-def next_commands(task: TaskRecord) -> str:
-    """Return what to type next about this task."""
-    return " · ".join(f"%bg_{verb} {task.number}" for verb in next_verbs(task))
+def next_commands(task: TaskRecord, every_notebook: bool = False) -> str:
+    """Return what to type next about this task, in its notebook or in any."""
+    named = reference(task, every_notebook)
+    return " · ".join(f"%bg_{verb} {named}" for verb in next_verbs(task))
 
 
 def place(task: TaskRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_show_tells_the_facts_the_history_and_the_source(notebook: Notebook, run
         "print('1234')",
     ):  # fmt: skip
         assert fact in answer.stdout
+    assert re.search(r"\d\d:\d\d:\d\d\.\d{3} UTC  completed", answer.stdout)
     document = run("show", "shown", "--json").json()
     assert document["streams"]["stdout"] == {"bytes": 5, "lines": 1}
     assert document["result"]["text"] == "'a value'"

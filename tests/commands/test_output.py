@@ -151,7 +151,11 @@ def test_output_takes_several_tasks(notebook: Notebook, run: Run) -> None:
     assert run("output", "one", "thing", "-1").stdout == "".join(shown)
     assert run("output", "one thing", "another", "--raw").stdout == "1\n2\n"
     assert run("output", "--all").stdout.endswith("".join(shown))
-    first, second = run("output", "one thing", "another", "--json").json()["tasks"]
+    for references in ("one thing", "another"), (f"{one['number']},{two['number']}",):
+        first, second = run("output", *references, "--json").json()["tasks"]
+        assert (first["number"], second["number"]) == (one["number"], two["number"])
+    notebook.finish("print(3)", "1,2")
+    assert run("output", "1,2").stdout == "3\n", "it is a name"
     assert (first["id"], second["outputs"][0]["text"]) == (one["id"], "2\n")
     assert "--follow takes one task, not 2" in run("output", "-1", "-2", "--follow").stderr
 

@@ -38,24 +38,22 @@ from terminals import (
     prompt,
     start,
     stored,
+    terminal,
     wait_for,
 )
 
-__all__ = ["gate", "prompt", "start"]
+__all__ = ["gate", "prompt", "start", "terminal"]
 
 # What is printed goes to whom it belongs. No marker stands as such in what is typed, because the
 # terminal shows that as well.
 
 
-def test_the_foreground_and_a_task_print_apart(
-    start: Callable[..., IPython], prompt: list[str], state_dir: Path
-) -> None:
-    terminal = start(prompt)
+def test_the_foreground_and_a_task_print_apart(terminal: IPython) -> None:
     launched = terminal.run(
         "%%background talk", "import time",
         "for n in range(100): print('ta'+'sk', n); time.sleep(.005)",
     )  # fmt: skip
-    assert "background task 1 (talk) has started" in launched
+    assert re.search(r"background task \d+ \(talk\) has started", launched)
     shown = terminal.run(
         "import time; [(print('fore'+'ground', n), time.sleep(.005)) and 0 for n in range(100)][0]"
     )
@@ -68,33 +66,26 @@ def test_the_foreground_and_a_task_print_apart(
 
 
 def test_a_task_that_prints_while_the_prompt_waits_does_not_disturb_it(
-    start: Callable[..., IPython], prompt: list[str], gate: Path, state_dir: Path
+    terminal: IPython, gate: Path
 ) -> None:
-    terminal = start(prompt)
     terminal.run(
         "%%background", wait_for(gate), "import sys",
         "print('mark'+'er'); print('mark'+'er', file=sys.stderr); sys.stdout.flush()",
     )  # fmt: skip
     gate.touch()
-    assert ended(state_dir).last_line == "marker"
+    assert ended(terminal.state_dir).last_line == "marker"
     assert "marker" not in terminal.run("1")
     assert terminal.run("%bg_output").count("marker") == 2
 
 
-def test_commands_that_a_task_starts_print_into_it(
-    start: Callable[..., IPython], prompt: list[str], state_dir: Path
-) -> None:
-    terminal = start(prompt)
+def test_commands_that_a_task_starts_print_into_it(terminal: IPython) -> None:
     shown = terminal.run("%%background", "!echo com''mand")
-    assert ended(state_dir).last_line == "command"
+    assert ended(terminal.state_dir).last_line == "command"
     assert "command" not in shown + terminal.run("1")
     assert "command" in terminal.run("%bg_output")
 
 
-def test_what_a_task_returns_does_not_become_the_last_output(
-    start: Callable[..., IPython], prompt: list[str]
-) -> None:
-    terminal = start(prompt)
+def test_what_a_task_returns_does_not_become_the_last_output(terminal: IPython) -> None:
     terminal.run("6 * 7")
     terminal.run("%%background", "1000 + 1")
     terminal.run("%bg_wait")
@@ -102,49 +93,41 @@ def test_what_a_task_returns_does_not_become_the_last_output(
     assert re.search(r"Out\[\d+\]: 1001", terminal.run("%bg_result"))
 
 
-def test_a_failed_task_shows_its_traceback_and_its_reason(
-    start: Callable[..., IPython], prompt: list[str]
-) -> None:
-    terminal = start(prompt)
+def test_a_failed_task_shows_its_traceback_and_its_reason(terminal: IPython) -> None:
     terminal.run("%%background bad", "1 / 0")
-    assert "failed · 1 (bad)" in terminal.run("%bg_wait")
+    assert re.search(r"failed · \d+ \(bad\)", terminal.run("%bg_wait"))
     assert "ZeroDivisionError: division by zero" in terminal.run("%bg_list")
     shown = terminal.run("%bg_output")
     assert "----> 1 1 / 0" in shown
     assert "ipytaskpersist" not in shown
 
 
-def test_the_list_fits_the_terminal(start: Callable[..., IPython], prompt: list[str]) -> None:
-    terminal = start(prompt)
+def test_the_list_fits_the_terminal(terminal: IPython) -> None:
     terminal.run("%%background long", "print('x' * 1000)")
     terminal.run("%bg_wait")
     lines = terminal.run("%bg_list").splitlines()
-    (row,) = [line for line in lines if line.split()[:2] == ["1", "long"]]
+    (row,) = [line for line in lines if line.split()[1:2] == ["long"]]
     assert 100 < len(row) <= 160
 
 
 # Interrupts.
 
 
-def test_an_interrupt_ends_the_waiting_and_not_the_task(
-    start: Callable[..., IPython], prompt: list[str], gate: Path, state_dir: Path
-) -> None:
-    terminal = start(prompt)
+def test_an_interrupt_ends_the_waiting_and_not_the_task(terminal: IPython, gate: Path) -> None:
     terminal.run("%%background slow", wait_for(gate), "'fin'+'ished'")
     terminal.type("%bg_wait")
     terminal.expect("running")
     terminal.process.sendintr()
-    assert "no longer waiting; 1 (slow) runs on" in terminal.until_prompt()
+    assert re.search(r"no longer waiting; \d+ \(slow\) runs on", terminal.until_prompt())
     assert "running" in terminal.run("%bg_show")
     gate.touch()
-    assert ended(state_dir).state is TaskState.COMPLETED
+    assert ended(terminal.state_dir).state is TaskState.COMPLETED
     assert "'finished'" in terminal.run("%bg_result")
 
 
 def test_an_interrupt_of_the_foreground_reaches_neither_a_task_nor_its_commands(
-    start: Callable[..., IPython], prompt: list[str], gate: Path, state_dir: Path
+    terminal: IPython, gate: Path
 ) -> None:
-    terminal = start(prompt)
     script = f"while [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.05; done; echo sur''vived"
     terminal.run("%%background --thread", f"!{script}")
     # Not one long sleep: Python begins it without a look at a signal that came just before.
@@ -153,21 +136,18 @@ def test_an_interrupt_of_the_foreground_reaches_neither_a_task_nor_its_commands(
     terminal.process.sendintr()
     assert "KeyboardInterrupt" in terminal.until_prompt()
     gate.touch()
-    task = ended(state_dir)
+    task = ended(terminal.state_dir)
     assert (task.state, task.last_line) == (TaskState.COMPLETED, "survived")
 
 
-def test_cancelling_ends_the_commands_of_a_task(
-    start: Callable[..., IPython], prompt: list[str], tmp_path: Path, state_dir: Path
-) -> None:
-    terminal = start(prompt)
+def test_cancelling_ends_the_commands_of_a_task(terminal: IPython, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     command = f"!echo $$ > {shlex.quote(str(pid_file))}; exec sleep 1000"
     terminal.run("%%background --thread", command)
     pid = int(until(lambda: pid_file.exists() and pid_file.read_text()))
     assert ProcessIdentity.of(pid)
     terminal.run("%bg_cancel")
-    assert ended(state_dir).state is TaskState.CANCELLED
+    assert ended(terminal.state_dir).state is TaskState.CANCELLED
     until(lambda: ProcessIdentity.of(pid) is None, message="the end of the command")
 
 
@@ -193,7 +173,7 @@ def test_a_command_that_runs_twice_says_so(start: Callable[..., IPython], state_
     assert "twice" not in terminal.run(line)
     again = terminal.run(line)
     assert re.search(
-        r"this cell now runs twice: task 1 has run since \d\d:\d\d; %bg_cancel 1 ends it, "
+        r"this cell now runs twice: task 1 has run since \d\d:\d\d UTC; %bg_cancel 1 ends it, "
         r"%bg_cancel 2 ends this one",
         again,
     )
@@ -304,19 +284,17 @@ def test_unloading_puts_the_terminal_back(
 # Questions.
 
 
-@pytest.mark.parametrize(("answer", "is_deleted"), [("no", False), ("", False), ("yes", True)])
-def test_delete_asks_in_ipython(
-    start: Callable[..., IPython], state_dir: Path, answer: str, is_deleted: bool
-) -> None:
+def test_delete_asks_in_ipython(start: Callable[..., IPython], state_dir: Path) -> None:
     terminal = start(PROMPTS["simple"])
     terminal.run("%background 1")
     ended(state_dir)
-    terminal.type("%bg_delete 1")
-    terminal.expect("Delete 1 with all outputs.*Type 'yes' to confirm: ")
-    shown = terminal.run(answer)
-    assert ("deleted 1" in shown) is is_deleted
-    assert ("nothing was changed" in shown) is not is_deleted
-    assert (stored(state_dir) == []) is is_deleted
+    for answer, is_deleted in ("no", False), ("", False), ("yes", True):
+        terminal.type("%bg_delete 1")
+        terminal.expect("Delete 1 with all outputs.*Type 'yes' to confirm: ")
+        shown = terminal.run(answer)
+        assert ("deleted 1" in shown) is is_deleted
+        assert ("nothing was changed" in shown) is not is_deleted
+        assert (stored(state_dir) == []) is is_deleted
 
 
 @pytest.fixture

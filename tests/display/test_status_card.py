@@ -121,6 +121,8 @@ def test_a_card_says_its_state_and_when_that_was_whatever_a_page_keeps_of_its_st
     if not is_live:
         assert "took 12:41 · ended 14:02:05 UTC" in found.text
         assert "on 1 Mar 2026" in found.text
+        assert "%bg_output abcdefgh-3" in found.text or "%bg_show abcdefgh-3" in found.text
+        assert "abcdefgh" not in text, "a terminal is of one notebook"
     title = f"Background task 3, train{f', {state}' if state.is_final else ''}"
     assert f'role="group" aria-label="{title}"' in card_html(card)
     assert "#2f7de1" not in card_html(card).partition("</style>")[2]  # nothing is blue
@@ -233,7 +235,7 @@ def test_an_ended_card_carries_its_output_and_says_what_it_leaves_out(
     monkeypatch.setattr(card_output, "FIGURES", 1)
     big = CardReader(manager).read(task, NOW)
     assert "The end of its output: 6 of 40 lines, 1 of 2 figures" in structure_of(big).text
-    assert f"%bg_output {task.number} shows all of it" in structure_of(big).text
+    assert f"%bg_output {task.id} shows all of it" in structure_of(big).text
     assert len(card_html(big)) < len(html)
     # What fits on the card anyway is not there twice.
     short = add_task(store, session, printed=b"one\ntwo\n")

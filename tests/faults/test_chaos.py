@@ -13,8 +13,8 @@ from faults.__main__ import play_all
 from faults.points import POINTS
 
 SEED = "steady"
-ROUNDS = 20
-TOGETHER = 10
+ROUNDS = 14
+TOGETHER = 7
 """Rounds a test."""
 AT_ONCE = 2
 

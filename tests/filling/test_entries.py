@@ -14,8 +14,7 @@ from ipytaskpersist.base import output_marks
 from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.filling.entries import Entry, TaskOutputs, edits
 from ipytaskpersist.filling.filled_cell import FilledCell
-from ipytaskpersist.output import folding
-from ipytaskpersist.output.folding import without_overwritten
+from ipytaskpersist.output.folding import COMMAND, PAGE, Fold, FoldedOutputs, without_overwritten
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.task_store import TaskStore
@@ -169,7 +168,7 @@ def test_displays_stay_between_what_is_left_out(writer: Writer) -> None:
 def test_very_many_displays_are_left_out_too(writer: Writer) -> None:
     writer.write(*(display(f"figure {n}") for n in range(5_000)))
     outputs = writer.read()
-    assert len(outputs) <= folding.ALL.outputs
+    assert len(outputs) <= PAGE.whole.outputs
     (note,) = folds(outputs)
     assert note.startswith(f"… {5_001 - len(outputs):,} displays ·")
     assert texts(outputs)[-1] == "figure 4999"
@@ -178,7 +177,7 @@ def test_very_many_displays_are_left_out_too(writer: Writer) -> None:
 def test_streams_that_take_turns_stay_few(writer: Writer) -> None:
     writer.write(*((each, "x") for _ in range(20_000) for each in (OUT, ERR)))
     outputs = writer.read()
-    assert len(outputs) <= folding.ALL.outputs
+    assert len(outputs) <= PAGE.whole.outputs
     assert len(folds(outputs)) == 1
 
 
@@ -243,6 +242,34 @@ def test_of_a_huge_output_only_the_ends_are_read(writer: Writer) -> None:
     shown = sum(out["text"].count("\n") for out in outputs if "text" in out)
     amounts = [int(note.split()[1].replace(",", "")) for note in folds(outputs)]
     assert sum(amounts) + shown == 160_000
+
+
+@pytest.mark.parametrize("chunks", [60, 200], ids=["read whole", "read at its ends"])
+def test_a_command_shows_as_much_of_each_end_whatever_is_read(writer: Writer, chunks: int) -> None:
+    chunk = lines(0, 1000, width=90)
+    for each in range(chunks):
+        writer.write((OUT, chunk), (ERR, "é" * 30), display(f"figure {each}"))
+    for kinds in (), (OUT,):
+        outputs = FoldedOutputs(writer.store, writer.task.key, COMMAND, kinds)
+        outputs.read()
+        present = outputs.present()
+        folds = [placed for placed, _output in present if isinstance(placed, Fold)]
+        shown = "".join(output.get("text", "") for _placed, output in present)
+        assert 2 * 400_000 - 180 <= len(shown) <= 2 * 400_000
+        assert sum(fold.lines for fold in folds) + shown.count("\n") == 1000 * chunks
+        displays = sum("data" in output for _placed, output in present)
+        assert displays == (0 if kinds else chunks)
+
+
+def test_a_command_shows_what_an_output_of_another_kind_has_left(writer: Writer) -> None:
+    writer.write((OUT, "gone\n"), clear(wait=True), (ERR, "x"), (OUT, lines(0, 40_000, width=99)))
+    outputs = FoldedOutputs(writer.store, writer.task.key, COMMAND, (OUT,))
+    outputs.read_cleared()
+    (_, head), (fold, _), (_, tail) = outputs.present()
+    shown = head["text"] + tail["text"]
+    assert shown.startswith("line 0 ")
+    assert isinstance(fold, Fold)
+    assert fold.lines + shown.count("\n") == 40_000
 
 
 # Differences.

@@ -148,9 +148,11 @@ class Notebooks:
         so_far: list[tuple[CodeCell, After]] = []
         before = ALIKE
         for cell in cells:
-            expected = self._in_foreground(cell)
+            ran = self._plain.start(cell.source)  # at the same time as in the process
+            given = self._in_process(cell)
+            expected = self._in_foreground(ran)
             so_far.append((cell, expected))
-            judged = judge(cell, expected, self._in_process(cell), before)
+            judged = judge(cell, expected, given, before)
             if judged.kind == ALIKE or goes_on:
                 before = judged.kind if judged.kind != ALIKE else before
                 yield judged
@@ -158,8 +160,8 @@ class Notebooks:
                 changed = [*self._make_anew(so_far)]
                 yield replace(judged, kind=SILENT, differs=changed) if changed else judged
 
-    def _in_foreground(self, cell: CodeCell) -> After:
-        ran = self._plain.run(cell.source, TASK_TIMEOUT_S, check=False)
+    def _in_foreground(self, ran: Cell) -> After:
+        ran.wait(TASK_TIMEOUT_S, check=False)
         seen, _said = _look(self._plain)
         return _after(ran, seen, bool(ran.error))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from kernels import until
+from kernels import end_processes_of, until
 from programs import TIMEOUT_S, environment
 
 from ipytaskpersist.base.paths import StateDirectory
@@ -66,8 +66,9 @@ class IPython(Terminal):
     """IPython's terminal, at its first prompt."""
 
     def __init__(
-        self, options: list[str], cwd: Path, env: dict[str, str], columns: int = 160
+        self, options: list[str], cwd: Path, state_dir: Path, env: dict[str, str], columns: int
     ) -> None:
+        self.state_dir = state_dir
         start = [sys.executable, "-m", "IPython", "--no-banner", "--no-confirm-exit"]
         super().__init__([*start, *options], cwd, env, columns)
         self.count = 1
@@ -100,6 +101,20 @@ def prompt(request: pytest.FixtureRequest) -> list[str]:
     return PROMPTS[request.param]
 
 
+def opened(
+    home: Path, state_dir: Path, options: list[str], folder: str = "work", columns: int = 160
+) -> IPython:
+    """IPython's terminal in a folder of this home."""
+    (home / folder).mkdir(exist_ok=True)
+    own = {
+        "IPYTHONDIR": str(home / "ipython"),
+        "HOME": str(home),
+        # Nobody answers where the cursor is.
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+    }
+    return IPython(options, home / folder, state_dir, environment(state_dir, own), columns)
+
+
 @pytest.fixture
 def start(state_dir: Path, tmp_path: Path) -> Iterator[Callable[..., IPython]]:
     """Start IPython, with the extension loaded: `start(prompt, folder)`."""
@@ -108,23 +123,25 @@ def start(state_dir: Path, tmp_path: Path) -> Iterator[Callable[..., IPython]]:
         def start_one(
             options: list[str], folder: str = "work", load: bool = True, columns: int = 160
         ) -> IPython:
-            (tmp_path / folder).mkdir(exist_ok=True)
-            env = environment(
-                state_dir,
-                {
-                    "IPYTHONDIR": str(tmp_path / "ipython"),
-                    "HOME": str(tmp_path),
-                    # Nobody answers where the cursor is.
-                    "PROMPT_TOOLKIT_NO_CPR": "1",
-                },
-            )
-            terminal = IPython(options, tmp_path / folder, env, columns)
+            terminal = opened(tmp_path, state_dir, options, folder, columns)
             cleanup.callback(terminal.close)
             if load:
                 terminal.greeting = terminal.run("%load_ext ipytaskpersist")
             return terminal
 
         yield start_one
+
+
+@pytest.fixture(scope="module", params=PROMPTS)
+def terminal(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[IPython]:
+    """IPython with the extension loaded, with each prompt, that the tests of a module share."""
+    home = tmp_path_factory.mktemp("terminal")
+    with closing(opened(home, home / "state", PROMPTS[request.param])) as terminal:
+        terminal.run("%load_ext ipytaskpersist")
+        yield terminal
+    end_processes_of(home / "state")
 
 
 @pytest.fixture
@@ -144,10 +161,10 @@ def stored(state_dir: Path) -> list[TaskRecord]:
 
 
 def ended(state_dir: Path) -> TaskRecord:
-    """The only task, once it has ended."""
+    """The latest task, once it has ended."""
 
     def look() -> TaskRecord | None:
-        (task,) = stored(state_dir)
+        task = stored(state_dir)[-1]
         return task if task.state.is_final else None
 
     found = until(look, message="the end of the task")

@@ -50,7 +50,7 @@ def test_a_cell_that_runs_twice_says_so_attaches_or_replaces(
     assert "runs twice" not in other.text + loop.text
     first, second = live(store)
     assert re.search(
-        r"this cell now runs twice: task 1 \(sweep\) has run since \d\d:\d\d "
+        r"this cell now runs twice: task 1 \(sweep\) has run since \d\d:\d\d UTC "
         rf"and is at “trial 12”; %bg_cancel 1 ends it, %bg_cancel {second.number} ends this one",
         again.text,
     )
@@ -58,7 +58,7 @@ def test_a_cell_that_runs_twice_says_so_attaches_or_replaces(
     since = first.started_at
     assert since is not None
     assert f"Task <bdi>1 (sweep)</bdi> has run since {since:%H:%M:%S} UTC" in card
-    assert "<code>%bg_cancel 1</code> ends it" in card
+    assert f"<code>%bg_cancel {first.id}</code> ends it" in card
 
     # What is attached runs the text that it was launched with.
     attached = kernel.run(PROCESS.replace("sweep", "--if-running attach"), cell_id="one")
