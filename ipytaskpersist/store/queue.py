@@ -85,7 +85,8 @@ def add_dependencies(connection: Any, key: int, after: Sequence[Dependency]) -> 
         if has_ended and dependency.condition in (ANY, OK if state == "completed" else FAILED):
             continue
         connection.execute(
-            "UPDATE tasks SET waits_for = waits_for + 1, doomed_by = ? WHERE key = ?",
+            """UPDATE tasks SET waits_for = waits_for + 1, doomed_by = coalesce(doomed_by, ?)
+            WHERE key = ?""",
             (dependency.key if has_ended else None, key),
         )
         if not has_ended:
