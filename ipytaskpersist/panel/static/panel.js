@@ -1030,9 +1030,10 @@ export class Sidebar extends TaskView {
   }
 
   // What a command says that does it. Only a notebook's kernel can run its threads again.
-  async done({ id, number, action, kind, path }) {
-    const kernel = kind === "thread" && action !== "cancel" && this.page.kernelOf(path);
-    if (!kernel) return this.page.server.act(id, action);
+  async done({ id, number, action, kind, path, notebook }) {
+    if (kind !== "thread" || action === "cancel") return this.page.server.act(id, action);
+    const kernel = this.page.kernelOf(path);
+    if (!kernel) throw new Error(`task ${number} runs in its notebook's kernel: open ${notebook}, then ${action} it there`);
     if (kernel.status === "busy") this.sayPending(`${VERBS[action]} ${number}`);
     return (await saidBy(kernel, `%bg_${action} ${id}`)) || `task ${number} runs again in ${path}`;
   }
