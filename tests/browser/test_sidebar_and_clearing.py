@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ __all__ = ["open_page", "server", "state_dir"]
 
 TAB = "li.lm-TabBar-tab[data-id=ipytaskpersist-tasks]"
 RUNNING_TAB = "li.lm-TabBar-tab[data-id=jp-running-sessions]"
+NOTEBOOK_API = re.compile("/ipytaskpersist/api/notebook")
 ACTIVE = ".jp-Notebook .jp-Cell.jp-mod-active"
 TRAIN = """%%background --shell train
 for each in 1 2 3 4; do echo "epoch $each of 10, loss 0.$((44 - each * 7))"; done
@@ -136,14 +138,14 @@ def load_again_with_a_saved_card(notebook: NotebookPage) -> None:
     page = notebook.page
     # A card that was saved looks old as long as the server has not said that it is not.
     held: list[Any] = []
-    page.route("**/ipytaskpersist/api/notebook", held.append)
+    page.route(NOTEBOOK_API, lambda route, _request: held.append(route))
     page.reload()
     card = page.wait_for_function(
         "() => [...document.querySelectorAll('.ipytaskpersist-card')].at(-1)?.innerText"
     )
     assert "last seen running" in " ".join(str(card.json_value()).split())
-    page.unroute("**/ipytaskpersist/api/notebook")
     notebook.until(lambda: held, "the page's question")
+    page.unroute(NOTEBOOK_API)
     for each in held:
         each.continue_()
     cell = notebook.cell(3)
