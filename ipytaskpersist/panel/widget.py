@@ -10,7 +10,6 @@ from contextlib import suppress
 from contextvars import copy_context
 from datetime import UTC
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -21,6 +20,7 @@ from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.display.listing import Listing, list_html, produced_by
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.history import search_query, text_search
+from ipytaskpersist.panel import STATIC
 from ipytaskpersist.panel.actions import Actions
 from ipytaskpersist.panel.feed import TASKS, Feed, Feeder
 from ipytaskpersist.session.manager import BackgroundTasks
@@ -30,7 +30,6 @@ from ipytaskpersist.text import formatting
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-STATIC = Path(__file__).with_name("static")
 SNAPSHOT_TASKS = 30
 ONLY_LIVE = "The panel is live while its kernel runs; %bg_panel opens it again."
 LISTENING_S = 5.0
