@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from browser.page import NotebookPage
+from browser.page import NotebookPage, PageCell
 
 SHELL_UNTIL_TOLD = """%%background --shell --timeout 150 patient
 echo began
@@ -40,27 +40,8 @@ def test_a_card_goes_from_running_to_completed_by_itself(notebook: NotebookPage)
         assert "ended" in cell.text
 
 
-def test_a_task_runs_on_when_the_page_is_reloaded_and_its_old_card_says_of_when_it_is(
-    notebook: NotebookPage,
-) -> None:
-    shell, thread = notebook.run_cell(SHELL_UNTIL_TOLD), notebook.run_cell(THREAD_UNTIL_TOLD)
-    for cell in (shell, thread):
-        cell.wait_output("began")
-    notebook.save()
-    notebook.reload()
-    for cell in (shell, thread):
-        cell.wait_output("last seen running")
-    listed = notebook.run_cell("%bg_list").text
-    assert listed.count("running") == 2, listed
-    notebook.run_cell(TELL)
-    notebook.run_cell("%bg_wait 1 2")
-    listed = notebook.run_cell("%bg_list").text
-    assert listed.count("completed") == 2, listed
-    assert "ended" in notebook.run_cell("%bg_output 1").text
-
-
-LOOKS = """() => {
-    const card = document.querySelector('.ipytaskpersist-card');
+LOOKS = """cell => {
+    const card = cell.querySelector('.ipytaskpersist-card');
     const style = getComputedStyle(card);
     const seen = (selector) => [...card.querySelectorAll(selector)].map((each) =>
         getComputedStyle(each).visibility).every((each) => each === 'visible');
@@ -71,32 +52,69 @@ LIVE = ["solid", "rgb(47, 125, 225)", False, True]
 STALE = ["dashed", "rgb(118, 124, 133)", True, False]
 
 
-def test_a_card_looks_live_while_it_is_updated_and_says_that_it_is_a_picture_when_it_is_not(
+def wait_looks(cell: PageCell, wanted: list[object], said: str = "") -> str:
+    """Wait until a cell's card looks so and what it says matches; return what it says."""
+
+    def is_so() -> bool:
+        *found, text = cell.box.evaluate(LOOKS)
+        is_stale = "last seen" in text
+        return found == wanted and is_stale is (wanted is STALE) and bool(re.search(said, text))
+
+    cell.until(is_so, f"a card that looks so: {wanted}")
+    return str(cell.box.evaluate(LOOKS)[-1])
+
+
+def wait_moving(cell: PageCell) -> None:
+    """Wait until a cell's card looks live and its clock has moved on."""
+    clock = re.search(r"\d:\d\d", wait_looks(cell, LIVE))
+    assert clock
+    wait_looks(cell, LIVE, f"(?!{clock.group()})0:\\d\\d")
+
+
+def test_cards_follow_their_tasks_again_in_a_page_that_is_reloaded_while_the_kernel_lives(
+    notebook: NotebookPage,
+) -> None:
+    shell, thread = notebook.run_cell(SHELL_UNTIL_TOLD), notebook.run_cell(THREAD_UNTIL_TOLD)
+    for cell in (shell, thread):
+        cell.wait_output("began")
+        wait_moving(cell)
+    notebook.save()
+    notebook.reload()
+    for cell in (shell, thread):
+        wait_moving(cell)
+    notebook.run_cell(TELL)
+    for cell in (shell, thread):
+        cell.wait_output("completed")
+        assert "ended" in cell.text
+    assert [len(cell["outputs"]) for cell in notebook.save()["cells"][1:3]] == [1, 1]
+
+
+def test_a_card_says_that_it_is_a_picture_when_its_kernel_is_gone_until_another_brings_it_back(
     make_notebook: Callable[..., NotebookPage], application: str
 ) -> None:
     notebook = make_notebook(application, "7.4").load_extension()
-    cell = notebook.run_cell(THREAD_UNTIL_TOLD)
-    cell.wait_output("began")
-
-    def looks(wanted: list[object]) -> str:
-        def is_so() -> bool:
-            *found, text = notebook.page.evaluate(LOOKS)
-            return bool(found == wanted) and (("last seen" in text) is (wanted is STALE))
-
-        notebook.until(is_so, f"a card that looks so: {wanted}")
-        return str(notebook.page.evaluate(LOOKS)[-1])
-
-    clock = re.search(r"\d:\d\d", looks(LIVE))
-    assert clock
-    cell.wait_output(f"(?!{clock.group()})0:\\d\\d")
-    assert "updated" in looks(LIVE)
+    shell, thread = notebook.run_cell(SHELL_UNTIL_TOLD), notebook.run_cell(THREAD_UNTIL_TOLD)
+    for cell in (shell, thread):
+        cell.wait_output("began")
     notebook.save()
     notebook.reload()
-    said = looks(STALE)
-    for part in ("A picture from", "no longer follows the task", "updated", "shows all of it"):
-        assert part in said
-    assert "%bg_cancel" not in said
+    for cell in (shell, thread):
+        wait_moving(cell)
+    notebook.restart_from_the_button()
+    for reload in (False, True):
+        if reload:
+            notebook.reload()
+        said = wait_looks(thread, STALE)
+        for part in ("A picture from", "no longer follows the task", "updated", "shows all of it"):
+            assert part in said
+        assert "%bg_cancel" not in said
+        assert "Error" not in notebook.page.locator(".jp-Notebook").inner_text()
+    # The next session's first task brings the cards of the one before.
+    notebook.load_extension().run_cell(SHELL_UNTIL_TOLD.replace("patient", "next"))
+    thread.wait_output("interrupted")
+    wait_moving(shell)
     notebook.run_cell(TELL)
+    shell.wait_output("completed")
 
 
 def test_everything_is_there_after_the_restart_button(notebook: NotebookPage) -> None:
