@@ -1,6 +1,6 @@
 """The live panel: what feeds it, what it shows, and what its buttons do.
 
-Only `widget` needs anywidget, and only the panel's command imports it.
+Only `widget` and `card_pages` need anywidget. The panel's command imports one, `reach` the other.
 """
 
 from pathlib import Path
