@@ -31,12 +31,14 @@ test:  ## run all tests, in parallel
 	@$(PREPARE) test
 	@sh .ci/versions
 	@sh .ci/peers
+	@sh .ci/axe || true
 	@sh .ci/chromium || true
 	@$(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
 	@$(PREPARE) test
 	@sh .ci/versions
+	@sh .ci/axe
 	@sh .ci/chromium
 	@IPYTASKPERSIST_REQUIRE_BROWSER=1 IPYTASKPERSIST_EVERY_PAIR=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal tests/browser $(ARGS)
 

@@ -19,6 +19,7 @@ from benchmarks import (
     cards,
     commands,
     encryption,
+    frames,
     fresh,
     handing_over,
     history,
@@ -68,6 +69,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "card": cards.card,
     "panel": panel.panel,
     "page": page.page,
+    "frames": frames.frames,
     "process-start": process_tasks.process_start,
     "process-round": process_tasks.process_round,
     "process-memory": process_tasks.process_memory,
@@ -77,8 +79,8 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "process-untouched": handing_over.process_untouched,
     "encryption": encryption.encryption,
 }
-ON_REQUEST = {"encryption"}
-"""What is measured only when it is asked for: what could be, and is not."""
+ON_REQUEST = {"encryption", "frames"}
+"""What is measured only when it is asked for: what could be, and is not; what needs a browser."""
 USUAL = [name for name in BENCHMARKS if name not in ON_REQUEST]
 
 

@@ -50,6 +50,8 @@ VARIABLES = {
     "room for the environments that `/proc` shows of its tasks.",
     "IPYTASKPERSIST_INSPECT": "The value of `PYTHONINSPECT`, set by a supervisor for the "
     "interpreter of a Python task, which gives it its own name back before the cell runs.",
+    "IPYTASKPERSIST_SERVED": "Set by the extension of a Jupyter server for its kernels: the "
+    "state directory of the tasks that it brings into pages. The kernels leave these pages to it.",
 }
 """Every environment variable of this project, and what it means."""
 

@@ -11,6 +11,9 @@ from ipytaskpersist.base import disk_errors
 from ipytaskpersist.base.private_files import OTHER_FOLDER, is_own, make_private
 from ipytaskpersist.errors import InvalidRequest, StoreError
 
+SERVED = "IPYTASKPERSIST_SERVED"
+"""Names, to the kernels of a Jupyter server, the state directory from which it brings its pages
+up to date."""
 NO_HOME = "this user has no home folder (neither HOME nor the list of users names one)"
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ipytaskpersist.commands.pacing import Pace
     from ipytaskpersist.commands.surfaces import IPythonSurface
-    from ipytaskpersist.display.live_cards import Cards
+    from ipytaskpersist.display.live_cards import Ask, Cards, Pages
     from ipytaskpersist.session.requests import Request
 
 
@@ -121,8 +121,13 @@ class BackgroundMagics:
         if self._cards is None:
             from ipytaskpersist.display.live_cards import Cards
 
-            self._cards = Cards(self._shell, self._manager)
+            self._cards = Cards(self._shell, self._manager, self._reach_pages)
         self._cards.show(task)
+
+    def _reach_pages(self, ask: Ask) -> Pages | None:
+        from ipytaskpersist.panel.reach import reach_pages
+
+        return reach_pages(self._manager, self._shell, ask)
 
     def _background_cell(self, line: str, cell: str) -> None:
         with usage_errors():

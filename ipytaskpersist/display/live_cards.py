@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from time import sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from ipytaskpersist.base import output_marks
@@ -16,7 +18,7 @@ from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
 from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.capture import displays
 from ipytaskpersist.display.card_content import Card, CardReader
-from ipytaskpersist.display.status_card import bundle
+from ipytaskpersist.display.status_card import bundle, card_html
 from ipytaskpersist.errors import BackgroundError, TaskNotFound
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session.cell_runs import also_running
@@ -37,11 +39,25 @@ CLOSE_S = 1.0
 DISPLAYS = (OutputKind.DISPLAY_DATA, OutputKind.UPDATE_DISPLAY_DATA)
 
 
+class Pages(Protocol):
+    """Pages that have loaded cards with the notebook, which updates of a display do not reach."""
+
+    def send(self, content: dict[str, Any]) -> object:
+        """Send all of them a message."""
+
+    def close(self) -> None:
+        """Leave them alone from now on."""
+
+
+Ask = Callable[[Sequence[str]], None]
+
+
 @dataclass(slots=True)
 class _Shown:
     """A card in a cell's output."""
 
     display_id: str
+    """Empty for a task that was not launched by this session: only `Pages` have its card."""
     task: TaskRecord
     reader: CardReader
     context: Context
@@ -50,13 +66,30 @@ class _Shown:
     """Monotonic time."""
     passed_on: int = 0
     """The last of its displays that was checked for displays of the foreground."""
+    is_asked_for: bool = False
+    """Whether a page that has loaded the card wants it to be updated."""
 
 
 class Cards:
     """Shows cards in a notebook, and keeps the cards of running tasks up to date."""
 
-    def __init__(self, shell: InteractiveShell, manager: BackgroundTasks) -> None:
+    def __init__(
+        self,
+        shell: InteractiveShell,
+        manager: BackgroundTasks,
+        reach_pages: Callable[[Ask], Pages | None],
+    ) -> None:
+        """`reach_pages` is called once, after the first card was shown.
+
+        It is given what to call with the ids of the tasks whose cards a page asks for.
+        """
         self._shell = shell
+        self._reach_pages = reach_pages
+        self._pages: Pages | None = None
+        self._has_reached = False
+        self._asked: deque[str] = deque()
+        self._context = copy_context()
+        """That of the latest launching cell."""
         self._manager = manager
         self._shown: dict[int, _Shown] = {}
         self._wake = threading.Event()
@@ -77,9 +110,9 @@ class Cards:
         card = Card(first, formatting.utc_now(), also_running=earlier)
         self._publish(card, display_id, update=False)
         reader = CardReader(self._manager)
-        context = copy_context()
-        context.run(active_task.set, None)
-        self._shown[task.key] = _Shown(display_id, task, reader, context, time.monotonic())
+        self._context = copy_context()
+        self._context.run(active_task.set, None)
+        self._shown[task.key] = _Shown(display_id, task, reader, self._context, time.monotonic())
         if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._run, name="ipytaskpersist-cards", daemon=True)
             self._thread = thread if start_outside(thread) else None
@@ -88,9 +121,16 @@ class Cards:
     def close(self) -> None:
         """Leave the cards as they are."""
         self._closed = True
+        if self._pages is not None:
+            self._pages.close()
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(CLOSE_S)
+
+    def _ask(self, task_ids: Sequence[str]) -> None:
+        """Send pages the cards of these tasks, from now on and until the tasks end."""
+        self._asked.extend(task_ids)
+        self._wake.set()
 
     def _on_end(self, key: int) -> None:
         if key in self._shown:
@@ -105,6 +145,9 @@ class Cards:
                 sleep(FIRST_UPDATE_S)
             if self._closed:
                 break
+            if not woken and not self._has_reached:
+                self._reach()
+            self._find_asked()
             self._reconcile()
             # A check takes microseconds, an update a hundred times as long.
             changed = self._store_has_changed() or woken
@@ -112,6 +155,29 @@ class Cards:
                 if changed or time.monotonic() - shown.updated_at >= CLOCK_S:
                     self._update(key, shown)
         self._manager.store.database.close_own()
+
+    def _reach(self) -> None:
+        """Offer updates to pages. It takes a tenth of a second, so it waits for a quiet moment."""
+        self._has_reached = True
+        try:
+            self._pages = self._context.run(self._reach_pages, self._ask)
+        except Exception as error:  # this session's own page is kept up to date all the same
+            what = f"loaded pages cannot be reached ({type(error).__name__}: {error})"
+            problems.record(self._manager.directory, what)
+
+    def _find_asked(self) -> None:
+        while self._asked:
+            with suppress(BackgroundError):
+                task = self._manager.store.tasks.by_id(self._asked.popleft())
+                if task is not None and self._manager.tasks.is_own(task):
+                    self._answer(task)
+
+    def _answer(self, task: TaskRecord) -> None:
+        shown = self._shown.get(task.key)
+        if shown is None:
+            shown = _Shown("", task, CardReader(self._manager), self._context, 0.0)
+            self._shown[task.key] = shown
+        shown.is_asked_for, shown.updated_at = True, 0.0
 
     def _reconcile(self) -> None:
         """Check whether a supervisor has died: this may be the only process that checks."""
@@ -134,7 +200,7 @@ class Cards:
         try:
             task = self._manager.tasks.refresh(shown.task)
             self._publish_if_new(shown, task)
-            if task.runner == "process" and displays.has_displays():
+            if shown.display_id and task.runner == "process" and displays.has_displays():
                 self._pass_on_displays(shown)
             # A task that was only presumed dead may go on.
             if task.state.is_final and task.declared_dead != "presumed":
@@ -155,8 +221,14 @@ class Cards:
         is_due = time.monotonic() - shown.updated_at >= CLOCK_S
         if is_due or task != shown.task:
             card = shown.reader.read(task, formatting.utc_now(), cards=len(self._shown))
-            shown.context.run(self._publish, card, shown.display_id, update=True)
+            shown.context.run(self._show_again, shown, card)
             shown.task, shown.updated_at = task, time.monotonic()
+
+    def _show_again(self, shown: _Shown, card: Card) -> None:
+        if shown.display_id:
+            self._publish(card, shown.display_id, update=True)
+        if shown.is_asked_for and self._pages is not None:
+            self._pages.send({"task": card.task.id, "html": card_html(card)})
 
     def _pass_on_displays(self, shown: _Shown) -> None:
         """Update the displays of the foreground that a process task has updated."""

@@ -70,7 +70,9 @@ def card_html(card: Card) -> str:
     state, colour = task.state.value, STATE_STYLES[task.state].colour
     style, name, border = "", "", f"1px solid {EDGE};border-left:4px solid {colour}"
     if not task.state.is_final:
-        style, name = STYLE, f' class="ipytaskpersist-card ipytaskpersist-{state}"'
+        # A page that was loaded again finds the card of a task by the last of these classes.
+        classes = f"ipytaskpersist-card ipytaskpersist-{state} ipytaskpersist-of-{escape(task.id)}"
+        style, name = STYLE, f' class="{classes}"'
         border = f"1px dashed {EDGE};border-left:4px dashed {PENDING.colour}"
     return (
         f'{style}<section{name} role="group" aria-label="{escape(_title(task))}" style="'

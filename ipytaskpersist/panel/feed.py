@@ -20,7 +20,6 @@ from ipytaskpersist.store.changes import Changed, Position
 from ipytaskpersist.store.file.database import CommitWatch
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
-from ipytaskpersist.text import formatting
 
 POLL_S = 0.1
 """Interval of checks whether the store has changed; a check costs microseconds."""
@@ -80,7 +79,6 @@ class Feed:
             "kind": "all",
             "now": time.time(),
             "everywhere": self.everywhere,
-            "looks": {state.value: look.glyph for state, look in formatting.STATE_STYLES.items()},
             "tasks": [*self._rows.values()],
             "left_out": total - len(tasks),
             "sessions": ends_of_sessions(sessions),

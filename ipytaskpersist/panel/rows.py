@@ -23,6 +23,8 @@ def row_of(task: TaskRecord, own_notebook: int | None) -> Row:
         "own": task.notebook_key == own_notebook,
         "notebook": text(formatting.notebook_name(task.notebook)),
         "state": task.state.value,
+        "glyph": formatting.STATE_STYLES[task.state].glyph,
+        "is_live": not task.state.is_final,
         "created": task.created_at.timestamp(),
         "started": task.started_at.timestamp() if task.started_at else None,
         "ended": task.ended_at.timestamp() if task.ended_at else None,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from contextlib import suppress
 from contextvars import copy_context
 from datetime import UTC
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -21,8 +19,10 @@ from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.display.listing import Listing, list_html, produced_by
 from ipytaskpersist.errors import BackgroundError, StoreError
 from ipytaskpersist.history import search_query, text_search
+from ipytaskpersist.panel import STATIC
 from ipytaskpersist.panel.actions import Actions
 from ipytaskpersist.panel.feed import TASKS, Feed, Feeder
+from ipytaskpersist.panel.hearing import FOREGROUND_OUTPUT, hear_at_once
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.tasks import Selection
 from ipytaskpersist.text import formatting
@@ -30,7 +30,6 @@ from ipytaskpersist.text import formatting
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-STATIC = Path(__file__).with_name("static")
 SNAPSHOT_TASKS = 30
 ONLY_LIVE = "The panel is live while its kernel runs; %bg_panel opens it again."
 LISTENING_S = 5.0
@@ -138,72 +137,6 @@ def snapshot(manager: BackgroundTasks, everywhere: bool, name: str) -> dict[str,
         f"{list_html(listing)}</div>",
         "text/plain": f"{title}\n{render(*task_table(listing, UTC), plain=True)}",
     }
-
-
-# Receiving messages while a cell runs.
-
-
-def hear_at_once(comm: Any, take: Any) -> None:
-    """Handle messages of a comm where they arrive, without disturbing the running cell.
-
-    ipykernel 7.4.0 sends a page's messages to the subshell that opened the comm, which is the main
-    one: they would wait for the running cell. And a comm announces each message as if a cell began
-    and ended, which shows, among others, the running cell's unfinished figures.
-    """
-    if hasattr(comm, "_reply_subshell_for"):
-        comm._reply_subshell_for = lambda _data, default: default
-
-    def handle(message: Any) -> None:
-        try:
-            take(message)
-        finally:
-            FOREGROUND_OUTPUT.restore()
-
-    comm.handle_msg = handle
-
-
-class ForegroundOutput:
-    """Directs output of the foreground's threads to the latest cell, not to a page's message.
-
-    ipykernel 7 uses the latest message of any subshell for threads that it does not know.
-    """
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[Any, Any]] = []
-
-    def watch(self, shell: InteractiveShell) -> None:
-        """Note with each cell from now on where its threads print."""
-        self._note(shell)
-        if not any(call == self.note for call in shell.events.callbacks["pre_run_cell"]):
-            shell.events.register("pre_run_cell", self.note)
-
-    def unwatch(self, shell: InteractiveShell) -> None:
-        """Stop following cells."""
-        self._kept = []
-        with suppress(ValueError):
-            shell.events.unregister("pre_run_cell", self.note)
-
-    def note(self, _info: Any = None) -> None:
-        """Note the output of the cell that begins."""
-        from IPython.core.getipython import get_ipython
-
-        self._note(get_ipython())
-
-    def _note(self, shell: Any) -> None:
-        places = (sys.stdout, sys.stderr, shell, shell.displayhook, shell.display_pub)
-        self._kept = [
-            (place, place._parent_header_global)
-            for place in places
-            if hasattr(place, "_parent_header_global")
-        ]
-
-    def restore(self) -> None:
-        """Restore what a message has changed."""
-        for place, parent in self._kept:
-            place._parent_header_global = parent
-
-
-FOREGROUND_OUTPUT = ForegroundOutput()
 
 
 class Listening:

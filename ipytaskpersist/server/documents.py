@@ -86,7 +86,7 @@ class Document:
         """Read what is new. Return whether pages lack anything."""
         with self._lock:
             self._cell.update(task, formatting.utc_now())
-            about = self._describer.document(self._store, task)
+            about = self._describer.document(task)
             if self.now.entries == self._cell.entries and about == self.about:
                 return False
             self.task, self.about = task, about

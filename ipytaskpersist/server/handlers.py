@@ -30,6 +30,7 @@ from ipytaskpersist.filling.matching import Place
 from ipytaskpersist.history.documents import encoded
 from ipytaskpersist.history.fields import Fields, InvalidRecord
 from ipytaskpersist.output import replay
+from ipytaskpersist.panel import STATIC
 from ipytaskpersist.server import requests
 from ipytaskpersist.server.command_line import run_verb
 from ipytaskpersist.server.hub import Hub
@@ -200,6 +201,18 @@ class OutputHandler(Handler):
         await self.finish(set_content_type="text/plain; charset=utf-8")
 
 
+class PanelHandler(Handler):
+    """The panel's own files, which the sidebar shares."""
+
+    @allowed_to("read")
+    async def get(self, name: str) -> None:
+        """Send a file. A browser that has this version of it is told so by its tag."""
+        self.set_header("Cache-Control", "private, no-cache")
+        kind = "text/css" if name.endswith(".css") else "text/javascript"
+        self.write(await self.read((STATIC / name).read_bytes))
+        await self.finish(set_content_type=f"{kind}; charset=utf-8")
+
+
 class EventsHandler(Handler):
     """One long response for each page, a line for each piece of news."""
 
@@ -267,5 +280,6 @@ def handlers(base_url: str) -> Iterator[tuple[str, type[Handler]]]:
     yield rf"{base}/notebook", NotebookHandler
     yield rf"{base}/events", EventsHandler
     yield rf"{base}/list", ListHandler
+    yield rf"{base}/(?P<name>panel\.(?:js|css))", PanelHandler
     yield rf"{base}/tasks/{task}/output", OutputHandler
     yield rf"{base}/tasks/{task}/(?P<verb>[a-z]+)", TaskHandler

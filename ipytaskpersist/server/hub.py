@@ -104,7 +104,7 @@ class Hub:
             return {"tasks": [], "running": 0}
         key = None if place is None else self.matching.notebook_key(place) or -1
         tasks = listed(self.store, key, TASKS if text else limit)
-        described = (self.describer.document(self.store, task) for task in tasks)
+        described = (self.describer.document(task) for task in tasks)
         wanted = [task for task in described if has_text(task, text)][:limit]
         running = self.store.tasks.count(Selection(key, LIVE_STATES))
         return {"tasks": wanted, "running": running}
@@ -181,7 +181,7 @@ class Hub:
             rows = self.store.tasks.watched(key, [], page.seen)
             for task in sorted(self.store.tasks.of_keys(rows), key=lambda task: task.key):
                 if task.id not in page.followed:
-                    page.launched(path, self.describer.document(self.store, task))
+                    page.launched(path, self.describer.document(task))
         page.seen = latest
 
     def _list_for(self, wishes: Wishes) -> TaskList | None:

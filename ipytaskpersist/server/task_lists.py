@@ -30,7 +30,7 @@ def listed(store: TaskStore, notebook_key: int | None, limit: int) -> list[TaskR
     return [*found.values()][:limit]
 
 
-SEARCHED = ("id", "name", "notebook", "state", "source", "last_line")
+SEARCHED = ("id", "name", "notebook", "state", "source", "line")
 
 
 def has_text(task: TaskDocument, text: str) -> bool:
@@ -69,7 +69,7 @@ class TaskList:
         """Read the list. Only these tasks are described anew, and those that were not on it."""
         tasks = listed(store, self.notebook_key, self.limit)
         rows = {
-            task.key: self.describer.document(store, task)
+            task.key: self.describer.document(task)
             for task in tasks
             if task.key not in self._rows or changed is None or task.key in changed
         }
@@ -106,7 +106,7 @@ class TaskList:
 
     def _made(self, since: int) -> Iterator[bytes]:
         rows = [row.task for row in self._rows.values() if row.version > since]
-        rows.sort(key=lambda row: row["created_at"], reverse=True)
+        rows.sort(key=lambda row: row["created"], reverse=True)
         gone = [each for each, version in self._gone.items() if version > since > 0]
         yield (
             self._line(changed=rows[:AT_ONCE], gone=gone)

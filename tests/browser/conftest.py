@@ -66,8 +66,8 @@ def profile(chromium: Browser) -> BrowserContext:
 
 @pytest.fixture(scope="package")
 def server(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
-    """A Jupyter server that serves JupyterLab and Notebook 7."""
-    with JupyterServer(tmp_path_factory.mktemp("jupyter")) as server:
+    """A Jupyter server of another environment than ours, for JupyterLab and Notebook 7."""
+    with JupyterServer(tmp_path_factory.mktemp("jupyter"), extended=False) as server:
         yield server
 
 

@@ -64,6 +64,14 @@ def ipykernel(line: str) -> Path | None:
     return None
 
 
+def axe() -> Path:
+    """The script of axe-core."""
+    found = sorted((ROOT / ".venv").glob("axe-*/axe.min.js"))
+    if not found:
+        _cannot("no axe-core: sh .ci/axe fetches it")
+    return found[-1]
+
+
 def beside(packages: str) -> dict[str, str]:
     """The environment of a server that has what this folder of ``.ci/versions`` has."""
     folder = ROOT / ".venv" / packages

@@ -80,10 +80,12 @@ class PageCell:
     def wait_output(self, wanted: str, timeout_s: float = WAIT_S) -> str:
         """Wait until what it shows matches this regular expression; return what it shows."""
         pattern = re.compile(wanted)
-        self._notebook.until(
-            lambda: pattern.search(self.text), f"{wanted!r} in cell {self.place}", timeout_s
-        )
+        self.until(lambda: pattern.search(self.text), repr(wanted), timeout_s)
         return self.text
+
+    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> None:
+        """Wait for a condition of this cell."""
+        self._notebook.until(condition, f"{what} in cell {self.place}", timeout_s)
 
     def type(self, source: str) -> PageCell:
         """Replace its source."""

@@ -39,6 +39,9 @@ SETTINGS = {
     # All cells are in the page, not only those in sight.
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
+NO_SERVER_EXTENSION = {"ServerApp": {"jpserver_extensions": {"ipytaskpersist": False}}}
+NO_PAGE_EXTENSION = {"disabledExtensions": {"ipytaskpersist": True}}
+"""What the environment has installed is not used either."""
 AUTOSAVE = "@jupyterlab/docmanager-extension:plugin"
 
 
@@ -67,6 +70,7 @@ class JupyterServer:
     packages: a folder of ``.ci/versions`` that it has beside its own packages, ``jupyterlab-4.2``.
     base_url: where it answers.
     autosave: whether its pages save notebooks by themselves.
+    extended: whether it and its pages have our extensions.
     """
 
     def __init__(
@@ -78,11 +82,13 @@ class JupyterServer:
         packages: str = "",
         base_url: str = "/",
         autosave: bool = False,
+        extended: bool = True,
     ) -> None:
         self.folder = folder
         self.python = python
         self.base_url = base_url
         self._autosave = autosave
+        self._extended = extended
         self._env = (needs.beside(packages) if packages else {}) | dict(env or {})
         self.notebooks = _made(folder / "notebooks")
         self.token = secrets.token_hex(16)
@@ -95,12 +101,11 @@ class JupyterServer:
         settings = config / "labconfig" / "default_setting_overrides.json"
         settings.write_text(json.dumps(SETTINGS | {AUTOSAVE: {"autosave": self._autosave}}))
         (config / "jupyter_server_config.json").write_text(json.dumps(SERVER_SETTINGS))
-        # As `pip install` puts them, but of this tree.
-        package = needs.ROOT / "ipytaskpersist"
-        page = self.folder / "data" / "labextensions" / "ipytaskpersist"
-        copytree(package / "labextension", page, dirs_exist_ok=True)
-        enabled = _made(config / "jupyter_server_config.d") / "ipytaskpersist.json"
-        copyfile(package / "server" / "enabled.json", enabled)
+        if self._extended:
+            self._extend(config)
+        else:
+            (settings.parent / "page_config.json").write_text(json.dumps(NO_PAGE_EXTENSION))
+            _server_extension(config).write_text(json.dumps(NO_SERVER_EXTENSION))
         try:
             # Another program may take the port between our choice and the server's start.
             for _attempt in range(3):
@@ -110,6 +115,13 @@ class JupyterServer:
             self.stop()
             raise
         raise AssertionError(f"the Jupyter server does not start:\n{self.log[-3000:]}")
+
+    def _extend(self, config: Path) -> None:
+        """Install what `pip install` does, but of this tree."""
+        package = needs.ROOT / "ipytaskpersist"
+        page = self.folder / "data" / "labextensions" / "ipytaskpersist"
+        copytree(package / "labextension", page, dirs_exist_ok=True)
+        copyfile(package / "server" / "enabled.json", _server_extension(config))
 
     def __exit__(
         self,
@@ -251,6 +263,10 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
+
+
+def _server_extension(config: Path) -> Path:
+    return _made(config / "jupyter_server_config.d") / "ipytaskpersist.json"
 
 
 def _made(path: Path) -> Path:

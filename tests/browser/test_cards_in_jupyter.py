@@ -8,18 +8,19 @@ from collections.abc import Callable
 from browser.page import NotebookPage, PageCell
 from browser.test_panel_in_jupyter import opened
 
-SHELL_UNTIL_TOLD = """%%background --shell --timeout 150 {0}_patient
+SHELL_UNTIL_TOLD = """%%background --shell --timeout 150 patient
 echo began
-until [ -e {0} ]; do sleep 0.05; done
+until [ -e go ]; do sleep 0.05; done
 echo ended
 """
-THREAD_UNTIL_TOLD = """%%background {0}_hopeful
+THREAD_UNTIL_TOLD = """%%background hopeful
 import pathlib, time
 print("began")
-while not pathlib.Path("{0}").exists():
+while not pathlib.Path("go").exists():
     time.sleep(0.05)
 print("ended")
 """
+TELL = "import pathlib; pathlib.Path('go').touch()"
 SHOW_ALL = """
 import ipytaskpersist
 from IPython.display import display
@@ -28,8 +29,8 @@ for task in reversed(ipytaskpersist.tasks()):
 """
 
 
-LOOKS = """() => {
-    const card = document.querySelector('.ipytaskpersist-card');
+LOOKS = """cell => {
+    const card = cell.querySelector('.ipytaskpersist-card');
     const style = getComputedStyle(card);
     const seen = (selector) => [...card.querySelectorAll(selector)].map((each) =>
         getComputedStyle(each).visibility).every((each) => each === 'visible');
@@ -40,87 +41,86 @@ LIVE = ["solid", "rgb(47, 125, 225)", False, True]
 STALE = ["dashed", "rgb(118, 124, 133)", True, False]
 
 
-def launched(notebook: NotebookPage, word: str) -> tuple[PageCell, PageCell]:
-    """Launch a command and a thread, which go on until they are told this word."""
-    thread = notebook.run_cell(THREAD_UNTIL_TOLD.format(word))
-    shell = notebook.run_cell(SHELL_UNTIL_TOLD.format(word))
-    for cell in (thread, shell):
-        cell.wait_output("began")
-        assert f"{word}_" in cell.text
-        assert "running" in cell.text
-    return thread, shell
-
-
-def tell(notebook: NotebookPage, word: str) -> None:
-    (notebook.path.parent / word).touch()
-
-
-def wait_looks(notebook: NotebookPage, wanted: list[object]) -> str:
-    """Wait until the first card looks so; return what it says."""
+def wait_looks(cell: PageCell, wanted: list[object], said: str = "") -> str:
+    """Wait until a cell's card looks so and what it says matches; return what it says."""
 
     def is_so() -> bool:
-        *found, text = notebook.page.evaluate(LOOKS)
-        return bool(found == wanted) and (("last seen" in text) is (wanted is STALE))
+        *found, text = cell.box.evaluate(LOOKS)
+        is_stale = "last seen" in text
+        return found == wanted and is_stale is (wanted is STALE) and bool(re.search(said, text))
 
-    notebook.until(is_so, f"a card that looks so: {wanted}")
-    return str(notebook.page.evaluate(LOOKS)[-1])
+    cell.until(is_so, f"a card that looks so: {wanted}")
+    return str(cell.box.evaluate(LOOKS)[-1])
 
 
-def test_what_cards_say_of_their_tasks_through_a_reload_and_the_restart_button(
+def wait_moving(cell: PageCell) -> None:
+    """Wait until a cell's card looks live and its clock has moved on."""
+    clock = re.search(r"\d:\d\d", wait_looks(cell, LIVE))
+    assert clock
+    wait_looks(cell, LIVE, f"(?!{clock.group()})0:\\d\\d")
+
+
+def test_cards_follow_their_tasks_again_in_a_page_that_is_reloaded_while_the_kernel_lives(
     notebook: NotebookPage,
 ) -> None:
-    # A card looks live while it is updated, and says that it is a picture when it is not.
-    thread, shell = launched(notebook, "reload")
-    clock = re.search(r"\d:\d\d", wait_looks(notebook, LIVE))
-    assert clock
-    thread.wait_output(f"(?!{clock.group()})0:\\d\\d")
-    assert "updated" in wait_looks(notebook, LIVE)
+    shell, thread = notebook.run_cell(SHELL_UNTIL_TOLD), notebook.run_cell(THREAD_UNTIL_TOLD)
+    for cell, name in ((shell, "patient"), (thread, "hopeful")):
+        cell.wait_output("began")
+        assert name in cell.text
+        wait_moving(cell)
     notebook.save()
     notebook.reload()
-    said = wait_looks(notebook, STALE)
-    for part in ("A picture from", "no longer follows the task", "updated", "shows all of it"):
-        assert part in said
-    assert "%bg_cancel" not in said
-    shell.wait_output("last seen running")
-
-    # The tasks have run on.
-    listed = notebook.run_cell("%bg_list").text
-    assert listed.count("running") == 2, listed
-    tell(notebook, "reload")
-    notebook.run_cell("%bg_wait 1 2")
-    assert "ended" in notebook.run_cell("%bg_output reload_patient").text
-
-    # A card goes from running to completed by itself.
-    cells = launched(notebook, "alone")
-    tell(notebook, "alone")
-    for cell in cells:
+    for cell in (shell, thread):
+        wait_moving(cell)
+    notebook.run_cell(TELL)
+    for cell in (shell, thread):
         cell.wait_output("completed")
         assert "running" not in cell.text
         assert "ended" in cell.text
-    listed = notebook.run_cell("%bg_list").text
-    assert listed.count("completed") == 4, listed
+    assert [len(cell["outputs"]) for cell in notebook.save()["cells"][1:3]] == [1, 1]
 
-    # Everything is there after the restart button.
-    launched(notebook, "restart")
+
+def test_a_card_says_that_it_is_a_picture_when_its_kernel_is_gone_until_another_brings_it_back(
+    make_notebook: Callable[..., NotebookPage], application: str
+) -> None:
+    notebook = make_notebook(application, "7.4").load_extension()
+    shell, thread = notebook.run_cell(SHELL_UNTIL_TOLD), notebook.run_cell(THREAD_UNTIL_TOLD)
+    for cell in (shell, thread):
+        cell.wait_output("began")
+    notebook.save()
+    notebook.reload()
+    for cell in (shell, thread):
+        wait_moving(cell)
     notebook.restart_from_the_button()
+    for reload in (False, True):
+        if reload:
+            notebook.reload()
+        said = wait_looks(thread, STALE)
+        for part in ("A picture from", "no longer follows the task", "updated", "shows all of it"):
+            assert part in said
+        assert "%bg_cancel" not in said
+        assert "Error" not in notebook.page.locator(".jp-Notebook").inner_text()
     greeting = notebook.run_cell("%load_ext ipytaskpersist").text
-    for part in ("While you were away", "still running", "_patient", "interrupted", "_hopeful"):
+    for part in ("While you were away", "still running", "patient", "interrupted", "hopeful"):
         assert part in greeting
     listed = notebook.run_cell("%bg_list").text
-    assert "running" in listed
-    assert "interrupted" in listed
-    assert "began" in listed
-    assert notebook.run_cell("%bg_output restart_hopeful").text.strip() == "began"
-    tell(notebook, "restart")
-    notebook.run_cell("%bg_wait restart_patient").wait_output("completed")
-    assert notebook.run_cell("%bg_output restart_patient").text.split() == ["began", "ended"]
+    for part in ("running", "interrupted", "began"):
+        assert part in listed
+    assert notebook.run_cell("%bg_output hopeful").text.strip() == "began"
+    # The next session's first task brings the cards of the one before.
+    notebook.run_cell(SHELL_UNTIL_TOLD.replace("patient", "next"))
+    thread.wait_output("interrupted")
+    wait_moving(shell)
+    notebook.run_cell(TELL)
+    shell.wait_output("completed")
+    assert notebook.run_cell("%bg_output patient").text.split() == ["began", "ended"]
 
 
 def test_cards_and_the_panel_can_be_looked_at_in_light_and_dark(
     make_notebook: Callable[..., NotebookPage], application: str
 ) -> None:
     notebook = make_notebook(application, "7.4").load_extension()
-    notebook.run_cell(THREAD_UNTIL_TOLD.format("restart")).wait_output("began")
+    notebook.run_cell(THREAD_UNTIL_TOLD).wait_output("began")
     notebook.restart_from_the_button().load_extension()
     notebook.run_cell('%%background divide\nprint("dividing")\n1 / 0').wait_output("failed")
     notebook.run_cell('%%background sum\nprint("adding")\nsum(range(100))').wait_output("completed")
@@ -130,7 +130,7 @@ def test_cards_and_the_panel_can_be_looked_at_in_light_and_dark(
     given_up.wait_output("12 of 40 files")
     notebook.run_cell("%bg_cancel download")
     given_up.wait_output("cancelled")
-    notebook.run_cell(SHELL_UNTIL_TOLD.format("go")).wait_output("began")
+    notebook.run_cell(SHELL_UNTIL_TOLD).wait_output("began")
     shown = notebook.run_cell(SHOW_ALL)
     for state in ("interrupted", "failed", "completed", "cancelled", "running"):
         assert state in shown.text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from browser.accessibility import violations
 from browser.contrast import too_faint
 from ipytaskpersist.base.records import Progress, TaskRecord, TaskState
 from ipytaskpersist.display.card_content import Card
@@ -83,11 +84,13 @@ def test_texts_and_signs_have_enough_contrast(chromium: Browser, theme: str) -> 
         assert "last seen" not in fresh
         assert "about 0:34 left" in fresh
         assert too_faint(body) == []
+        assert violations(page, "body") == []
         page.get_by_text("A picture from").first.wait_for(state="visible", timeout=2000 * STALE_S)
         old = body.inner_text()
         assert old.count("last seen ") == 2
         assert "about 0:34 left" not in old.partition("completed")[0]
         assert too_faint(body) == []
+        assert violations(page, "body") == []
         # A task is told from another by a name and a role, not by its looks alone.
         for state in TaskState:
             name = "Background task \\d, train" + (f", {state}" if state.is_final else "")

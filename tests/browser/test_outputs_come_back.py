@@ -48,15 +48,27 @@ SHELL = (
     "until [ -e go ]; do sleep 0.05; done; echo ends; exit 3"
 )
 ENDLESS = "%%background endless\nimport pathlib, time\nprint('begins')\n" + WAIT.format("never")
+WIDGETS = (
+    "%%background with_widgets\nimport pathlib, time\nfrom ipywidgets import IntSlider\n"
+    "from tqdm.notebook import tqdm\nfrom IPython.display import display\n"
+    "slider = IntSlider(3, description='slider')\ndisplay(slider)\n"
+    "for each in tqdm(range(4), 'bar', bar_format='{desc}: {bar}{n_fmt} of {total_fmt}'):\n"
+    "    pass\n" + WAIT.format("go") + "slider.value = 7\nprint('moved')"
+)
 SOURCES = (THREAD, PROCESS, SHELL, ENDLESS)
-CELLS = range(1, 1 + len(SOURCES))
+CELLS = range(1, 2 + len(SOURCES))
+"""Those of the sources, and that of the widgets."""
 
 SHOWN = """outputs => outputs.map(output => {
-    const kind = output.dataset.mimeType;
+    const kind = output.dataset.mimeType ?? 'widget';
     const image = kind.startsWith('image/') && output.querySelector('img');
     return [kind, image ? image.src : output.innerText];
 })"""
-CARD = re.compile(r"(running|completed|failed|interrupted)")
+STATE = re.compile(r"running|completed|failed|interrupted")
+PASSING = re.compile(
+    r"(took |ended |updated |at )?\d+:\d\d(:\d\d)?( UTC)?|( · )?(peak )?[\d.,]+ [kMG]?B\b"
+)
+"""Parts of a card that change while its task goes on."""
 
 
 @pytest.fixture
@@ -93,16 +105,17 @@ def open_page(profile: BrowserContext, server: JupyterServer) -> Iterator[Open]:
 
 
 def shown(notebook: NotebookPage, place: int) -> list[list[str]]:
-    """What a cell shows: the kind and the text or picture of each output, a card as its state."""
-    outputs = notebook.cell(place).outputs.evaluate_all(SHOWN)
+    """What a cell shows: the kind and the text or picture of each output, the card first."""
+    found = notebook.cell(place).outputs.evaluate_all(SHOWN)
+    outputs = [[kind, " ".join(text.split())] for kind, text in found]
     for output in outputs[:1]:
-        state = CARD.search(output[1])
-        output[1] = state.group() if state else output[1]
-    return [[kind, " ".join(text.split())] for kind, text in outputs]
+        output[1] = PASSING.sub("", output[1])
+    return outputs
 
 
 def all_shown(notebook: NotebookPage) -> list[list[list[str]]]:
-    return [shown(notebook, place) for place in CELLS]
+    """What each cell shows that shows anything."""
+    return [outputs for place in CELLS if (outputs := shown(notebook, place))]
 
 
 def wait_shown(notebook: NotebookPage, wanted: list[list[list[str]]], when: str) -> None:
@@ -116,7 +129,7 @@ def wait_alike(notebook: NotebookPage, stays: NotebookPage, when: str) -> None:
 
 def wait_states(notebook: NotebookPage, *states: str) -> None:
     def present() -> list[str]:
-        return [each[0][1] if each else "" for each in all_shown(notebook)]
+        return [STATE.findall(card)[0] for (_kind, card), *_others in all_shown(notebook)]
 
     notebook.until(lambda: present() == list(states), f"the states {states}")
 
@@ -131,7 +144,7 @@ def launch(notebook: NotebookPage) -> None:
 
 
 def has_texts(notebook: NotebookPage, *texts: str) -> None:
-    for place, text in zip(CELLS, texts, strict=True):
+    for place, text in enumerate(texts, CELLS[0]):
         notebook.cell(place).wait_output(text)
 
 
@@ -142,21 +155,23 @@ def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
     path = server.add_notebook("own", "own")
     stays = open_page(application, path).load_extension()
     launch(stays)
-    has_texts(stays, "red begins[\\s\\S]*3/3", "begins", "begins", "begins")
-    wait_states(stays, *["running"] * 4)
+    widgets = stays.run_cell(WIDGETS).place
+    has_texts(stays, "red begins[\\s\\S]*3/3", "begins", "begins", "begins", "4\\sof\\s4")
+    wait_states(stays, *["running"] * 5)
     stays.save()
 
     # While they run: in a page that is closed in the middle, and in one that is opened then.
     open_page(application, path).page.close()
     again = open_page(application, path)
     wait_alike(again, stays, "while they run")
-    assert [len(outputs) for outputs in all_shown(again)] == [4, 2, 2, 2]
+    assert [len(outputs) for outputs in all_shown(again)] == [4, 2, 2, 2, 3]
+    assert [kind for kind, _text in shown(again, widgets)[1:]] == ["widget"] * 2
 
     # Both follow them to their ends, in order, and nothing is shown twice.
     (path.parent / "go").touch()
     for notebook in (stays, again):
-        wait_states(notebook, "completed", "failed", "failed", "running")
-        has_texts(notebook, "ends[\\s\\S]*the result", "Traceback", "ends", "begins")
+        wait_states(notebook, "completed", "failed", "failed", "running", "completed")
+        has_texts(notebook, "ends[\\s\\S]*the result", "Traceback", "ends", "begins", "moved")
     wait_alike(again, stays, "after they ended")
     assert "half" not in again.cell(3).text
     wanted = all_shown(stays)
@@ -165,9 +180,14 @@ def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
     # The kernel is killed: nothing is asked of it.
     os.kill(pid_of_kernel(server, path), signal.SIGKILL)
     for notebook in (stays, again):
-        wait_states(notebook, "completed", "failed", "failed", "interrupted")
-    wanted = all_shown(stays)
-    wait_shown(again.reload(), wanted, "without their kernel")
+        wait_states(notebook, "completed", "failed", "failed", "interrupted", "completed")
+    *others, with_widgets = all_shown(stays)
+    again.reload()
+    # A widget cannot come back without its kernel: what it was is said in its place.
+    has_texts(again, "", "", "", "", "IntSlider\\(value=[\\s\\S]*4\\sof\\s4[\\s\\S]*moved")
+    wanted = all_shown(again)
+    assert wanted[:-1] == others
+    assert wanted[-1][0] == with_widgets[0], "the card"
 
     # The server is stopped and started: pages that stayed open follow it again.
     server.stop()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ipytaskpersist
+from browser.accessibility import violations
 from browser.contrast import too_faint
 from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.text import formatting
@@ -33,7 +34,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>A panel</title>
 <link rel="stylesheet" href="panel.css"><body style="margin:16px;THEME"><div id="root"></div>
 <div class="the-list">the list as it was</div>
 <script type="module">
-import panel from "./panel.js";
+import panel, { Sidebar } from "./panel.js";
 window.sent = [];
 const heard = new Set();
 window.say = (message) => { for (const each of heard) each(structuredClone(message)); };
@@ -42,6 +43,10 @@ const model = { get: (name) => name === "snapshot_name" ? "the-list" : "",
   on: (_name, call) => heard.add(call), off: (_name, call) => heard.delete(call) };
 window.close_panel = panel.render({ model, el: document.getElementById("root") });
 const another = document.createElement("div");
+window.open_sidebar = (tasks) => {
+  const root = document.body.appendChild(document.createElement("div"));
+  new Sidebar(root, { tasks: new Map(tasks.map((each) => [each.id, each])) }).show();
+};
 window.open_another = () => panel.render({ model, el: document.body.appendChild(another) });
 </script>"""
 NOW = 1_800_000_000.0
@@ -59,6 +64,8 @@ def task(number: int, state: str = "completed", **fields: Any) -> dict[str, Any]
         "own": True,
         "notebook": "a.ipynb",
         "state": state,
+        "glyph": formatting.STATE_STYLES[TaskState(state)].glyph,
+        "is_live": not is_final,
         "created": NOW - 3600 + 10 * number,
         "started": started,
         "ended": NOW - 3500 + 10 * number if is_final else None,
@@ -85,8 +92,7 @@ class Panel:
         self.page.evaluate("(message) => window.say(message)", {"kind": kind, **content})
 
     def say_all(self, *tasks: dict[str, Any], **content: Any) -> None:
-        looks = {state.value: formatting.STATE_STYLES[state].glyph for state in TaskState}
-        said = {"now": NOW, "everywhere": False, "looks": looks, "left_out": 0, "sessions": []}
+        said = {"now": NOW, "everywhere": False, "left_out": 0, "sessions": []}
         self.say("all", **{**said, "tasks": [*tasks], **content})
         self.page.wait_for_function(
             "(count) => document.querySelector('.ipytp-chip').textContent === `All ${count}`",
@@ -514,7 +520,8 @@ def test_a_narrow_cell_shows_what_matters(page: Page, width: int) -> None:
     assert state.evaluate("(cell) => cell.scrollWidth <= cell.clientWidth")
     assert "interrupted" in state.inner_text()  # of an icon, too
     assert (state.bounding_box() or {})["width"] < 60 if width <= 560 else True
-    assert panel.row(2).get_by_role("progressbar").is_visible() is (width > 560)
+    for cell in (panel.row(2).get_by_role("progressbar"), panel.row(2).locator("td.ipytp-line")):
+        assert cell.is_visible()
     assert (panel.row(1).locator("td.ipytp-name").bounding_box() or {})["width"] >= 130
 
 
@@ -528,6 +535,31 @@ def test_all_of_it_can_be_read_in_each_theme(page: Page, theme: str) -> None:
         panel.row(state).click()
         panel.say("output", task=f"a7k3m9x2-{state}", add=lines, **said)
         assert too_faint(panel.root) == []
+    assert violations(page, ".ipytp") == []
+
+
+@pytest.mark.parametrize("width", [240, 940])
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_sidebar_can_be_read_in_each_theme(page: Page, theme: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    opened(page, theme)
+    states = [state.value for state in TaskState]
+    tasks = [
+        task(number, state, path="a.ipynb", fraction=0.4, counts=state == "running")
+        for number, state in enumerate(states, 1)
+    ]
+    page.evaluate("(tasks) => { close_panel(); root.remove(); open_sidebar(tasks); }", tasks)
+    sidebar = page.locator(".ipytp-sidebar")
+    sidebar.locator("tr[data-id]").nth(len(states) - 1).wait_for()
+    groups = [sidebar.get_by_role("rowgroup", name=name) for name in ("Running", "Ended since")]
+    assert [group.locator("tr[data-id]").count() for group in groups] == [2, len(states) - 2]
+    assert sidebar.get_by_role("progressbar").get_attribute("aria-valuenow") == "40"
+    assert sidebar.locator("tr[data-state=failed] td.ipytp-line").is_visible()
+    assert too_faint(sidebar) == []
+    assert violations(page, ".ipytp-sidebar") == []
+    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    for row in sidebar.locator("tr[data-id]").all():
+        assert row.evaluate("(row) => row.scrollWidth <= row.clientWidth")
 
 
 def test_a_panel_that_is_taken_away_says_so(panel: Panel) -> None:

@@ -158,4 +158,4 @@ def counts(page: Page) -> list[int]:
 def counts_in(path: Path) -> list[int]:
     """How many outputs the cells have in the file."""
     cells = nbformat.read(path, as_version=4).cells
-    return [len(cells[place].outputs) for place in CELLS if place < len(cells)]
+    return [len(cells[place].outputs) for place in CELLS if cells[place:] and cells[place].outputs]

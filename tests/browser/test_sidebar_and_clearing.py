@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from browser.page import NotebookPage
+from browser.accessibility import violations
+from browser.contrast import too_faint
+from browser.page import READY, NotebookPage
 from browser.server import JupyterServer
 from browser.test_outputs_come_back import Open, open_page, server, state_dir
 
@@ -16,6 +19,8 @@ __all__ = ["open_page", "server", "state_dir"]
 
 TAB = "li.lm-TabBar-tab[data-id=ipytaskpersist-tasks]"
 RUNNING_TAB = "li.lm-TabBar-tab[data-id=jp-running-sessions]"
+NOTEBOOK_API = re.compile("/ipytaskpersist/api/notebook")
+ACTIVE = ".jp-Notebook .jp-Cell.jp-mod-active"
 TRAIN = """%%background --shell train
 for each in 1 2 3 4; do echo "epoch $each of 10, loss 0.$((44 - each * 7))"; done
 printf ' 40%%|####      | 4/10 [00:04<00:06,  1.00s/it]\\r' >&2
@@ -86,35 +91,102 @@ def test_the_sidebar_lists_tasks_and_their_buttons_work_without_a_kernel(
     notebook.until(lambda: "train" in things.inner_text(), "the task among the running things")
     tab.click()
     sidebar = page.locator("#ipytaskpersist-tasks")
-    running = sidebar.get_by_role("list", name="Running").get_by_role("listitem")
-    ended = sidebar.get_by_role("list", name="Ended since you looked").get_by_role("listitem")
+    running, ended = rows(sidebar, "Running"), rows(sidebar, "Ended since you looked")
     notebook.until(lambda: (running.count(), ended.count()) == (1, 2), "all tasks in the list")
-    assert "40%" in running.inner_text()
+    assert running.get_by_role("progressbar").get_attribute("aria-valuenow") == "40"
     assert "ZeroDivisionError" in ended.first.inner_text()
     notebook.show(notebook.cell(1))
-    # The oldest JupyterLab changes its theme only when it is loaded.
-    for is_dark in (False,) if packages else (False, True):
-        notebook.dark(is_dark).screenshot(f"sidebar-{'dark' if is_dark else 'light'}")
+    assert_readable(notebook, sidebar, packages)
 
-    # By the keyboard alone: search, go to a cell, cancel.
     search = sidebar.get_by_role("searchbox", name="Search tasks")
     search.fill("divide")
     notebook.until(lambda: (running.count(), ended.count()) == (0, 1), "what fits the search")
     search.fill("")
     notebook.until(lambda: running.count() == 1, "all tasks again")
-    row = sidebar.get_by_role("button", name="train, task 3, running, 40 %")
-    row.press("ArrowDown")
-    assert page.evaluate("document.activeElement.title").startswith("divide, task 2, failed")
-    page.keyboard.press("Enter")
-    active = page.locator(".jp-Notebook .jp-Cell.jp-mod-active")
+    active = page.locator(ACTIVE)
+    ended.first.click()
     notebook.until(lambda: "%%background divide" in active.inner_text(), "the cell of the task")
+
+    # What runs in a thread is run again by its own kernel, and so only where there is one.
+    ended.first.get_by_role("button", name="Rerun task 2 divide").click()
+    note = sidebar.get_by_role("status")
+    notebook.until(lambda: "own.ipynb" in note.inner_text(), "why it is not run again")
+    assert rows(sidebar, "Ended since you looked").count() == 2
+
+    load_again_with_a_saved_card(notebook)
+
+    rerun_and_cancel_by_the_keyboard(notebook, sidebar)
+    assert tab.get_attribute("data-ipytaskpersist-running") == "0"
+
+
+def assert_readable(notebook: NotebookPage, sidebar: Locator, packages: str) -> None:
+    """Check contrast and accessibility of sidebar and cards, and keep pictures of them."""
+    page = notebook.page
+    # The oldest JupyterLab changes its theme only when it is loaded.
+    for is_dark in (False,) if packages else (False, True):
+        notebook.dark(is_dark)
+        sidebar_is_dark = f"#ipytaskpersist-tasks[data-dark={str(is_dark).lower()}]"
+        page.locator(sidebar_is_dark).wait_for()
+        notebook.screenshot(f"sidebar-{'dark' if is_dark else 'light'}")
+        assert too_faint(sidebar) == []
+        assert violations(page, "#ipytaskpersist-tasks") == []
+        assert violations(page, ".ipytaskpersist-card") == []
+
+
+def load_again_with_a_saved_card(notebook: NotebookPage) -> None:
+    """Load the page again, and look at the saved card before the server has answered."""
+    page = notebook.page
+    # A card that was saved looks old as long as the server has not said that it is not.
+    held: list[Any] = []
+    page.route(NOTEBOOK_API, lambda route, _request: held.append(route))
+    page.reload()
+    card = page.wait_for_function(
+        "() => [...document.querySelectorAll('.ipytaskpersist-card')].at(-1)?.innerText"
+    )
+    assert "last seen running" in " ".join(str(card.json_value()).split())
+    notebook.until(lambda: held, "the page's question")
+    page.unroute(NOTEBOOK_API)
+    for each in held:
+        each.continue_()
+    cell = notebook.cell(3)
+    notebook.until(
+        lambda: "running" in cell.text and "last seen" not in cell.text, "a card that follows"
+    )
+    notebook.until(lambda: notebook.page.evaluate(READY), "the notebook's kernel", 60)
+
+
+def rerun_and_cancel_by_the_keyboard(notebook: NotebookPage, sidebar: Locator) -> None:
+    """Run the thread task again in a kernel without the extension, and cancel the other task."""
+    page, running = notebook.page, rows(sidebar, "Running")
+    active, note = page.locator(ACTIVE), sidebar.get_by_role("status")
+    if not sidebar.is_visible():
+        page.locator(TAB).press("Enter")
+    notebook.until(lambda: running.count() == 1, "the list")
+    divide = sidebar.get_by_role("row", name="divide")
+    running.first.focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.state") == "failed"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    notebook.until(lambda: divide.count() == 2, "another run of the task")
+    assert "runs again in" in note.inner_text()
+    notebook.cell(2).wait_output("#4[\\s\\S]*ZeroDivisionError")
+    running.first.focus()
+    page.keyboard.press("Enter")
+    notebook.until(lambda: "%%background --shell train" in active.inner_text(), "the task's cell")
     cancel = sidebar.get_by_role("button", name="Cancel task 3 train")
-    cancel.press("Enter")
-    assert cancel.inner_text() == "Sure?"
-    cancel.press("Enter")
+    running.first.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    notebook.until(lambda: cancel.inner_text() == "Sure?", "the question")
+    page.keyboard.press("Enter")
     notebook.until(lambda: running.count() == 0, "a cancelled task")
     notebook.cell(3).wait_output("cancelled")
-    assert tab.get_attribute("data-ipytaskpersist-running") == "0"
+
+
+def rows(sidebar: Locator, section: str) -> Locator:
+    """The tasks in a section of the list."""
+    return sidebar.get_by_role("rowgroup", name=section).locator("tr[data-id]")
 
 
 def clear_outputs(notebook: NotebookPage, box: Locator) -> None:

@@ -17,11 +17,14 @@ from kernels import Cell, Message, NotebookKernel
 from programs import run_command
 from stores import HOSTILE, PIXEL
 
+from ipytaskpersist.base.paths import SERVED
 from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.output.counts import OutputCounter
 from ipytaskpersist.panel import rows, selected
+from ipytaskpersist.panel.reach import reach_pages
 from ipytaskpersist.panel.selected import Tail, stream_lines
+from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.task_store import TaskStore
 
 HAS_SUBSHELLS = ipykernel.version_info[:2] >= (7, 1)
@@ -43,7 +46,7 @@ class Notebook(NotebookKernel):
         content = message["content"]
         if message["msg_type"] == "comm_open":
             state = content["data"]["state"]
-            if state.get("_model_name") == "AnyModel":
+            if "snapshot_name" in state:  # a panel
                 self.model, self.first = content["comm_id"], json.loads(state["first"])
                 self.said_to[self.model] = []
         elif message["msg_type"] == "comm_msg" and content["comm_id"] in self.said_to:
@@ -342,6 +345,13 @@ def test_elsewhere_than_in_a_notebook_the_error_names_what_shows_the_tasks(state
     assert ended.stderr.strip().endswith(
         "the panel needs a notebook; here jupyter bg list shows the tasks"
     )
+
+
+def test_pages_are_left_to_a_server_that_reads_the_same_store(
+    manager: BackgroundTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SERVED, str(manager.directory.root))
+    assert reach_pages(manager, manager.shell, lambda _task_ids: None) is None
 
 
 def test_without_anywidget_the_error_is_the_command_that_installs_it(

@@ -288,3 +288,10 @@ def test_every_public_method_is_documented(name: str) -> None:
     """One that overrides another has the documentation of that one."""
     module = import_module("ipytaskpersist" if name == "__init__" else f"ipytaskpersist.{name}")
     assert [place for place, method in methods(module) if not inspect.getdoc(method)] == []
+
+
+def test_the_extension_of_the_page_stays_small() -> None:
+    """Every page loads it whole and as it is, whether there is a background task or not."""
+    extension = ROOT / "labextension"
+    files = [file for file in extension.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 33_000

@@ -16,22 +16,14 @@
   async function shared(name) {
     const versions = scope[name] ?? {};
     const newest = Object.keys(versions).sort(newestFirst)[0];
-    return newest && (await versions[newest].get())();
+    return [name, newest && (await versions[newest].get())()];
   }
 
   async function get() {
     const { plugins } = await import(new URL("extension.js", here));
-    const modules = await Promise.all(NEEDED.map(shared));
-    const lab = Object.fromEntries(NEEDED.map((name, index) => [name, modules[index]]));
-    const module = { __esModule: true, default: plugins(lab) };
+    const module = { __esModule: true, default: plugins(Object.fromEntries(await Promise.all(NEEDED.map(shared)))) };
     return () => module;
   }
 
-  window._JUPYTERLAB = window._JUPYTERLAB ?? {};
-  window._JUPYTERLAB.ipytaskpersist = {
-    init(shares) {
-      scope = shares;
-    },
-    get,
-  };
+  (window._JUPYTERLAB ??= {}).ipytaskpersist = { init: (shares) => { scope = shares; }, get };
 })();

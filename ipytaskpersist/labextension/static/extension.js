@@ -1,7 +1,7 @@
 // The plugins of the extension: filling notebooks, the sidebar, and a section among the running things.
 
 import { Page } from "./page.js";
-import { Sidebar, titleOf } from "./sidebar.js";
+import { Sidebar } from "./sidebar.js";
 
 const ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="16"><path class="jp-icon3" fill="#616161" ' +
   'd="M4 5h10v2H4zm0 6h7v2H4zm0 6h5v2H4zm9-5.5v9l7.5-4.5z"/></svg>';
@@ -22,7 +22,7 @@ export function plugins(lab) {
     provides: IPage,
     activate(app, tracker) {
       const page = new Page(lab, app, tracker);
-      const forget = (_, { notebook: content, cell }) => page.of(content)?.forget(cell.model);
+      const forget = (_, { notebook: content, cell }) => page.notebooks.get(content)?.forget(cell.model);
       NotebookActions.outputCleared.connect(forget);
       NotebookActions.executionScheduled.connect(forget);
       tracker.forEach((panel) => page.add(panel));
@@ -38,8 +38,12 @@ export function plugins(lab) {
     requires: [IPage, INotebookTracker],
     optional: [lab["@jupyterlab/application"].ILayoutRestorer],
     activate(app, page, tracker, restorer) {
-      const widget = new (listWidget(lab["@lumino/widgets"].Widget))(page, tracker);
+      const widget = new lab["@lumino/widgets"].Widget();
+      widget.id = "ipytaskpersist-tasks";
       widget.title.icon = icon;
+      const sidebar = new Sidebar(widget, page);
+      page.listChanged.connect(() => sidebar.update());
+      tracker.currentChanged.connect(() => sidebar.update());
       app.shell.add(widget, "left", { rank: 250 });
       restorer?.add(widget, widget.id);
     },
@@ -52,16 +56,17 @@ export function plugins(lab) {
     requires: [IPage],
     optional: [lab["@jupyterlab/running"]?.IRunningSessionManagers].filter(Boolean),
     activate(_app, page, managers) {
+      const cancel = ({ id }) => page.server.act(id, "cancel");
       managers?.add({
         name: "Background tasks",
         running: () => page.running.map((task) => ({
-          label: () => titleOf(task),
-          labelTitle: () => task.last_line,
+          label: () => task.name || `task ${task.number}`,
+          labelTitle: () => task.line,
           icon: () => icon,
-          open: () => page.openTask(task),
-          shutdown: () => page.server.post(`tasks/${encodeURIComponent(task.id)}/cancel`),
+          open: () => page.open(task),
+          shutdown: () => cancel(task),
         })),
-        shutdownAll: () => page.running.forEach(({ id }) => page.server.post(`tasks/${encodeURIComponent(id)}/cancel`)),
+        shutdownAll: () => page.running.forEach(cancel),
         refreshRunning: () => {},
         runningChanged: page.listChanged,
         shutdownLabel: "Cancel",
@@ -71,35 +76,4 @@ export function plugins(lab) {
     },
   };
   return [fill, sidebar, running];
-}
-
-/** The sidebar as the application's shell takes it. */
-function listWidget(Widget) {
-  return class extends Widget {
-    constructor(page, tracker) {
-      super();
-      this.id = "ipytaskpersist-tasks";
-      this.page = page;
-      this.addClass("ipytps");
-      this.list = new Sidebar(this.node, page, () => tracker.currentWidget?.context.localPath);
-      page.listChanged.connect(() => this.update());
-      tracker.currentChanged.connect(() => this.update());
-      this.update();
-    }
-
-    onUpdateRequest() {
-      const count = this.page.running.length;
-      this.title.caption = `Background tasks, ${count || "none"} running`;
-      this.title.dataset = { ...this.title.dataset, "ipytaskpersist-running": String(count), jptablabel: "Background Tasks" };
-      this.list.draw();
-    }
-
-    onAfterShow() {
-      this.list.show();
-    }
-
-    onBeforeHide() {
-      this.list.hide();
-    }
-  };
 }

@@ -1,28 +1,30 @@
 // The note that stands for the middle of a long output: its command becomes a button that shows it all.
 
-import { make } from "./elements.js";
-
 const BLOCK = 1 << 16;
 
 /** Make buttons of the notes as they appear: their style runs an animation, which says that they do. */
 export function unfoldIn(document, server) {
   document.addEventListener("animationstart", ({ animationName, target }) => {
     if (animationName !== "ipytaskpersist-fold") return;
-    const task = target.textContent.trim().split(/\s+/).at(-1);
-    const show = () => shown.replaceWith(whole(server, task));
-    const shown = make("button", { type: "button", title: target.textContent, onclick: show }, "show");
-    target.replaceWith(shown);
+    const note = target.textContent;
+    const button = make("button", { type: "button", title: note, textContent: "show" });
+    button.onclick = () => button.replaceWith(whole(server, note.trim().split(/\s+/).at(-1)));
+    target.replaceWith(button);
   });
+}
+
+function make(name, properties) {
+  return Object.assign(document.createElement(name), properties);
 }
 
 /** All text of a task. The browser lays its blocks out when they are scrolled to. */
 function whole(server, task) {
-  const box = make("pre", { class: "ipytaskpersist-whole", tabindex: "0", "aria-label": "All text of the task",
-    "aria-busy": "true" });
-  server.get(`tasks/${encodeURIComponent(task)}/output`)
-    .then((response) => pour(response.body.getReader(), box))
+  const box = make("pre", { className: "ipytaskpersist-whole", tabIndex: 0, role: "region",
+    ariaLabel: "All text of the task", ariaBusy: true });
+  server.send(`tasks/${encodeURIComponent(task)}/output`, undefined, { method: "GET" })
+    .then(({ body }) => pour(body.getReader(), box))
     .catch(({ message }) => box.append(message))
-    .finally(() => box.setAttribute("aria-busy", "false"));
+    .finally(() => { box.ariaBusy = false; });
   return box;
 }
 
@@ -35,7 +37,7 @@ async function pour(reader, box) {
     text += decoder.decode(value, { stream: !done });
     const end = done ? text.length : text.lastIndexOf("\n") + 1;
     if (!done && end < BLOCK) continue;
-    box.append(make("div", {}, text.slice(0, end)));
+    box.append(make("div", { textContent: text.slice(0, end) }));
     text = text.slice(end);
     await new Promise(requestAnimationFrame);
     if (!box.isConnected) return reader.cancel();

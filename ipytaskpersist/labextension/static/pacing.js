@@ -2,18 +2,15 @@
 
 const BUDGET_MS = 10;
 
-/** Runs generators one step after the other; each of them once at a time, whatever asks for it. */
+/** Runs generators one after the other; each of them once at a time, whatever asks for it. */
 export class Pace {
-  constructor() {
-    this.waiting = new Map();
-    this.isAsked = false;
-  }
+  waiting = new Map();
 
   /** Do `steps()`, a generator, soon; begin it anew where `owner` has one that is under way. */
   do(owner, steps) {
     this.stop(owner);
     this.waiting.set(owner, steps());
-    if (!this.isAsked) this.ask();
+    this.asked ??= this.ask();
   }
 
   stop(owner) {
@@ -22,10 +19,8 @@ export class Pace {
   }
 
   ask() {
-    this.isAsked = true;
     // A page in the background has no frames.
-    if (document.hidden) setTimeout(() => this.run(), 50);
-    else requestAnimationFrame(() => this.run());
+    return document.hidden ? setTimeout(() => this.run(), 50) : requestAnimationFrame(() => this.run());
   }
 
   run() {
@@ -34,8 +29,7 @@ export class Pace {
       const [[owner, steps]] = this.waiting;
       if (this.isDone(steps)) this.waiting.delete(owner);
     }
-    this.isAsked = false;
-    if (this.waiting.size) this.ask();
+    this.asked = this.waiting.size ? this.ask() : null;
   }
 
   isDone(steps) {

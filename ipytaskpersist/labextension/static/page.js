@@ -5,30 +5,26 @@ import { unfoldIn } from "./fold.js";
 import { OpenNotebook } from "./notebook.js";
 import { Pace } from "./pacing.js";
 import { Server, Stream } from "./server.js";
-import { FINAL } from "./task_outputs.js";
 
 const TASKS = 200; // in the list: those that run, and the newest of the others
 
 export class Page {
+  notebooks = new Map();
+  tasks = new Map();
+  pace = new Pace();
+  changed = () => this.stream.restart();
+
   constructor(lab, app, tracker) {
-    Object.assign(this, { app, tracker });
+    Object.assign(this, { app, tracker, isEqual: lab["@lumino/coreutils"].JSONExt.deepEqual });
     this.server = new Server(lab, app.serviceManager.serverSettings);
-    this.pace = new Pace();
-    this.isEqual = lab["@lumino/coreutils"].JSONExt.deepEqual;
-    this.notebooks = new Map();
-    this.tasks = new Map();
     this.listChanged = new lab["@lumino/signaling"].Signal(this);
-    this.stream = new Stream(this.server, {
-      wanted: () => this.wanted(),
-      receive: (message) => this.receive(message),
-      told: (isLive) => this.told(isLive),
-    });
-    this.changed = () => this.stream.restart();
+    this.stream = new Stream(this.server, this);
     this.changed();
     unfoldIn(document, this.server);
   }
 
   async add(panel) {
+    OpenNotebook.distrust(panel);
     await panel.context.ready;
     if (panel.isDisposed) return;
     const notebook = new OpenNotebook(panel, this);
@@ -41,12 +37,8 @@ export class Page {
     });
   }
 
-  of(content) {
-    return this.notebooks.get(content);
-  }
-
   get running() {
-    return [...this.tasks.values()].filter(({ state }) => !FINAL.has(state));
+    return [...this.tasks.values()].filter(({ is_live }) => is_live);
   }
 
   // The stream.
@@ -56,25 +48,21 @@ export class Page {
     const seen = notebooks.map(({ tasksSeen }) => tasksSeen).filter((each) => each !== null);
     return {
       paths: notebooks.map(({ path }) => path),
-      ...(seen.length ? { seen: Math.min(...seen) } : {}),
-      follow: Object.fromEntries(notebooks.flatMap((notebook) => [...notebook.followed()])),
-      list: { notebook: null, limit: TASKS },
+      seen: seen.length ? Math.min(...seen) : null,
+      follow: Object.fromEntries(notebooks.flatMap(({ followed }) => followed)),
+      list: { limit: TASKS },
     };
   }
 
-  receive(message) {
-    const { edits, launched } = message;
-    if (!edits && !launched) this.receiveList(message);
-    else for (const notebook of this.notebooks.values()) {
-      if (edits) notebook.receive(message);
-      else if (notebook.path === launched.path) notebook.launched(launched.task);
+  receive({ edits, launched, tasks, changed, gone, ...message }) {
+    for (const notebook of this.notebooks.values()) {
+      if (edits) notebook.receive({ edits, ...message });
+      else if (notebook.path === launched?.path) notebook.launched(launched.task);
     }
-  }
-
-  receiveList({ tasks, changed, gone }) {
+    if (!tasks && !changed) return;
     if (tasks) this.tasks.clear();
-    for (const id of gone ?? []) this.tasks.delete(id);
-    for (const task of tasks ?? changed ?? []) this.tasks.set(task.id, task);
+    gone?.forEach((id) => this.tasks.delete(id));
+    (tasks ?? changed).forEach((task) => this.tasks.set(task.id, task));
     this.listChanged.emit();
   }
 
@@ -84,17 +72,26 @@ export class Page {
     this.notebooks.forEach((notebook) => notebook.setLive(isLive));
   }
 
-  // Going to a task.
+  // What the sidebar needs.
 
-  async openTask({ id, path, cell_id }) {
+  /** The notebook in view, if there is one. */
+  get path() {
+    return this.tracker.currentWidget?.context.localPath;
+  }
+
+  /** The kernel of a notebook that is open. */
+  kernelOf(path) {
+    return [...this.notebooks.values()].find((each) => each.path === path)?.kernel;
+  }
+
+  async open({ id, path, cell_id }) {
     const panel = path && (await this.app.commands.execute("docmanager:open", { path }));
     if (!panel?.content?.scrollToItem) return;
     await panel.context.ready;
     await panel.revealed;
     const cells = [...panel.content.model.cells];
     const shows = (cell) => cell.type === "code" && cardsOf(cell.outputs).includes(id);
-    const marked = cells.findIndex(shows);
-    const index = marked < 0 ? cells.findIndex((cell) => cell.id === cell_id) : marked;
+    const index = cells.indexOf(cells.find(shows) ?? cells.find((cell) => cell.id === cell_id));
     if (index < 0) return;
     panel.content.activeCellIndex = index;
     await panel.content.scrollToItem(index, "smart");

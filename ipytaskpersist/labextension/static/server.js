@@ -12,24 +12,21 @@ export class Server {
     this.request = lab["@jupyterlab/services"].ServerConnection.makeRequest;
   }
 
-  /** The address of a task's whole output, for a download. */
-  outputOf(task) {
-    return `${this.base}/tasks/${encodeURIComponent(task)}/output`;
-  }
-
-  get(path) {
-    return this.send(path, { method: "GET" });
-  }
-
-  async post(path, body = {}) {
-    return (await this.send(path, { method: "POST", body: JSON.stringify(body) })).json();
-  }
-
-  async send(path, options) {
-    const response = await this.request(`${this.base}/${path}`, options, this.settings);
+  async send(path, body, options = {}) {
+    const asked = { method: "POST", body: JSON.stringify(body), ...options };
+    const response = await this.request(`${this.base}/${path}`, asked, this.settings);
     if (response.ok) return response;
     const answer = await response.json().catch(() => ({}));
     throw new Error(answer.message ?? response.statusText);
+  }
+
+  async ask(path, body) {
+    return (await this.send(path, body)).json();
+  }
+
+  /** Do what a verb says to a task; return what is said. */
+  async act(id, verb) {
+    return (await this.ask(`tasks/${encodeURIComponent(id)}/${verb}`, {})).said;
   }
 }
 
@@ -39,10 +36,11 @@ export class Server {
  * has one, and a hidden page has none.
  */
 export class Stream {
-  constructor(server, { wanted, receive, told }) {
-    Object.assign(this, { server, wanted, receive, told });
-    this.delay = FIRST_DELAY_MS;
-    this.isLive = false;
+  delay = FIRST_DELAY_MS;
+  isLive = false;
+
+  constructor(server, page) {
+    Object.assign(this, { server, page });
     document.addEventListener("visibilitychange", () => this.restart(document.hidden ? 5000 : 0));
   }
 
@@ -54,37 +52,31 @@ export class Stream {
 
   async open() {
     this.controller?.abort();
-    const wanted = document.hidden ? null : this.wanted();
-    if (!wanted) return this.say(false);
-    const controller = (this.controller = new AbortController());
-    try {
-      await this.read(wanted, controller);
-    } catch {
-      // Whatever it was, the connection is lost.
-    }
-    if (controller.signal.aborted) return;
+    if (document.hidden) return this.say(false);
+    const { signal } = (this.controller = new AbortController());
+    await this.read(signal).catch(() => {}); // whatever it was, the connection is lost
+    if (signal.aborted) return;
     this.say(false);
     this.restart(this.delay);
     this.delay = Math.min(this.delay * 2, LONGEST_DELAY_MS);
   }
 
-  async read(wanted, controller) {
-    const options = { method: "POST", body: JSON.stringify(wanted), signal: controller.signal };
-    const reader = (await this.server.send("events", options)).body.getReader();
+  async read(signal) {
+    const reader = (await this.server.send("events", this.page.wanted(), { signal })).body.getReader();
     const decoder = new TextDecoder();
     this.say(true);
     for (let text = ""; ; ) {
       const silence = setTimeout(() => reader.cancel(), SILENCE_MS);
       const { done, value } = await reader.read().finally(() => clearTimeout(silence));
-      if (done || controller.signal.aborted) return;
+      if (done || signal.aborted) return;
       this.delay = FIRST_DELAY_MS;
       const lines = (text + decoder.decode(value, { stream: true })).split("\n");
       text = lines.pop();
-      for (const line of lines) if (line) this.receive(JSON.parse(line));
+      for (const line of lines) if (line) this.page.receive(JSON.parse(line));
     }
   }
 
   say(isLive) {
-    if (isLive !== this.isLive) this.told((this.isLive = isLive));
+    if (isLive !== this.isLive) this.page.told((this.isLive = isLive));
   }
 }

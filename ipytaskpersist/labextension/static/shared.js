@@ -2,7 +2,7 @@
 // end of them, wherever it stands in the document, and a text goes to the last output, whichever it is
 // of. A card that is replaced above its outputs would so move below them. Here all gets its place.
 
-import { canReplace, inArea } from "./area.js";
+import { inArea, place } from "./area.js";
 
 export function keepInOrder(cell, isEqual) {
   const { sharedModel, outputs: area } = cell;
@@ -11,26 +11,16 @@ export function keepInOrder(cell, isEqual) {
   sharedModel.changed.disconnect(apply, cell);
   sharedModel.changed.connect((sender, { outputsChange, streamOutputChange, ...others }) => {
     if (cell.isDisposed) return;
-    const isOfOutputs = outputsChange || streamOutputChange;
-    const place = () => placeAll(area, sharedModel.getOutputs(), isEqual);
-    apply.call(cell, sender, isOfOutputs ? { ...others, outputsChange: calling(place) } : others);
+    if (outputsChange || streamOutputChange) others.outputsChange = changes(area, sharedModel, isEqual);
+    apply.call(cell, sender, others);
   });
 }
 
 /**
- * Changes that JupyterLab would go through one by one: going through these does the work. It goes
- * through them where changes of the page are not written back to the document.
+ * What JupyterLab goes through, change by change, where changes of the page are not written back to the
+ * document: going through these puts all outputs in their places, and brings no further change.
  */
-function calling(work) {
-  return { *[Symbol.iterator]() { work(); } };
-}
-
-function placeAll(area, outputs, isEqual) {
-  const wanted = outputs.map((output) => inArea(area, output));
-  const present = area.toJSON();
-  if (!canReplace(present, wanted)) return area.fromJSON(wanted);
-  for (const [index, output] of wanted.entries()) {
-    if (index >= present.length) area.add(output);
-    else if (!isEqual(present[index], output)) area.set(index, output);
-  }
+function* changes(area, sharedModel, isEqual) {
+  const wanted = sharedModel.getOutputs().map((output) => inArea(area, output));
+  for (const _step of place(area, wanted, isEqual)) ;
 }

@@ -1,88 +1,50 @@
 // The outputs of one task in one cell: what the server says they are, and how they get there.
 
-import { canReplace, inArea } from "./area.js";
+import { inArea, place } from "./area.js";
 import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
 
-export const FINAL = new Set(["completed", "failed", "cancelled", "interrupted"]);
 const settled = new WeakMap();
 
 export class TaskOutputs {
-  constructor(cell, { task, outputs, position, complete = true }, notebook) {
+  constructor(cell, { task, outputs, position, complete }, notebook) {
     Object.assign(this, { cell, task, outputs, position, complete, notebook });
   }
 
   get isFollowed() {
-    return !this.cell.isDisposed && (!FINAL.has(this.task.state) || this.task.is_live || !this.complete);
+    return !this.cell.isDisposed && (this.task.is_live || !this.complete);
   }
 
   /** Take in what is new; it is drawn by the next frames. */
-  receive({ task, position, count, edits, complete = true }) {
+  receive({ task, position, count, edits, complete }) {
     Object.assign(this, { task, position, complete });
     for (const { at, output, text } of edits) {
-      if (output) this.outputs[at] = output;
-      else this.outputs[at] = { ...this.outputs[at], text: this.outputs[at].text + text };
+      this.outputs[at] = output ?? { ...this.outputs[at], text: this.outputs[at].text + text };
     }
     this.outputs.length = count;
     this.draw();
   }
 
   draw() {
-    this.notebook.writer.soon(this, () => this.notebook.pace.do(this, () => this.steps()));
+    this.notebook.soon(this, () => this.steps());
   }
 
-  /** Make the cell's outputs those of the task, one output a step, and touch none that is as it should be. */
+  /** Make the cell's outputs those of the task, unless it would show less while more is on its way. */
   *steps() {
-    const isMine = this.notebook.isWriter && !this.cell.isDisposed && clearedOf(this.cell) !== this.task.id;
-    if (!isMine || !placeOf(this.cell, this.task.id)) return;
-    setCleared(this.cell, null);
-    const wanted = this.settled();
+    const { cell, task, notebook } = this;
+    if (!notebook.writer.isHere || cell.isDisposed || clearedOf(cell) === task.id || !placeOf(cell, task.id)) return;
+    setCleared(cell, null);
+    const wanted = closed(this.outputs, cell, task.id).map((output) => this.settled(output));
     yield;
-    yield* this.put(wanted);
+    const [from, to] = placeOf(cell, task.id) ?? [];
+    if (from === undefined || (!this.complete && wanted.length < to - from)) return;
+    const present = cell.outputs.toJSON();
+    const outputs = [...present.slice(0, from), ...wanted, ...present.slice(to)];
+    yield* place(cell.outputs, outputs, notebook.isEqual, (change) => notebook.write(change));
   }
 
-  *put(wanted) {
-    const area = this.cell.outputs;
-    const [from, to] = placeOf(this.cell, this.task.id) ?? [];
-    if (from === undefined || this.isShorter(wanted, to - from)) return;
-    const present = area.toJSON();
-    const isInside = to < area.length && to - from !== wanted.length;
-    if (isInside || !canReplace(present.slice(from, to), wanted)) {
-      yield* this.rewrite([...present.slice(0, from), ...wanted, ...present.slice(to)]);
-      return;
-    }
-    for (const [index, output] of wanted.entries()) {
-      if (this.cell.isDisposed) return;
-      const at = from + index;
-      if (at >= area.length) this.write(() => area.add(output));
-      else if (!this.notebook.isEqual(present[at], output)) this.write(() => area.set(at, output));
-      else continue;
-      yield;
-    }
-  }
-
-  /** Whether more is on its way, without which the cell would show less than it does now. */
-  isShorter(wanted, present) {
-    return !this.complete && wanted.length < present;
-  }
-
-  *rewrite(outputs) {
-    const area = this.cell.outputs;
-    this.write(() => area.clear());
-    for (const output of outputs) {
-      this.write(() => area.add(output));
-      yield;
-    }
-  }
-
-  /** The outputs as the area would have them: with what carriage returns and backspaces leave. */
-  settled() {
-    return closed(this.outputs, this.cell, this.task.id).map((output) => {
-      if (!settled.has(output)) settled.set(output, inArea(this.cell.outputs, output));
-      return settled.get(output);
-    });
-  }
-
-  write(change) {
-    this.notebook.write(change);
+  /** An output as the area would have it: with what carriage returns and backspaces leave. */
+  settled(output) {
+    if (!settled.has(output)) settled.set(output, inArea(this.cell.outputs, output));
+    return settled.get(output);
   }
 }

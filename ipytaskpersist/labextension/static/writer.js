@@ -8,18 +8,24 @@ const SILENT_MS = 10000; // a page that has said nothing for so long is gone: it
 const REST_MS = 3000; // a shared document is saved a second after its last change
 
 export class Writer {
+  known = "";
+  since = null;
+  waiting = new Map();
+  wroteAt = 0;
+
   /** `changed()` is called when this page may have become the one. */
   constructor(awareness, changed) {
-    Object.assign(this, { awareness, changed, since: null, known: "", waiting: new Map(), wroteAt: 0 });
+    Object.assign(this, { awareness, changed });
     awareness?.on("change", () => this.hear());
   }
 
   /** Whether this page hears of what is new: one that is hidden does not. */
   setLive(isLive) {
+    if (!this.awareness) return;
     this.since = isLive ? (this.since ?? Date.now()) : null;
     this.say();
     this.stop();
-    if (!isLive || !this.awareness) return;
+    if (!isLive) return;
     this.alone = setTimeout(this.changed, ALONE_MS);
     this.saying = setInterval(() => { this.hear(); this.say(); }, SAY_MS);
   }
@@ -50,6 +56,10 @@ export class Writer {
     this.changed();
   }
 
+  say() {
+    this.awareness.setLocalStateField(KEY, this.since);
+  }
+
   /** Do what may write: at once; of a shared document together with all that comes in a few seconds. */
   soon(owner, work) {
     if (!this.awareness) return work();
@@ -61,14 +71,6 @@ export class Writer {
     this.batch = null;
     for (const work of this.waiting.values()) work();
     this.waiting.clear();
-  }
-
-  wrote() {
-    this.wroteAt = Date.now();
-  }
-
-  say() {
-    this.awareness?.setLocalStateField(KEY, this.since);
   }
 
   stop() {

@@ -1,12 +1,12 @@
-// The page of the live panel. What came from a task is only ever shown as text; the one exception is
-// the selected task's output, which the kernel sends as HTML that it has made harmless itself.
+// The live panel, which a kernel feeds, and the sidebar of JupyterLab, which the server feeds. What came
+// from a task is only ever shown as text; the one exception is the selected task's output, which the
+// kernel sends as HTML that it has made harmless itself.
 
-const FINAL = new Set(["completed", "failed", "cancelled", "interrupted"]);
 const FILTERS = [
   ["All", () => true],
-  ["Running", (task) => !FINAL.has(task.state)],
+  ["Running", (task) => task.is_live],
   ["Failed", (task) => task.state === "failed" || task.state === "interrupted"],
-  ["Ended", (task) => FINAL.has(task.state)],
+  ["Ended", (task) => !task.is_live],
 ];
 const COLUMNS = [
   ["number", "#", (task) => task.created],
@@ -23,6 +23,7 @@ const ROWS_AT_ONCE = 150;
 const QUIET_MS = 7000; // the kernel says every two seconds that it is there
 const ANSWER_MS = 3000;
 const PENDING_MS = 600;
+const SURE_MS = 4000;
 const HERE_MS = 20000;
 const PACE_KNOWN_S = 2;
 const SVG = "http://www.w3.org/2000/svg";
@@ -77,6 +78,19 @@ function elapsed(task, now) {
   return task.started === null ? null : Math.max(0, (task.ended ?? now) - task.started);
 }
 
+// Whether a task contains each word of a text.
+function contains(task, text) {
+  const { number, id, name, state, notebook, line, source = "" } = task;
+  const whole = [number, id, name, state, notebook, line, source].join("\n").toLowerCase();
+  return text.toLowerCase().split(/\s+/).every((word) => whole.includes(word));
+}
+
+// Tell the style sheet whether the page that the root stands in is dark.
+function matchTheme(root) {
+  const colour = getComputedStyle(root).backgroundColor.match(/[\d.]+/g)?.map(Number);
+  if (colour) root.dataset.dark = String(0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] < 128);
+}
+
 // As long as the rest takes at the task's pace so far.
 function timeLeft(task, now) {
   const taken = elapsed(task, now);
@@ -92,42 +106,72 @@ function title(task) {
   return task.name || `task ${task.number}`;
 }
 
-// The table of tasks: what it shows is a function of plain rows and of how they are viewed, so that it
-// can stand anywhere. What a person does with a row is given to `actions`.
+// The table of tasks, in sections: what it shows is a function of plain rows and of how they are viewed.
+// What a person does with a row is given to `actions`.
 
 class TaskList {
-  constructor(actions) {
-    this.actions = actions; // select(id), act(task), sortBy(column), more()
+  constructor(sections, actions) {
+    this.actions = actions; // open(task) by a click, enter(task) by a key, select(id), act(task), isAsked(task), asksTwice(task), later()
+    this.sort = LIVE_FIRST;
+    this.limit = ROWS_AT_ONCE;
+    this.sure = null; // the task whose button has been pressed once
     this.parts = new Map(); // of the rows that have been in sight, by the tasks' ids
-    this.head = make("tr", {}, ...COLUMNS.map(([name, text]) => make("th", { class: `ipytp-${name}`,
-      scope: "col" }, make("button", { type: "button", onclick: () => actions.sortBy(name) }, text))),
-      make("th", { class: "ipytp-act", scope: "col" }, make("span", { class: "ipytp-unseen" }, "Action")));
-    this.body = make("tbody", { onkeydown: (event) => this.key(event), onclick: (event) => this.click(event) });
-    this.node = make("div", { class: "ipytp-list", onscroll: () => this.scrolled() },
-      make("table", { "aria-label": "Background tasks", role: "grid" }, make("thead", {}, this.head), this.body));
+    this.head = make("tr", { role: "row" }, ...COLUMNS.map(([name, text]) => make("th", { class: `ipytp-${name}`,
+      scope: "col", role: "columnheader" }, make("button", { type: "button", onclick: () => this.sortBy(name) }, text))),
+      make("th", { class: "ipytp-act", scope: "col", role: "columnheader" }, make("span", { class: "ipytp-unseen" }, "Action")));
+    this.bodies = sections.map(bodyOf);
+    const table = make("table", { "aria-label": "Background tasks", role: "grid",
+      onkeydown: (event) => this.key(event), onclick: (event) => this.click(event) },
+      make("thead", { role: "rowgroup" }, this.head), ...this.bodies);
+    this.node = make("div", { class: "ipytp-list", onscroll: () => this.scrolled() }, table);
   }
 
-  // view: { looks, selected, everywhere, isDisabled, asked (ids), sure (an id), now, sort }
-  show(tasks, view) {
+  sortBy(name) {
+    this.sort = { column: name, down: this.sort.column === name ? !this.sort.down : name === "number" };
+    this.actions.later();
+  }
+
+  sorted(tasks, now) {
+    const value = COLUMNS.find(([name]) => name === this.sort.column)?.[2] ?? ((task) => task.is_live);
+    const sign = this.sort.down ? -1 : 1;
+    const keyed = tasks.map((task) => [value(task, now), task]);
+    keyed.sort(([a, one], [b, other]) => (a < b ? -sign : a > b ? sign : other.created - one.created));
+    return keyed.map(([, task]) => task);
+  }
+
+  // Show the sorted tasks of each section. view: { selected, everywhere, isDisabled, now }
+  show(sections, view) {
+    this.view = view;
     const focused = this.node.ownerDocument.activeElement;
-    let next = this.body.firstChild;
-    for (const task of tasks) {
-      const parts = this.parts.get(task.id) ?? this.rowOf(task.id);
-      this.fill(parts, task, view);
-      if (parts.row === next) next = next.nextSibling;
-      else this.body.insertBefore(parts.row, next);
+    const kept = new Set();
+    let room = this.limit;
+    for (const [index, tasks] of sections.entries()) {
+      for (const task of tasks.slice(0, room)) kept.add(task.id);
+      this.showSection(this.bodies[index], tasks.slice(0, room));
+      room = Math.max(0, room - tasks.length);
     }
-    while (next) {
-      const gone = next;
-      next = next.nextSibling;
-      this.parts.delete(gone.dataset.id);
-      gone.remove();
+    this.hasMore = kept.size < sections.flat().length;
+    for (const [id, { row }] of this.parts) {
+      if (kept.has(id)) continue;
+      row.remove();
+      this.parts.delete(id);
     }
     this.mark(view.selected);
-    if (focused && this.body.contains(focused)) focused.focus({ preventScroll: true });
+    if (focused && this.node.contains(focused)) focused.focus({ preventScroll: true });
     for (const [index, [name]] of COLUMNS.entries()) {
-      const sorted = name === view.sort.column ? (view.sort.down ? "descending" : "ascending") : "none";
+      const sorted = name === this.sort.column ? (this.sort.down ? "descending" : "ascending") : "none";
       set(this.head.children[index], "aria-sort", sorted);
+    }
+  }
+
+  showSection(body, tasks) {
+    body.hidden = !tasks.length;
+    let next = body.querySelector("[data-id]");
+    for (const task of tasks) {
+      const parts = this.parts.get(task.id) ?? this.rowOf(task.id);
+      this.fill(parts, task);
+      if (parts.row === next) next = next.nextSibling;
+      else body.insertBefore(parts.row, next);
     }
   }
 
@@ -148,24 +192,24 @@ class TaskList {
   rowOf(id) {
     const parts = { glyph: make("span", { class: "ipytp-glyph", "aria-hidden": "true" }),
       state: make("span", { class: "ipytp-word" }), name: make("bdi"),
-      notebook: make("bdi", { class: "ipytp-notebook" }), bar: make("div"), line: make("bdi") };
-    parts.number = make("td", { class: "ipytp-number" });
-    parts.cell = make("td", { class: "ipytp-state" }, parts.glyph, " ", parts.state);
-    parts.barBox = make("td", { class: "ipytp-progress" }, parts.bar);
-    parts.time = make("td", { class: "ipytp-time-cell" });
-    parts.lineBox = make("td", { class: "ipytp-line" }, parts.line);
-    parts.button = make("button", { type: "button" });
-    parts.row = make("tr", { "data-id": id, tabindex: "-1" }, parts.number, parts.cell,
-      make("td", { class: "ipytp-name" }, parts.name, parts.notebook), parts.barBox, parts.time,
-      parts.lineBox, make("td", { class: "ipytp-act" }, parts.button));
+      notebook: make("bdi", { class: "ipytp-notebook" }), bar: make("div"), line: make("bdi"),
+      button: make("button", { type: "button" }) };
+    const cell = (name, ...children) => make("td", { class: `ipytp-${name}`, role: "gridcell" }, ...children);
+    parts.number = cell("number");
+    parts.cell = cell("state", parts.glyph, " ", parts.state);
+    parts.barBox = cell("progress", parts.bar);
+    parts.time = cell("time-cell");
+    parts.lineBox = cell("line", parts.line);
+    parts.row = make("tr", { "data-id": id, role: "row", tabindex: "-1" }, parts.number, parts.cell,
+      cell("name", parts.name, parts.notebook), parts.barBox, parts.time, parts.lineBox, cell("act", parts.button));
     this.parts.set(id, parts);
     return parts;
   }
 
-  fill(parts, task, view) {
+  fill(parts, task) {
     parts.task = task;
     put(parts.number, String(task.number));
-    put(parts.glyph, view.looks[task.state] ?? "");
+    put(parts.glyph, task.glyph);
     put(parts.state, task.state);
     set(parts.cell, "title", task.state);
     set(parts.row, "data-state", task.state);
@@ -173,15 +217,15 @@ class TaskList {
     if (parts.name.classList.contains("ipytp-nameless") === Boolean(task.name)) {
       parts.name.classList.toggle("ipytp-nameless", !task.name);
     }
-    put(parts.notebook, view.everywhere ? task.notebook : "");
+    put(parts.notebook, this.view.everywhere ? task.notebook : "");
     put(parts.line, task.line);
     set(parts.lineBox, "title", task.line);
-    this.fillBar(parts, task, view.now);
-    put(parts.time, duration(elapsed(task, view.now)));
-    this.fillButton(parts.button, task, view);
+    this.fillBar(parts, task);
+    put(parts.time, duration(elapsed(task, this.view.now)));
+    this.fillButton(parts.button, task);
   }
 
-  fillBar({ bar, barBox }, task, now) {
+  fillBar({ bar, barBox }, task) {
     const live = task.state === "running" && task.counts;
     set(bar, "class", live ? (task.fraction === null ? "ipytp-bar ipytp-endless" : "ipytp-bar") : "");
     const percent = live && task.fraction !== null ? Math.round(task.fraction * 1000) / 10 : null;
@@ -189,71 +233,173 @@ class TaskList {
     set(bar, "aria-label", live ? `Progress of task ${task.number}` : null);
     set(bar, "aria-valuenow", percent);
     set(bar, "style", live ? `--done: ${percent ?? 30}%` : null);
-    set(barBox, "title", percent === null ? null : joined(`${percent} %`, timeLeft(task, now)));
+    set(barBox, "title", percent === null ? null : joined(`${percent} %`, timeLeft(task, this.view.now)));
   }
 
-  fillButton(button, task, view) {
-    const isAsked = view.asked.has(task.id) || (task.action === "cancel" && task.asked);
+  fillButton(button, task) {
     const verb = VERBS[task.action] ?? "";
     set(button, "hidden", task.action ? null : "");
-    set(button, "disabled", view.isDisabled || isAsked ? "" : null);
-    put(button, view.sure === task.id ? "Sure?" : isAsked ? `${verb} …` : verb);
+    set(button, "disabled", this.canAct(task) ? null : "");
+    put(button, this.sure === task.id ? "Sure?" : this.isAsked(task) ? `${verb} …` : verb);
     set(button, "aria-label", `${verb} task ${task.number} ${task.name}`);
   }
 
+  isAsked(task) {
+    return this.actions.isAsked(task) || (task.action === "cancel" && task.asked);
+  }
+
+  canAct(task) {
+    return Boolean(task.action) && !this.view.isDisabled && !this.isAsked(task);
+  }
+
+  // Do what a task's button says. What cannot be had back is asked for twice.
+  press(task) {
+    if (!this.canAct(task)) return;
+    const isSure = !this.actions.asksTwice(task) || this.sure === task.id;
+    this.askSure(isSure ? null : task.id);
+    if (isSure) this.actions.act(task);
+  }
+
+  askSure(id) {
+    clearTimeout(this.forgetting);
+    if (id) this.forgetting = setTimeout(() => this.askSure(null), SURE_MS);
+    this.sure = id;
+    this.actions.later();
+  }
+
+  taskAt(event) {
+    return this.parts.get(event.target.closest("tr")?.dataset.id)?.task;
+  }
+
   click(event) {
-    const row = event.target.closest("tr");
-    if (!row) return;
-    if (event.target.closest("button")) this.actions.act(this.parts.get(row.dataset.id).task);
-    else row.focus();
-    this.actions.select(row.dataset.id);
+    const task = this.taskAt(event);
+    if (!task) return;
+    if (event.target.closest("button")) this.press(task);
+    else {
+      event.target.closest("tr").focus();
+      this.actions.open(task);
+    }
+    this.actions.select(task.id);
   }
 
   key(event) {
-    const row = event.target.closest("tr");
-    if (!row || event.target !== row) return;
+    const task = this.taskAt(event);
+    if (!task || !event.target.matches("tr")) return;
     const move = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
-    if (move) {
-      event.preventDefault();
-      const rows = [...this.body.children];
-      const there = rows[Math.min(Math.max(rows.indexOf(row) + move, 0), rows.length - 1)];
-      this.actions.select(there.dataset.id);
-      there.focus();
-      there.scrollIntoView({ block: "nearest" });
-    } else if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      if (row.ariaSelected === "true") this.actions.act(this.parts.get(row.dataset.id).task);
-      this.actions.select(row.dataset.id);
-    }
+    const isEnter = event.key === "Enter" || event.key === " ";
+    if (move) this.move(event.target, move);
+    else if (isEnter) this.actions.enter(task);
+    if (move || isEnter) event.preventDefault();
+  }
+
+  move(row, step) {
+    const rows = [...this.node.querySelectorAll("tr[data-id]")];
+    const there = rows[Math.min(Math.max(rows.indexOf(row) + step, 0), rows.length - 1)];
+    this.actions.select(there.dataset.id);
+    there.focus();
+    there.scrollIntoView({ block: "nearest" });
+  }
+
+  // Show the first rows only: the tasks are others now.
+  beginAnew() {
+    this.limit = ROWS_AT_ONCE;
   }
 
   scrolled() {
     const box = this.node;
-    if (box.scrollTop + box.clientHeight > box.scrollHeight - 400) this.actions.more();
+    if (!this.hasMore || box.scrollTop + box.clientHeight <= box.scrollHeight - 400) return;
+    this.limit += ROWS_AT_ONCE;
+    this.actions.later();
   }
 }
 
-class Panel {
-  constructor(model, root) {
-    this.model = model;
+// The rows of one section, below its heading if it has one.
+function bodyOf(heading) {
+  const body = make("tbody", { role: "rowgroup", "aria-label": heading || null });
+  if (heading) {
+    body.append(make("tr", { class: "ipytp-section", role: "row" },
+      make("th", { scope: "rowgroup", role: "rowheader", colspan: COLUMNS.length + 1 }, heading)));
+  }
+  return body;
+}
+
+// What the panel and the sidebar share: a scope, a search, the list, and a line that says what was done.
+
+class TaskView {
+  constructor(root, sections, searched) {
     this.root = root;
-    this.view = Math.random().toString(36).slice(2);
     this.tasks = new Map();
-    this.looks = {};
+    this.text = "";
+    this.everywhere = false;
+    this.selected = null;
+    this.asked = new Map(); // requests without an answer yet, by their own names
+    this.isStale = false;
+    this.scope = make("select", { class: "ipytp-chip", "aria-label": "Which notebooks", onchange: () => this.setScope() },
+      make("option", { value: "this" }, "This notebook"), make("option", { value: "all" }, "All notebooks"));
+    this.search = make("input", { type: "search", placeholder: searched, "aria-label": searched,
+      oninput: () => this.searchFor(this.search.value) });
+    this.list = new TaskList(sections, this);
+    this.empty = make("div", { class: "ipytp-none" });
+    this.note = make("div", { class: "ipytp-note", role: "status" });
+    root.classList.add("ipytp");
+  }
+
+  searchFor(text) {
+    this.text = text.trim();
+    this.list.beginAnew();
+    this.later();
+  }
+
+  listed(isChosen) {
+    return this.list.sorted([...this.tasks.values()].filter(isChosen), this.now());
+  }
+
+  isAsked(task) {
+    return [...this.asked.values()].some((request) => request.task === task.id);
+  }
+
+  later() {
+    this.drawing ??= requestAnimationFrame(() => { this.drawing = null; this.draw(); });
+  }
+
+  draw() {
+    const sections = this.sections();
+    const listed = sections.flat();
+    if (!listed.some((task) => task.id === this.selected)) this.select(listed[0]?.id ?? null);
+    this.list.show(sections, { selected: this.selected, everywhere: this.everywhere,
+      isDisabled: this.isStale, now: this.now() });
+    put(this.empty, this.emptiness(listed));
+    return listed;
+  }
+
+  emptiness(listed) {
+    if (!this.tasks.size) return "No background tasks yet. %%background above a cell’s code starts one.";
+    return listed.length ? "" : "No task fits.";
+  }
+
+  say(text, isBad = false, isPending = false) {
+    put(this.note, text);
+    this.note.classList.toggle("ipytp-bad", isBad);
+    clearTimeout(this.silence);
+    if (!isBad && !isPending) this.silence = setTimeout(() => put(this.note, ""), 8000);
+  }
+
+  sayPending(name) {
+    this.say(`${name}: will happen when the running cell ends`, false, true);
+  }
+}
+
+class Panel extends TaskView {
+  constructor(model, root) {
+    super(root, [""], "Search names and output");
+    this.model = model;
+    this.view = Math.random().toString(36).slice(2);
     this.sessions = [];
     this.filter = "All";
-    this.text = "";
     this.found = new Set();
-    this.sort = LIVE_FIRST;
-    this.shown = ROWS_AT_ONCE;
-    this.selected = null;
-    this.everywhere = false;
-    this.asked = new Map(); // requests without an answer yet, by their own names
-    this.sure = null;
     this.clockBehind = 0;
     this.heardAt = Date.now();
     this.hereAt = Date.now();
-    this.isStale = false;
     this.askedAt = null;
     this.news = [];
     this.build();
@@ -305,7 +451,6 @@ class Panel {
 
   takeAll(message) {
     this.clockBehind = Date.now() / 1000 - message.now;
-    this.looks = message.looks;
     this.sessions = message.sessions;
     this.everywhere = message.everywhere;
     this.leftOut = message.left_out;
@@ -324,7 +469,7 @@ class Panel {
       const before = this.tasks.get(task.id);
       repack ||= before?.started !== task.started || before?.ended !== task.ended;
       this.tasks.set(task.id, task);
-      if (before && !FINAL.has(before.state) && FINAL.has(task.state)) this.ended(task);
+      if (before?.is_live && !task.is_live) this.ended(task);
     }
     if (repack) this.timeline.pack();
     this.later();
@@ -377,7 +522,7 @@ class Panel {
   ended(task) {
     this.news.push(`task ${task.number} ${task.name} ${task.state}`);
     if (this.notifying) {
-      new Notification(`${this.looks[task.state]} ${task.state}: ${task.name || `task ${task.number}`}`,
+      new Notification(`${task.glyph} ${task.state}: ${title(task)}`,
         { body: joined(duration(elapsed(task, this.now())), task.line), tag: task.id });
     }
   }
@@ -385,30 +530,29 @@ class Panel {
   // What the person does.
 
   act(task) {
-    const verb = task.action;
-    if (!verb || this.isStale || this.isAsked(task)) return;
-    const isElsewhere = this.everywhere && verb === "cancel" && !task.own;
-    if (isElsewhere && this.sure !== task.id) {
-      this.sure = task.id;
-      this.draw();
-      return;
-    }
-    this.sure = null;
-    this.ask({ verb, task: task.id, again: task.again, sure: isElsewhere },
-      `${VERBS[verb]} ${task.number}`);
-    this.draw();
+    this.ask({ verb: task.action, task: task.id, again: task.again, sure: this.asksTwice(task) },
+      `${VERBS[task.action]} ${task.number}`);
+  }
+
+  asksTwice(task) {
+    return this.everywhere && task.action === "cancel" && !task.own;
   }
 
   ask(request, name) {
     const ask = `${this.view}-${Date.now()}-${this.asked.size}`;
-    const timer = setTimeout(() => this.say(
-      `${name}: will happen when the running cell ends`, false, true), PENDING_MS);
+    const timer = setTimeout(() => this.sayPending(name), PENDING_MS);
     this.asked.set(ask, { ...request, timer });
     this.tell({ kind: "do", ask, ...request });
   }
 
-  isAsked(task) {
-    return [...this.asked.values()].some((request) => request.task === task.id);
+  // Enter selects a task; once it is selected, Enter does what its button says.
+  enter(task) {
+    if (task.id === this.selected) this.list.press(task);
+    else this.select(task.id);
+  }
+
+  open(task) {
+    this.select(task.id);
   }
 
   select(id, again = false) {
@@ -431,15 +575,17 @@ class Panel {
     return task ? (this.everywhere ? task.id : task.number) : "";
   }
 
+  setScope() {
+    this.tell({ kind: "scope", everywhere: this.scope.value === "all" });
+  }
+
   searchFor(text) {
-    this.text = text.trim();
+    super.searchFor(text);
     this.found = new Set();
-    this.shown = ROWS_AT_ONCE;
     clearTimeout(this.searching);
     if (this.text.length > 1) {
       this.searching = setTimeout(() => this.tell({ kind: "search", text: this.text }), 350);
     }
-    this.later();
   }
 
   async toggleNotifying() {
@@ -477,10 +623,7 @@ class Panel {
 
   build() {
     this.chips = FILTERS.map(([name]) => make("button", { class: "ipytp-chip", type: "button",
-      "data-name": name, onclick: () => { this.filter = name; this.shown = ROWS_AT_ONCE; this.later(); } }));
-    this.scope = make("select", { class: "ipytp-chip", "aria-label": "Which notebooks",
-      onchange: () => this.tell({ kind: "scope", everywhere: this.scope.value === "all" }) },
-      make("option", { value: "this" }, "This notebook"), make("option", { value: "all" }, "All notebooks"));
+      "data-name": name, onclick: () => { this.filter = name; this.list.beginAnew(); this.later(); } }));
     this.clearButton = make("button", { class: "ipytp-chip", type: "button",
       title: "Take this notebook's ended tasks off the list. Deletes nothing.",
       onclick: () => { this.clearButton.disabled = true; this.ask({ verb: "clear" }, "Clear"); } },
@@ -488,13 +631,8 @@ class Panel {
     this.bell = make("button", { class: "ipytp-chip", type: "button", "aria-pressed": "false",
       title: "Tell of every task that ends while this panel is open",
       onclick: () => this.toggleNotifying() }, "Notify me");
-    this.search = make("input", { type: "search", placeholder: "Search names and output",
-      "aria-label": "Search names and output", oninput: () => this.searchFor(this.search.value) });
     this.banner = make("div", { class: "ipytp-banner", role: "alert" });
     this.timelineBox = make("div", { class: "ipytp-time" });
-    this.list = new TaskList({ select: (id) => this.select(id), act: (task) => this.act(task),
-      sortBy: (name) => this.sortBy(name), more: () => this.showMore() });
-    this.empty = make("div", { class: "ipytp-none" });
     this.above = make("div", { class: "ipytp-above" });
     this.lines = make("div", { class: "ipytp-lines" });
     this.nothing = make("div", { class: "ipytp-nothing" });
@@ -502,11 +640,8 @@ class Panel {
       this.above, this.nothing, this.lines);
     this.facts = make("dl");
     this.heading = make("div", { class: "ipytp-heading", role: "heading", "aria-level": "3" });
-    this.detail = this.output;
     this.below = make("div", { class: "ipytp-detail", hidden: true }, this.heading, this.output, this.facts);
-    this.note = make("div", { class: "ipytp-note", role: "status" });
     this.spoken = make("div", { class: "ipytp-unseen", role: "status", "aria-live": "polite" });
-    this.root.classList.add("ipytp");
     this.root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.replaceChildren(
@@ -520,44 +655,20 @@ class Panel {
     return (this.isStale ? this.heardAt : Date.now()) / 1000 - this.clockBehind;
   }
 
-  sortBy(name) {
-    this.sort = { column: name, down: this.sort.column === name ? !this.sort.down : name === "number" };
-    this.later();
-  }
-
-  listed() {
+  sections() {
     const chosen = FILTERS.find(([name]) => name === this.filter)[1];
-    const words = this.text.toLowerCase();
-    const has = (task) => !words || this.found.has(task.id) || task.id.startsWith(words) ||
-      `${task.number} ${task.name}\n${task.line}`.toLowerCase().includes(words);
-    const now = this.now();
-    const value = COLUMNS.find(([name]) => name === this.sort.column)?.[2] ?? ((task) => !FINAL.has(task.state));
-    const sign = this.sort.down ? -1 : 1;
-    const keyed = [];
-    for (const task of this.tasks.values()) if (chosen(task) && has(task)) keyed.push([value(task, now), task]);
-    keyed.sort(([a, one], [b, other]) => (a < b ? -sign : a > b ? sign : other.created - one.created));
-    return keyed.map(([, task]) => task);
-  }
-
-  later() {
-    this.drawing ??= requestAnimationFrame(() => { this.drawing = null; this.draw(); });
+    const has = (task) => this.found.has(task.id) || contains(task, this.text);
+    return [this.listed((task) => chosen(task) && has(task))];
   }
 
   draw() {
-    const listed = this.listed();
-    // What is shown below is always of a task in the list.
-    if (!listed.some((task) => task.id === this.selected)) this.select(listed[0]?.id ?? null);
-    this.count = listed.length;
-    this.list.show(listed.slice(0, this.shown), { looks: this.looks, selected: this.selected,
-      everywhere: this.everywhere, isDisabled: this.isStale, sure: this.sure, now: this.now(), sort: this.sort,
-      asked: new Set([...this.asked.values()].map((request) => request.task)) });
+    const listed = super.draw(); // what is shown below is always of a task in the list
     for (const [index, [name, chosen]] of FILTERS.entries()) {
       let count = 0;
       for (const task of this.tasks.values()) count += chosen(task);
       put(this.chips[index], `${name} ${count.toLocaleString()}`);
       set(this.chips[index], "aria-pressed", name === this.filter);
     }
-    put(this.empty, this.emptiness(listed));
     this.drawHeading();
     this.timeline.draw(listed);
   }
@@ -569,7 +680,7 @@ class Panel {
     const parts = [task.state, duration(elapsed(task, this.now()))];
     if (task.counts) parts.push(task.fraction === null ? "" : `${Math.floor(task.fraction * 100)} %`);
     parts.push(timeLeft(task, this.now()));
-    const glyph = make("span", { class: "ipytp-glyph", "aria-hidden": "true" }, this.looks[task.state] ?? "");
+    const glyph = make("span", { class: "ipytp-glyph", "aria-hidden": "true" }, task.glyph);
     const name = make("b", {}, make("bdi", {}, title(task)));
     const said = `#${this.reference()} ${title(task)} ${joined(...parts)}`;
     if (this.heading.dataset.said !== said) {
@@ -586,26 +697,13 @@ class Panel {
   showEmptiness() {
     const task = this.tasks.get(this.selected);
     const isEmpty = this.isRead && !this.lines.childNodes.length;
-    put(this.nothing, !isEmpty || !task ? "" : FINAL.has(task.state) ? "no output" : "no output yet");
-  }
-
-  showMore() {
-    if (this.shown >= this.count) return;
-    this.shown += ROWS_AT_ONCE;
-    this.later();
+    put(this.nothing, !isEmpty || !task ? "" : task.is_live ? "no output yet" : "no output");
   }
 
   emptiness(listed) {
-    if (!this.tasks.size) return "No background tasks yet. %%background above a cell’s code starts one.";
-    if (!listed.length) return "No task fits.";
-    return this.leftOut ? `${this.leftOut.toLocaleString()} earlier tasks are not listed; %bg_list --limit N shows them` : "";
-  }
-
-  say(text, isBad = false, isPending = false) {
-    put(this.note, text);
-    this.note.classList.toggle("ipytp-bad", isBad);
-    clearTimeout(this.silence);
-    if (!isBad && !isPending) this.silence = setTimeout(() => put(this.note, ""), 8000);
+    const earlier = this.leftOut && listed.length;
+    return earlier ? `${this.leftOut.toLocaleString()} earlier tasks are not listed; %bg_list --limit N shows them` :
+      super.emptiness(listed);
   }
 
   // What time brings.
@@ -620,13 +718,8 @@ class Panel {
       const told = this.news.splice(0);
       put(this.spoken, told.length > 3 ? `${told.length} tasks have ended` : told.join(", "));
     }
-    this.checkTheme();
+    matchTheme(this.root);
     this.checkKernel();
-  }
-
-  checkTheme() {
-    const colour = getComputedStyle(this.root).backgroundColor.match(/[\d.]+/g)?.map(Number);
-    if (colour) this.root.dataset.dark = String(0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] < 128);
   }
 
   checkKernel() {
@@ -874,6 +967,108 @@ class Timeline {
 
 function begin(task) {
   return task.started ?? task.created;
+}
+
+// The sidebar. Its page has the tasks, the server and the kernels, and goes to the cell of a task.
+
+const LOOKED = "ipytaskpersist:looked";
+
+export class Sidebar extends TaskView {
+  constructor(root, page) {
+    super(root, ["Running", "Ended since you looked", "Earlier"], "Search tasks");
+    Object.assign(this, { page, tasks: page.tasks, seenAt: 0 });
+    this.scope.value = "all";
+    this.everywhere = true;
+    root.classList.add("ipytp-sidebar");
+    root.replaceChildren(make("div", { class: "ipytp-head" }, this.scope, this.search),
+      this.note, this.list.node, this.empty);
+  }
+
+  now() {
+    return Date.now() / 1000;
+  }
+
+  setScope() {
+    this.everywhere = this.scope.value === "all";
+    this.later();
+  }
+
+  sections() {
+    const here = this.page.path;
+    const listed = this.listed((task) => (this.everywhere || task.path === here) && contains(task, this.text));
+    const isNew = (task) => !task.is_live && task.ended > this.looked;
+    return [listed.filter((task) => task.is_live), listed.filter(isNew),
+      listed.filter((task) => !task.is_live && !isNew(task))];
+  }
+
+  open(task) {
+    this.page.open(task);
+  }
+
+  enter(task) {
+    this.page.open(task);
+  }
+
+  select(id) {
+    this.selected = id;
+    this.later();
+  }
+
+  asksTwice(task) {
+    return task.action === "cancel";
+  }
+
+  async act(task) {
+    this.asked.set(task.id, { task: task.id });
+    try {
+      this.say(await this.done(task));
+    } catch ({ message }) {
+      this.say(message, true);
+    }
+    this.asked.delete(task.id);
+    this.later();
+  }
+
+  // What a command says that does it. Only a notebook's kernel can run its threads again.
+  async done({ id, number, action, kind, path, notebook }) {
+    if (kind !== "thread" || action === "cancel") return this.page.server.act(id, action);
+    const kernel = this.page.kernelOf(path);
+    if (!kernel) throw new Error(`task ${number} runs in its notebook's kernel: open ${notebook}, then ${action} it there`);
+    if (kernel.status === "busy") this.sayPending(`${VERBS[action]} ${number}`);
+    return (await saidBy(kernel, `%bg_${action} ${id}`)) || `task ${number} runs again in ${path}`;
+  }
+
+  show() {
+    // Whatever hides the tab for a moment only, it is the same look.
+    if (this.now() - this.seenAt > 5) this.looked = Number(localStorage.getItem(LOOKED) ?? 0);
+    this.ticking = setInterval(() => this.tick(), 1000);
+    this.tick();
+    this.later();
+  }
+
+  hide() {
+    clearInterval(this.ticking);
+  }
+
+  tick() {
+    matchTheme(this.root);
+    this.list.showTimes(this.now());
+    if (document.hidden) return;
+    this.seenAt = this.now();
+    localStorage.setItem(LOOKED, this.seenAt);
+  }
+}
+
+// What a line says in a kernel, or the error that it raises. What it displays is no cell's.
+async function saidBy(kernel, line) {
+  const load = 'get_ipython().extension_manager.load_extension("ipytaskpersist")';
+  const future = kernel.requestExecute({ code: `${load}\n${line}`, store_history: false });
+  const heard = [];
+  future.onIOPub = ({ content: { text, ename, evalue } }) => {
+    if (ename || text) heard.push(ename ? `${ename}: ${evalue}` : text);
+  };
+  await future.done;
+  return heard.join("").trim();
 }
 
 // Beside the panel stands the list as it was, for who opens the notebook without its kernel.
