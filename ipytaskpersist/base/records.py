@@ -255,7 +255,7 @@ class TaskRecord:
     group: str = DEFAULT_GROUP
     """The tasks with which it shares a width."""
     waiting: Waiting | None = None
-    """What it waits for; None once it has started or ended."""
+    """What it waits for before it starts; None for nothing."""
     paused_at: datetime | None = None
     """Since when its processes are stopped; None if they are not."""
     paused_s: float = 0.0

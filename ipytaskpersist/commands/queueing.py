@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import LIVE_STATES, TaskRecord
+from ipytaskpersist.base.records import LIVE_STATES, TaskRecord, TaskState
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
@@ -42,7 +42,7 @@ def groups(surface: Surface, manager: BackgroundTasks, as_json: bool) -> None:
 
 
 @verbs.command()
-@click.argument("name", shell_complete=completion.groups)
+@click.argument("name", metavar="NAME", shell_complete=completion.groups)
 @click.option(
     "--width", type=click.IntRange(min=1, max=10**6), metavar="N",
     help="At most N of its tasks run at once. Makes the group if there is none.",
@@ -147,7 +147,7 @@ def pause(
     """Stop all processes of tasks until %bg_continue; their time limits stand still."""
     is_choice = every_task or in_group is not None
     for task in _chosen(manager, refs, every_task, in_group):
-        if is_choice and (task.runner == THREAD or task.waiting is not None):
+        if is_choice and (task.runner == THREAD or task.state is TaskState.PENDING):
             continue
         is_paused = manager.queueing.pause(task, keep_slot=keep_slot)
         said = "is paused" if is_paused else f"had ended already ({task.state.value})"

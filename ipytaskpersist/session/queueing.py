@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import DEFAULT_GROUP, TaskRecord
+from ipytaskpersist.base.records import DEFAULT_GROUP, TaskRecord, TaskState
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.session.requests import THREAD, PlaceInQueue
 from ipytaskpersist.store.queue import (
@@ -160,7 +160,7 @@ class Queueing:
                 f"task {task.label} runs in a thread of its kernel, which cannot be paused; tasks "
                 "launched with --process or --shell can"
             )
-        if task.waiting is not None:
+        if task.state is TaskState.PENDING:
             raise InvalidRequest(
                 f"task {task.label} has not started yet; %bg_group {legible(task.group)} --pause "
                 "keeps the tasks of its group from starting"
@@ -186,7 +186,7 @@ class Queueing:
         if task.id == other.id:
             raise InvalidRequest(f"task {task.label} cannot be moved before itself")
         for each in (task, other):
-            if each.waiting is None:
+            if each.state is not TaskState.PENDING:
                 raise _not_waiting(each)
         if task.group != other.group:
             raise InvalidRequest(

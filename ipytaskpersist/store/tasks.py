@@ -55,7 +55,9 @@ FIELDS = {
     "declared_dead": "tasks.declared_dead",
     "tags": "(SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)",
     "group": "tasks.group_name",
-    "waiting": """iif(tasks.state <> 'pending', NULL, json_object(
+    "waiting": """iif(tasks.state <> 'pending' OR (tasks.waits_for = 0 AND NOT EXISTS (
+        SELECT 1 FROM groups WHERE groups.name = tasks.group_name
+        AND (width IS NOT NULL OR paused_at IS NOT NULL))), NULL, json_object(
         'group', tasks.group_name, 'priority', tasks.priority, 'due_at', tasks.due_at,
         'after', (SELECT json_group_array(json_object('number', other.number, 'name', other.name))
             FROM dependencies JOIN tasks AS other ON other.key = on_key

@@ -140,7 +140,7 @@ class Machine(RuleBasedStateMachine):
         waiting = [
             task
             for task in self.live()
-            if task.state is TaskState.PENDING and task.group == group and task.waiting
+            if task.state is TaskState.PENDING and task.group == group
             if all(self.is_met(each) for each in self.after[task.key])
         ]
         order = {key: place for place, key in enumerate(self.store.queue.next_keys(group, 1000))}
@@ -182,7 +182,11 @@ class Machine(RuleBasedStateMachine):
             task = self.store.tasks.get(key)
             assert task is not None
             order = self.store.queue.next_keys(task.group, 1000)
-            ready = {each.key for each in self.live() if each.waiting and not each.waiting.after}
+            ready = {
+                each.key
+                for each in self.live()
+                if each.state is TaskState.PENDING and all(map(self.is_met, self.after[each.key]))
+            }
             if key in ready and other in ready:
                 assert order.index(key) == order.index(other) - 1
 
@@ -197,7 +201,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         for task in self.live():
-            if task.waiting is not None:
+            if task.state is TaskState.PENDING:
                 open_ones = [each for each in self.after[task.key] if not self.is_met(each)]
                 lost = [each for each in open_ones if self.state(each.key).is_final]
                 row = self.store.database.row(

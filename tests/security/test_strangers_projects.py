@@ -54,6 +54,7 @@ YOURS_ALONE = {
     "backups_kept": "0",
     "if_running": "'replace'",
     "keep": "'nothing'",
+    "max_running": "1",
     "max_store_bytes": "1",
     "notify": "['json://192.0.2.1']",
     "notify_after_s": "0",

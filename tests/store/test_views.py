@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 from histories import add_task, begin_session, open_store
 from kernels import end_processes_of
-from layout import HELPERS
 from pages import ROOT, blocks
-from programs import environment, run_python
+from programs import environment
 from stores import HOSTILE, command, make_store, of_same_user
 
 from ipytaskpersist.base.records import (
@@ -31,7 +30,7 @@ from ipytaskpersist.base.records import (
     TaskState,
 )
 from ipytaskpersist.history.archives import Archives
-from ipytaskpersist.store.file import database, migrations, repair
+from ipytaskpersist.store.file import database, repair
 from ipytaskpersist.store.outputs import NewOutput
 from ipytaskpersist.store.restoring import restore
 from ipytaskpersist.store.task_store import TaskStore
@@ -425,27 +424,3 @@ def test_the_views_make_no_integrity_check_partial(
             files += store.directory.archives.glob("*.db")
         for file in [*files, state_dir / "tasks.db"]:
             assert "never used" in findings(module, file, copy)[0], (earlier, file.name)
-
-
-OLDER = """
-import sys
-from ipytaskpersist.store.file import migrations
-del migrations.STEPS[migrations.STEPS.index(migrations.m008_views):]
-from contextlib import closing
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from histories import add_task, begin_session, open_store
-with closing(open_store(Path(sys.argv[2]))) as store:
-    assert not store.read_only
-    add_task(store, begin_session(store), name="of the version before", printed=b"printed\\n")
-"""
-
-
-def test_the_version_before_writes_what_the_views_show(store: TaskStore, state_dir: Path) -> None:
-    assert migrations.m008_views in migrations.ADDITIVE
-    folder = str(HELPERS)
-    ran = run_python(OLDER, state_dir, folder, str(state_dir))
-    assert ran.returncode == 0, ran.stderr
-    found = both(store.database.path)
-    assert [row["name"] for row in found["task_list"]] == ["of the version before"]
-    assert [row["text"] for row in found["task_text_output"]] == ["printed\n"]
