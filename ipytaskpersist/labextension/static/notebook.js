@@ -1,11 +1,10 @@
 // One open notebook: which of its cells show which tasks, and since when.
 
 import { cardsOf, clearedOf, isWhole, markOf, placeOf, setCleared } from "./marks.js";
-import { keepInOrder } from "./shared.js";
 import { TaskOutputs } from "./task_outputs.js";
-import { Writer } from "./writer.js";
 
 const GATHER_MS = 20;
+const alone = () => ({ isHere: true, setLive() {}, soon: (_owner, work) => work(), dispose() {} });
 const SAVED = "ipytaskpersist-saved"; // the cards are as they were saved, whatever they say
 
 export class OpenNotebook {
@@ -15,11 +14,12 @@ export class OpenNotebook {
   isWriting = false;
   tasksSeen = null; // the last task that there was when the cells were asked for
 
-  constructor(panel, { server, pace, isEqual, changed }) {
-    Object.assign(this, { panel, server, pace, isEqual, changed, model: panel.content.model });
+  /** `sharing` is the module for documents that pages share; null where this page has it alone. */
+  constructor(panel, { server, pace, isEqual, changed }, sharing) {
+    Object.assign(this, { panel, server, pace, isEqual, changed, sharing, model: panel.content.model });
     panel.context.pathChanged.connect(() => this.fill());
     this.model.cells.changed.connect(() => this.watch());
-    this.writer = new Writer(this.model.collaborative ? this.model.sharedModel.awareness : null, () => this.drawAll());
+    this.writer = sharing ? new sharing.Writer(this.model.sharedModel.awareness, () => this.drawAll()) : alone();
     this.watch();
   }
 
@@ -57,7 +57,7 @@ export class OpenNotebook {
     for (const cell of this.cells) {
       if (this.seen.has(cell)) continue;
       this.seen.add(cell);
-      if (this.model.collaborative) keepInOrder(cell, this.isEqual);
+      this.sharing?.keepInOrder(cell, this.isEqual);
       cell.outputs.changed.connect((_area, change) => this.hear(cell, change));
       this.ask(cell);
     }
@@ -160,7 +160,7 @@ export class OpenNotebook {
       change();
     } finally {
       this.isWriting = false;
-      if (!wasDirty && !model.collaborative) model.dirty = false;
+      if (!wasDirty && !this.sharing) model.dirty = false;
     }
   }
 

@@ -26,8 +26,9 @@ export class Page {
   async add(panel) {
     OpenNotebook.distrust(panel);
     await panel.context.ready;
+    const sharing = panel.content.model.collaborative ? await import("./shared.js") : null;
     if (panel.isDisposed) return;
-    const notebook = new OpenNotebook(panel, this);
+    const notebook = new OpenNotebook(panel, this, sharing);
     this.notebooks.set(panel.content, notebook);
     notebook.setLive(this.stream.isLive);
     panel.disposed.connect(() => {

@@ -4,6 +4,8 @@
 
 import { inArea, place } from "./area.js";
 
+export { Writer } from "./writer.js";
+
 export function keepInOrder(cell, isEqual) {
   const { sharedModel, outputs: area } = cell;
   const apply = cell._onSharedModelChanged;

@@ -16,12 +16,11 @@ export class Writer {
   /** `changed()` is called when this page may have become the one. */
   constructor(awareness, changed) {
     Object.assign(this, { awareness, changed });
-    awareness?.on("change", () => this.hear());
+    awareness.on("change", () => this.hear());
   }
 
   /** Whether this page hears of what is new: one that is hidden does not. */
   setLive(isLive) {
-    if (!this.awareness) return;
     this.since = isLive ? (this.since ?? Date.now()) : null;
     this.say();
     this.stop();
@@ -31,7 +30,6 @@ export class Writer {
   }
 
   get isHere() {
-    if (!this.awareness) return true;
     const pages = this.pages();
     const isFirst = pages[0]?.[1] === this.awareness.clientID;
     return isFirst && (pages.length > 1 || Date.now() - this.since >= ALONE_MS);
@@ -60,9 +58,8 @@ export class Writer {
     this.awareness.setLocalStateField(KEY, this.since);
   }
 
-  /** Do what may write: at once; of a shared document together with all that comes in a few seconds. */
+  /** Do what may write, together with all that comes in a few seconds. */
   soon(owner, work) {
-    if (!this.awareness) return work();
     this.waiting.set(owner, work);
     this.batch ??= setTimeout(() => this.doAll(), Math.max(0, this.wroteAt + REST_MS - Date.now()));
   }
