@@ -187,12 +187,12 @@ class ThreadRunner:
         mark = Mark(record.id, Kernel.own())
         children = Children(recording, mark, self._guarded.need)
         task = RunningTask(record, recording, children, self._contexts.for_task())
+        figures.begin(task)
         self._ended[record.key] = threading.Event()
         launched = AtLaunch(foreground, self.settings.at_launch(), working_directory.here())
         return _Run(task, recording, children, launched, work, on_end)
 
     def _begin(self, run: _Run, worker: Worker) -> None:
-        figures.begin(run.task)
         self._active[run.task.record.key] = run.task
         self._count_live()
         worker.do(lambda: self._run(run, worker))
