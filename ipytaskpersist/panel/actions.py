@@ -47,6 +47,8 @@ class Actions:
             "cancel": self._cancel,
             "rerun": self._rerun,
             "resume": self._resume,
+            "pause": self._pause,
+            "continue": self._go_on,
         }
         if verb not in verbs:
             raise InvalidRequest(f"the panel has no action '{verb}'")
@@ -88,6 +90,14 @@ class Actions:
             raise InvalidRequest(f"task {task.label} is {task.state.value}, not interrupted")
         new = self._manager.launcher.rerun(task, once=True)
         return f"task {task.label} resumed as {new.number}"
+
+    def _pause(self, task: TaskRecord, _request: Mapping[str, Any]) -> str:
+        is_paused = self._manager.queueing.pause(task, keep_slot=False)
+        return f"task {task.label} is paused" if is_paused else formatting.had_ended(task, 0)
+
+    def _go_on(self, task: TaskRecord, _request: Mapping[str, Any]) -> str:
+        goes_on = self._manager.queueing.go_on(task)
+        return f"task {task.label} goes on" if goes_on else formatting.had_ended(task, 0)
 
     def _clear(self) -> str:
         key = self._manager.session.notebook_key()

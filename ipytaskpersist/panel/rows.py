@@ -33,6 +33,7 @@ def row_of(task: TaskRecord, own_notebook: int | None) -> Row:
         "counts": progress is not None,
         "asked": task.cancel_requested_at is not None,
         "action": action(task),
+        "pause": pausing(task),
         "again": task.provenance.get("rerun_as"),
     }
 
@@ -62,6 +63,13 @@ def action(task: TaskRecord) -> str | None:
     if task.state is TaskState.INTERRUPTED and "rerun_as" not in task.provenance:
         return "resume"
     return "rerun"
+
+
+def pausing(task: TaskRecord) -> str | None:
+    """Return the verb for the button that pauses a task or lets it go on; None for no button."""
+    if task.state is not TaskState.RUNNING or task.runner == "thread":
+        return None
+    return "continue" if task.pause_requested else "pause"
 
 
 def ends_of_sessions(sessions: Iterable[SessionRecord]) -> list[dict[str, Any]]:

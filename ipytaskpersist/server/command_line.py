@@ -19,7 +19,7 @@ from ipytaskpersist.errors import BackgroundError, InvalidRequest
 from ipytaskpersist.runners.liveness import Watch, find_dead, find_dead_supervisors
 from ipytaskpersist.store.task_store import TaskStore
 
-VERBS = {"cancel": ("--yes",), "rerun": (), "resume": ()}
+VERBS = {"cancel": ("--yes",), "rerun": (), "resume": (), "pause": (), "continue": ()}
 """The verbs that pages may run, with what confirms them: a click on a task names that task."""
 TIMEOUT_S = 60.0
 DEATHS_AGAIN_S = 60.0

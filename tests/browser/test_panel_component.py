@@ -74,6 +74,7 @@ def task(number: int, state: str = "completed", **fields: Any) -> dict[str, Any]
         "counts": False,
         "asked": False,
         "action": "rerun" if is_final else "cancel",
+        "pause": None,
         "again": None,
         **fields,
     }
@@ -377,6 +378,14 @@ def test_a_button_asks_once_says_that_it_waits_and_shows_the_answer(page: Page) 
     panel.say("answer", ask=asked["ask"], ok=False, text="the store is locked")
     assert note.inner_text() == "the store is locked"
     assert button.is_enabled()
+
+
+def test_a_process_has_a_button_that_pauses_it_and_lets_it_go_on(panel: Panel) -> None:
+    panel.say_all(task(1, "running", pause="pause"), task(2, "running", pause="continue"))
+    panel.row(1).get_by_role("button", name="Pause task 1").click()
+    panel.row(2).get_by_role("button", name="Continue task 2").click()
+    asked = [(each["verb"], each["task"]) for each in panel.sent("do")]
+    assert asked == [("pause", "a7k3m9x2-1"), ("continue", "a7k3m9x2-2")]
 
 
 def test_a_task_of_another_notebook_is_cancelled_at_the_second_click(panel: Panel) -> None:

@@ -247,6 +247,18 @@ def test_cancel_rerun_and_resume_answer_and_do_what_the_commands_do(notebook: No
     assert "not interrupted" in notebook.act("resume", task)["text"]
 
 
+def test_a_process_is_paused_and_goes_on(notebook: Notebook) -> None:
+    notebook.run("%%background --shell sleeper\nsleep 600")
+    notebook.open_panel()
+    row = notebook.row(lambda row: row["state"] == "running" and row["pause"] == "pause")
+    assert notebook.act("pause", row["id"])["text"] == "task 1 (sleeper) is paused"
+    paused = notebook.row(lambda row: "paused since" in row["line"])
+    assert paused["pause"] == "continue"
+    assert notebook.act("continue", row["id"])["text"] == "task 1 (sleeper) goes on"
+    notebook.row(lambda row: row["pause"] == "pause" and "paused" not in row["line"])
+    assert notebook.act("cancel", row["id"])["ok"]
+
+
 def test_a_request_is_done_once_however_often_it_arrives(notebook: Notebook) -> None:
     notebook.run("%%background train\npass")
     notebook.run("%bg_wait train")

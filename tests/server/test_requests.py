@@ -201,8 +201,8 @@ def test_a_thousand_tasks_are_listed_and_searched(server: PlainServer, kept: Tas
     assert (found["tasks"][0]["name"], found["tasks"][0]["path"]) == ("Needle", "many.ipynb")
     assert found["tasks"][0].keys() == {
         "id", "number", "name", "own", "notebook", "state", "glyph", "is_live", "created",
-        "started", "ended", "line", "fraction", "counts", "asked", "action", "again", "kind",
-        "path", "cell_id", "source",
+        "started", "ended", "line", "fraction", "counts", "asked", "action", "pause", "again",
+        "kind", "path", "cell_id", "source",
     }  # fmt: skip
     assert [task["name"] for task in server.listed(search="needle RUNNING")["tasks"]] == ["Needle"]
     few = server.listed(notebook="many.ipynb", limit="2")

@@ -18,7 +18,8 @@ const COLUMNS = [
 ];
 const LIVE_FIRST = { column: "", down: true };
 const ORDER = ["running", "pending", "failed", "interrupted", "cancelled", "completed"];
-const VERBS = { cancel: "Cancel", rerun: "Rerun", resume: "Resume" };
+const VERBS = { cancel: "Cancel", rerun: "Rerun", resume: "Resume", pause: "Pause", continue: "Continue" };
+const SIGNS = { pause: "❚❚", continue: "▶\uFE0E" };
 const ROWS_AT_ONCE = 150;
 const QUIET_MS = 7000; // the kernel says every two seconds that it is there
 const ANSWER_MS = 3000;
@@ -111,7 +112,7 @@ function title(task) {
 
 class TaskList {
   constructor(sections, actions) {
-    this.actions = actions; // open(task) by a click, enter(task) by a key, select(id), act(task), isAsked(task), asksTwice(task), later()
+    this.actions = actions; // open(task) by a click, enter(task) by a key, select(id), act(task, verb), isAsked(task), asksTwice(task), later()
     this.sort = LIVE_FIRST;
     this.limit = ROWS_AT_ONCE;
     this.sure = null; // the task whose button has been pressed once
@@ -175,11 +176,11 @@ class TaskList {
     }
   }
 
-  // One stop for Tab, and its button, however many rows there are: arrows go to the others.
+  // One stop for Tab, and its buttons, however many rows there are: arrows go to the others.
   mark(selected) {
-    for (const [id, { row, button }] of this.parts) {
+    for (const [id, { row, pause, button }] of this.parts) {
       set(row, "aria-selected", id === selected);
-      for (const each of [row, button]) set(each, "tabindex", id === selected ? 0 : -1);
+      for (const each of [row, pause, button]) set(each, "tabindex", id === selected ? 0 : -1);
     }
   }
 
@@ -193,7 +194,7 @@ class TaskList {
     const parts = { glyph: make("span", { class: "ipytp-glyph", "aria-hidden": "true" }),
       state: make("span", { class: "ipytp-word" }), name: make("bdi"),
       notebook: make("bdi", { class: "ipytp-notebook" }), bar: make("div"), line: make("bdi"),
-      button: make("button", { type: "button" }) };
+      pause: make("button", { type: "button", class: "ipytp-pause" }), button: make("button", { type: "button" }) };
     const cell = (name, ...children) => make("td", { class: `ipytp-${name}`, role: "gridcell" }, ...children);
     parts.number = cell("number");
     parts.cell = cell("state", parts.glyph, " ", parts.state);
@@ -201,7 +202,7 @@ class TaskList {
     parts.time = cell("time-cell");
     parts.lineBox = cell("line", parts.line);
     parts.row = make("tr", { "data-id": id, role: "row", tabindex: "-1" }, parts.number, parts.cell,
-      cell("name", parts.name, parts.notebook), parts.barBox, parts.time, parts.lineBox, cell("act", parts.button));
+      cell("name", parts.name, parts.notebook), parts.barBox, parts.time, parts.lineBox, cell("act", parts.pause, parts.button));
     this.parts.set(id, parts);
     return parts;
   }
@@ -223,6 +224,7 @@ class TaskList {
     this.fillBar(parts, task);
     put(parts.time, duration(elapsed(task, this.view.now)));
     this.fillButton(parts.button, task);
+    this.fillPause(parts.pause, task);
   }
 
   fillBar({ bar, barBox }, task) {
@@ -244,6 +246,15 @@ class TaskList {
     set(button, "aria-label", `${verb} task ${task.number} ${task.name}`);
   }
 
+  fillPause(button, task) {
+    const verb = VERBS[task.pause] ?? "";
+    set(button, "hidden", task.pause ? null : "");
+    set(button, "disabled", this.view.isDisabled || this.actions.isAsked(task) ? "" : null);
+    put(button, SIGNS[task.pause] ?? "");
+    set(button, "title", verb);
+    set(button, "aria-label", `${verb} task ${task.number} ${task.name}`);
+  }
+
   isAsked(task) {
     return this.actions.isAsked(task) || (task.action === "cancel" && task.asked);
   }
@@ -257,7 +268,7 @@ class TaskList {
     if (!this.canAct(task)) return;
     const isSure = !this.actions.asksTwice(task) || this.sure === task.id;
     this.askSure(isSure ? null : task.id);
-    if (isSure) this.actions.act(task);
+    if (isSure) this.actions.act(task, task.action);
   }
 
   askSure(id) {
@@ -274,7 +285,9 @@ class TaskList {
   click(event) {
     const task = this.taskAt(event);
     if (!task) return;
-    if (event.target.closest("button")) this.press(task);
+    const button = event.target.closest("button");
+    if (button?.classList.contains("ipytp-pause")) this.actions.act(task, task.pause);
+    else if (button) this.press(task);
     else {
       event.target.closest("tr").focus();
       this.actions.open(task);
@@ -529,9 +542,8 @@ class Panel extends TaskView {
 
   // What the person does.
 
-  act(task) {
-    this.ask({ verb: task.action, task: task.id, again: task.again, sure: this.asksTwice(task) },
-      `${VERBS[task.action]} ${task.number}`);
+  act(task, verb) {
+    this.ask({ verb, task: task.id, again: task.again, sure: this.asksTwice(task) }, `${VERBS[verb]} ${task.number}`);
   }
 
   asksTwice(task) {
@@ -1018,10 +1030,10 @@ export class Sidebar extends TaskView {
     return task.action === "cancel";
   }
 
-  async act(task) {
+  async act(task, verb) {
     this.asked.set(task.id, { task: task.id });
     try {
-      this.say(await this.done(task));
+      this.say(await this.done(task, verb));
     } catch ({ message }) {
       this.say(message, true);
     }
@@ -1030,12 +1042,12 @@ export class Sidebar extends TaskView {
   }
 
   // What a command says that does it. Only a notebook's kernel can run its threads again.
-  async done({ id, number, action, kind, path, notebook }) {
-    if (kind !== "thread" || action === "cancel") return this.page.server.act(id, action);
+  async done({ id, number, kind, path, notebook }, verb) {
+    if (kind !== "thread" || verb === "cancel") return this.page.server.act(id, verb);
     const kernel = this.page.kernelOf(path);
-    if (!kernel) throw new Error(`task ${number} runs in its notebook's kernel: open ${notebook}, then ${action} it there`);
-    if (kernel.status === "busy") this.sayPending(`${VERBS[action]} ${number}`);
-    return (await saidBy(kernel, `%bg_${action} ${id}`)) || `task ${number} runs again in ${path}`;
+    if (!kernel) throw new Error(`task ${number} runs in its notebook's kernel: open ${notebook}, then ${verb} it there`);
+    if (kernel.status === "busy") this.sayPending(`${VERBS[verb]} ${number}`);
+    return (await saidBy(kernel, `%bg_${verb} ${id}`)) || `task ${number} runs again in ${path}`;
   }
 
   show() {
