@@ -148,7 +148,7 @@ def test_a_delay_is_waited_for_and_the_supervisor_outlives_the_kernel_meanwhile(
     queued: Queued, make_kernel: Callable[..., NotebookKernel], tmp_path: Path
 ) -> None:
     queued.say("%%background --thread --in 1s thread\nprint('in time')")
-    queued.say("%%background --shell --in 4s process\necho in time")
+    queued.say("%%background --shell --in 12s process\necho in time")
     assert "starts at" in queued.say("%bg_list")
     queued.await_states(thread="completed", process="pending")
     queued.kernel.kill()
