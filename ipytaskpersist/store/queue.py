@@ -159,8 +159,7 @@ def _groups(connection: Any) -> Iterator[str]:
 
 def _room(connection: Any, group: str) -> int | None:
     """Return how many more tasks of a group may start; None for any number."""
-    is_paused = "SELECT 1 FROM groups WHERE name = ? AND paused_at IS NOT NULL"
-    if connection.execute(is_paused, (group,)).fetchone() is not None:
+    if connection.execute(IS_PAUSED, (group,)).fetchone() is not None:
         return 0
     return _width_left(connection, group)
 
@@ -223,6 +222,22 @@ def _is_served(connection: Any, lane: Lane) -> bool:
         AND ended_at IS NULL AND heartbeat_at > ?"""
     )
     return connection.execute(query, (session_id, time.time() - SILENT_S)).fetchone() is not None
+
+
+IS_PAUSED = "SELECT 1 FROM groups WHERE name = ? AND paused_at IS NOT NULL"
+PRIORITIES_BESIDE = """SELECT max(priority), min(priority) FROM tasks WHERE state = 'pending'
+    AND group_name = (SELECT group_name FROM tasks WHERE key = ?)"""
+"""The highest and the lowest priority of the tasks that wait in a task's group."""
+MOVE_FIRST = """UPDATE tasks SET priority = ?2, place = coalesce((
+        SELECT min(coalesce(other.place, other.key)) - 1 FROM tasks AS other
+        WHERE other.state = 'pending' AND other.group_name = tasks.group_name
+        AND other.priority = ?2 AND other.key <> tasks.key), key)
+    WHERE key = ?1 AND state = 'pending'"""
+MOVE_LAST = """UPDATE tasks SET priority = ?2, place = coalesce((
+        SELECT max(coalesce(other.place, other.key)) + 1 FROM tasks AS other
+        WHERE other.state = 'pending' AND other.group_name = tasks.group_name
+        AND other.priority = ?2 AND other.key <> tasks.key), key)
+    WHERE key = ?1 AND state = 'pending'"""
 
 
 class Queue:
@@ -395,22 +410,10 @@ class Queue:
 
         It gets their priority, too. Return whether it was pending.
         """
-        best, edge = ("max", "min") if first else ("min", "max")
-        step = -1 if first else 1
         with self._database.transaction() as connection:
-            row = connection.execute(
-                f"""SELECT {best}(priority) FROM tasks WHERE state = 'pending'
-                AND group_name = (SELECT group_name FROM tasks WHERE key = ?1)""",
-                (key,),
-            ).fetchone()
-            cursor = connection.execute(
-                f"""UPDATE tasks SET priority = ?2, place = coalesce((
-                    SELECT {edge}(coalesce(other.place, other.key)) FROM tasks AS other
-                    WHERE other.state = 'pending' AND other.group_name = tasks.group_name
-                    AND other.priority = ?2 AND other.key <> tasks.key) + ?3, key)
-                WHERE key = ?1 AND state = 'pending'""",
-                (key, row[0], step),
-            )
+            (highest, lowest) = connection.execute(PRIORITIES_BESIDE, (key,)).fetchone()
+            values = (key, highest if first else lowest)
+            cursor = connection.execute(MOVE_FIRST if first else MOVE_LAST, values)
         return bool(cursor.rowcount)
 
     def move_before(self, key: int, other: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,17 +138,25 @@ def load_again_with_a_saved_card(notebook: NotebookPage) -> None:
     """Load the page again, and look at the saved card before the server has answered."""
     page = notebook.page
     # A card that was saved looks old as long as the server has not said that it is not.
+    may_answer = threading.Event()
     held: list[Any] = []
-    page.route(NOTEBOOK_API, lambda route, _request: held.append(route))
+
+    def hold(route: Any) -> None:
+        if may_answer.is_set():
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route(NOTEBOOK_API, hold)
     page.reload()
     card = page.wait_for_function(
         "() => [...document.querySelectorAll('.ipytaskpersist-card')].at(-1)?.innerText"
     )
     assert "last seen running" in " ".join(str(card.json_value()).split())
     notebook.until(lambda: held, "the page's question")
-    page.unroute(NOTEBOOK_API)
-    for each in held:
-        each.continue_()
+    may_answer.set()
+    while held:
+        held.pop().continue_()
     cell = notebook.cell(3)
     notebook.until(
         lambda: "running" in cell.text and "last seen" not in cell.text, "a card that follows"

@@ -105,7 +105,7 @@ def test_everything_that_a_command_takes_is_offered(state_dir: Path, notebook: P
         "%bg_list --st": ["--state"],
         "%bg ": list(VERBS),
         "%bg se": ["search", "sessions"],
-        "%%background --pr": ["--process"],
+        "%%background --pr": ["--process", "--priority"],
         "%%background --in fr": ["frame", "frames"],
         "%%background --in frame,fr": ["frame,frame", "frame,frames"],
         "%%background --cwd ": ["'a folder/'"],

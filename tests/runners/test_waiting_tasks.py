@@ -168,7 +168,9 @@ def test_the_slot_of_a_killed_supervisor_is_free_again(
     other.launch("waits", "--shell --group one")
     supervisor = int(queued.say(
         "from ipytaskpersist.session.manager import current\n"
-        "print(current().store.supervisors.unfinished()[0].process.pid)"
+        "manager = current(); own = manager.session.identity.id\n"
+        "found = {each.session: each.pid for each in manager.store.supervisors.unfinished()}\n"
+        "print(found[own])"
     ))  # fmt: skip
     queued.kernel.kill()
     os.kill(supervisor, signal.SIGKILL)

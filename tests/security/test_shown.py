@@ -305,6 +305,9 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["list", STEERING], ["show", STEERING], ["export", STEERING], ["config", STEERING],
         ["fill", STEERING], ["fill", "evil.ipynb"], ["backup", f"{STEERING}/x"],
         ["restore", STEERING], ["panel"], ["clear"], ["adopt"],
+        ["group", STEERING, "--width", "1"], ["group", f"x{STEERING}"], ["groups"],
+        ["groups", "--json"], ["move", STEERING, "--first"], ["move", ids[0], "--before", STEERING],
+        *([verb, "--group", STEERING] for verb in ("pause", "continue")), ["pause", ids[0]],
     ]  # fmt: skip
     shown = at_terminal(state_dir, tmp_path, lines)
     assert set(VERBS) <= set(shown), "each verb is attacked"

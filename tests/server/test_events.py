@@ -46,8 +46,9 @@ def launch(server: PlainServer, directory: Path, command: str, name: str) -> str
 def write(store: TaskStore, key: int, text: str) -> None:
     data = text.encode()
     size = store.outputs.stream_size(key, OutputKind.STDOUT)
+    lines, last_line = text.count("\n"), text.rstrip("\n") or None
     row = NewOutput(
-        key, OutputKind.STDOUT, time.time(), data, size.size_bytes, size.lines, text.count("\n")
+        key, OutputKind.STDOUT, time.time(), data, size.size_bytes, size.lines, lines, last_line
     )
     store.outputs.append([row.as_row()])
 
@@ -143,9 +144,10 @@ def test_a_list_is_sent_once_and_then_what_has_changed(
     page.messages.clear()
     begun = time.monotonic()
     while time.monotonic() - begun < 1.5:
-        write(kept, running.key, "x\n")
+        write(kept, running.key, f"{time.monotonic()}\n")
         time.sleep(0.01)
-    until(lambda: page.tasks[running.id]["line"], WAIT_S, "what it printed")
+    write(kept, running.key, "x\n")
+    until(lambda: page.tasks[running.id]["line"] == "x", WAIT_S, "what it printed")
     assert 1 <= len(page.messages) <= 5, "twice a second"
     assert all([row["id"] for row in m["changed"]] == [running.id] for m in page.messages)
     kept.database.execute("DELETE FROM tasks WHERE key = ?", (tasks[0].key,))

@@ -1045,9 +1045,13 @@ export class Sidebar extends TaskView {
   async done({ id, number, kind, path, notebook }, verb) {
     if (kind !== "thread" || verb === "cancel") return this.page.server.act(id, verb);
     const kernel = this.page.kernelOf(path);
-    if (!kernel) throw new Error(`task ${number} runs in its notebook's kernel: open ${notebook}, then ${verb} it there`);
-    if (kernel.status === "busy") this.sayPending(`${VERBS[verb]} ${number}`);
-    return (await saidBy(kernel, `%bg_${verb} ${id}`)) || `task ${number} runs again in ${path}`;
+    if (kernel?.status === "busy") this.sayPending(`${VERBS[verb]} ${number}`);
+    // A kernel that has just been shut down gives no answer.
+    const said = kernel && (await saidBy(kernel, `%bg_${verb} ${id}`).catch(() => undefined));
+    if (said === undefined || said === null) {
+      throw new Error(`task ${number} runs in its notebook's kernel: open ${notebook}, then ${verb} it there`);
+    }
+    return said || `task ${number} runs again in ${path}`;
   }
 
   show() {
