@@ -78,7 +78,8 @@ class Changes:
 
     def _live(self) -> frozenset[tuple[Any, ...]]:
         rows = self._database.rows(
-            """SELECT key, progress, cancel_requested_at FROM tasks INDEXED BY tasks_live
+            """SELECT key, progress, cancel_requested_at, paused_at, pause_requested, waits_for
+            FROM tasks INDEXED BY tasks_live
             WHERE state IN ('pending', 'running')"""
         )
         return frozenset(map(tuple, rows))

@@ -64,7 +64,7 @@ SHOWN = """outputs => outputs.map(output => {
     const image = kind.startsWith('image/') && output.querySelector('img');
     return [kind, image ? image.src : output.innerText];
 })"""
-STATE = re.compile(r"running|completed|failed|interrupted")
+STATE = re.compile(r"pending|running|completed|failed|interrupted")
 PASSING = re.compile(
     r"(took |ended |updated |at )?\d+:\d\d(:\d\d)?( UTC)?|( · )?(peak )?[\d.,]+ [kMG]?B\b"
 )
@@ -129,7 +129,8 @@ def wait_alike(notebook: NotebookPage, stays: NotebookPage, when: str) -> None:
 
 def wait_states(notebook: NotebookPage, *states: str) -> None:
     def present() -> list[str]:
-        return [STATE.findall(card)[0] for (_kind, card), *_others in all_shown(notebook)]
+        cards = [card for (_kind, card), *_others in all_shown(notebook)]
+        return [(STATE.findall(card) or [card])[0] for card in cards]
 
     notebook.until(lambda: present() == list(states), f"the states {states}")
 

@@ -13,7 +13,7 @@ from typing import Any
 import histories
 import ipykernel
 import pytest
-from kernels import Cell, Message, NotebookKernel
+from kernels import Cell, Message, NotebookKernel, until
 from programs import run_command
 from stores import HOSTILE, PIXEL
 
@@ -248,9 +248,11 @@ def test_cancel_rerun_and_resume_answer_and_do_what_the_commands_do(notebook: No
 
 
 def test_a_process_is_paused_and_goes_on(notebook: Notebook) -> None:
-    notebook.run("%%background --shell sleeper\nsleep 600")
+    notebook.run("%%background --shell sleeper\necho begun; sleep 600")
+    until(lambda: "begun\n" in notebook.run("%bg_output --raw").text, 20, "the task's first line")
     notebook.open_panel()
-    row = notebook.row(lambda row: row["state"] == "running" and row["pause"] == "pause")
+    (row,) = notebook.first["tasks"]
+    assert (row["state"], row["pause"]) == ("running", "pause")
     assert notebook.act("pause", row["id"])["text"] == "task 1 (sleeper) is paused"
     paused = notebook.row(lambda row: "paused since" in row["line"])
     assert paused["pause"] == "continue"

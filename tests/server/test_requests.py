@@ -17,6 +17,7 @@ from plain_servers import BASE_URL, PlainServer
 from programs import run_command, run_python
 
 from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.server.command_line import VERBS
 from ipytaskpersist.store.task_store import TaskStore
 
 API = f"{BASE_URL}ipytaskpersist/api/"
@@ -100,7 +101,7 @@ def test_an_unknown_task_and_an_unknown_verb_are_refused(
     for verb in ("delete", "export", "restore", "import"):
         answer = server.ask("POST", f"tasks/{task.id}/{verb}")
         assert (answer.status, kept.tasks.by_id(task.id) is not None) == (409, True)
-        assert answer.said == (f"a page has no action '{verb}'; there are cancel, rerun, resume")
+        assert answer.said == f"a page has no action '{verb}'; there are {', '.join(VERBS)}"
     assert server.ask("GET", f"tasks/{task.id}/cancel").status == 405
 
 
