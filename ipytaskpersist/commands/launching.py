@@ -31,7 +31,6 @@ from ipytaskpersist.session.requests import (
     PlaceInQueue,
     Request,
 )
-from ipytaskpersist.text.durations import is_age
 
 
 def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
@@ -140,7 +139,7 @@ def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     given["timeout_s"] = given.pop("timeout")
     given["if_running"] = given["if_running"] or ""
     names, queue = given.pop("inputs"), ("after", "group", "priority", "at")
-    delay = names if names and is_age(names) else ""  # no variable begins with a digit
+    delay = names if names and names[0].isdigit() else ""  # no variable begins with a digit
     given["inputs"] = None if delay else _names(None, None, names)
     place = PlaceInQueue(**{option: given.pop(option) for option in queue}, delay=delay)
     apart = ("tags", "notify", "notify_to", "if_running")

@@ -168,7 +168,7 @@ class Recorder:
             self._warn(message)
 
     def watch_now(self) -> None:
-        """Have `watch` called soon, although nobody else has committed."""
+        """Have `watch` called soon, although no other connection has committed."""
         self.watch_at = 0.0
         self._queue.put((None, None, None))
 

@@ -70,7 +70,8 @@ class Queueing:
         What it waited for the first time has happened.
         """
         names = {group.name for group in self.groups()}
-        return Admission(task.group if task.group in names else DEFAULT_GROUP)
+        group = task.group if task.group in names else DEFAULT_GROUP
+        return Admission(self._said_if_paused(group))
 
     def _apply_width_of_settings(self) -> None:
         width = self._settings.max_running
@@ -81,10 +82,13 @@ class Queueing:
             self._store.queue.set_width(DEFAULT_GROUP, width)
 
     def _group_of(self, name: str) -> str:
-        if not name or name == DEFAULT_GROUP:
-            return DEFAULT_GROUP
-        group = self.group(name)
-        if group.is_paused:
+        if name and name != DEFAULT_GROUP:
+            self.group(name)  # there must be one
+        return self._said_if_paused(name or DEFAULT_GROUP)
+
+    def _said_if_paused(self, name: str) -> str:
+        """Return a group's name. Say so if it is paused: the task that is launched waits."""
+        if self._store.open().queue.is_paused(name):
             print(
                 f"group {legible(name)} is paused, so the task waits; "
                 f"%bg_group {legible(name)} --continue lets it start",

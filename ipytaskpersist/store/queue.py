@@ -1,8 +1,8 @@
 """Which pending tasks may start: groups with their widths, dependencies, priorities, and times.
 
-Whoever claims a task decides, in the transaction that claims it. So the widths hold across all
-notebooks and terminals of a user, without a daemon. A task that has to wait blocks only the tasks
-behind it in its own group.
+The process that claims a task decides, in the transaction that claims it. So the widths hold
+across all notebooks and terminals of a user, without a daemon. A task that has to wait blocks only
+the tasks behind it in its own group.
 
 Tasks wait in lanes: those of one session and one runner in one group, which one process starts. Of
 all lanes, the task of the highest priority is next, then the one that was launched first.
@@ -180,7 +180,7 @@ def _running(connection: Any, group: str) -> int:
 def _next(connection: Any, lane: Lane, room: int, at_most: int) -> list[int]:
     """Return those of a lane's tasks that are among the next of the whole group.
 
-    Tasks of an owner that gives no sign of life are passed over: nobody would start them.
+    Tasks of an owner that gives no sign of life are passed over: no process would start them.
     """
     waiting = []
     for each in _lanes(connection, lane[0]):
@@ -357,6 +357,10 @@ class Queue:
             )
             for name in sorted({*counts, *known})
         ]
+
+    def is_paused(self, name: str) -> bool:
+        """Return whether no task of a group starts."""
+        return self._database.row(IS_PAUSED, (name,)) is not None
 
     def width(self, name: str) -> int | None:
         """Return how many tasks of a group run at once; None for any number."""

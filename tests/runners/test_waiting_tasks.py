@@ -132,6 +132,7 @@ def test_what_can_never_start_is_refused_where_it_is_launched(queued: Queued) ->
         "--at 25:00": "'25:00' is no time to start at; examples: 22:00",
         "--at 2020-01-01T10:00": "2020-01-01T10:00 is in the past",
         "--at 22:00 --in 2h": "exclude each other",
+        "--in 2x": "'2x' is no age; give a number and a unit: 90s",
     }.items():
         assert said in queued.say(f"%%background --shell {line} x\ntrue")
     assert "not in the range" in queued.say("%bg_group gpu --width 0")
@@ -141,7 +142,12 @@ def test_what_can_never_start_is_refused_where_it_is_launched(queued: Queued) ->
     assert "group gpu is paused, so the task waits; %bg_group gpu --continue" in shown
     queued.say("%bg_group gpu --continue")
     queued.await_states(waits="running")
-    queued.end("waits")
+    queued.say("%bg_group default --pause")
+    assert "group default is paused, so the task waits" in queued.launch("usual", "--thread")
+    assert "group default is paused, so the task waits" in queued.launch("other")
+    queued.say("%bg_group default --continue")
+    queued.await_states(usual="running", other="running")
+    queued.end("waits", "usual", "other")
 
 
 def test_a_delay_is_waited_for_and_the_supervisor_outlives_the_kernel_meanwhile(
