@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
-from kernels import end_processes_of, until
+from kernels import PATIENCE, end_processes_of, until
 
 from browser import needs
 from browser.page import NotebookPage
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.timeout(WAIT_FOR_A_PLACE_S + 180))
+            item.add_marker(pytest.mark.timeout((WAIT_FOR_A_PLACE_S + 180) * PATIENCE))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -61,7 +61,9 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="package")
 def profile(chromium: Browser) -> BrowserContext:
     """What the pages share: the cache of the applications' scripts, above all."""
-    return chromium.new_context(viewport={"width": 1200, "height": 900})
+    context = chromium.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(30_000 * PATIENCE)
+    return context
 
 
 @pytest.fixture(scope="package")

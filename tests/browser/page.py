@@ -69,8 +69,16 @@ class PageCell:
     @property
     def done(self) -> bool:
         """Whether it has run to its end."""
-        prompts = self.box.locator(".jp-InputPrompt").all_inner_texts()
-        return bool(prompts) and re.search(r"\[\d+\]:", prompts[0]) is not None
+        return re.search(r"\[\d+\]:", self._prompt) is not None
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it runs, or will."""
+        return "[*]:" in self._prompt
+
+    @property
+    def _prompt(self) -> str:
+        return "".join(self.box.locator(".jp-InputPrompt").all_inner_texts()[:1])
 
     def wait_done(self, timeout_s: float = WAIT_S) -> PageCell:
         """Wait for its end."""
@@ -209,8 +217,19 @@ class NotebookPage:
         return self.start_cell(source).wait_done(timeout_s)
 
     def load_extension(self) -> NotebookPage:
-        """Run the cell that every notebook with background cells begins with."""
-        self.run_cell("%load_ext ipytaskpersist")
+        """Run the cell that every notebook with background cells begins with.
+
+        The application may drop what it is asked just after its kernel has started: the prompt is
+        empty again then, and a person presses the keys once more.
+        """
+        cell = self.start_cell("%load_ext ipytaskpersist")
+        for _attempt in range(3):
+            try:
+                cell.wait_done(10)
+            except AssertionError:
+                if not cell.is_queued:
+                    cell.run()
+        cell.wait_done()
         return self
 
     # The kernel.

@@ -39,8 +39,13 @@ _FOREIGN = (
 )  # fmt: skip
 
 
+PATIENCE = 3 if os.environ.get("CI") else 1
+"""Factor of the deadlines: the machine of an automatic build may have a third of the usual speed."""
+
+
 def until(condition: Callable[[], T], timeout: float = 30, message: str = "the condition") -> T:
     """Wait for `condition()` to be true and return what it gave; fail after `timeout` seconds."""
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     pause_s = 0.005
     while not (value := condition()):
@@ -247,6 +252,7 @@ class NotebookKernel:
 
     def take_until(self, condition: Callable[[], T], timeout: float, what: str) -> T:
         """Take in what the kernel sends until `condition()` is true."""
+        timeout *= PATIENCE
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             if not self._take_one():
@@ -310,7 +316,7 @@ class NotebookKernel:
         client.start_channels()
         self._client = client
         try:
-            client.wait_for_ready(timeout=60)
+            client.wait_for_ready(timeout=60 * PATIENCE)
         except RuntimeError as error:
             raise AssertionError(f"the kernel did not start: {error}\n{self.log}") from error
 
