@@ -699,6 +699,42 @@ M010_TRIGGERS = (
 )
 
 
+@step
+def m011_tries(db: Database) -> None:
+    """What tasks need of the machine, their tries, their schedules, and their checkpoints.
+
+    Not additive: an earlier version starts tasks for which the machine has no room.
+    """
+    for statement in M011_COLUMNS:
+        db.conn.execute(statement)
+
+
+M011_COLUMNS = (
+    # What it asks of the machine; NULL for nothing.
+    "ALTER TABLE tasks ADD COLUMN cpus REAL",
+    "ALTER TABLE tasks ADD COLUMN memory_bytes INTEGER",
+    "ALTER TABLE tasks ADD COLUMN gpus INTEGER",
+    "ALTER TABLE tasks ADD COLUMN gpu_memory_bytes INTEGER",
+    # The GPUs that it has, as JSON: a list of UUIDs. NULL for none.
+    "ALTER TABLE tasks ADD COLUMN gpu_ids TEXT",
+    """
+    CREATE INDEX tasks_booked ON tasks (key)
+        WHERE state = 'running' AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL
+        OR gpus IS NOT NULL)
+    """,
+    # When to try again, as JSON; NULL for never. The tries of a task refer to the first one.
+    "ALTER TABLE tasks ADD COLUMN retry TEXT",
+    "ALTER TABLE tasks ADD COLUMN try_of INTEGER",
+    "ALTER TABLE tasks ADD COLUMN try_number INTEGER NOT NULL DEFAULT 1",
+    "CREATE INDEX tasks_tries ON tasks (try_of) WHERE try_of IS NOT NULL",
+    # The rule of the times at which it runs, as JSON; NULL for once.
+    "ALTER TABLE tasks ADD COLUMN schedule TEXT",
+    # Its latest checkpoint; a later task that goes on from there refers to the same place.
+    "ALTER TABLE tasks ADD COLUMN checkpoint_place TEXT",
+    "ALTER TABLE tasks ADD COLUMN checkpoint_at REAL",
+)
+
+
 @contextmanager
 def without_triggers(connection: Any) -> Iterator[None]:
     """Take the triggers away for as long as finished rows are copied in, in one transaction.
