@@ -23,7 +23,10 @@ def as_document(shown: GroupOverview) -> dict[str, Any]:
         "is_paused": group.is_paused,
         "running": group.running,
         "pending": group.pending,
-        "tasks": [task.as_json(utc_now()) for task in shown.tasks],
+        "tasks": [
+            {**task.as_json(utc_now()), "starts_in_s": shown.starts_in.get(task.key)}
+            for task in shown.tasks
+        ],
     }
 
 
@@ -38,6 +41,7 @@ def group_tables(found: Sequence[GroupOverview]) -> list[RenderableType]:
         Column("", ["paused" if group.is_paused else "" for group in rows]),
     )
     tasks = [task for each in found for task in each.tasks]
+    starts = [each.start_of(task) for each in found for task in each.tasks]
     if not tasks:
         return [table]
     waiting = Columns(
@@ -46,6 +50,7 @@ def group_tables(found: Sequence[GroupOverview]) -> list[RenderableType]:
         Column("priority", [str(task.waiting.priority if task.waiting else 0) for task in tasks],
                turn=2),
         Column("waits", [waits_for(task) or "to be started" for task in tasks], least=16),
+        Column("starts", starts, turn=3),
     )  # fmt: skip
     left = sum(each.group.pending for each in found) - len(tasks)
     more = [Text(f"{left:,} more wait; %bg_groups --json has all", style="dim")] if left else []

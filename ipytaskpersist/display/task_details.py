@@ -67,6 +67,7 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
         "output_bytes": task.output_bytes,
         "dropped_bytes": task.dropped_bytes,
         "notify": targets.in_words(task.notify),
+        "usual_s": None if task.archive else store.tasks.usual_s(task.key),
     }
 
 
@@ -115,6 +116,7 @@ def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
     plain = manager.shell is not None
     rows = [
         *_facts(task, manager.store.sessions.short(task.session)),
+        *_queue(manager, task),
         *_process(manager, task),
         *_what_is_kept(manager, task),
         *_history(manager, task),
@@ -182,6 +184,20 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         ("archived", f"in the archive of {task.archive}" if task.archive else ""),
         *_provenance(task),
     ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _queue(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
+    """Return a waiting task's place, and how long a live one will probably take."""
+    if task.state.is_final or task.archive:
+        return []
+    facts = []
+    if task.state is TaskState.PENDING:
+        ahead, start = manager.queueing.place_of(task)
+        place = f"{formatting.counted(ahead, 'task')} of its group first" if ahead else ""
+        facts = [("place", place), ("starts", start)]
+    usual_s = manager.store.tasks.usual_s(task.key)
+    facts.append(("usually takes", "" if usual_s is None else formatting.duration(usual_s)))
     return [(name, value) for name, value in facts if value]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import DEFAULT_GROUP, TaskRecord, TaskState
 from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.session.estimates import starts_in
 from ipytaskpersist.session.requests import THREAD, PlaceInQueue
 from ipytaskpersist.store.queue import (
     ANY,
@@ -24,7 +25,7 @@ from ipytaskpersist.store.queue import (
 )
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.text.durations import parse_age, parse_moment
-from ipytaskpersist.text.formatting import utc_now
+from ipytaskpersist.text.formatting import duration, utc_now
 
 if TYPE_CHECKING:
     from ipytaskpersist.session.finding import TaskFinder
@@ -40,6 +41,15 @@ class GroupOverview:
     group: GroupRecord
     tasks: Sequence[TaskRecord]
     """The next of its waiting tasks, in the order in which they start."""
+    starts_in: Mapping[int, float] = field(default_factory=dict)
+    """In how many seconds they probably start, by row; of tasks without an estimate nothing."""
+
+    def start_of(self, task: TaskRecord) -> str:
+        """Return ``in about 12:30`` for a waiting task; empty where nobody knows."""
+        seconds = self.starts_in.get(task.key)
+        if seconds is None:
+            return ""
+        return "any moment" if seconds < 1 else f"in about {duration(seconds)}"
 
 
 NEEDED = {OK: "completes", FAILED: "fails"}
@@ -101,6 +111,8 @@ class Queueing:
         condition, colon, reference = given.partition(":")
         if not colon or condition not in CONDITIONS:
             condition, reference = OK, given
+        if not reference.strip():
+            raise InvalidRequest(f"--after {given} names no task; --after {condition}:3 does")
         task = self._tasks.find(reference)
         if task.archive:
             raise InvalidRequest(
@@ -140,8 +152,14 @@ class Queueing:
         for group in groups:
             keys = self._store.queue.next_keys(group.name, SHOWN_AT_MOST)
             tasks = self._store.tasks.of_keys(keys)
-            found.append(GroupOverview(group, sorted(tasks, key=lambda task: keys.index(task.key))))
+            tasks.sort(key=lambda task: keys.index(task.key))
+            found.append(GroupOverview(group, tasks, starts_in(self._store, group, tasks)))
         return found
+
+    def place_of(self, task: TaskRecord) -> tuple[int, str]:
+        """Return how many tasks of its group start before a waiting one, and when it starts."""
+        (overview,) = self.overview([self.group(task.group)])
+        return self._store.queue.ahead(task.key), overview.start_of(task)
 
     def change_group(
         self, name: str, width: int | None, *, unlimited: bool, paused: bool | None

@@ -398,6 +398,14 @@ class Queue:
         )
         return [key for (key,) in rows]
 
+    def keys_in_slots(self, group: str) -> list[int]:
+        """Return the running tasks that take part of a group's width."""
+        rows = self._database.rows(
+            f"SELECT key FROM tasks INDEXED BY tasks_slots WHERE group_name = ? AND {IN_SLOT}",
+            (group,),
+        )
+        return [key for (key,) in rows]
+
     def ahead(self, key: int) -> int:
         """Return how many tasks of its group start before a pending one."""
         row = self._database.row(

@@ -93,7 +93,7 @@ INTERRUPT = """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dea
     WHERE state IN ('pending', 'running')"""
 """Live tasks to interrupted: why, `TaskRecord.declared_dead`, and not before a time."""
 NAMED_AMONG = 10_000
-"""Number of latest tasks that are searched to complete a name."""
+"""Number of latest tasks that are searched to complete a name, or for earlier runs."""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
 
 
@@ -335,6 +335,24 @@ class Tasks:
             (state.value, storable(reason), exit_code, at, key),
         )
         return bool(cursor.rowcount)
+
+    def usual_s(self, key: int) -> float | None:
+        """Return how long earlier runs of a task took, in seconds; None if there is none.
+
+        The median of the last five runs in the notebook that have completed: of the same name, or
+        of the same source where it has no name.
+        """
+        rows = self._database.rows(
+            """SELECT tasks.ended_at - tasks.started_at - tasks.paused_s
+            FROM tasks AS it CROSS JOIN tasks WHERE it.key = ?1
+            AND tasks.key BETWEEN ?1 - ?2 AND ?1 - 1 AND tasks.state = 'completed'
+            AND tasks.notebook_key = it.notebook_key AND tasks.name = it.name
+            AND (it.name <> '' OR tasks.source = it.source)
+            ORDER BY tasks.key DESC LIMIT 5""",
+            (key, NAMED_AMONG),
+        )
+        durations = sorted(float(seconds) for (seconds,) in rows)
+        return durations[len(durations) // 2] if durations else None
 
     def waiting_for_threads(self, session_id: str, before: float) -> list[int]:
         """Return the keys of the session's tasks that wait for a thread since before a time."""

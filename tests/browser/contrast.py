@@ -42,7 +42,7 @@ MEASURE = """(root) => {
     const isSeen = (element) => element.getClientRects().length > 0 &&
         getComputedStyle(element).visibility === "visible" &&
         parseFloat(getComputedStyle(element).fontSize) > 0 &&
-        !element.closest(":disabled, .ipytp-unseen, option");
+        !element.closest(":disabled, [aria-disabled=true], .ipytp-unseen, option");
     const found = [];
     for (const element of [root, ...root.querySelectorAll("*")].filter(isSeen)) {
         const isSign = element.closest("[aria-hidden=true]") !== null;

@@ -190,6 +190,51 @@ def rerun_and_cancel_by_the_keyboard(notebook: NotebookPage, sidebar: Locator) -
     notebook.cell(3).wait_output("cancelled")
 
 
+def test_the_keyboard_alone_launches_a_task_reads_it_and_runs_it_again(
+    open_page: Open, server: JupyterServer, packages: str
+) -> None:
+    server.add_kernel("own", "7.4", {})
+    notebook = open_page("lab", server.add_notebook("own", "own"))
+    page, keyboard = notebook.page, notebook.page.keyboard
+    keyboard.press("Enter")  # from the notebook's cell into its editor
+    for source in ("%load_ext ipytaskpersist", SAYS):
+        keyboard.insert_text(source)
+        keyboard.press("Shift+Enter")
+    cell = notebook.cell(1)
+    cell.wait_output("completed[\\s\\S]*first word[\\s\\S]*first word")
+
+    # From anywhere to the list, by the command's name.
+    show_by_the_palette(notebook)
+    row = page.locator("#ipytaskpersist-tasks").get_by_role("row", name="says")
+    notebook.until(lambda: is_focused(row.first), "the task's row in focus")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    notebook.until(lambda: row.count() == 2, "another run of the task")
+    cell.wait_output("completed[\\s\\S]*#2[\\s\\S]*first word[\\s\\S]*first word")
+    assert is_focused(row.last)  # the answer has not taken the focus away
+    keyboard.press("Shift+Tab")
+    keyboard.press("Home")
+    keyboard.press("Enter")
+    notebook.until(lambda: is_focused(page.locator(ACTIVE)), "the focus in the task's cell")
+    assert SAYS.splitlines()[0] in page.locator(ACTIVE).inner_text()
+
+
+def show_by_the_palette(notebook: NotebookPage) -> None:
+    """Run the command that shows the list of tasks, as its name is typed."""
+    keyboard = notebook.page.keyboard
+    keyboard.press("Control+Shift+c")
+    notebook.page.locator("#modal-command-palette").wait_for()
+    keyboard.type("show background")
+    found = notebook.page.locator(".lm-CommandPalette-item.lm-mod-active")
+    notebook.until(lambda: "Background Tasks" in found.inner_text(), "the command in the palette")
+    keyboard.press("Enter")
+
+
+def is_focused(element: Locator) -> bool:
+    """Whether what is typed goes to an element, or into it."""
+    return bool(element.evaluate("(each) => each.contains(document.activeElement)"))
+
+
 def rows(sidebar: Locator, section: str) -> Locator:
     """The tasks in a section of the list."""
     return sidebar.get_by_role("rowgroup", name=section).locator("tr[data-id]")

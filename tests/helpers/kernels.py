@@ -40,7 +40,7 @@ _FOREIGN = (
 
 
 PATIENCE = 3 if os.environ.get("CI") else 1
-"""Factor of the deadlines: the machine of an automatic build may have a third of the usual speed."""
+"""Factor of the deadlines: an automatic build may have a machine of a third of the usual speed."""
 
 
 def until(condition: Callable[[], T], timeout: float = 30, message: str = "the condition") -> T:

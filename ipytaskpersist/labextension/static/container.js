@@ -5,7 +5,7 @@
 (() => {
   const here = document.currentScript.src;
   const NEEDED = [
-    ...["application", "coreutils", "notebook", "running", "services", "ui-components"].map((name) => `@jupyterlab/${name}`),
+    ...["application", "apputils", "coreutils", "notebook", "running", "services", "ui-components"].map((name) => `@jupyterlab/${name}`),
     ...["coreutils", "signaling", "widgets"].map((name) => `@lumino/${name}`),
   ];
   let scope = {};

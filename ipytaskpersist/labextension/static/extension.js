@@ -36,8 +36,8 @@ export function plugins(lab) {
     description: "Lists background tasks in a tab of the sidebar.",
     autoStart: true,
     requires: [IPage, INotebookTracker],
-    optional: [lab["@jupyterlab/application"].ILayoutRestorer],
-    activate(app, page, tracker, restorer) {
+    optional: [lab["@jupyterlab/application"].ILayoutRestorer, lab["@jupyterlab/apputils"].ICommandPalette],
+    activate(app, page, tracker, restorer, palette) {
       const widget = new lab["@lumino/widgets"].Widget();
       widget.id = "ipytaskpersist-tasks";
       widget.title.icon = icon;
@@ -46,6 +46,9 @@ export function plugins(lab) {
       tracker.currentChanged.connect(() => sidebar.update());
       app.shell.add(widget, "left", { rank: 250 });
       restorer?.add(widget, widget.id);
+      const command = "ipytaskpersist:show";
+      app.commands.addCommand(command, { label: "Show Background Tasks", execute: () => app.shell.activateById(widget.id) });
+      palette?.addItem({ command, category: "Background Tasks" });
     },
   };
 

@@ -5,6 +5,7 @@ export class Sidebar {
     Object.assign(this, { widget, page });
     widget.onAfterShow = () => this.show();
     widget.onBeforeHide = () => this.list?.hide();
+    widget.onActivateRequest = () => this.focus();
     this.update();
   }
 
@@ -24,6 +25,11 @@ export class Sidebar {
       this.loading = null;
       this.widget.node.textContent = `The server does not give the list of background tasks: ${message}`;
     }
+  }
+
+  async focus() {
+    await this.loading;
+    this.list?.focus();
   }
 
   async load() {

@@ -241,7 +241,7 @@ class TaskList {
   fillButton(button, task) {
     const verb = VERBS[task.action] ?? "";
     set(button, "hidden", task.action ? null : "");
-    set(button, "disabled", this.canAct(task) ? null : "");
+    this.enable(button, this.canAct(task));
     put(button, this.sure === task.id ? "Sure?" : this.isAsked(task) ? `${verb} …` : verb);
     set(button, "aria-label", `${verb} task ${task.number} ${task.name}`);
   }
@@ -249,10 +249,19 @@ class TaskList {
   fillPause(button, task) {
     const verb = VERBS[task.pause] ?? "";
     set(button, "hidden", task.pause ? null : "");
-    set(button, "disabled", this.view.isDisabled || this.actions.isAsked(task) ? "" : null);
+    this.enable(button, this.canPause(task));
     put(button, SIGNS[task.pause] ?? "");
     set(button, "title", verb);
     set(button, "aria-label", `${verb} task ${task.number} ${task.name}`);
+  }
+
+  // A button that is disabled would lose the focus, and the keyboard its place in the list.
+  enable(button, isEnabled) {
+    set(button, "aria-disabled", isEnabled ? null : "true");
+  }
+
+  canPause(task) {
+    return Boolean(task.pause) && !this.view.isDisabled && !this.actions.isAsked(task);
   }
 
   isAsked(task) {
@@ -286,8 +295,9 @@ class TaskList {
     const task = this.taskAt(event);
     if (!task) return;
     const button = event.target.closest("button");
-    if (button?.classList.contains("ipytp-pause")) this.actions.act(task, task.pause);
-    else if (button) this.press(task);
+    if (button?.classList.contains("ipytp-pause")) {
+      if (this.canPause(task)) this.actions.act(task, task.pause);
+    } else if (button) this.press(task);
     else {
       event.target.closest("tr").focus();
       this.actions.open(task);
@@ -1064,6 +1074,13 @@ export class Sidebar extends TaskView {
 
   hide() {
     clearInterval(this.ticking);
+  }
+
+  // For who came by the keyboard: the task that was chosen last, or the first.
+  focus() {
+    this.draw();
+    const row = this.list.parts.get(this.selected)?.row ?? this.list.node.querySelector("tr[data-id]");
+    (row ?? this.search).focus();
   }
 
   tick() {
