@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
@@ -16,13 +17,8 @@ from ipytaskpersist.text.formatting import utc_now, waits_for
 
 def as_document(shown: GroupOverview) -> dict[str, Any]:
     """Return a group as ``groups --json`` prints it."""
-    group = shown.group
     return {
-        "name": group.name,
-        "width": group.width,
-        "is_paused": group.is_paused,
-        "running": group.running,
-        "pending": group.pending,
+        **asdict(shown.group),
         "tasks": [
             {**task.as_json(utc_now()), "starts_in_s": shown.starts_in.get(task.key)}
             for task in shown.tasks

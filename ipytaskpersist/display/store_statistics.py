@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipytaskpersist.base.legible import legible
@@ -12,6 +12,7 @@ from ipytaskpersist.display.drawing import RenderableType, Text
 from ipytaskpersist.display.tables import Column, Columns, details
 from ipytaskpersist.errors import StoreUnwritable
 from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.queue import GroupRecord
 from ipytaskpersist.store.statistics import Day, Overview, Sizes
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.text import formatting
@@ -32,6 +33,8 @@ class Summary:
     sizes: Sizes
     largest: tuple[TaskRecord, ...]
     """The tasks that printed and displayed the most, largest first."""
+    groups: tuple[GroupRecord, ...]
+    """The groups of which tasks run or wait."""
     write_latency_s: float | None
     """Current duration of a small commit; None if the store cannot be written."""
     path: str
@@ -52,6 +55,7 @@ def gather(manager: BackgroundTasks) -> Summary | None:
         ended_sessions=ended,
         sizes=found.sizes(),
         largest=tuple(task for task in tasks if task is not None),
+        groups=tuple(group for group in store.queue.groups() if group.running or group.pending),
         write_latency_s=_write_latency_s(store),
         path=str(store.database.path),
     )
@@ -77,6 +81,7 @@ def as_document(found: Summary | None) -> dict[str, Any]:
             "archived": found.archived,
         },
         "sessions": {"active": found.active_sessions, "ended": found.ended_sessions},
+        "groups": [asdict(group) for group in found.groups],
         "output_bytes": found.overview.output_bytes,
         "disk_bytes": {
             "total": sizes.total,
@@ -128,6 +133,7 @@ def _facts(found: Summary) -> list[tuple[str, str]]:
     latency = found.write_latency_s
     facts = [
         ("tasks", f"{sum(by_state.values()):,}: {states}" if states else "0"),
+        ("groups", "; ".join(map(_group, found.groups))),
         ("archived", f"{found.archived:,}" if found.archived else ""),
         ("sessions", f"{found.active_sessions:,} active, {found.ended_sessions:,} ended"),
         ("output", formatting.size(found.overview.output_bytes)),
@@ -136,6 +142,14 @@ def _facts(found: Summary) -> list[tuple[str, str]]:
         ("store", found.path),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _group(group: GroupRecord) -> str:
+    """Return ``gpu: 2 of 2 running, 5 waiting``."""
+    of_width = "" if group.width is None else f" of {group.width}"
+    waiting = f", {group.pending:,} waiting" if group.pending else ""
+    paused = ", paused" if group.is_paused else ""
+    return f"{legible(group.name)}: {group.running:,}{of_width} running{waiting}{paused}"
 
 
 def _largest(tasks: tuple[TaskRecord, ...]) -> Columns:

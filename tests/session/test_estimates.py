@@ -56,6 +56,7 @@ def test_a_waiting_task_says_its_place_and_when_it_starts(store: TaskStore) -> N
     table = run_command(store.directory.root, "groups").stdout
     assert "any moment" in table
     assert "in about 0:0" in table
+    assert "gpu: 1 of 1 running, 4 waiting" in run_command(store.directory.root, "stats").stdout
     shown = run_command(store.directory.root, "show", waiting[1].id).stdout
     assert "1 task of its group first" in " ".join(shown.split())
     assert "usually takes" in shown
