@@ -436,13 +436,20 @@ class Supervisor:
             if task is None or task.ending is not None:
                 continue
             if is_to_pause:
-                refused = task.pause()
-                self._store.queue.paused(key, time.time())
-                if refused:
-                    which = ", ".join(refused)
-                    self._warn(f"task {task.record.task_id} is paused, except {which}")
+                self._pause(task)
             elif self._store.queue.may_continue(key, time.time()):
                 task.go_on()
+
+    def _pause(self, task: Supervised) -> None:
+        refused = task.pause()
+        try:
+            self._store.queue.paused(task.record.task_key, time.time())
+        except StoreError:
+            task.go_on()  # nobody would know of the pause, and end it
+            raise
+        if refused:
+            which = ", ".join(refused)
+            self._warn(f"task {task.record.task_id} is paused, except {which}")
 
     def _cancel_waiting(self, key: int) -> None:
         """Cancel a task that has not begun. A task that has just ended keeps its state."""

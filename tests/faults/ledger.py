@@ -39,14 +39,18 @@ class Job:
     """Whether it goes on without a word when it has printed them."""
     launches: tuple[Job, ...] = ()
     """The jobs that it launches from within, of which it prints a line each."""
+    group: str = ""
+    after: str = ""
+    """The job that has to complete first."""
 
     @property
     def cell(self) -> str:
         """The cell that launches it."""
-        if self.how == "shell":
-            return f"%%background --shell {self.name}\n{self._shell}"
-        option = " --process" if self.how == "process" else ""
-        return f"%%background{option} {self.name}\n{self._python}"
+        options = "" if self.how == "thread" else f" --{self.how}"
+        options += f" --group {self.group}" if self.group else ""
+        options += f" --after {self.after}" if self.after else ""
+        source = self._shell if self.how == "shell" else self._python
+        return f"%%background{options} {self.name}\n{source}"
 
     @property
     def _python(self) -> str:
@@ -197,6 +201,26 @@ class Ledger:
             lost = [launched.name for launched in acknowledged if launched.name not in names]
             assert not lost, f"{task.name} has launched {lost}, which are not there"
 
+    def queue_is_kept(self, group: str, width: int) -> None:
+        """Whether no more tasks run than may, and none began before the one that it waited for."""
+        with closing(TaskStore(StateDirectory(self.state_dir)).open()) as store:
+            tasks = {task.name: task for task in store.tasks.select(Selection())}
+            running = [
+                name
+                for name, task in tasks.items()
+                if task.group == group and task.state is TaskState.RUNNING and not task.paused_at
+            ]
+            assert len(running) <= width, f"{running} run at once, and may be {width}"
+            for name, job in self.jobs.items():
+                first = tasks.get(job.after)
+                if first is None or name not in tasks:
+                    continue
+                began = _event(store, tasks[name].key, TaskState.RUNNING)
+                done = _event(store, first.key, TaskState.COMPLETED)
+                assert began is None or (done is not None and done < began), (
+                    f"{name} began though {job.after} is {first.state.value}"
+                )
+
     def results_are_there(self) -> None:
         """Whether every task that completed gives its value."""
         directory = StateDirectory(self.state_dir)
@@ -236,6 +260,12 @@ class Ledger:
                 if not any(is_alive(pid, start) for pid, start in owners):
                     orphans.append(f"{task.id} ({task.runner}, {task.name})")
             return orphans
+
+
+def _event(store: TaskStore, key: int, state: TaskState) -> int | None:
+    """The place of a change among all changes of the store."""
+    query = "SELECT min(key) FROM events WHERE task_key = ? AND state = ?"
+    return store.database.rows(query, (key, state.value))[0][0]
 
 
 def _seen(store: TaskStore, task: TaskRecord) -> Seen:

@@ -100,6 +100,15 @@ POINTS = {
     "processes interrupted": Point("store.processes", "Processes.interrupt", "after", _COMMAND),
     "environment left": Point("store.environments", "put", "after", _OWNERS),
     "environment taken": Point("store.environments", "take", "after", _SUPERVISOR),
+    # The queue: who may start, in the transaction that claims, and what is paused.
+    "queue settled": Point("store.queue", "settle", "after", _WRITERS[:3]),
+    "room looked for": Point("store.queue", "ready", "after", _WRITERS[:3]),
+    "task set running": Point("store.queue", "set_running", "after", _WRITERS[:3]),
+    "pause asked": Point("store.queue", "Queue.request_pause", "after", _COMMAND),
+    "task to pause": Point("runners.supervised", "Supervised.pause", "before", _SUPERVISOR),
+    "task stopped": Point("runners.supervised", "Supervised.pause", "after", _SUPERVISOR),
+    "pause recorded": Point("store.queue", "Queue.paused", "after", _SUPERVISOR),
+    "room to go on": Point("store.queue", "Queue.may_continue", "after", _SUPERVISOR),
     # A fork server, and the processes that it forks.
     "fork asked for": Point("runners.fork_server", "ForkServer._fork", "before", _FORK_SERVER),
     "process forked": Point(

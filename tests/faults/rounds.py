@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kernels import until
 from layout import SCHEMAS
@@ -41,6 +41,7 @@ LEAVE_S = 60
 FREE_PAGES_AT = 36
 """Where an SQLite file says how many free pages it has: a wrong number is damage without a loss."""
 HOWS = ("thread", "shell", "process")
+GROUP, WIDTH = "work", 2
 
 
 @dataclass
@@ -306,7 +307,7 @@ class Round:
         thread = threading.Thread(target=strike)
         thread.start()
         try:
-            self.dice.choice([Round.work, Round.work, Round.work, *COMMANDS])(self)
+            self.dice.choice([Round.work, Round.work, Round.queue, *COMMANDS])(self)
         except Gone:
             self.tell("what was hit had more to do")
         finally:
@@ -321,6 +322,34 @@ class Round:
         self.world.leave(actor)
         self.ledger.look()
         return [task for task, seen in self.ledger.seen.items() if seen.state.is_final]
+
+    def queue(self) -> None:
+        """Launch jobs of two sessions into one group, some after others, and pause some."""
+        self.world.session(armed=False)
+        self.command("group", GROUP, "--width", str(WIDTH), armed=False)
+        actors = [actor for _turn in range(2) if (actor := self.actor()) is not None]
+        by_notebook: dict[Actor, str] = {}
+        for _turn in range(self.dice.randint(4, 8)):
+            if not actors:
+                break
+            actor = self.dice.choice(actors)
+            job = replace(self.job(self.dice.choice(self._hows())), group=GROUP)
+            if self.dice.random() < 0.5:
+                job = replace(job, after=by_notebook.get(actor, ""))
+            self.ledger.jobs[job.name] = job
+            try:
+                self.launch(actor, job)
+                by_notebook[actor] = job.name
+            except Gone:
+                self.tell(f"{actor.role} {actor.pid} has gone")
+                actors.remove(actor)
+            if self.dice.random() < 0.4:
+                self.command("pause", "--group", GROUP)
+                self.command("continue", "--group", GROUP)
+            self.ledger.queue_is_kept(GROUP, WIDTH)
+        self.command("continue", "--group", GROUP, armed=False)
+        self._wait_for_all()
+        self.ledger.queue_is_kept(GROUP, WIDTH)
 
     def archive(self) -> None:
         """Move ended tasks to the archive and back, several times."""
@@ -529,6 +558,14 @@ PLAYS: dict[str, Play] = {
     "store exchanged": Round.repair,
     "tasks interrupted": Round.lose_the_owner,
     "processes interrupted": Round.lose_the_owner,
+    "queue settled": Round.queue,
+    "room looked for": Round.queue,
+    "task set running": Round.queue,
+    "pause asked": Round.queue,
+    "task to pause": Round.queue,
+    "task stopped": Round.queue,
+    "pause recorded": Round.queue,
+    "room to go on": Round.queue,
     "cancel asked": Round.cancel,
     "session to end": Round.leave,
     "supervisor to leave": Round.leave,

@@ -1031,8 +1031,10 @@ export class Sidebar extends TaskView {
     this.page.open(task);
   }
 
+  // Tab goes to the buttons of the chosen task at once, however soon it is pressed.
   select(id) {
     this.selected = id;
+    this.list.mark(id);
     this.later();
   }
 
