@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from ipytaskpersist.store.file.database import Database
+from ipytaskpersist.store.file.migrations import IN_SLOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,23 @@ class Changes:
         return min(after, last or 0), set()
 
     def _live(self) -> frozenset[tuple[Any, ...]]:
+        """Return the live tasks, those that wait with what is known of their group."""
         rows = self._database.rows(
-            """SELECT key, progress, cancel_requested_at, paused_at, pause_requested, waits_for
+            f"""SELECT key, progress, cancel_requested_at, paused_at, pause_requested, waits_for,
+                group_name, state = 'pending', {IN_SLOT}
             FROM tasks INDEXED BY tasks_live
             WHERE state IN ('pending', 'running')"""
         )
-        return frozenset(map(tuple, rows))
+        groups = self._groups(Counter(group for *_own, group, _waits, has_slot in rows if has_slot))
+        return frozenset(
+            (*own, groups.get(group) if waits else None) for *own, group, waits, _has_slot in rows
+        )
+
+    def _groups(self, running: Counter[str]) -> dict[str, tuple[Any, ...]]:
+        """Return what the tasks that wait for each group are told of it."""
+        return {
+            name: (width, is_paused, width is not None and running[name] >= width)
+            for name, width, is_paused in self._database.rows(
+                "SELECT name, width, paused_at IS NOT NULL FROM groups"
+            )
+        }
