@@ -174,6 +174,8 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         ("paused for", formatting.duration(task.paused_s) if task.paused_s else ""),
         ("group", "" if task.group == DEFAULT_GROUP else task.group),
         ("priority", str(task.waiting.priority) if task.waiting and task.waiting.priority else ""),
+        (_of_machine(task), formatting.demands(task.demands)),
+        ("GPUs", ", ".join(task.gpu_ids)),
         ("runs as", f"{formatting.place(task)} of session {session}"),
         ("notebook", task.notebook),
         ("cell", task.cell_id or ""),
@@ -183,6 +185,12 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         *_provenance(task),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _of_machine(task: TaskRecord) -> str:
+    if task.state is TaskState.PENDING:
+        return "needs"
+    return "has booked" if task.state is TaskState.RUNNING else "had booked"
 
 
 def _provenance(task: TaskRecord) -> list[tuple[str, str]]:
