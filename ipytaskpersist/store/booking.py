@@ -16,7 +16,7 @@ from typing import Any
 
 from ipytaskpersist.base.demands import COLUMNS, Demands
 from ipytaskpersist.store.file.migrations import BOOKED, DEMANDING
-from ipytaskpersist.text.formatting import is_or_are, share, short_size
+from ipytaskpersist.text.formatting import counted, is_or_are, share, short_size
 
 PATIENCE_S = 600.0
 """Time for which later tasks may start before one that waits for the machine."""
@@ -175,6 +175,9 @@ class Room:
         return ""
 
     def _lacks_gpus(self, count: int, size_bytes: int | None) -> str:
+        if len(self._gpus) < count:
+            needed = counted(count, "GPU")
+            return f"needs {needed}, and the driver shows {len(self._gpus) or 'none'}"
         fitting = self._fitting(size_bytes)
         if len(fitting) >= count:
             return ""
@@ -205,7 +208,7 @@ class Room:
         for each in chosen:
             each.is_lent = True
             each.left_bytes = 0 if size_bytes is None else each.left_bytes - size_bytes
-        return tuple(each.gpu.uuid for each in chosen)
+        return tuple(each.gpu.uuid for each in sorted(chosen, key=lambda each: each.gpu.index))
 
 
 @dataclass(slots=True)
