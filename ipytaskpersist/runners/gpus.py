@@ -70,7 +70,7 @@ def is_visible(gpu: Gpu, visible: str | None) -> bool:
 def _amd() -> str:
     if AMD.exists() or AMD_COMPUTE.exists():
         return (
-            "its GPUs are AMD's, and only NVIDIA's can be lent; a group of width 1 has its tasks "
-            "run one after the other: --group gpu"
+            "this machine's GPUs are AMD's, and only NVIDIA's can be lent; to run one task at a "
+            "time, %bg_group gpu --width 1 makes a group, and --group gpu puts tasks into it"
         )
     return ""

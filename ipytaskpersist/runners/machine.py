@@ -65,7 +65,7 @@ class MachineReader:
         used = {
             each.key: Use(self._load.of(each.key), memory_of.get(each.key, 0)) for each in bookings
         }
-        found, cpus = _gpus() if with_gpus else (), cpu_count()
+        found, cpus = _gpus() if with_gpus else None, cpu_count()
         machine = Machine(host_name(), cpus, self._load.busy, memory_bytes, free_bytes, found, used)
         self._seen, self._seen_at, self._has_gpus = machine, now, with_gpus
         return machine

@@ -57,7 +57,8 @@ class Machine:
     """How many of them were busy, on average."""
     memory_bytes: int
     free_memory_bytes: int
-    gpus: Sequence[Gpu] = ()
+    gpus: Sequence[Gpu] | None = None
+    """None if they were not looked at, because no task had asked for one."""
     used: Mapping[int, Use] = field(default_factory=dict)
     """What the tasks with a booking use of that, by their keys."""
 
@@ -159,7 +160,7 @@ class Room:
         # Rounded, or the least thing that goes on would keep a task from having all CPUs.
         self._cpus -= max(0, int(others_cpus + 0.5))
         self._memory_bytes -= max(0, others_bytes)
-        self._gpus = [_gpu_room(gpu, bookings, at) for gpu in machine.gpus]
+        self._gpus = [_gpu_room(gpu, bookings, at) for gpu in machine.gpus or ()]
 
     def lacks(self, demands: Demands) -> str:
         """Return what is missing for a task, in words; empty if it fits."""

@@ -20,6 +20,7 @@ from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.records import DEFAULT_GROUP
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.store.booking import (
+    Asking,
     Booking,
     Decision,
     Lack,
@@ -199,9 +200,9 @@ def _ready_by_machine(
     own = [key for key, (_group, *lane) in waiting if lane == [session_id, "process"]]
     decision = Decision()
     if machine is not None:
-        here = [each for each in asking.values() if each.host == machine.host or each.key in own]
         at = time.time()
-        decision = decide(here, Room(machine, bookings_on(connection, machine.host), at), at)
+        rivals = _rivals(asking, own, machine, at)
+        decision = decide(rivals, Room(machine, bookings_on(connection, machine.host), at), at)
     starts = decision.starts
     keys = [key for key in own if key not in asking or key in starts][:at_most]
     is_new = {key: lack for key, lack in decision.lacks.items() if lack.words != asking[key].lacks}
@@ -210,6 +211,25 @@ def _ready_by_machine(
         gpu_ids={key: starts[key] for key in keys if key in starts},
         lacks={key: lack for key, lack in is_new.items() if key in own},
     )
+
+
+def _rivals(
+    asking: Mapping[int, Asking], own: Sequence[int], machine: Machine, at: float
+) -> list[Asking]:
+    """Return the session's own tasks that ask for something, and those that may come first.
+
+    Others are left to their own supervisor, which may see another part of the machine.
+    """
+    groups = {asking[key].group for key in own if key in asking}
+    return [
+        each
+        for key, each in asking.items()
+        if (each.demands.gpus is None or machine.gpus is not None)
+        and (
+            key in own
+            or (each.host == machine.host and (each.group in groups or each.is_impatient(at)))
+        )
+    ]
 
 
 def _groups(connection: Any) -> Iterator[str]:

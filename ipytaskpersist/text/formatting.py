@@ -169,8 +169,8 @@ def waits_for(task: TaskRecord) -> str:
     if waiting.width is not None:
         if waiting.running >= waiting.width:
             return f"group {group} is full: {waiting.running} of {waiting.width}"
-        return waiting.lacks or f"is next in group {group}"
-    return waiting.lacks or ""
+        return legible(waiting.lacks) if waiting.lacks else f"is next in group {group}"
+    return legible(waiting.lacks or "")
 
 
 def next_verbs(task: TaskRecord) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from kernels import NotebookKernel, until
 
-from ipytaskpersist.runners import control_groups
+from ipytaskpersist.runners import control_groups, gpus
+from ipytaskpersist.store.booking import Gpu
 
 GB = 10**9
 LIBRARY = Path(__file__).parents[1] / "helpers" / "nvml.c"
@@ -168,15 +169,15 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_gpus_are_lent_by_what_their_driver_says_is_free(
     make_kernel: Callable[..., NotebookKernel], driver: Path, tmp_path: Path
 ) -> None:
-    gpus = tmp_path / "gpus"
+    file = tmp_path / "gpus"
 
     def have(*free: int) -> None:
         lines = [f"GPU-{index}a {24 * GB} {each * GB}\n" for index, each in enumerate(free)]
         (tmp_path / "new").write_text("".join(lines))
-        (tmp_path / "new").rename(gpus)
+        (tmp_path / "new").rename(file)
 
     have(24, 9)
-    env = {"LD_LIBRARY_PATH": str(driver), "FAKE_GPUS": str(gpus)}
+    env = {"LD_LIBRARY_PATH": str(driver), "FAKE_GPUS": str(file)}
     shared = Shared(make_kernel(notebook=tmp_path / "a.ipynb", env=env), tmp_path)
     refuses(shared, {
         "--shell --gpus 3": "--gpus 3 is more than this machine has: 2 GPUs",
@@ -206,11 +207,32 @@ def test_gpus_are_lent_by_what_their_driver_says_is_free(
     shared.say("%bg_rerun both")
     assert shared.await_state("both", "completed")["gpu_ids"] == ["GPU-0a", "GPU-1a"]
     shared.say("import ipytaskpersist as bg")
-    shared.say("bg.submit(print, 1, name='called', process=True, gpu_memory='8G', memory=GB)"
-               .replace("GB", str(GB)))  # fmt: skip
+    shared.say(
+        "import os; bg.submit(os.getenv, 'CUDA_VISIBLE_DEVICES', "
+        "name='called', process=True, gpu_memory='8G', memory=10**9)"
+    )
     called = shared.await_state("called", "completed")
     assert (called["gpus"], called["gpu_memory_bytes"]) == (1, 8 * GB)
-    assert len(called["gpu_ids"]) == 1
+    assert shared.say("%bg_result called").strip("'\n") == called["gpu_ids"][0]
+
+
+def test_gpus_that_cannot_be_lent_are_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The library of the driver cannot be found in this process, as on any machine without one."""
+    pytest.importorskip("pynvml")
+    with pytest.raises(gpus.NoGpus, match="has no NVIDIA driver that answers"):
+        gpus.find()
+    with monkeypatch.context() as hidden:
+        hidden.setitem(sys.modules, "pynvml", None)
+        with pytest.raises(gpus.NoGpus, match="pip install nvidia-ml-py"):
+            gpus.find()
+    monkeypatch.setattr(gpus, "AMD_COMPUTE", tmp_path)
+    with pytest.raises(gpus.NoGpus, match="GPUs are AMD's, and only NVIDIA's can be lent"):
+        gpus.find()
+    gpu = Gpu("GPU-12ab", 1, "A GPU", GB, GB)
+    assert all(gpus.is_visible(gpu, each) for each in (None, "0,1", "GPU-12", "1"))
+    assert not any(gpus.is_visible(gpu, each) for each in ("", "-1", "0", "GPU-13", "11"))
 
 
 # The limits of a container.

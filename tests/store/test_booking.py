@@ -92,7 +92,7 @@ def test_gpus_are_lent_whole_or_shared_by_their_memory() -> None:
     new = replace(lent, started_at=AT - 1)
     assert lacks(one, Demands(gpus=1, gpu_memory_bytes=12 * GB), new) == "GPU 0 has 2 of 12 GB free"
     assert lacks(one, whole, lent) == "needs 1 of 1 GPUs, none is free"
-    assert "the driver shows none" in lacks(MACHINE, whole)
+    assert "the driver shows none" in lacks(replace(MACHINE, gpus=()), whole)
 
 
 def test_a_task_that_waits_blocks_its_group_alone_until_its_patience_ends() -> None:
@@ -220,6 +220,8 @@ def test_a_lent_gpu_is_kept_with_the_task(store: TaskStore, sessions: list[Sessi
     first, second = add(store, sessions[0], gpus=1), add(store, sessions[0], gpus=2)
     third = add(store, sessions[1], "default", gpus=1)
     assert store.queue.asks_for_gpus() is True
+    assert claim(store, sessions[0]) == [], "no GPU was looked at"
+    assert waits(store, first) is None
     (process,) = claim(store, sessions[0], machine)
     assert (process.task_key, process.gpu_ids) == (first, ("GPU-0",))
     assert waits(store, second) == "needs 2 of 2 GPUs, 1 is free"
