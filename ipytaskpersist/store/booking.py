@@ -104,8 +104,8 @@ class Lack:
     """Whether the machine has no room for it, not only for one before it."""
 
 
-BEHIND = Lack("is behind another task of its group that waits for the machine", False)
-PASSED = Lack("is behind a task that has waited long for the machine", False)
+BEHIND = Lack("waits behind another of its group", False)
+PASSED = Lack("waits behind one that has waited long", False)
 
 
 @dataclass(slots=True)

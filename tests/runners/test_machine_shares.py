@@ -106,7 +106,7 @@ def test_memory_is_waited_for_and_seen_everywhere(shared: Shared) -> None:
     shared.launch("third", "--cpus 0.01")
     shared.launch("plain", "")
     assert shared.await_lack("second").startswith("needs ")
-    assert shared.await_lack("third").startswith("is behind another task")
+    assert shared.await_lack("third").startswith("waits behind another")
     shared.await_state("plain", "running")
     words = shared.await_lack("second").partition(",")[0]
     for command in ("%bg_list", "%bg_show second", "%bg_groups"):

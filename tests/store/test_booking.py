@@ -109,7 +109,7 @@ def test_a_task_that_waits_blocks_its_group_alone_until_its_patience_ends() -> N
     assert started(large, small, other, last) == [3]
     decision = decide([large, small], Room(machine, (), AT), AT)
     assert decision.lacks[1].words == "needs 40 GB, 20 GB are free"
-    assert "behind another task of its group" in decision.lacks[2].words
+    assert "behind another of its group" in decision.lacks[2].words
     assert started(replace(large, lacks_since=AT - PATIENCE_S + 1), small, other) == [3]
     impatient = replace(large, lacks_since=AT - PATIENCE_S)
     assert started(impatient, small, other) == []
@@ -189,7 +189,7 @@ def test_a_task_that_waits_for_the_machine_holds_its_place_in_a_width(
     small, plain = add(store, two, "few", cpus=1), add(store, two, "few")
     free = add(store, two, "default", cpus=1)
     assert keys(claim(store, two)) == [free]
-    assert "behind another task" in (waits(store, small) or "")
+    assert "behind another" in (waits(store, small) or "")
     assert keys(claim(store, one)) == []
     assert waits(store, large) == "needs 9 of 8 CPUs, 7 are free"
     with store.database.transaction() as connection:
@@ -226,7 +226,7 @@ def test_a_lent_gpu_is_kept_with_the_task(store: TaskStore, sessions: list[Sessi
     assert (process.task_key, process.gpu_ids) == (first, ("GPU-0",))
     assert waits(store, second) == "needs 2 of 2 GPUs, 1 is free"
     assert keys(claim(store, sessions[1], machine)) == []
-    assert "behind another task" in (waits(store, third) or "")
+    assert "behind another" in (waits(store, third) or "")
     store.tasks.end(first, TaskState.COMPLETED, None, 0, time.time())
     (process,) = claim(store, sessions[0], machine)
     assert process.gpu_ids == ("GPU-0", "GPU-1")
