@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -54,6 +55,10 @@ def background(
     group: str = "",
     priority: int = 0,
     at: str | datetime = "",
+    cpus: float | None = None,
+    memory: str | int | None = None,
+    gpus: int | None = None,
+    gpu_memory: str | int | None = None,
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -73,6 +78,10 @@ def background(
     end of task 3 alone). `group` is the group whose width the task takes part of, `priority` puts
     it before waiting tasks of a lower one, and `at` is the time before which it does not start:
     a time with its date, or a text as ``--at`` takes it.
+
+    `cpus`, `memory`, `gpus` and `gpu_memory` are what a process needs of the machine: it starts
+    once that is free, and has it while it runs. A size is a text such as ``"8G"``, or a number of
+    bytes. A process that uses more than its `memory` is ended. With `gpu_memory`, tasks share GPUs.
 
     Return as soon as the task is durably recorded. Raise what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
@@ -95,17 +104,33 @@ def background(
         fresh=fresh,
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
-    place = _place(after, group, priority, at)
+    needs = _needs(cpus, memory, gpus, gpu_memory)
+    place = replace(needs, after=_references(after), group=group, priority=priority, at=_time(at))
     request = Request(name, where, options, tags, bool(notify), notify_to, if_running, place=place)
     return Task(manager, manager.launcher.launch(source, request).task)
 
 
-def _place(
-    after: Sequence[Task | str | int], group: str, priority: int, at: str | datetime
+def _references(after: Sequence[Task | str | int]) -> list[str]:
+    return [each.id if isinstance(each, Task) else str(each) for each in after]
+
+
+def _time(at: str | datetime) -> str:
+    return at.astimezone().isoformat() if isinstance(at, datetime) else at
+
+
+def _needs(
+    cpus: float | None,
+    memory: str | int | None,
+    gpus: int | None,
+    gpu_memory: str | int | None,
 ) -> PlaceInQueue:
-    references = [each.id if isinstance(each, Task) else str(each) for each in after]
-    when = at.astimezone().isoformat() if isinstance(at, datetime) else at
-    return PlaceInQueue(references, group, priority, when)
+    """Return what a task needs of the machine."""
+    return PlaceInQueue(cpus=cpus, memory=_size(memory), gpus=gpus, gpu_memory=_size(gpu_memory))
+
+
+def _size(given: str | int | None) -> str:
+    """Return a size as it is typed. A number is one of bytes."""
+    return "" if given is None else f"{given} B" if isinstance(given, int) else given
 
 
 def submit(
@@ -116,12 +141,17 @@ def submit(
     process: bool = False,
     after: Sequence[Task | str | int] | None = None,
     group: str | None = None,
+    cpus: float | None = None,
+    memory: str | int | None = None,
+    gpus: int | None = None,
+    gpu_memory: str | int | None = None,
     **kwargs: Any,
 ) -> Task:
     """Call ``function(*args, **kwargs)`` in the background and return its task.
 
     The task has the name, by default the function's. `after` are tasks that have to complete first,
-    and `group` is the group whose width it takes part of. An ``async`` function runs to its end.
+    and `group` is the group whose width it takes part of. `cpus`, `memory`, `gpus` and `gpu_memory`
+    are what it needs of the machine, as for `background`. An ``async`` function runs to its end.
     With `process` the call runs in its own process, which gets copies of function and arguments and
     outlives the kernel.
 
@@ -139,12 +169,17 @@ def submit(
         "process": process,
         "after": after is not None,
         "group": group is not None,
+        "cpus": cpus is not None,
+        "memory": memory is not None,
+        "gpus": gpus is not None,
+        "gpu_memory": gpu_memory is not None,
     }
     _refuse_own_parameters(function, args, [each for each, is_given in given.items() if is_given])
     call = partial(function, *args, **kwargs)
     if name is None:
         name = str(getattr(_inner(function), "__name__", type(function).__name__))
-    place = _place(after or (), group or "", 0, "")
+    needs = _needs(cpus, memory, gpus, gpu_memory)
+    place = replace(needs, after=_references(after or ()), group=group or "")
     request = Request(name, PROCESS if process else THREAD, place=place)
     return Task(manager, manager.launcher.launch_function(call, _source(function), request))
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 
@@ -181,6 +182,8 @@ class Waiting:
     """How many of them run now."""
     is_paused: bool
     """Whether no task of its group starts."""
+    lacks: str | None = None
+    """What the machine lacked for it when a process last wanted to start it, in words."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``list --json`` prints about it."""
@@ -191,6 +194,7 @@ class Waiting:
             "width": self.width,
             "running": self.running,
             "is_paused": self.is_paused,
+            "lacks": self.lacks,
         }
 
 
@@ -256,6 +260,10 @@ class TaskRecord:
     """The tasks with which it shares a width."""
     waiting: Waiting | None = None
     """What it waits for before it starts; None for nothing."""
+    demands: Demands = field(default_factory=Demands)
+    """What it has booked of its machine, or will have while it runs."""
+    gpu_ids: tuple[str, ...] = ()
+    """The GPUs that it has or had, as their driver names them."""
     paused_at: datetime | None = None
     """Since when its processes are stopped; None if they are not."""
     paused_s: float = 0.0
@@ -303,6 +311,8 @@ class TaskRecord:
             "paused_at": self.paused_at.isoformat() if self.paused_at else None,
             "paused_s": self.paused_s,
             "waiting": None if self.waiting is None else self.waiting.as_json(),
+            **self.demands.columns,
+            "gpu_ids": list(self.gpu_ids),
             "exit_code": self.exit_code,
             "created_at": self.created_at.isoformat(),
             "started_at": self.started_at.isoformat() if self.started_at else None,
@@ -392,7 +402,7 @@ class ProcessRecord:
     cpu_s: float | None
     """Processor time of it and its children, in seconds; None while it runs."""
     peak_memory_bytes: int | None
-    """Peak memory of any one of its processes."""
+    """Peak memory of any one of its processes; with a limit, of all of them together."""
     max_output_bytes: int | None = None
     """Maximum number of bytes of its output to keep; None for all."""
     pid_namespace: int | None = None
@@ -400,6 +410,10 @@ class ProcessRecord:
     interpreter: str | None = None
     """Which interpreter a Python task has: `WARM`, or ``fresh`` and why. Before it has begun, None
     unless that is already certain."""
+    memory_bytes: int | None = None
+    """Memory of all its processes together, at which it is ended; None for any amount."""
+    gpu_ids: Sequence[str] = ()
+    """The GPUs that it sees, as their driver names them; empty for those that its kernel sees."""
 
     @property
     def pid_here(self) -> int | None:

@@ -98,6 +98,23 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Start at 22:00, 'tomorrow 6:30' or 2026-11-30T06:00, not earlier.",
     ),
     click.option(
+        "--cpus", type=float, metavar="N",
+        help="Start a process once N CPUs are free, and keep them for it.",
+    ),
+    click.option(
+        "--memory", default="", metavar="SIZE",
+        help="Start a process once so much memory is free, 8G or 500M, and end it when it uses "
+        "more. auto: what the last run of its name used, and a quarter more.",
+    ),
+    click.option(
+        "--gpus", type=int, metavar="N",
+        help="Start a process once N GPUs are free, and let it see only these.",
+    ),
+    click.option(
+        "--gpu-memory", default="", metavar="SIZE",
+        help="So much of each GPU, 20G, which other tasks share. Default: all of it.",
+    ),
+    click.option(
         "--if-running", type=click.Choice(IF_RUNNING),
         help="What to do while this cell's task still runs. Default: the setting if_running.",
     ),
@@ -111,6 +128,10 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Tell it here, too: 'desktop', or an address of apprise. May be given several times.",
     ),
 )  # fmt: skip
+
+
+QUEUE = ("after", "group", "priority", "at", "cpus", "memory", "gpus", "gpu_memory")
+"""The options that say when a task may start."""
 
 
 def with_options(function: Any) -> Any:
@@ -138,10 +159,10 @@ def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
     given["timeout_s"] = given.pop("timeout")
     given["if_running"] = given["if_running"] or ""
-    names, queue = given.pop("inputs"), ("after", "group", "priority", "at")
+    names = given.pop("inputs")
     delay = names if names and names[0].isdigit() else ""  # no variable begins with a digit
     given["inputs"] = None if delay else _names(None, None, names)
-    place = PlaceInQueue(**{option: given.pop(option) for option in queue}, delay=delay)
+    place = PlaceInQueue(**{option: given.pop(option) for option in QUEUE}, delay=delay)
     apart = ("tags", "notify", "notify_to", "if_running")
     more = {option: given.pop(option) for option in apart}
     return Request(named or " ".join(name), where, Options(**given), place=place, **more)

@@ -176,6 +176,8 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         ("paused for", formatting.duration(task.paused_s) if task.paused_s else ""),
         ("group", "" if task.group == DEFAULT_GROUP else task.group),
         ("priority", str(task.waiting.priority) if task.waiting and task.waiting.priority else ""),
+        (_of_machine(task), formatting.demands(task.demands)),
+        ("GPUs", ", ".join(task.gpu_ids)),
         ("runs as", f"{formatting.place(task)} of session {session}"),
         ("notebook", task.notebook),
         ("cell", task.cell_id or ""),
@@ -199,6 +201,12 @@ def _queue(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
     usual_s = manager.store.tasks.usual_s(task.key)
     facts.append(("usually takes", "" if usual_s is None else formatting.duration(usual_s)))
     return [(name, value) for name, value in facts if value]
+
+
+def _of_machine(task: TaskRecord) -> str:
+    if task.state is TaskState.PENDING:
+        return "needs"
+    return "has booked" if task.state is TaskState.RUNNING else "had booked"
 
 
 def _provenance(task: TaskRecord) -> list[tuple[str, str]]:

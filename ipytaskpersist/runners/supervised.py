@@ -34,6 +34,7 @@ from ipytaskpersist.runners.channel import (
     as_progress,
     as_result,
 )
+from ipytaskpersist.runners.gpus import VISIBLE
 from ipytaskpersist.runners.warm import NotForked, WarmProcess
 from ipytaskpersist.runners.warm_starts import WarmStarts
 
@@ -104,6 +105,9 @@ class Supervised:
         """Open descriptors, each with the function that takes its data."""
         self.ending: Ending | None = None
         self.usage: Any = None
+        self.memory_bytes = self.peak_memory_bytes = 0
+        """Memory of all its processes when it was last looked at, and the most; of a task with a
+        limit."""
         self.leader: process_tree.Process | None = None
         self._started_at = time.monotonic()
         self._paused_since: float | None = None
@@ -196,6 +200,8 @@ class Supervised:
     def _environment(self, environment: dict[str, str], channel: int | None) -> dict[str, str]:
         """Return the environment of the task's process."""
         whole = {**environment, process_tree.MARK: self.record.task_id}
+        if self.record.gpu_ids:
+            whole[VISIBLE] = ",".join(self.record.gpu_ids)
         if channel is not None:
             hide_inspection(whole)
             whole[DESCRIPTOR] = str(channel)
@@ -348,11 +354,17 @@ class Supervised:
             self._paused_since = None
         process_tree.continue_task(self.record.task_id, self.leader)
 
-    def ask_to_end(self, state: TaskState, reason: str, snapshot: Snapshot) -> None:
-        """Send SIGTERM to all processes of the task. `press` continues from there."""
+    def ask_to_end(
+        self, state: TaskState, reason: str, snapshot: Snapshot, *, at_once: bool = False
+    ) -> None:
+        """Send SIGTERM to all processes of the task. `press` continues from there.
+
+        With `at_once`, it sends SIGKILL next, without the grace period.
+        """
         if self.ending is not None:
             return
-        self.ending = Ending(state, reason, time.monotonic() + self.record.grace_s)
+        grace_s = 0.0 if at_once else self.record.grace_s
+        self.ending = Ending(state, reason, time.monotonic() + grace_s)
         self._signal_group(signal.SIGTERM)
         others = [each for each in self._living(snapshot) if not _is_in_group(each, self.pid)]
         process_tree.send_all(others, signal.SIGTERM)

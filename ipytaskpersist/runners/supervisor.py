@@ -27,7 +27,7 @@ from typing import Any
 
 from ipytaskpersist.base.detached import remove_empty
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.base.process_identity import ProcessIdentity
+from ipytaskpersist.base.process_identity import ProcessIdentity, host_name
 from ipytaskpersist.base.process_tree import Snapshot, kill_tasks
 from ipytaskpersist.base.records import ProcessRecord, SupervisorRecord, TaskState
 from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
@@ -39,7 +39,9 @@ from ipytaskpersist.runners.adoption import Strangers
 from ipytaskpersist.runners.durability import Flushes
 from ipytaskpersist.runners.kernel_watch import KERNEL_S, KernelWatch
 from ipytaskpersist.runners.liveness import Watch
+from ipytaskpersist.runners.machine import MachineReader
 from ipytaskpersist.runners.machine_limits import MemoryEvents, OpenFiles
+from ipytaskpersist.runners.memory_watch import MemoryWatch
 from ipytaskpersist.runners.store_watch import POLLED_LOOK_S, StoreWatch
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
 from ipytaskpersist.runners.task_end import TaskEnd
@@ -47,7 +49,9 @@ from ipytaskpersist.runners.task_rows import TaskRows
 from ipytaskpersist.runners.warm import ForkServer
 from ipytaskpersist.runners.warm_starts import WarmStarts
 from ipytaskpersist.store import environments, problems
+from ipytaskpersist.store.booking import Machine
 from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.text.formatting import short_size, size
 
 ENDS_S = 1.0
 """How often ended processes are looked for, even without SIGCHLD."""
@@ -102,6 +106,8 @@ class Supervisor:
         self._said: set[str] = set()
         """Messages already logged, which would otherwise recur every turn."""
         self._memory = MemoryEvents()
+        self._memory_watch = MemoryWatch()
+        self._machine = MachineReader()
         store.session_id, store.say = session_id, self._warn
         self._limit = OpenFiles()
         self._warm = WarmStarts(
@@ -198,6 +204,8 @@ class Supervisor:
             # Inspecting all processes of a busy machine is slow. Most of the time must go to
             # output.
             self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
+        if now >= self._memory_watch.next_at:
+            self._enforce_memory()
         has_ended_some = self._finish()
         if self._waiting and (has_ended_some or now >= self._retry_at):
             self._start_waiting()
@@ -211,7 +219,9 @@ class Supervisor:
     def _take_output(self) -> None:
         """Wait a moment for output and read it, channels before streams."""
         streams: list[tuple[Supervised, int]] = []
-        wake_at = min(self._look_at, self._press_at) if self._limited else self._look_at
+        wake_at = min(self._look_at, self._memory_watch.next_at)
+        if self._limited:
+            wake_at = min(wake_at, self._press_at)
         for key, _events in self._selector.select(max(0.0, wake_at - time.monotonic())):
             source: Supervised | StoreWatch | ForkServer | None = key.data
             if source is None:
@@ -314,15 +324,24 @@ class Supervisor:
         if not self._has_pending:
             self._is_short = False
             return
-        if not self._store.queue.may_claim(self._session_id, "process", time.time()):
+        machine, at = self._seen_machine(), time.time()
+        if not self._store.queue.may_claim(self._session_id, "process", at, machine):
             return
         assert self._record is not None
         few = 1 if self._is_short else CLAIM_AT_ONCE
         self._waiting.extend(
-            self._store.processes.claim(self._session_id, self._record.key, time.time(), few)
+            self._store.processes.claim(self._session_id, self._record.key, at, few, machine)
         )
         self._start_waiting()
         self._watch.commits.forget()  # there may be more
+
+    def _seen_machine(self) -> Machine | None:
+        """Return what the machine has free; None if no task that waits asks for any of it."""
+        with_gpus = self._store.queue.asks_for_gpus()
+        if with_gpus is None:
+            return None
+        bookings = self._store.queue.bookings_on(host_name())
+        return self._machine.read(bookings, with_gpus=with_gpus)
 
     def _look_at_queue(self) -> None:
         has_pending = self._store.processes.has_pending(self._session_id)
@@ -369,6 +388,7 @@ class Supervisor:
         self._tasks[task.pid] = task
         if process.timeout_s is not None:
             self._limited.add(task)
+        self._memory_watch.add(task)
         self._count_live()
         start = task.leader.start if task.leader else None
         self._recorder.post(
@@ -421,13 +441,28 @@ class Supervisor:
             self._ask_to_end(task, TaskState.CANCELLED, "cancelled", snapshot)
 
     def _ask_to_end(
-        self, task: Supervised, state: TaskState, reason: str, snapshot: Snapshot
+        self,
+        task: Supervised,
+        state: TaskState,
+        reason: str,
+        snapshot: Snapshot,
+        *,
+        at_once: bool = False,
     ) -> None:
         self._limited.add(task)  # even if the first signal fails, the next turn continues
         self._guarded(
             f"telling task {task.record.task_id} to end",
-            lambda: task.ask_to_end(state, reason, snapshot),
+            lambda: task.ask_to_end(state, reason, snapshot, at_once=at_once),
         )
+
+    def _enforce_memory(self) -> None:
+        """End the tasks that use more memory than they may, before the machine has none left."""
+        beyond, snapshot = self._memory_watch.beyond()
+        for task in beyond:
+            assert snapshot is not None, "there is one if a task was looked at"
+            limit = short_size(task.record.memory_bytes or 0)
+            reason = f"used {size(task.memory_bytes)} of its {limit}"
+            self._ask_to_end(task, TaskState.FAILED, reason, snapshot, at_once=True)
 
     def _pause_and_continue(self) -> None:
         running = {task.record.task_key: task for task in self._tasks.values()}
@@ -497,6 +532,7 @@ class Supervisor:
             task.reap()
             del self._tasks[task.pid]
             self._limited.discard(task)
+            self._memory_watch.discard(task)
             self._stuck.discard(task)
             self._record_end(task, task.end(self._memory.have_killed))
         return bool(over)
@@ -517,7 +553,8 @@ class Supervisor:
             if task.usage is not None:
                 usage = task.usage
                 cpu_s = usage.ru_utime + usage.ru_stime
-                store.processes.used(key, cpu_s, usage.ru_maxrss * RSS_UNIT_BYTES)
+                peak_bytes = max(usage.ru_maxrss * RSS_UNIT_BYTES, task.peak_memory_bytes)
+                store.processes.used(key, cpu_s, peak_bytes)
             task_end.record(store, task.recording)
 
         self._recorder.post(record)

@@ -48,6 +48,7 @@ from ipytaskpersist.session.requests import (
     directory_of,
     is_passable,
     refuse,
+    refuse_demands,
 )
 from ipytaskpersist.session.results import Results
 from ipytaskpersist.session.runners import Runners
@@ -167,6 +168,7 @@ class Launcher:
             NEEDS_PROCESS,
         )
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
+        refuse_demands(request.place)
         return self._launch_thread(source, request)
 
     def _launch_thread(
@@ -191,6 +193,7 @@ class Launcher:
             return self._launch_process(new, self._python_process(request.options), inputs)
         from ipytaskpersist.cells.execution import run_function
 
+        refuse_demands(request.place)
         shell = self._require_shell()
         new = self._new(source, request, "python", THREAD, is_call=True)
         return self._run_in_thread(new, lambda task: run_function(shell, call, task))
@@ -523,7 +526,7 @@ class Launcher:
             provenance={**provenance.of_launch(), **before},
             admission=self._queueing.again(again.task)
             if again
-            else self._queueing.admission(request.place),
+            else self._queueing.admission(request, session.notebook_key),
         )
 
     def _places(self, request: Request) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import DEFAULT_GROUP, TaskRecord, TaskState
 from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.session.demanding import demanded, require_possible
 from ipytaskpersist.session.estimates import starts_in
-from ipytaskpersist.session.requests import THREAD, PlaceInQueue
+from ipytaskpersist.session.requests import THREAD, PlaceInQueue, Request
 from ipytaskpersist.store.queue import (
     ANY,
     CONDITIONS,
@@ -65,23 +66,28 @@ class Queueing:
 
     # Launches.
 
-    def admission(self, place: PlaceInQueue) -> Admission:
+    def admission(self, request: Request, notebook_key: int) -> Admission:
         """Return what a new task waits for. Raise `InvalidRequest` for what can never be."""
+        place = request.place
+        demands = demanded(
+            place, lambda: self._store.processes.last_peak(notebook_key, request.name)
+        )
         self._apply_width_of_settings()
         group = self._group_of(place.group)
         after = [*dict.fromkeys(map(self._dependency, place.after))]
         if len({dependency.key for dependency in after}) < len(after):
             raise InvalidRequest("--after names a task twice, with different conditions")
-        return Admission(group, place.priority, after, _due_at(place))
+        return Admission(group, place.priority, after, _due_at(place), demands)
 
     def again(self, task: TaskRecord) -> Admission:
         """Return what a task that is run again waits for: room in the same group, if it is there.
 
-        What it waited for the first time has happened.
+        It needs as much of the machine as before. What else it waited for has happened.
         """
+        require_possible(task.demands)
         names = {group.name for group in self.groups()}
         group = task.group if task.group in names else DEFAULT_GROUP
-        return Admission(self._said_if_paused(group))
+        return Admission(self._said_if_paused(group), demands=task.demands)
 
     def _apply_width_of_settings(self) -> None:
         width = self._settings.max_running

@@ -29,6 +29,21 @@ class PlaceInQueue:
     """The time before which it does not start, as typed; empty for none."""
     delay: str = ""
     """How long it waits at least, as typed; empty for not at all."""
+    cpus: float | None = None
+    """How many CPUs it needs; None for none of its own."""
+    memory: str = ""
+    """How much memory it needs at most, as typed, or `AUTO`; empty for any amount."""
+    gpus: int | None = None
+    """How many GPUs it needs; None for none of its own."""
+    gpu_memory: str = ""
+    """How much memory of each GPU it needs, as typed; empty for all of it."""
+
+    @property
+    def demanding(self) -> str:
+        """The first of the options that ask for a part of the machine; empty for none."""
+        given = {"--cpus": self.cpus is not None, "--memory": bool(self.memory)}
+        given |= {"--gpus": self.gpus is not None, "--gpu-memory": bool(self.gpu_memory)}
+        return next((flag for flag, is_given in given.items() if is_given), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +93,15 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
     for name in names:
         if getattr(options, name) not in (None, False, {}):
             raise InvalidRequest(f"{FLAGS[name]} {why}")
+
+
+def refuse_demands(place: PlaceInQueue) -> None:
+    """Raise `InvalidRequest` if a task in a thread asks for a part of the machine."""
+    if place.demanding:
+        raise InvalidRequest(
+            f"{place.demanding} {NEEDS_PROCESS}; a task in a thread has the CPUs, memory and GPUs "
+            "of its kernel"
+        )
 
 
 def check(options: Options) -> None:

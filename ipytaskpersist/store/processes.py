@@ -10,6 +10,7 @@ from typing import Any
 
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.base.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
+from ipytaskpersist.store.booking import Machine, gpu_ids_of, lend, note_lacks
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.queue import ready, set_running, settle
 from ipytaskpersist.store.tasks import INTERRUPT
@@ -35,6 +36,8 @@ PROCESS_FIELDS = {
     "max_output_bytes": "tasks.max_output_bytes",
     "pid_namespace": "pid_namespace",
     "interpreter": "interpreter",
+    "memory_bytes": "tasks.memory_bytes",
+    "gpu_ids": "tasks.gpu_ids",
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())
@@ -108,6 +111,7 @@ def _process(row: Any) -> ProcessRecord:
     known |= {name: json.loads(known[name]) for name in ("command", "environment")}
     known["pty"] = bool(known["pty"])
     known["options"] = Options.from_json(known["options"])
+    known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
     return ProcessRecord(**known)
 
 
@@ -129,15 +133,26 @@ class Processes:
         return None if row is None else self._database.record(_process, row)
 
     def claim(
-        self, session_id: str, supervisor_key: int, at: float, limit: int
+        self,
+        session_id: str,
+        supervisor_key: int,
+        at: float,
+        limit: int,
+        machine: Machine | None = None,
     ) -> list[ProcessRecord]:
         """Claim the session's next tasks for this supervisor, and set them running.
 
-        The differences of their environments are kept no longer than needed.
+        `machine` is what the supervisor has just seen of its machine; without it, no task starts
+        that asks for a part of it. The differences of the tasks' environments are kept no longer
+        than needed.
         """
         with self._database.transaction() as connection:
             settle(connection, at)
-            keys = ready(connection, session_id, "process", limit)
+            chosen = ready(connection, session_id, "process", limit, machine)
+            keys = chosen.keys
+            note_lacks(connection, chosen.lacks, at)
+            for key, gpu_ids in chosen.gpu_ids.items():
+                lend(connection, key, gpu_ids)
             marks = ", ".join("?" * len(keys))
             rows = connection.execute(
                 f"SELECT {PROCESS} {FROM} WHERE task_key IN ({marks})", keys
@@ -192,6 +207,18 @@ class Processes:
             "UPDATE processes SET cpu_s = ?, peak_memory_bytes = ? WHERE task_key = ?",
             (cpu_s, peak_memory_bytes, task_key),
         )
+
+    def last_peak(self, notebook_key: int, name: str) -> int | None:
+        """Return the peak memory of the last task with this name in a notebook, in bytes.
+
+        None if none is known.
+        """
+        row = self._database.row(
+            f"""SELECT peak_memory_bytes {FROM} WHERE notebook_key = ? AND name = ?
+            AND peak_memory_bytes > 0 ORDER BY task_key DESC LIMIT 1""",
+            (notebook_key, name),
+        )
+        return None if row is None else int(row[0])
 
     def live_of(self, supervisor_key: int) -> list[ProcessRecord]:
         """Return the processes of a supervisor's live tasks."""

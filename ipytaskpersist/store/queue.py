@@ -5,27 +5,49 @@ across all notebooks and terminals of a user, without a daemon. A task that has 
 the tasks behind it in its own group.
 
 Tasks wait in lanes: those of one session and one runner in one group, which one process starts. Of
-all lanes, the task of the highest priority is next, then the one that was launched first.
+all lanes, the task of the highest priority is next, then the one that was launched first. A task
+that asks for a part of the machine (`store.booking`) also waits until that is free.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.records import DEFAULT_GROUP
 from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.store.booking import (
+    Asking,
+    Booking,
+    Decision,
+    Lack,
+    Machine,
+    Room,
+    asking_of,
+    bookings_on,
+    decide,
+    is_anything_asked,
+)
 from ipytaskpersist.store.file.database import Database
-from ipytaskpersist.store.file.migrations import IN_SLOT, READY, TO_PAUSE
+from ipytaskpersist.store.file.migrations import DEMANDING, IN_SLOT, READY, TO_PAUSE
 
 OK, FAILED, ANY = CONDITIONS = ("ok", "failed", "any")
 """How another task has to end: completed, in any other way, or in any way at all."""
 SILENT_S = 60.0
 """Time without a sign of life after which an owner's tasks no longer keep others waiting."""
 RUNNERS = ("process", "thread")
+LOOKED_AT = 50
+"""How many tasks of a lane are looked at in a group without a width, if some need resources."""
 ORDER = "priority DESC, coalesce(place, key)"
+PLAIN = f"{READY} AND cpus IS NULL AND memory_bytes IS NULL AND gpus IS NULL"
+"""SQL for a task that waits for room in its group and asks for nothing else."""
+
+
+Lane = tuple[str, str, str]
+"""Group, session and runner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,8 @@ class Admission:
     after: Sequence[Dependency] = ()
     due_at: float | None = None
     """Time before which it does not start, in seconds since the epoch."""
+    demands: Demands = field(default_factory=Demands)
+    """What it needs of the machine."""
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -57,6 +81,7 @@ class Admission:
             "priority": self.priority,
             "due_at": self.due_at,
             "waits_for": 0 if self.due_at is None else 1,
+            **self.demands.columns,
         }
 
 
@@ -128,8 +153,24 @@ def starts_at_once(connection: Any, key: int) -> bool:
     return not waits_for and _room(connection, group) is None
 
 
-def ready(connection: Any, session_id: str, runner: str, at_most: int) -> list[int]:
-    """Return the keys of the tasks of a session and runner that may start now, in their order."""
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The tasks of a session and runner that may start now."""
+
+    keys: list[int]
+    """In their order."""
+    gpu_ids: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """The GPUs of those that get some."""
+    lacks: Mapping[int, Lack] = field(default_factory=dict)
+    """What keeps others of the session from starting, where the store does not say so yet."""
+
+
+def ready(
+    connection: Any, session_id: str, runner: str, at_most: int, machine: Machine | None = None
+) -> Ready:
+    """Return which tasks of a session and runner may start now."""
+    if runner == "process" and is_anything_asked(connection):
+        return _ready_by_machine(connection, session_id, at_most, machine)
     found: list[int] = []
     for group in _groups(connection):
         lane, room = (group, session_id, runner), _room(connection, group)
@@ -137,14 +178,58 @@ def ready(connection: Any, session_id: str, runner: str, at_most: int) -> list[i
         if room is None:
             found += [key for *_order, key in _first(connection, lane, left)]
         elif room > 0:
-            found += _next(connection, lane, room, left)
+            next_of_all = _next(connection, lane, room)
+            found += [key for key, each in next_of_all if each == lane][:left]
         if len(found) >= at_most:
             break
-    return found
+    return Ready(found)
 
 
-Lane = tuple[str, str, str]
-"""Group, session and runner."""
+def _ready_by_machine(
+    connection: Any, session_id: str, at_most: int, machine: Machine | None
+) -> Ready:
+    """Return which process tasks of a session may start, some of which ask for the machine."""
+    waiting: list[tuple[int, Lane]] = []
+    for group in _groups(connection):
+        lane, room = (group, session_id, "process"), _room(connection, group)
+        if room is None:
+            waiting += _first_of_all(connection, lane)
+        elif room > 0:
+            waiting += _next(connection, lane, room)
+    asking = asking_of(connection, [key for key, _lane in waiting])
+    own = [key for key, (_group, *lane) in waiting if lane == [session_id, "process"]]
+    decision = Decision()
+    if machine is not None:
+        at = time.time()
+        rivals = _rivals(asking, own, machine, at)
+        decision = decide(rivals, Room(machine, bookings_on(connection, machine.host), at), at)
+    starts = decision.starts
+    keys = [key for key in own if key not in asking or key in starts][:at_most]
+    is_new = {key: lack for key, lack in decision.lacks.items() if lack.words != asking[key].lacks}
+    return Ready(
+        keys,
+        gpu_ids={key: starts[key] for key in keys if key in starts},
+        lacks={key: lack for key, lack in is_new.items() if key in own},
+    )
+
+
+def _rivals(
+    asking: Mapping[int, Asking], own: Sequence[int], machine: Machine, at: float
+) -> list[Asking]:
+    """Return the session's own tasks that ask for something, and those that may come first.
+
+    Others are left to their own supervisor, which may see another part of the machine.
+    """
+    groups = {asking[key].group for key in own if key in asking}
+    return [
+        each
+        for key, each in asking.items()
+        if (each.demands.gpus is None or machine.gpus is not None)
+        and (
+            key in own
+            or (each.host == machine.host and (each.group in groups or each.is_impatient(at)))
+        )
+    ]
 
 
 def _groups(connection: Any) -> Iterator[str]:
@@ -177,8 +262,8 @@ def _running(connection: Any, group: str) -> int:
     return int(connection.execute(query, (group,)).fetchone()[0])
 
 
-def _next(connection: Any, lane: Lane, room: int, at_most: int) -> list[int]:
-    """Return those of a lane's tasks that are among the next of the whole group.
+def _next(connection: Any, lane: Lane, room: int) -> list[tuple[int, Lane]]:
+    """Return the next tasks of the group of a lane, each with its own lane.
 
     Tasks of an owner that gives no sign of life are passed over: no process would start them.
     """
@@ -186,8 +271,29 @@ def _next(connection: Any, lane: Lane, room: int, at_most: int) -> list[int]:
     for each in _lanes(connection, lane[0]):
         if each == lane or _is_served(connection, each):
             waiting += [(*order, each) for order in _first(connection, each, room)]
-    first = sorted(waiting)[:room]
-    return [key for _priority, _place, key, each in first if each == lane][:at_most]
+    return [(key, each) for _priority, _place, key, each in sorted(waiting)[:room]]
+
+
+def _first_of_all(connection: Any, lane: Lane) -> list[tuple[int, Lane]]:
+    """Return the first tasks of a lane, and the first of its group that ask for the machine.
+
+    For a group without a width, whose tasks have an order only if they ask for something.
+    """
+    waiting = [(*order, lane) for order in _first(connection, lane, LOOKED_AT, PLAIN)]
+    for session in _sessions_asking(connection, lane[0]):
+        each = (lane[0], session, "process")
+        if each == lane or _is_served(connection, each):
+            waiting += [(*order, each) for order in _first(connection, each, LOOKED_AT, DEMANDING)]
+    return [(key, each) for _priority, _place, key, each in sorted(waiting)]
+
+
+def _sessions_asking(connection: Any, group: str) -> list[str]:
+    rows = connection.execute(
+        f"""SELECT DISTINCT session_id FROM tasks INDEXED BY tasks_demanding
+        WHERE {DEMANDING} AND group_name = ?""",
+        (group,),
+    )
+    return [session for (session,) in rows]
 
 
 def _lanes(connection: Any, group: str) -> Iterator[Lane]:
@@ -200,11 +306,13 @@ def _lanes(connection: Any, group: str) -> Iterator[Lane]:
             yield group, session, runner
 
 
-def _first(connection: Any, lane: Lane, at_most: int) -> list[tuple[int, float, int]]:
+def _first(
+    connection: Any, lane: Lane, at_most: int, condition: str = READY
+) -> list[tuple[int, float, int]]:
     """Return the first tasks of a lane: what they are sorted by, and their keys."""
     rows = connection.execute(
         f"""SELECT -priority, coalesce(place, key), key FROM tasks INDEXED BY tasks_queue
-        WHERE {READY} AND group_name = ? AND session_id = ? AND runner = ?
+        WHERE {condition} AND group_name = ? AND session_id = ? AND runner = ?
         ORDER BY {ORDER} LIMIT ?""",
         (*lane, at_most),
     )
@@ -246,7 +354,9 @@ class Queue:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def may_claim(self, session_id: str, runner: str, at: float) -> bool:
+    def may_claim(
+        self, session_id: str, runner: str, at: float, machine: Machine | None = None
+    ) -> bool:
         """Return whether `claim` would do anything now. Reads only."""
         with self._database.errors():
             connection = self._database.connection
@@ -257,13 +367,27 @@ class Queue:
                     WHERE doomed_by IS NOT NULL AND state = 'pending')""",
                 (at,),
             ).fetchone()
-            return bool(row[0]) or bool(ready(connection, session_id, runner, 1))
+            found = ready(connection, session_id, runner, 1, machine)
+            return bool(row[0] or found.keys or found.lacks)
+
+    def asks_for_gpus(self) -> bool | None:
+        """Return whether a task that might start needs a GPU; None if none needs any resources."""
+        row = self._database.row(
+            f"""SELECT max(gpus IS NOT NULL) FROM tasks INDEXED BY tasks_demanding
+            WHERE {DEMANDING}"""
+        )
+        return None if row is None or row[0] is None else bool(row[0])
+
+    def bookings_on(self, host: str) -> list[Booking]:
+        """Return what the running tasks of a machine have booked."""
+        with self._database.errors():
+            return bookings_on(self._database.connection, host)
 
     def claim_for_threads(self, session_id: str, at: float) -> int | None:
         """Set the next task of a session's threads running. Return its key; None for none."""
         with self._database.transaction() as connection:
             settle(connection, at)
-            for key in ready(connection, session_id, "thread", 1):
+            for key in ready(connection, session_id, "thread", 1).keys:
                 set_running(connection, key, at)
                 return key
         return None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipytaskpersist.base.demands import NONE as NO_DEMANDS
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.records import (
     SILENT,
     EventRecord,
@@ -19,6 +21,7 @@ from ipytaskpersist.base.records import (
     label_of,
 )
 from ipytaskpersist.errors import AlreadyRunAgain
+from ipytaskpersist.store.booking import gpu_ids_of
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.queue import Admission, add_dependencies
 from ipytaskpersist.store.sessions import short_id
@@ -55,10 +58,11 @@ FIELDS = {
     "declared_dead": "tasks.declared_dead",
     "tags": "(SELECT group_concat(tag, char(10)) FROM tags WHERE task_key = tasks.key)",
     "group": "tasks.group_name",
-    "waiting": """iif(tasks.state <> 'pending' OR (tasks.waits_for = 0 AND NOT EXISTS (
-        SELECT 1 FROM groups WHERE groups.name = tasks.group_name
+    "waiting": """iif(tasks.state <> 'pending' OR (tasks.waits_for = 0 AND tasks.lacks IS NULL
+        AND NOT EXISTS (SELECT 1 FROM groups WHERE groups.name = tasks.group_name
         AND (width IS NOT NULL OR paused_at IS NOT NULL))), NULL, json_object(
         'group', tasks.group_name, 'priority', tasks.priority, 'due_at', tasks.due_at,
+        'lacks', tasks.lacks,
         'after', (SELECT json_group_array(json_object('number', other.number, 'name', other.name))
             FROM dependencies JOIN tasks AS other ON other.key = on_key
             WHERE task_key = tasks.key),
@@ -67,6 +71,9 @@ FIELDS = {
             AND paused_at IS NOT NULL),
         'running', (SELECT count(*) FROM tasks AS other WHERE other.group_name = tasks.group_name
             AND other.state = 'running' AND (other.paused_at IS NULL OR other.keeps_slot))))""",
+    "demands": """iif(coalesce(tasks.cpus, tasks.memory_bytes, tasks.gpus) IS NULL, NULL,
+        json_array(tasks.cpus, tasks.memory_bytes, tasks.gpus, tasks.gpu_memory_bytes))""",
+    "gpu_ids": "tasks.gpu_ids",
     "paused_at": "tasks.paused_at",
     "paused_s": "tasks.paused_s",
     "pause_requested": "tasks.pause_requested",
@@ -140,6 +147,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         },
         "session": row["session_id"],
         "group": new.admission.group,
+        "demands": new.admission.demands,
         "state": TaskState.PENDING,
         "created_at": from_timestamp(row["created_at"]),
         "provenance": json.loads(row["provenance"]),
@@ -251,6 +259,9 @@ class Tasks:
         known["provenance"] = json.loads(known["provenance"])
         known["tags"] = tuple(sorted(tags.split("\n"))) if tags else ()
         known["waiting"] = _waiting(known["waiting"])
+        demands = known["demands"]
+        known["demands"] = Demands(*json.loads(demands)) if demands else NO_DEMANDS
+        known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
         return TaskRecord(**known, archive=self._archive)
 
     def insert(

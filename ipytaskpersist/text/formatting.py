@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_tree import signal_name
 from ipytaskpersist.base.records import Progress, SessionRecord, TaskRecord, TaskState
@@ -150,7 +151,7 @@ def paused(task: TaskRecord) -> str:
 
 
 def waits_for(task: TaskRecord) -> str:
-    """Return ``waits for 3 (train)`` or ``group gpu is full: 2 of 2``; empty for nothing."""
+    """Return ``waits for 3 (train)``, ``needs 40 GB, 12 GB are free`` …; empty for nothing."""
     waiting = task.waiting
     if waiting is None:
         return ""
@@ -168,8 +169,8 @@ def waits_for(task: TaskRecord) -> str:
     if waiting.width is not None:
         if waiting.running >= waiting.width:
             return f"group {group} is full: {waiting.running} of {waiting.width}"
-        return f"is next in group {group}"
-    return ""
+        return legible(waiting.lacks) if waiting.lacks else f"is next in group {group}"
+    return legible(waiting.lacks or "")
 
 
 def next_verbs(task: TaskRecord) -> tuple[str, ...]:
@@ -263,6 +264,38 @@ def size(size_bytes: int) -> str:
     while amount >= 1000 and unit != "TB":
         amount, unit = amount / 1000, next(units)
     return f"{amount:,.0f} {unit}" if amount >= 100 else f"{amount:,.1f} {unit}"
+
+
+def short_size(size_bytes: int) -> str:
+    """Return a size without a fraction of zero: ``8 GB``, ``8.3 GB``."""
+    return size(size_bytes).replace(".0 ", " ")
+
+
+def share(part_bytes: int, whole_bytes: int) -> str:
+    """Return ``9 of 20 GB``: what of a size there is."""
+    part, whole = short_size(part_bytes), short_size(whole_bytes)
+    amount, _space, unit = part.rpartition(" ")
+    return f"{amount if whole.endswith(f' {unit}') else part} of {whole}"
+
+
+def is_or_are(count: float) -> str:
+    """Return ``none is``, ``1 is``, ``2 are``."""
+    return f"{count:g} are" if count not in (0, 1) else "1 is" if count else "none is"
+
+
+def demands(needed: Demands) -> str:
+    """Return ``2 CPUs, 8 GB of memory, 1 GPU with 20 GB``; empty for nothing."""
+    parts = []
+    if needed.cpus is not None:
+        parts.append("1 CPU" if needed.cpus == 1 else f"{needed.cpus:g} CPUs")
+    if needed.memory_bytes is not None:
+        parts.append(f"{short_size(needed.memory_bytes)} of memory")
+    if needed.gpus is not None:
+        gpus = counted(needed.gpus, "GPU")
+        shared = needed.gpu_memory_bytes
+        each = " each" if needed.gpus > 1 else ""
+        parts.append(gpus if shared is None else f"{gpus} with {short_size(shared)}{each}")
+    return ", ".join(parts)
 
 
 def age(seconds: float) -> str:

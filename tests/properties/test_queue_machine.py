@@ -1,4 +1,5 @@
-"""Whatever is launched, moved, paused, ended and killed: widths hold, and nothing waits in vain."""
+"""Whatever is launched, moved, paused, ended and killed: widths and bookings hold, and nothing
+waits in vain."""
 
 from __future__ import annotations
 
@@ -17,10 +18,13 @@ from hypothesis.stateful import (
     rule,
 )
 
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.base.process_identity import ProcessIdentity
+from ipytaskpersist.base.process_identity import ProcessIdentity, host_name
 from ipytaskpersist.base.records import LIVE_STATES, Options, TaskRecord, TaskState
 from ipytaskpersist.session.notebook_identity import session_identity
+from ipytaskpersist.store import booking
+from ipytaskpersist.store.booking import Gpu
 from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.queue import ANY, CONDITIONS, FAILED, OK, Admission, Dependency
 from ipytaskpersist.store.task_store import TaskStore
@@ -29,6 +33,11 @@ from properties.profiles import tried
 
 GROUPS = ("default", "gpu", "net")
 SESSIONS = 3
+WHOLE = 3
+"""How many CPUs, bytes of memory, and GPUs the machine has."""
+SHARE = st.none() | st.integers(1, WHOLE)
+GPUS = [Gpu(f"GPU-{index}", index, "", 10, 10) for index in range(WHOLE)]
+MACHINE = booking.Machine(host_name(), WHOLE, 0.2, WHOLE, WHOLE, GPUS)
 ENDS = [TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.INTERRUPTED]
 
 
@@ -79,15 +88,23 @@ class Machine(RuleBasedStateMachine):
         group=st.sampled_from(GROUPS),
         priority=st.integers(-1, 1),
         after=st.lists(st.tuples(tasks, st.sampled_from(CONDITIONS)), max_size=3),
+        needs=st.just(Demands()) | st.builds(Demands, SHARE, SHARE, SHARE),
     )
     def launch(
-        self, session: int, runner: str, group: str, priority: int, after: list[tuple[int, str]]
+        self,
+        session: int,
+        runner: str,
+        group: str,
+        priority: int,
+        after: list[tuple[int, str]],
+        needs: Demands,
     ) -> int:
+        needs = needs if runner == "process" else Demands()
         dependencies = [Dependency(key, how) for key, how in dict(after).items()]
         record = self.sessions[session]
         new = NewTask(
             record.notebook_key, record.id, "", "shell", runner, "true",
-            admission=Admission(group, priority, dependencies),
+            admission=Admission(group, priority, dependencies, demands=needs),
         )  # fmt: skip
         process = NewProcess(["true"], "/", 1.0, Options())
         task = self.store.tasks.insert(
@@ -117,7 +134,7 @@ class Machine(RuleBasedStateMachine):
         keys = [
             process.task_key
             for process in self.store.processes.claim(
-                session_id, self.supervisors[session].key, at, limit
+                session_id, self.supervisors[session].key, at, limit, MACHINE
             )
         ]
         thread = self.store.queue.claim_for_threads(session_id, at)
@@ -194,6 +211,17 @@ class Machine(RuleBasedStateMachine):
     def cancel(self, key: int) -> None:
         if self.state(key) is TaskState.PENDING:
             self.store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+
+    @invariant()
+    def the_machine_has_what_is_booked(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        running = [task for task in self.live() if task.state is TaskState.RUNNING]
+        for name in ("cpus", "memory_bytes", "gpus"):
+            assert sum(getattr(task.demands, name) or 0 for task in running) <= WHOLE
+        lent = [gpu for task in running for gpu in task.gpu_ids]
+        assert len(lent) == len({*lent}), "a whole GPU is lent twice"
+        assert all(len(task.gpu_ids) == (task.demands.gpus or 0) for task in running)
 
     @invariant()
     def every_counter_is_right(self) -> None:

@@ -709,6 +709,11 @@ def m011_tries(db: Database) -> None:
         db.conn.execute(statement)
 
 
+DEMANDS_SOMETHING = "(cpus IS NOT NULL OR memory_bytes IS NOT NULL OR gpus IS NOT NULL)"
+DEMANDING = f"{READY} AND {DEMANDS_SOMETHING}"
+"""SQL for a task that waits for the machine and for room in its group alone."""
+BOOKED = f"state = 'running' AND {DEMANDS_SOMETHING}"
+"""SQL for a task that has booked a part of its machine."""
 M011_COLUMNS = (
     # What it asks of the machine; NULL for nothing.
     "ALTER TABLE tasks ADD COLUMN cpus REAL",
@@ -717,10 +722,13 @@ M011_COLUMNS = (
     "ALTER TABLE tasks ADD COLUMN gpu_memory_bytes INTEGER",
     # The GPUs that it has, as JSON: a list of UUIDs. NULL for none.
     "ALTER TABLE tasks ADD COLUMN gpu_ids TEXT",
-    """
-    CREATE INDEX tasks_booked ON tasks (key)
-        WHERE state = 'running' AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL
-        OR gpus IS NOT NULL)
+    # What the machine lacks for it to start, in words, and since when it has lacked anything.
+    "ALTER TABLE tasks ADD COLUMN lacks TEXT",
+    "ALTER TABLE tasks ADD COLUMN lacks_since REAL",
+    f"CREATE INDEX tasks_booked ON tasks (key) WHERE {BOOKED}",
+    f"""
+    CREATE INDEX tasks_demanding ON tasks (group_name, priority DESC, coalesce(place, key))
+        WHERE {DEMANDING}
     """,
     # When to try again, as JSON; NULL for never. The tries of a task refer to the first one.
     "ALTER TABLE tasks ADD COLUMN retry TEXT",

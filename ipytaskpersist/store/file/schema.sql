@@ -63,7 +63,7 @@ CREATE TABLE tasks (
         execution_count INTEGER,
         source TEXT NOT NULL, is_call INTEGER NOT NULL DEFAULT 0, rerun_of INTEGER REFERENCES tasks (key) ON DELETE SET NULL, output_bytes INTEGER, max_output_bytes INTEGER, dropped_bytes INTEGER NOT NULL DEFAULT 0, provenance TEXT NOT NULL DEFAULT '{}', progress TEXT CHECK (progress IS NULL OR json_valid(progress)), notify TEXT CHECK (notify IS NULL OR json_valid(notify)), post_mortem TEXT
         CHECK (post_mortem IS NULL OR json_valid(post_mortem)), declared_dead TEXT CHECK (declared_dead IS NULL
-        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')), group_name TEXT NOT NULL DEFAULT 'default', priority INTEGER NOT NULL DEFAULT 0, place REAL, waits_for INTEGER NOT NULL DEFAULT 0, due_at REAL, doomed_by INTEGER, pause_requested INTEGER NOT NULL DEFAULT 0, keeps_slot INTEGER NOT NULL DEFAULT 0, paused_at REAL, paused_s REAL NOT NULL DEFAULT 0, cpus REAL, memory_bytes INTEGER, gpus INTEGER, gpu_memory_bytes INTEGER, gpu_ids TEXT, retry TEXT, try_of INTEGER, try_number INTEGER NOT NULL DEFAULT 1, schedule TEXT, checkpoint_place TEXT, checkpoint_at REAL,
+        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')), group_name TEXT NOT NULL DEFAULT 'default', priority INTEGER NOT NULL DEFAULT 0, place REAL, waits_for INTEGER NOT NULL DEFAULT 0, due_at REAL, doomed_by INTEGER, pause_requested INTEGER NOT NULL DEFAULT 0, keeps_slot INTEGER NOT NULL DEFAULT 0, paused_at REAL, paused_s REAL NOT NULL DEFAULT 0, cpus REAL, memory_bytes INTEGER, gpus INTEGER, gpu_memory_bytes INTEGER, gpu_ids TEXT, lacks TEXT, lacks_since REAL, retry TEXT, try_of INTEGER, try_number INTEGER NOT NULL DEFAULT 1, schedule TEXT, checkpoint_place TEXT, checkpoint_at REAL,
         UNIQUE (notebook_key, number),
         CHECK ((ended_at IS NULL) = (state IN ('pending', 'running'))),
         CHECK (state <> 'pending' OR started_at IS NULL),
@@ -346,9 +346,10 @@ CREATE TRIGGER tasks_let_go AFTER UPDATE OF state ON tasks
         DELETE FROM dependencies WHERE on_key = NEW.key OR task_key = NEW.key;
     END;
 
-CREATE INDEX tasks_booked ON tasks (key)
-        WHERE state = 'running' AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL
-        OR gpus IS NOT NULL);
+CREATE INDEX tasks_booked ON tasks (key) WHERE state = 'running' AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL OR gpus IS NOT NULL);
+
+CREATE INDEX tasks_demanding ON tasks (group_name, priority DESC, coalesce(place, key))
+        WHERE state = 'pending' AND waits_for = 0 AND cancel_requested_at IS NULL AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL OR gpus IS NOT NULL);
 
 CREATE INDEX tasks_tries ON tasks (try_of) WHERE try_of IS NOT NULL;
 
