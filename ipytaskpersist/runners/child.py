@@ -53,11 +53,13 @@ from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
 from ipytaskpersist.runners.given import Given, NotebookSetup, Setting
 from ipytaskpersist.runners.task_rows import TaskRows
 from ipytaskpersist.running import forks
+from ipytaskpersist.running.ending import Termination
 from ipytaskpersist.running.running_task import FOREGROUND, RunningTask, active_task
 from ipytaskpersist.running.sinks import Sink
 from ipytaskpersist.values import cell_sources, mappings
 from ipytaskpersist.values.bundles import Bundle
 from ipytaskpersist.values.cell_sources import Source
+from ipytaskpersist.values.checkpoints import Checkpoints
 from ipytaskpersist.values.originals import Changed, Originals
 from ipytaskpersist.values.payloads import SETTINGS, Payloads
 from ipytaskpersist.values.pickling import Failed
@@ -152,6 +154,10 @@ class Child:
         is_durable = getattr(setting, "is_durable", False)
         self._payloads = Payloads(self._directory, is_durable=is_durable)
         shell, task = make_shell(setting, module), self._task()
+        task.checkpoints = Checkpoints(
+            self._directory, self._record, shell.user_ns, is_durable=is_durable
+        )
+        Termination(task.ending)
         patches = install(shell, task)
         execution.be_ready_for_errors()
         self._payloads.be_ready()
@@ -183,6 +189,7 @@ class Child:
         large_bytes: int | None,
     ) -> int:
         """Keep what there is to keep, and send how the task ended. Returns the exit status."""
+        task.ending.close(self._process.grace_s)
         kept_widgets.end(task)
         progress.end(task)
         outcome = self._unless_damaged(task, outcome)

@@ -25,9 +25,10 @@ from ipytaskpersist.notify import targets
 from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
-from ipytaskpersist.session import missing_names, provenance
+from ipytaskpersist.session import going_on, missing_names, provenance
 from ipytaskpersist.session.cell_runs import CellRuns
 from ipytaskpersist.session.finding import check_name, check_tags
+from ipytaskpersist.session.going_on import GoesOn
 from ipytaskpersist.session.notebook_setup import setting_of
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
@@ -501,6 +502,7 @@ class Launcher:
     ) -> NewTask:
         session = self._session.record()
         self._store.require_writable()
+        goes_on = going_on.goes_on(self._store, again.task) if again else GoesOn()
         before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
         before |= self._cell_runs.make_room(request)
         return NewTask(
@@ -524,6 +526,8 @@ class Launcher:
             admission=self._queueing.again(again.task)
             if again
             else self._queueing.admission(request.place),
+            checkpoint_place=goes_on.place,
+            checkpoint_at=goes_on.at,
         )
 
     def _places(self, request: Request) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ PROCESS_FIELDS = {
     "max_output_bytes": "tasks.max_output_bytes",
     "pid_namespace": "pid_namespace",
     "interpreter": "interpreter",
+    "checkpoint_place": "tasks.checkpoint_place",
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())
