@@ -137,9 +137,9 @@ def all_places(directory: StateDirectory) -> list[str]:
 
 
 def size_of(directory: StateDirectory, places: Iterable[str]) -> int:
-    """Return how much folders take on the disk, in bytes. What several share counts once."""
-    found = (each for place in places for each in _status_of_files(folder_of(directory, place)))
-    return sum({(each.st_dev, each.st_ino): each.st_size for each in found}.values())
+    """Return the size of all files in folders, in bytes."""
+    folders = [folder_of(directory, place) for place in places]
+    return sum(each.st_size for folder in folders for each in _status_of_files(folder))
 
 
 def _status_of_files(folder: Path) -> Iterator[os.stat_result]:

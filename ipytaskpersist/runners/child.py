@@ -157,7 +157,7 @@ class Child:
         task.checkpoints = Checkpoints(
             self._directory, self._record, shell.user_ns, is_durable=is_durable
         )
-        Termination(task.ending)
+        self._termination = Termination(task.ending)
         patches = install(shell, task)
         execution.be_ready_for_errors()
         self._payloads.be_ready()
@@ -190,6 +190,7 @@ class Child:
     ) -> int:
         """Keep what there is to keep, and send how the task ended. Returns the exit status."""
         task.ending.close(self._process.grace_s)
+        self._termination.stop()
         kept_widgets.end(task)
         progress.end(task)
         outcome = self._unless_damaged(task, outcome)

@@ -132,6 +132,11 @@ class Termination:
         if callable(self._before):
             self._before(number, frame)
 
+    def stop(self) -> None:
+        """Put back what the cell, which has ended, had before. It may have its own by now."""
+        if self._is_heard and signal.getsignal(signal.SIGTERM) == self._take:
+            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+
     def _be_told(self) -> None:
         """End the process when its code only had functions to be called."""
         if not self._ending.is_watched and not callable(self._before):
