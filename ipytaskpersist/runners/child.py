@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import get_ident
@@ -56,10 +57,12 @@ from ipytaskpersist.running import forks
 from ipytaskpersist.running.ending import Termination
 from ipytaskpersist.running.running_task import FOREGROUND, RunningTask, active_task
 from ipytaskpersist.running.sinks import Sink
-from ipytaskpersist.values import cell_sources, mappings
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.values import cell_sources, handed_results, mappings
 from ipytaskpersist.values.bundles import Bundle
 from ipytaskpersist.values.cell_sources import Source
 from ipytaskpersist.values.checkpoints import Checkpoints
+from ipytaskpersist.values.handed_results import Call, CallWithResults
 from ipytaskpersist.values.originals import Changed, Originals
 from ipytaskpersist.values.payloads import SETTINGS, Payloads
 from ipytaskpersist.values.pickling import Failed
@@ -172,13 +175,29 @@ class Child:
     def _run_given(self, shell: Any, task: RunningTask, given: Given) -> tuple[Outcome, list[str]]:
         """Run the call or the cell. Returns how it ended, and the variables to save."""
         if given.call is not None:
-            return run_function(shell, given.call, task), []
+            return run_function(shell, self._call(given.call, shell.user_ns), task), []
         before = dict(shell.user_ns)
         with _silent(task):  # pickling may run any code of a class
             self._bystanders = Bystanders(self._tree(shell), before)
         compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
         outcome = run_cell(shell, compiled, task)
         return outcome, self._names(shell, before, outcome)
+
+    def _call(self, call: Call, namespace: dict[str, Any]) -> Callable[[], Any]:
+        """Return what is to be called: with the results of other tasks, if it is to have some."""
+        if not isinstance(call, CallWithResults):
+            return call
+
+        def call_with_results() -> Any:
+            store = TaskStore(self._directory).open()
+            try:
+                value_of = partial(handed_results.load, store, self._payloads, namespace)
+                bound = call.with_values(value_of)
+            finally:
+                store.close()
+            return bound()
+
+        return call_with_results
 
     def _end(
         self,

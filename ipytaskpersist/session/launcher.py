@@ -58,6 +58,7 @@ from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.queue import starts_at_once
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import CellRun, NewTask
+from ipytaskpersist.values.handed_results import Call
 from ipytaskpersist.values.importable import Modules
 from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads
 from ipytaskpersist.values.pickle_files import Prepared
@@ -182,7 +183,7 @@ class Launcher:
         _say_history(record, variables.of_history(source, shell), OF_NOTEBOOK)
         return record
 
-    def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
+    def launch_function(self, call: Call, source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Return when the task is durably recorded."""
         check_name(request.name)
         if request.where == PROCESS:
@@ -192,9 +193,9 @@ class Launcher:
             return self._launch_process(new, self._python_process(request.options), inputs)
         from ipytaskpersist.cells.execution import run_function
 
-        shell = self._require_shell()
+        shell, whole = self._require_shell(), self._results.handed_to(call)
         new = self._new(source, request, "python", THREAD, is_call=True)
-        return self._run_in_thread(new, lambda task: run_function(shell, call, task))
+        return self._run_in_thread(new, lambda task: run_function(shell, whole, task))
 
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._runners.threads
