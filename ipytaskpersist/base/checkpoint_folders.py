@@ -95,21 +95,22 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
         return []  # no checkpoint yet, or not an index of ours
 
 
-def write_index(folder: Path, kept: Sequence[Checkpoint], *, is_durable: bool) -> None:
-    """Have the index name these checkpoints. Raises `OSError`, and is then as it was before."""
+def write_index(folder: Path, kept: Sequence[Checkpoint]) -> None:
+    """Have the index name these checkpoints, on the disk when this returns.
+
+    Raises `OSError`, and is then as it was before.
+    """
     temporary = folder / f".{secrets.token_hex(8)}.part"
     try:
         with new_private(temporary) as file:
             file.write(json.dumps([asdict(each) for each in kept]).encode())
-            if is_durable:
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(folder / INDEX)
     except BaseException:
         remove(temporary)
         raise
-    if is_durable:
-        make_durable(folder)
+    make_durable(folder)
 
 
 def make_for_command(directory: StateDirectory, place: str) -> Path:

@@ -314,7 +314,10 @@ class TaskRecord:
             "ended_at": self.ended_at.isoformat() if self.ended_at else None,
             "elapsed_s": self.elapsed_s(now),
             "progress": None if self.progress is None else self.progress.as_json(),
-            "checkpoint_at": self.checkpoint_at.isoformat() if self.checkpoint_at else None,
+            # The archive has no checkpoints.
+            "checkpoint_at": self.checkpoint_at.isoformat()
+            if self.checkpoint_at and not self.archive
+            else None,
             "last_line": self.last_line,
             "tags": list(self.tags),
             "archive": self.archive or None,

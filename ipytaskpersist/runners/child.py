@@ -157,9 +157,7 @@ class Child:
         is_durable = getattr(setting, "is_durable", False)
         self._payloads = Payloads(self._directory, is_durable=is_durable)
         shell, task = make_shell(setting, module), self._task()
-        task.checkpoints = Checkpoints(
-            self._directory, self._record, shell.user_ns, is_durable=is_durable
-        )
+        task.checkpoints = Checkpoints(self._directory, self._record, shell.user_ns)
         self._termination = Termination(task.ending)
         patches = install(shell, task)
         execution.be_ready_for_errors()

@@ -17,7 +17,8 @@ def checkpoint(value: Any) -> None:
     """Keep a value from which the task goes on when it is run again.
 
     It is pickled and signed as a result is; the one before it is kept, too, and all earlier ones
-    are removed. A task that is killed meanwhile has the one before. Raise `InvalidRequest` for a
+    are removed. It is on the disk when this returns, safe from a power loss; a task that is killed
+    meanwhile has the one before. Raise `InvalidRequest` for a
     value that cannot be pickled, and in code that is in no task; `StoreError` when the disk takes
     no more.
     """

@@ -291,7 +291,7 @@ class ThreadRunner:
                 outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
         if task.cancellation.leave():
             outcome = Outcome(TaskState.CANCELLED, "cancelled")
-        elif task.ending.is_soon and outcome.state is TaskState.COMPLETED:
+        elif task.ending.was_used and outcome.state is TaskState.COMPLETED:
             outcome = replace(outcome, state=TaskState.CANCELLED, reason="cancelled")
         return outcome
 

@@ -20,7 +20,7 @@ from ipytaskpersist.errors import InvalidRequest, NoThread
 
 
 def _nothing() -> None:
-    """Do nothing: nobody needs to know."""
+    """Do nothing, where nothing has to be done."""
 
 
 class Ending:
@@ -47,6 +47,11 @@ class Ending:
     def is_expected(self) -> bool:
         """Whether the code has asked for time."""
         return self.is_watched or self.has_calls
+
+    @property
+    def was_used(self) -> bool:
+        """Whether the code was told, and had time to end by itself."""
+        return self.is_soon and self.is_expected
 
     def look(self) -> bool:
         """Return whether the end is near, for code that ends by itself then."""

@@ -140,8 +140,7 @@ class Runners:
         return runner
 
     def _with_checkpoints(self, task: RunningTask) -> None:
-        is_durable = self._store.database.synchronous == "full"
-        task.checkpoints = Checkpoints(self._store.directory, task.record, is_durable=is_durable)
+        task.checkpoints = Checkpoints(self._store.directory, task.record)
         task.cancellation.grace_s = self._settings.cancel_grace_s
 
     @property

@@ -47,19 +47,15 @@ class Checkpoints:
         directory: StateDirectory,
         task: TaskRecord,
         namespace: Namespace = None,
-        *,
-        is_durable: bool = False,
     ) -> None:
-        """`namespace` is that of the notebook's functions. With `is_durable`, what is kept is on
-        the disk, safe from a power loss.
-        """
+        """`namespace` is that of the notebook's functions."""
         self._directory = directory
         self._place = task.checkpoint_place or task.id
         # Its files are those of the folder, whichever of its tasks has written them.
         self._owner = replace(task, id=self._place)
         self._namespace = namespace
-        self._is_durable = is_durable
-        self._payloads = Payloads(directory.of_checkpoints, is_durable=is_durable)
+        # Whatever `synchronous` is: both of the last two may be younger than what the disk has.
+        self._payloads = Payloads(directory.of_checkpoints, is_durable=True)
         self._lock = threading.Lock()
 
     @property
@@ -67,7 +63,7 @@ class Checkpoints:
         return folder_of(self._directory, self._place)
 
     def keep(self, value: Any) -> float:
-        """Keep a value, and the one before it. Return the time, in seconds since the epoch.
+        """Keep a value on the disk, and the one before it. Return the time since the epoch in s.
 
         Raises `StoreError`, and `InvalidRequest` for a value that cannot be pickled.
         """
@@ -80,7 +76,7 @@ class Checkpoints:
             others = [each for each in checkpoints_in(self._folder) if each.digest != new.digest]
             kept = [new, *others][:KEPT]
             with disk_errors.writing(f"the checkpoint in {self._folder}", self._folder):
-                write_index(self._folder, kept, is_durable=self._is_durable)
+                write_index(self._folder, kept)
             self._forget_all_but(kept)
         return new.at
 

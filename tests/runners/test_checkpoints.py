@@ -160,6 +160,12 @@ echo "found: $(cat step 2>/dev/null)"
 echo "{name}" > step
 exit {status}
 """
+TWICE = """%%background --shell twice
+cd "$IPYTASKPERSIST_CHECKPOINT"
+[ -e was_here ] && exec sleep 60
+touch was_here
+exit 1
+"""
 POOL = """%%background --process pool
 import ipytaskpersist as bg, multiprocessing
 bg.ending_soon()
@@ -173,7 +179,7 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
 """
 
 
-def test_a_command_has_a_folder_and_what_nobody_goes_on_from_is_removed(
+def test_a_command_has_a_folder_that_is_removed_with_the_last_task_that_needs_it(
     notebook: Notebook, state_dir: Path
 ) -> None:
     places = state_dir / "checkpoints"
@@ -198,10 +204,19 @@ def test_a_command_has_a_folder_and_what_nobody_goes_on_from_is_removed(
     assert [*places.iterdir()] == []
     (places / "a1b2c3d4-1").mkdir(mode=0o700)
     assert "is that of no task any more" in notebook.say("%bg_doctor")
+    # Two tasks that run at once do not share a folder.
+    notebook.say(TWICE)
+    number = notebook.await_end("twice")["number"]
+    assert "goes on from the checkpoint" in notebook.say(f"%bg_rerun {number}")
+    said = notebook.say(f"%bg_rerun {number}")
+    assert f"task {number + 1} (twice) has gone on from the checkpoint of task {number}" in said
+    assert notebook.await_end("twice")["state"] == "failed"
+    notebook.say(f"%bg_cancel {number + 1}")
+    assert notebook.await_end(str(number + 1))["state"] == "cancelled"
     # A forked worker does not keep what its parent would overwrite, and its pool can end it.
     notebook.say(POOL)
     assert notebook.await_end("pool")["state"] == "completed"
-    assert "belongs into the process of task 5 (pool) itself" in notebook.say("%bg_output pool")
+    assert "belongs into the process of task 8 (pool) itself" in notebook.say("%bg_output pool")
     assert notebook.show("pool")["variables"].keys() == {"bg", "multiprocessing", "pool", "work"}
     for call in ("checkpoint(1)", "checkpointed()", "ending_soon()", "on_ending_soon(print)"):
         refused = notebook.kernel.run(f"import ipytaskpersist as bg\nbg.{call}", check=False)
