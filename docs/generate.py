@@ -44,6 +44,8 @@ VARIABLES = {
     "IPYTASKPERSIST_TASK": "Set in each process of a process or shell task: the task's id. A "
     "process that has it belongs to the task, and ends when the task is cancelled. In what a task "
     "in a thread has started the id is followed by the kernel's identity: it ends with the kernel.",
+    "IPYTASKPERSIST_CHECKPOINT": "Set for a shell task: the directory in which it finds again what "
+    "it has left there, when the task is run again.",
     "IPYTASKPERSIST_CHANNEL": "Set by a supervisor for the interpreter of a Python task, which "
     "removes it before the cell runs. Not meant for anybody else.",
     "IPYTASKPERSIST_ROOM": "Set by a supervisor for its fork server, which removes it: it makes "

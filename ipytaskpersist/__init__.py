@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from ipytaskpersist.base.records import Progress, TaskState
     from ipytaskpersist.capture.progress import track
     from ipytaskpersist.errors import BackgroundError, TaskCancelled, TaskFailed, TaskNotFound
+    from ipytaskpersist.runners.in_task import (
+        checkpoint,
+        checkpointed,
+        ending,
+        ending_soon,
+        on_ending_soon,
+    )
 
 __version__ = "0.1.0"
 
@@ -27,7 +34,12 @@ __all__ = [
     "TaskNotFound",
     "TaskState",
     "background",
+    "checkpoint",
+    "checkpointed",
     "current_task",
+    "ending",
+    "ending_soon",
+    "on_ending_soon",
     "submit",
     "task",
     "tasks",
@@ -38,6 +50,7 @@ _MODULES = {
     "api": ("Task", "background", "current_task", "submit", "task", "tasks"),
     "errors": ("BackgroundError", "TaskCancelled", "TaskFailed", "TaskNotFound"),
     "capture.progress": ("track",),
+    "runners.in_task": ("checkpoint", "checkpointed", "ending", "ending_soon", "on_ending_soon"),
     "base.records": ("Progress", "TaskState"),
 }
 

@@ -32,6 +32,7 @@ from ipytaskpersist.session.wait_cycles import refuse_own
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 from ipytaskpersist.text import formatting
+from ipytaskpersist.values.handed_results import Call, CallWithResults, ResultOf, each_argument
 
 
 def background(
@@ -155,6 +156,10 @@ def submit(
     With `process` the call runs in its own process, which gets copies of function and arguments and
     outlives the kernel.
 
+    An argument that is a task, or a list with tasks in it, stands for the task's result: the call
+    waits until that task has completed, and is given the value where it runs, without a copy in
+    this process. It fails if the value could not be kept.
+
     A function that has a parameter of one of these names itself gets it by
     ``functools.partial(function, name=…)``; otherwise `InvalidRequest` is raised.
     """
@@ -175,13 +180,31 @@ def submit(
         "gpu_memory": gpu_memory is not None,
     }
     _refuse_own_parameters(function, args, [each for each, is_given in given.items() if is_given])
-    call = partial(function, *args, **kwargs)
+    call, needed = _with_results(function, args, kwargs)
     if name is None:
         name = str(getattr(_inner(function), "__name__", type(function).__name__))
     needs = _needs(cpus, memory, gpus, gpu_memory)
-    place = replace(needs, after=_references(after or ()), group=group or "")
+    after_all = _references([*(after or ()), *needed])
+    place = replace(needs, after=after_all, group=group or "")
     request = Request(name, PROCESS if process else THREAD, place=place)
     return Task(manager, manager.launcher.launch_function(call, _source(function), request))
+
+
+def _with_results(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Call, list[Task]]:
+    """Return the call, and the tasks whose results it is to have as arguments."""
+    needed = [each for each in each_argument(args, kwargs) if isinstance(each, Task)]
+    if not needed:
+        return partial(function, *args, **kwargs), []
+
+    def without(argument: Any) -> Any:
+        if type(argument) is list:
+            return [ResultOf(each.id) if isinstance(each, Task) else each for each in argument]
+        return ResultOf(argument.id) if isinstance(argument, Task) else argument
+
+    named = {name: without(argument) for name, argument in kwargs.items()}
+    return CallWithResults(function, [*map(without, args)], named), needed
 
 
 def _inner(function: Callable[..., Any]) -> Callable[..., Any]:

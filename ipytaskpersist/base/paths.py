@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ipytaskpersist.base import disk_errors
@@ -67,6 +67,8 @@ class StateDirectory:
     root: Path
     file: str = "tasks.db"
     """Name of the store's file in it; another one for an archive."""
+    values: str = "payloads"
+    """Name of the folder of the values; another one for those of checkpoints."""
 
     @property
     def store(self) -> Path:
@@ -134,7 +136,17 @@ class StateDirectory:
     @property
     def payloads(self) -> Path:
         """The pickled values, one folder per task."""
-        return self.root / "payloads"
+        return self.root / self.values
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints, one folder for all tasks that go on from one another."""
+        return self.root / "checkpoints"
+
+    @property
+    def of_checkpoints(self) -> StateDirectory:
+        """The same directory with the folder of the checkpoints as that of the values."""
+        return replace(self, values=self.checkpoints.name)
 
     @property
     def buffers(self) -> Path:

@@ -270,6 +270,11 @@ class TaskRecord:
     """Seconds that it was paused before, which do not count as time taken."""
     pause_requested: bool = False
     """Whether it is to be paused, or to stay so."""
+    checkpoint_place: str | None = None
+    """Folder of its checkpoints, by its name; a task that goes on from there has the same. None
+    for a task of an earlier version, and for an imported one."""
+    checkpoint_at: datetime | None = None
+    """Time of the latest of them; None when there is none."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -319,6 +324,10 @@ class TaskRecord:
             "ended_at": self.ended_at.isoformat() if self.ended_at else None,
             "elapsed_s": self.elapsed_s(now),
             "progress": None if self.progress is None else self.progress.as_json(),
+            # The archive has no checkpoints.
+            "checkpoint_at": self.checkpoint_at.isoformat()
+            if self.checkpoint_at and not self.archive
+            else None,
             "last_line": self.last_line,
             "tags": list(self.tags),
             "archive": self.archive or None,
@@ -414,6 +423,8 @@ class ProcessRecord:
     """Memory of all its processes together, at which it is ended; None for any amount."""
     gpu_ids: Sequence[str] = ()
     """The GPUs that it sees, as their driver names them; empty for those that its kernel sees."""
+    checkpoint_place: str | None = None
+    """`TaskRecord`'s."""
 
     @property
     def pid_here(self) -> int | None:
@@ -473,6 +484,8 @@ class StreamSize:
 
 INPUTS = "<inputs>"
 """Name of a Python process task's inputs among its values; no variable can have it."""
+CHECKPOINT = "<checkpoint>"
+"""Name of a checkpoint's value; no variable can have it."""
 CHANGED_HERE = "changed in the process, not brought back"
 """Beginning of the problem of a variable that a task was given and has changed."""
 NOT_ASKED = "--out does not name it"

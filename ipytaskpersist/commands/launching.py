@@ -31,6 +31,7 @@ from ipytaskpersist.session.requests import (
     PlaceInQueue,
     Request,
 )
+from ipytaskpersist.text import formatting
 
 
 def _names(_context: Any, _parameter: Any, given: str | None) -> list[str] | None:
@@ -194,7 +195,15 @@ def rerun(
             f"Run task {task.label}, which was imported from a file? {read_it}.",
             f"task {task.label} was imported from a file; {read_it}, and --yes runs it",
         )
-    surface.launched(manager.launcher.rerun(task, anyway=anyway))
+    _show_again(surface, manager.launcher.rerun(task, anyway=anyway))
+
+
+def _show_again(surface: Surface, task: TaskRecord) -> None:
+    """Show a task that runs another one again, and from which checkpoint it goes on."""
+    surface.launched(task)
+    if task.checkpoint_at is not None:
+        kept = formatting.age((formatting.utc_now() - task.checkpoint_at).total_seconds())
+        click.echo(f"task {task.label} goes on from the checkpoint kept {kept}")
 
 
 @verbs.command()
@@ -220,7 +229,8 @@ def resume(
     refused: list[str] = []
     for task in chosen:
         try:
-            surface.launched(manager.launcher.rerun(task, once=True, anyway=anyway))
+            new = manager.launcher.rerun(task, once=True, anyway=anyway)
+            _show_again(surface, new)
         except NamesMissing as error:  # the others do not depend on it
             refused.append(str(error))
     left = [] if refs else [task for task in waiting if task not in certain]

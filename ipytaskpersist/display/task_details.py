@@ -61,6 +61,7 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
         "variables": {each.name: _result_document(each) for each in variables},
         "process": None if process is None else _process_document(process),
         "rerun_of": task.provenance.get("rerun_of"),
+        "checkpoint": None if (latest := manager.checkpoint(task)) is None else latest.as_json(),
         "error": _error(manager, task),
         "post_mortem": store.tasks.post_mortem(task.key),
         "provenance": dict(task.provenance),
@@ -117,6 +118,7 @@ def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
     rows = [
         *_facts(task, manager.store.sessions.short(task.session)),
         *_queue(manager, task),
+        *_checkpoint(manager, task),
         *_process(manager, task),
         *_what_is_kept(manager, task),
         *_history(manager, task),
@@ -220,6 +222,11 @@ def _provenance(task: TaskRecord) -> list[tuple[str, str]]:
         ("host", known.get("host", "")),
         ("git", git_in_words(known["git"]) if known.get("git") else ""),
     ]
+
+
+def _checkpoint(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
+    said = formatting.checkpoint(manager.checkpoint(task))
+    return [("checkpoint", said)] if said else []
 
 
 def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:

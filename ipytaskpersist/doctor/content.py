@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ipytaskpersist.base import leftover_processes, process_tree
+from ipytaskpersist.base import checkpoint_folders, leftover_processes, process_tree
 from ipytaskpersist.base.leftover_processes import Mark
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import WARM, SessionRecord, SupervisorRecord, TaskState
@@ -101,6 +102,24 @@ def check_kept_aside(examined: Examined) -> Iterator[Finding]:
             "took over the store: the next command takes in what is new, and one that runs there "
             "removes it when the process has ended; delete it when that host or container is gone"
         )
+
+
+def check_checkpoints(examined: Examined) -> Iterator[Finding]:
+    """Say how much checkpoints take, and name those that no task goes on from any more."""
+    directory = examined.directory
+    places = checkpoint_folders.all_places(directory)
+    used = examined.store.tasks.places_in_use(places) if places else set[str]()
+    if used:
+        size = formatting.size(checkpoint_folders.size_of(directory, used))
+        yield ok(f"of {formatting.counted(len(used), 'task')}, {size}")
+    for place in places:
+        if place not in used:
+            folder = checkpoint_folders.folder_of(directory, place)
+            size = formatting.size(checkpoint_folders.size_of(directory, [place]))
+            yield warning(
+                f"{legible(str(folder))} ({size}) is that of no task any more",
+                legible(f"rm -r {shlex.quote(str(folder))}"),
+            )
 
 
 def _out_of_sight(examined: Examined) -> list[SessionRecord]:

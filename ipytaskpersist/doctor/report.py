@@ -119,6 +119,7 @@ CONTENT_CHECKS: list[Check] = [
         content.check_supervisors,
         content.check_interpreters,
         content.check_kept_aside,
+        content.check_checkpoints,
         content.check_left_processes,
     ),
 ]

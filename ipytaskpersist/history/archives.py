@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ipytaskpersist.base import checkpoint_folders
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.private_files import remove
 from ipytaskpersist.base.records import TaskRecord
@@ -18,6 +19,7 @@ from ipytaskpersist.store.file.locks import exclusive
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 from ipytaskpersist.store.transfer import copy_tasks, in_steps, remove_leftovers, remove_tasks
+from ipytaskpersist.values import checkpoints
 
 COPIED_AT_ONCE = 200
 
@@ -105,7 +107,8 @@ class Archives:
     def archive(self, tasks: Sequence[TaskRecord]) -> dict[str, int]:
         """Move ended tasks into the archives of the months in which they were created.
 
-        Return how many went into each. Raise `StoreBusy` if another process is moving tasks.
+        Their checkpoints are removed: a task is not gone on with after so long. Return how many
+        went into each. Raise `StoreBusy` if another process is moving tasks.
         """
         by_month = defaultdict(list)
         for task in tasks:
@@ -121,6 +124,7 @@ class Archives:
                     copy_tasks(archive.database, self._store.directory.store, own)
                     remove_tasks(self._store.database, own)
                     moved[month] += len(own)
+            self._forget_checkpoints(tasks)
         return {month: count for month, count in moved.items() if count}
 
     def _make(self, month: str) -> TaskStore:
@@ -156,6 +160,15 @@ class Archives:
                 remove_leftovers(place.database)
                 remove_tasks(place.database, [task.id for task in tasks])
                 place.database.cut_log()
+            self._forget_checkpoints(tasks)
+
+    def _forget_checkpoints(self, tasks: Sequence[TaskRecord]) -> None:
+        """Remove the checkpoints of tasks, unless another task of the store may go on from them."""
+        places = {task.checkpoint_place or "" for task in tasks}
+        there = places & {*checkpoint_folders.all_places(self._store.directory)}
+        if there:
+            unused = there - self._store.tasks.places_in_use(there)
+            checkpoints.delete(self._store.directory, unused)
 
     def older_than(self, age_s: float, keep: str) -> list[TaskRecord]:
         """Return the store's ended tasks that are older, except those with the tag `keep`."""

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ipytaskpersist.base import checkpoint_folders
 from ipytaskpersist.base.detached import python_command, remove_empty, start_detached
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import TaskRecord
@@ -130,7 +131,8 @@ def run(store: TaskStore, limits: Limits) -> None:
 
 def _remove_parts(directory: StateDirectory) -> None:
     """Remove unfinished copies and values left by killed processes."""
-    for folder in (directory.root, directory.backups, directory.payloads):
+    kept = (directory.payloads, directory.checkpoints)
+    for folder in (directory.root, directory.backups, *kept):
         for part in folder.glob(".*.part*"):
             with suppress(OSError):
                 if _written_at(part) < time.time() - DAY_S:
@@ -184,7 +186,9 @@ def _oldest(store: TaskStore, archives: Archives, keep: str) -> Iterator[list[Ta
 
 def _used_bytes(store: TaskStore, archives: Archives) -> int:
     used = sum(place.upkeep.used_bytes() for place in [store, *archives.all()])
-    return used - repeated_bytes(store.directory)
+    places = checkpoint_folders.all_places(store.directory)
+    left = checkpoint_folders.size_of(store.directory, places)
+    return used + left - repeated_bytes(store.directory)
 
 
 def main() -> None:

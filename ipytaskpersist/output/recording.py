@@ -120,6 +120,8 @@ class Recording:
         self._streams = {kind: Stream() for kind in STREAM_KINDS}
         self._progress: Progress | None = None
         self._saved_progress: Progress | None = None
+        self._checkpoint_at: float | None = None
+        self._saved_checkpoint_at: float | None = None
         self._said_progress = False
         """Whether its code has reported its progress: it knows better than its bars."""
         self._is_watched = False
@@ -168,10 +170,20 @@ class Recording:
             self._is_watched = True
             self._writer.announce(self)
 
+    def checkpointed(self, at: float) -> None:
+        """Record the time of the task's latest checkpoint."""
+        self._checkpoint_at = at
+        if not self._is_watched:
+            self._is_watched = True
+            self._writer.announce(self)
+
     @property
     def has_moved(self) -> bool:
         """Whether the task has come further than the store knows."""
-        return self._progress is not self._saved_progress
+        return (
+            self._progress is not self._saved_progress
+            or self._checkpoint_at != self._saved_checkpoint_at
+        )
 
     def still_moves(self) -> bool:
         """Return the same to the writer, which checks again later if so."""
@@ -189,6 +201,10 @@ class Recording:
         if progress is not None and progress is not self._saved_progress:
             store.tasks.progress(self.task_key, progress)
             self._saved_progress = progress
+        at = self._checkpoint_at
+        if at is not None and at != self._saved_checkpoint_at:
+            store.tasks.checkpointed(self.task_key, at)
+            self._saved_checkpoint_at = at
 
     def finish(self, store: TaskStore) -> None:
         """Save the remaining facts at the task's end."""

@@ -211,6 +211,7 @@ class Facts:
             ("outcome", _ending(task)),
             *self._used(task),
             ("brings", ", ".join(each.name for each in store.results.variables(task.key))),
+            ("checkpoint", formatting.checkpoint(self._manager.checkpoint(task))),
             ("git", git_in_words(task.provenance["git"]) if task.provenance.get("git") else ""),
             ("again as", task.provenance.get("rerun_as") or ""),
             ("tags", ", ".join(task.tags)),

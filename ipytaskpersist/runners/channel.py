@@ -29,7 +29,7 @@ DESCRIPTOR = "IPYTASKPERSIST_CHANNEL"
 HEADER = struct.Struct("<cI")
 OUTPUTS = dict(zip((b"o", b"e", b"d", b"u", b"c", b"r", b"x"), OutputKind, strict=True))
 CODES = {kind: code for code, kind in OUTPUTS.items()}
-RESULT, OUTCOME, PROGRESS, POST_MORTEM = b"R", b"O", b"P", b"M"
+RESULT, OUTCOME, PROGRESS, POST_MORTEM, CHECKPOINTED = b"R", b"O", b"P", b"M", b"K"
 DRAIN_S = 5.0
 EXIT_UNHEARD = 70
 
@@ -104,6 +104,10 @@ class Sender:
         """Send the record of a saved value."""
         fields = {name: getattr(result, name) for name in ResultRecord.__slots__}
         self._send(RESULT, encode_content(fields))
+
+    def checkpointed(self, at: float) -> None:
+        """Send the time of a checkpoint, in seconds since the epoch."""
+        self._send(CHECKPOINTED, encode_content({"at": at}))
 
     def post_mortem(self, found: dict[str, Any]) -> None:
         """Send the variables of the frames in which the task failed."""

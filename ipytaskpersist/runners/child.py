@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import get_ident
@@ -53,11 +54,15 @@ from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
 from ipytaskpersist.runners.given import Given, NotebookSetup, Setting
 from ipytaskpersist.runners.task_rows import TaskRows
 from ipytaskpersist.running import forks
+from ipytaskpersist.running.ending import Termination
 from ipytaskpersist.running.running_task import FOREGROUND, RunningTask, active_task
 from ipytaskpersist.running.sinks import Sink
-from ipytaskpersist.values import cell_sources, mappings
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.values import cell_sources, handed_results, mappings
 from ipytaskpersist.values.bundles import Bundle
 from ipytaskpersist.values.cell_sources import Source
+from ipytaskpersist.values.checkpoints import Checkpoints
+from ipytaskpersist.values.handed_results import Call, CallWithResults
 from ipytaskpersist.values.originals import Changed, Originals
 from ipytaskpersist.values.payloads import SETTINGS, Payloads
 from ipytaskpersist.values.pickling import Failed
@@ -152,6 +157,8 @@ class Child:
         is_durable = getattr(setting, "is_durable", False)
         self._payloads = Payloads(self._directory, is_durable=is_durable)
         shell, task = make_shell(setting, module), self._task()
+        task.checkpoints = Checkpoints(self._directory, self._record, shell.user_ns)
+        self._termination = Termination(task.ending)
         patches = install(shell, task)
         execution.be_ready_for_errors()
         self._payloads.be_ready()
@@ -166,13 +173,29 @@ class Child:
     def _run_given(self, shell: Any, task: RunningTask, given: Given) -> tuple[Outcome, list[str]]:
         """Run the call or the cell. Returns how it ended, and the variables to save."""
         if given.call is not None:
-            return run_function(shell, given.call, task), []
+            return run_function(shell, self._call(given.call, shell.user_ns), task), []
         before = dict(shell.user_ns)
         with _silent(task):  # pickling may run any code of a class
             self._bystanders = Bystanders(self._tree(shell), before)
         compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
         outcome = run_cell(shell, compiled, task)
         return outcome, self._names(shell, before, outcome)
+
+    def _call(self, call: Call, namespace: dict[str, Any]) -> Callable[[], Any]:
+        """Return what is to be called: with the results of other tasks, if it is to have some."""
+        if not isinstance(call, CallWithResults):
+            return call
+
+        def call_with_results() -> Any:
+            store = TaskStore(self._directory).open()
+            try:
+                value_of = partial(handed_results.load, store, self._payloads, namespace)
+                bound = call.with_values(value_of)
+            finally:
+                store.close()
+            return bound()
+
+        return call_with_results
 
     def _end(
         self,
@@ -183,6 +206,8 @@ class Child:
         large_bytes: int | None,
     ) -> int:
         """Keep what there is to keep, and send how the task ended. Returns the exit status."""
+        task.ending.close(self._process.grace_s)
+        self._termination.stop()
         kept_widgets.end(task)
         progress.end(task)
         outcome = self._unless_damaged(task, outcome)

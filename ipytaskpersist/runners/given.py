@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from ipytaskpersist.cells.notebook_magics import Carried
+from ipytaskpersist.values.handed_results import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Given:
     variables: dict[str, Any] = field(default_factory=dict)
     """The variables' values. Empty in the pickle, where the values follow one by one, so that a
     value that fails to load can be named."""
-    call: Callable[[], Any] | None = None
+    call: Call | None = None
     """Function to call, if the task runs one instead of a cell."""
     names: list[str] = field(default_factory=list)
     """Names of the variables that follow in the pickle."""

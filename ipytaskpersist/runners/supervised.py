@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ipytaskpersist.base import process_tree
+from ipytaskpersist.base import checkpoint_folders, process_tree
 from ipytaskpersist.base.buffer_names import cut_files
 from ipytaskpersist.base.detached import hide_inspection
+from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_tree import Snapshot
 from ipytaskpersist.base.records import WARM, OutputKind, ProcessRecord, ResultRecord, TaskState
 from ipytaskpersist.output.recording import Recording
 from ipytaskpersist.runners.channel import (
+    CHECKPOINTED,
     DESCRIPTOR,
     OUTCOME,
     OUTPUTS,
@@ -92,10 +94,11 @@ class Ending:
 class Supervised:
     """A task's process, from its start to its last byte."""
 
-    def __init__(self, record: ProcessRecord, recording: Recording, values: Path) -> None:
-        """`values` is the folder with the files of the task's values."""
+    def __init__(
+        self, record: ProcessRecord, recording: Recording, directory: StateDirectory
+    ) -> None:
         self.record = record
-        self._values = values
+        self._directory = directory
         self.recording = recording
         self.results: list[ResultRecord] = []
         """Records of the values that a Python task has saved."""
@@ -202,10 +205,18 @@ class Supervised:
         whole = {**environment, process_tree.MARK: self.record.task_id}
         if self.record.gpu_ids:
             whole[VISIBLE] = ",".join(self.record.gpu_ids)
+        whole.pop(checkpoint_folders.VARIABLE, None)  # that of a command which started all this
         if channel is not None:
             hide_inspection(whole)
             whole[DESCRIPTOR] = str(channel)
+        else:
+            folder = checkpoint_folders.make_for_command(self._directory, self._place)
+            whole[checkpoint_folders.VARIABLE] = str(folder)
         return whole
+
+    @property
+    def _place(self) -> str:
+        return self.record.checkpoint_place or self.record.task_id
 
     def _fork(
         self,
@@ -300,6 +311,8 @@ class Supervised:
                 self.post_mortem = json.loads(content)
             elif code == PROGRESS:
                 self.recording.progress(as_progress(content))
+            elif code == CHECKPOINTED:
+                self.recording.checkpointed(json.loads(content)["at"])
             elif code == OUTCOME:
                 fields = json.loads(content)
                 self._reported = End(TaskState(fields.pop("state")), **fields)
@@ -416,6 +429,15 @@ class Supervised:
             return not self.readers
         return self._alone >= process_tree.SURELY_ALONE
 
+    def note_checkpoint(self) -> None:
+        """Record what a command has left in its folder of checkpoints, once it has ended."""
+        if not self.is_python:
+            left = checkpoint_folders.latest(self._directory, self._place, self.record.kind)
+            if left is not None:
+                self.recording.checkpointed(left.at)
+            else:
+                checkpoint_folders.remove_if_empty(self._directory, self._place)
+
     def close(self) -> None:
         """Read the remaining output and close the descriptors.
 
@@ -449,7 +471,7 @@ class Supervised:
             return " (out of memory)"
         if signal_number == signal.SIGBUS:
             # The system sends it for a page of a mapped file behind the file's end.
-            for path in cut_files(self._values):
+            for path in cut_files(self._directory.payloads / self.record.task_id):
                 return f": {path}, which it was given, was cut while it ran"
         return ""
 

@@ -363,8 +363,7 @@ class Supervisor:
     def _start(self, process: ProcessRecord) -> bool:
         """Start a task. Returns False if it must wait until another one ends."""
         recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
-        folder = self._store.directory.payloads / process.task_id
-        task = Supervised(process, recording, folder)
+        task = Supervised(process, recording, self._store.directory)
         try:
             if self._tasks and not self._limit.has_room():
                 raise CannotStart(LIMITS[errno.EMFILE], is_shortage=True)
@@ -545,6 +544,7 @@ class Supervisor:
 
     def _record_end(self, task: Supervised, end: End) -> None:
         key = task.record.task_key
+        task.note_checkpoint()
         task_end = TaskEnd(
             key, end.state, end.reason, end.exit_code, time.time(), task.results, task.post_mortem
         )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from contextvars import Context, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from time import sleep
@@ -114,14 +114,19 @@ class ThreadRunner:
         contexts: Contexts,
         large_bytes: Callable[[], int | None],
         guarded: Guarded,
+        with_checkpoints: Callable[[RunningTask], None],
     ) -> None:
-        """`large_bytes` returns the size from which a task reports that its value is kept."""
+        """`large_bytes` returns the size from which a task reports that its value is kept.
+
+        `with_checkpoints` lets a task leave checkpoints, and gives it time when it is cancelled.
+        """
         self._recorder = recorder
         self._payloads = payloads
         self._text_form = text_form
         self._contexts = contexts
         self._large_bytes = large_bytes
         self._guarded = guarded
+        self._with_checkpoints = with_checkpoints
         self.settings = ThreadSettings()
         self._idle: list[Worker] = []
         self._waiting: dict[int, _Run] = {}
@@ -187,6 +192,7 @@ class ThreadRunner:
         mark = Mark(record.id, Kernel.own())
         children = Children(recording, mark, self._guarded.need)
         task = RunningTask(record, recording, children, self._contexts.for_task())
+        self._with_checkpoints(task)
         figures.begin(task)
         self._ended[record.key] = threading.Event()
         launched = AtLaunch(foreground, self.settings.at_launch(), working_directory.here())
@@ -215,6 +221,7 @@ class ThreadRunner:
         ended = time.time()
         self._calmly(lambda: kept_widgets.end(task))
         self._calmly(lambda: progress.end(task))
+        self._calmly(lambda: task.ending.close(task.cancellation.grace_s))
         self._calmly(task.end)
         # The post-mortem summarizes the frames' variables, which may take most of the memory.
         self._calmly(lambda: traceback_frames.let_go(outcome.error))
@@ -284,6 +291,8 @@ class ThreadRunner:
                 outcome = Outcome(TaskState.FAILED, describe(error), 1, error=error)
         if task.cancellation.leave():
             outcome = Outcome(TaskState.CANCELLED, "cancelled")
+        elif task.ending.was_used and outcome.state is TaskState.COMPLETED:
+            outcome = replace(outcome, state=TaskState.CANCELLED, reason="cancelled")
         return outcome
 
     def _keep(self, task: RunningTask, outcome: Outcome) -> tuple[Outcome, ResultRecord | None]:

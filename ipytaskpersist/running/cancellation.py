@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.running import safepoints
+from ipytaskpersist.running.ending import Ending
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,6 +49,13 @@ class Cancellation:
         """Whether a cancellation has ever been requested."""
         self.loop: asyncio.AbstractEventLoop | None = None
         """Event loop in which the cell runs."""
+        self.ending = Ending()
+        """What the cell is told before the exception is raised."""
+        self.ending.when_told = self._be_told
+        self.grace_s = 0.0
+        """Time between the request and the exception for a cell that asks for it."""
+        self._patience_until: float | None = None
+        """Until when such a cell may end by itself, by the monotonic clock."""
         self._end_children = end_children
         self._lock = threading.Lock()
         self._thread_id = 0
@@ -189,8 +197,19 @@ class Cancellation:
             now = time.monotonic()
             if self.is_asked and now - self._asked_at < AGAIN_S:
                 return
-            self.is_asked = self._is_due = self._spares_children = True
+            if self._patience_until is not None:
+                return
+            self.is_asked = True
             self._asked_at = now
+            gives_time = self.ending.is_expected and not self.ending.is_soon
+            if gives_time:
+                self._patience_until = now + self.grace_s
+            else:
+                self._is_due = self._spares_children = True
+        self.ending.announce()
+        if gives_time:
+            PURSUIT.add(self)
+            return
         self.pursue()
         self._end_children(False)
         PURSUIT.add(self)
@@ -208,16 +227,39 @@ class Cancellation:
         self._is_due = True
         safepoints.before_next_line(sys._getframe(1), lambda _frame: self.look())
 
+    def _be_told(self) -> None:
+        """Wait no longer for a cell that only had functions to be called."""
+        with self._lock:
+            if self._patience_until is not None and not self.ending.is_watched:
+                self._patience_until = 0.0
+
+    def _is_patient(self) -> bool:
+        """Whether the cell may still end by itself. Once it may not, the exception is due."""
+        now = time.monotonic()
+        if self._patience_until is None:
+            return False
+        if now < self._patience_until:
+            return True
+        self._patience_until = None
+        self._is_due = self._spares_children = True
+        self._asked_at = now
+        return False
+
     def pursue(self) -> bool:
         """Raise a due exception if the moment allows it. Returns False once the cell has ended."""
         with self._lock:
             if not self._is_running:
                 return False
+            was_patient = self._patience_until is not None
+            if self._is_patient():
+                return True
             if not self._is_due and self._was_caught():
                 self._is_due = True
             if self._is_due and not self._held:
                 self._wake()
                 self._raise()
+        if was_patient:
+            self._end_children(False)
         if self._spares_children and self._waited() > SHORT_PATIENCE_S:
             self._spares_children = False
             self._end_children(True)

@@ -80,6 +80,9 @@ class ForkedRecording:
     def progress(self, progress: Any) -> None:
         """Drop the progress: the task's own process reports it."""
 
+    def checkpointed(self, at: float) -> None:
+        """Drop the time of a checkpoint: the task's own process keeps them."""
+
 
 def end(exit_code: int | None) -> NoReturn:
     """End a forked child whose cell has ended, as multiprocessing ends its children.

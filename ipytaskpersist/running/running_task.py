@@ -18,8 +18,9 @@ from ipytaskpersist.base.foreign_errors import plain_text
 from ipytaskpersist.base.records import OutputKind, Progress, ResultRecord, TaskRecord
 from ipytaskpersist.base.widget_marks import Entered
 from ipytaskpersist.running.cancellation import Cancellation
+from ipytaskpersist.running.ending import Ending
 from ipytaskpersist.running.forks import ForkedRecording, take_streams
-from ipytaskpersist.running.sinks import ChildStreams, Silence, Sink
+from ipytaskpersist.running.sinks import Checkpoints, ChildStreams, Silence, Sink
 
 
 class _OfLiveTask:
@@ -88,6 +89,8 @@ class RunningTask:
         self.post_mortem: dict[str, Any] | None = None
         """The variables where the last error was raised, as `post_mortem` returns them."""
         self.cancellation = Cancellation(self._end_children)
+        self.checkpoints: Checkpoints | None = None
+        """What it leaves for a task that goes on from it; None where it can leave nothing."""
 
     def write(self, kind: OutputKind, text: str) -> int:
         """Print to one of the task's streams."""
@@ -137,6 +140,11 @@ class RunningTask:
         return same
 
     # Cancelling.
+
+    @property
+    def ending(self) -> Ending:
+        """What its code is told before it is ended."""
+        return self.cancellation.ending
 
     @property
     def cancelled(self) -> bool:

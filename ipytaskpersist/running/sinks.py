@@ -25,6 +25,22 @@ class Sink(Protocol):
     def progress(self, progress: Progress) -> None:
         """Take the task's progress."""
 
+    def checkpointed(self, at: float) -> None:
+        """Take the time of the task's latest checkpoint, in seconds since the epoch."""
+
+
+class Checkpoints(Protocol):
+    """The values that a task leaves for a later one that goes on from it."""
+
+    def keep(self, value: Any) -> float:
+        """Keep a value. Return the time, in seconds since the epoch."""
+
+    def newest(self) -> tuple[Any, str]:
+        """Return the newest whole value, and what is wrong with a newer one.
+
+        Raises `LookupError` if there is none.
+        """
+
 
 class ChildStreams(Protocol):
     """The streams to which a task's child processes print, and the end of these processes."""
@@ -65,6 +81,9 @@ class Silence:
 
     def progress(self, progress: Progress) -> None:
         """Discard the task's progress."""
+
+    def checkpointed(self, at: float) -> None:
+        """Discard the time of a checkpoint."""
 
     def add(self, kind: OutputKind, content: dict[str, Any]) -> None:
         """Discard a display, a result or an error."""

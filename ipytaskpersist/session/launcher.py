@@ -25,9 +25,10 @@ from ipytaskpersist.notify import targets
 from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
-from ipytaskpersist.session import missing_names, provenance
+from ipytaskpersist.session import going_on, missing_names, provenance
 from ipytaskpersist.session.cell_runs import CellRuns
 from ipytaskpersist.session.finding import check_name, check_tags
+from ipytaskpersist.session.going_on import GoesOn
 from ipytaskpersist.session.notebook_setup import setting_of
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
@@ -58,6 +59,7 @@ from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.queue import starts_at_once
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import CellRun, NewTask
+from ipytaskpersist.values.handed_results import Call
 from ipytaskpersist.values.importable import Modules
 from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads
 from ipytaskpersist.values.pickle_files import Prepared
@@ -183,7 +185,7 @@ class Launcher:
         _say_history(record, variables.of_history(source, shell), OF_NOTEBOOK)
         return record
 
-    def launch_function(self, call: Callable[[], Any], source: str, request: Request) -> TaskRecord:
+    def launch_function(self, call: Call, source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Return when the task is durably recorded."""
         check_name(request.name)
         if request.where == PROCESS:
@@ -194,9 +196,9 @@ class Launcher:
         from ipytaskpersist.cells.execution import run_function
 
         refuse_demands(request.place)
-        shell = self._require_shell()
+        shell, whole = self._require_shell(), self._results.handed_to(call)
         new = self._new(source, request, "python", THREAD, is_call=True)
-        return self._run_in_thread(new, lambda task: run_function(shell, call, task))
+        return self._run_in_thread(new, lambda task: run_function(shell, whole, task))
 
     def _run_in_thread(self, new: NewTask, work: Work) -> TaskRecord:
         threads = self._runners.threads
@@ -504,6 +506,7 @@ class Launcher:
     ) -> NewTask:
         session = self._session.record()
         self._store.require_writable()
+        goes_on = going_on.goes_on(self._store, again.task) if again else GoesOn()
         before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
         before |= self._cell_runs.make_room(request)
         return NewTask(
@@ -527,6 +530,8 @@ class Launcher:
             admission=self._queueing.again(again.task)
             if again
             else self._queueing.admission(request, session.notebook_key),
+            checkpoint_place=goes_on.place,
+            checkpoint_at=goes_on.at,
         )
 
     def _places(self, request: Request) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ipytaskpersist.base import checkpoint_folders
+from ipytaskpersist.base.checkpoint_folders import Latest
 from ipytaskpersist.base.paths import StateDirectory, default_directory
+from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.upkeep import UpkeepTimer
 from ipytaskpersist.session.changing import TaskChanges
@@ -102,6 +105,10 @@ class BackgroundTasks(TaskSettings):
             CellRuns(self, self.store, self.session, self.runners, self.changes, self.waiting),
             self.queueing,
         )
+
+    def checkpoint(self, task: TaskRecord) -> Latest | None:
+        """Return the latest checkpoint of a task, or of one from which it goes on."""
+        return checkpoint_folders.latest(self.directory, task.checkpoint_place, task.kind)
 
     def close(self) -> None:
         """Undo all changes and release the store. Running tasks are interrupted."""

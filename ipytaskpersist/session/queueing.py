@@ -123,7 +123,7 @@ class Queueing:
         if task.archive:
             raise InvalidRequest(
                 f"task {task.label} is in the archive, where nothing ends any more; launch this "
-                "task without --after"
+                "task without --after, and with the value of that one instead of the task"
             )
         is_ok = task.exit_code == 0
         if task.state.is_final and condition not in (ANY, OK if is_ok else FAILED):

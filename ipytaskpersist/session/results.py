@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -37,9 +37,10 @@ from ipytaskpersist.running.running_task import is_own_command
 from ipytaskpersist.session.foreground_names import ForegroundNames
 from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.store.task_store import TaskStore
-from ipytaskpersist.values import mappings
+from ipytaskpersist.values import handed_results, mappings
 from ipytaskpersist.values.bundles import INSIDE
 from ipytaskpersist.values.changeable import belongs_to_process
+from ipytaskpersist.values.handed_results import Call, CallWithResults
 from ipytaskpersist.values.importable import MAIN
 from ipytaskpersist.values.originals import Present
 from ipytaskpersist.values.payloads import SETTINGS, Payloads
@@ -330,6 +331,25 @@ class Results:
         kept = self._archives.store_of(task).results.get(task.key)
         self._follow_cells()
         return None if kept is None else self._payloads.load(task, kept)
+
+    def handed_to(self, call: Call) -> Callable[[], Any]:
+        """Return a call that takes the results of other tasks, if it is to have some, when made.
+
+        It raises `ResultUnavailable` then. Of a task of this process it takes the object itself.
+        """
+        if not isinstance(call, CallWithResults):
+            return call
+
+        def value_of(task_id: str) -> Any:
+            outcome = self.outcome(handed_results.completed(self._store, task_id))
+            if outcome is not None:
+                return None if outcome.has_no_value else outcome.value
+            return handed_results.load(self._store, self._payloads, None, task_id)
+
+        def call_with_results() -> Any:
+            return call.with_values(value_of)()
+
+        return call_with_results
 
     def load_variables(self, task: TaskRecord, names: Sequence[str] = ()) -> Loaded:
         """Load the variables that a process task left into the notebook: all, or those named.

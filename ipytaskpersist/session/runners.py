@@ -25,6 +25,7 @@ from ipytaskpersist.session.provenance import GitWatch
 from ipytaskpersist.session.task_settings import TaskSettings
 from ipytaskpersist.store import problems
 from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.values.checkpoints import Checkpoints
 from ipytaskpersist.values.payloads import Payloads
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ipytaskpersist.output.recorder import Recorder
     from ipytaskpersist.runners.process import ProcessRunner
     from ipytaskpersist.runners.thread import ThreadRunner
+    from ipytaskpersist.running.running_task import RunningTask
 
 SHUTDOWN_S = 3.0
 GIT_S = 1.0
@@ -129,12 +131,17 @@ class Runners:
             self.contexts,
             lambda: self._settings.large_result_bytes,
             guarded,
+            self._with_checkpoints,
         )
         if self._settings.shell is not None:
             call_between_cells(
                 self._settings.shell, self.on_close.append, runner.settings.before_cell
             )
         return runner
+
+    def _with_checkpoints(self, task: RunningTask) -> None:
+        task.checkpoints = Checkpoints(self._store.directory, task.record)
+        task.cancellation.grace_s = self._settings.cancel_grace_s
 
     @property
     def contexts(self) -> Contexts:

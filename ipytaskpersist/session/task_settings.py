@@ -85,7 +85,7 @@ class TaskSettings(Configured):
         5.0,
         min=0,
         help="Seconds between SIGTERM and SIGKILL when a process or shell task is cancelled or its "
-        "time is over. Default: 5.",
+        "time is over, and before a thread task is cancelled that asks ending_soon(). Default: 5.",
     ).tag(config=True, of_project=True)
     max_running = Int(
         None,

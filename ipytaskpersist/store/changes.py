@@ -81,8 +81,8 @@ class Changes:
     def _live(self) -> frozenset[tuple[Any, ...]]:
         """Return the live tasks, those that wait with what is known of their group."""
         rows = self._database.rows(
-            f"""SELECT key, progress, cancel_requested_at, paused_at, pause_requested, waits_for, lacks,
-                group_name, state = 'pending', {IN_SLOT}
+            f"""SELECT key, progress, cancel_requested_at, paused_at, pause_requested, waits_for,
+                lacks, checkpoint_at, group_name, state = 'pending', {IN_SLOT}
             FROM tasks INDEXED BY tasks_live
             WHERE state IN ('pending', 'running')"""
         )

@@ -38,6 +38,7 @@ PROCESS_FIELDS = {
     "interpreter": "interpreter",
     "memory_bytes": "tasks.memory_bytes",
     "gpu_ids": "tasks.gpu_ids",
+    "checkpoint_place": "tasks.checkpoint_place",
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())

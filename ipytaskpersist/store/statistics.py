@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from ipytaskpersist.base import checkpoint_folders
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.store.file.database import Database
@@ -107,11 +108,13 @@ class Statistics:
         (results,) = self._database.row(
             "SELECT coalesce(sum(size_bytes), 0) FROM results WHERE size_bytes IS NOT NULL"
         )
+        places = checkpoint_folders.all_places(directory)
+        checkpoints = checkpoint_folders.size_of(directory, places)
         return Sizes(
             store=_size(store) + _size(self._database.log),
             free=page * free,
             archives=_total(directory.archives.glob("*.db*")),
-            results=max(0, results - repeated_bytes(directory)),
+            results=max(0, results + checkpoints - repeated_bytes(directory)),
             search=_size(directory.search_index) + _total(directory.archives.glob("*.search")),
             backups=_total(directory.backups.glob("*.db")),
         )

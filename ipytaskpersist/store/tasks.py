@@ -77,12 +77,14 @@ FIELDS = {
     "paused_at": "tasks.paused_at",
     "paused_s": "tasks.paused_s",
     "pause_requested": "tasks.pause_requested",
+    "checkpoint_place": "tasks.checkpoint_place",
+    "checkpoint_at": "tasks.checkpoint_at",
 }
 """Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
 COLUMNS = ", ".join(FIELDS.values())
 TIMES = (
     *("created_at", "started_at", "ended_at", "cancel_requested_at", "cleared_at"),
-    "paused_at",
+    *("paused_at", "checkpoint_at"),
 )
 ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
 RUN_AGAIN = "json_extract(tasks.provenance, '$.rerun_as')"
@@ -150,6 +152,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         "demands": new.admission.demands,
         "state": TaskState.PENDING,
         "created_at": from_timestamp(row["created_at"]),
+        "checkpoint_at": from_timestamp(row["checkpoint_at"]),
         "provenance": json.loads(row["provenance"]),
         "tags": tuple(sorted(new.tags)),
         "dropped_bytes": 0,
@@ -185,6 +188,10 @@ class NewTask:
     """Its origin."""
     admission: Admission = field(default_factory=Admission)
     """What it waits for before it starts."""
+    checkpoint_place: str | None = None
+    """Folder of the checkpoints from which it goes on; None for one of its own."""
+    checkpoint_at: float | None = None
+    """Time of the latest of them, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +288,9 @@ class Tasks:
                 (new.notebook_key,),
             ).fetchone()
             now = time.time()
+            task_id = f"{short_id(self._database, new.session_id)}-{number}"
             row = {
-                "id": f"{short_id(self._database, new.session_id)}-{number}",
+                "id": task_id,
                 "number": number,
                 "name": storable(new.name),
                 "notebook_key": new.notebook_key,
@@ -299,19 +307,21 @@ class Tasks:
                 "provenance": json.dumps(dict(new.provenance)),
                 "created_at": now,
                 "state": TaskState.PENDING.value,
+                "checkpoint_place": new.checkpoint_place or task_id,
+                "checkpoint_at": new.checkpoint_at,
                 **new.admission.columns,
             }
             names, marks = ", ".join(row), ", ".join("?" * len(row))
             cursor = connection.execute(
                 f"INSERT INTO tasks ({names}) VALUES ({marks})", [*row.values()]
             )
-            connection.execute(MARK_RUN_AGAIN, (row["id"], new.rerun_of))
+            connection.execute(MARK_RUN_AGAIN, (task_id, new.rerun_of))
             connection.execute(IS_NOT_SILENT, (new.session_id,))
             for tag in new.tags:
                 connection.execute(ADD_TAG, (cursor.lastrowid, storable(tag)))
             add_dependencies(connection, cursor.lastrowid, new.admission.after)
             if complete is not None:
-                complete(connection, cursor.lastrowid, str(row["id"]))
+                complete(connection, cursor.lastrowid, task_id)
         record = _pending_record(cursor.lastrowid, path, row, new)
         if new.admission == Admission():
             return record
@@ -502,6 +512,28 @@ class Tasks:
         self._database.write(
             "UPDATE tasks SET progress = ? WHERE key = ?", (json.dumps(progress.as_stored()), key)
         )
+
+    def checkpointed(self, key: int, at: float) -> None:
+        """Record the time of a task's latest checkpoint, in seconds since the epoch."""
+        self._database.write("UPDATE tasks SET checkpoint_at = ? WHERE key = ?", (at, key))
+
+    def places_in_use(self, places: Collection[str]) -> set[str]:
+        """Return those of these folders of checkpoints that tasks have."""
+        rows = self._database.rows(
+            """SELECT DISTINCT checkpoint_place FROM tasks
+            WHERE checkpoint_place IN (SELECT value FROM json_each(?))""",
+            (json.dumps([*places]),),
+        )
+        return {place for (place,) in rows}
+
+    def live_at(self, place: str) -> TaskRecord | None:
+        """Return a live task that has this folder of checkpoints; None if there is none."""
+        row = self._database.row(
+            f"""SELECT {COLUMNS} {FROM} WHERE tasks.checkpoint_place = ?
+            AND tasks.state IN ('pending', 'running') LIMIT 1""",
+            (place,),
+        )
+        return None if row is None else self._database.record(self._record, row)
 
     def to_notify(self, key: int | None = None, *, before: float | None = None) -> list[TaskRecord]:
         """Return the ended tasks whose notifications no process has taken over.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
+from ipytaskpersist.base.checkpoint_folders import Latest
 from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_tree import signal_name
@@ -304,6 +306,11 @@ def age(seconds: float) -> str:
         if seconds >= factor:
             return f"{counted(int(seconds / factor), unit)} ago"
     return "just now"
+
+
+def checkpoint(latest: Latest | None) -> str:
+    """Return how old a checkpoint is, and its size: ``3 minutes ago, 12 MB``; empty for None."""
+    return "" if latest is None else f"{age(time.time() - latest.at)}, {size(latest.size_bytes)}"
 
 
 # Sessions.

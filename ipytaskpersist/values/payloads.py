@@ -73,12 +73,19 @@ class Payloads:
         loaded.
         """
         try:
-            prepared = self._write_values({name: value}, namespace, Changed())
+            prepared = self.prepare(name, value, namespace)
             return self.adopt(task_id, name, prepared, text)
         except BaseException as error:  # a class may raise anything when it is pickled
             if is_from_outside(error):
                 raise
             return not_kept(name, text, error.cause if isinstance(error, Unpicklable) else error)
+
+    def prepare(self, name: str, value: Any, namespace: Namespace = None) -> Prepared:
+        """Pickle one value, into files that no task owns yet.
+
+        Raises `StoreError` and `Unpicklable`.
+        """
+        return self._write_values({name: value}, namespace, Changed())
 
     def save_together(
         self,
@@ -200,6 +207,11 @@ class Payloads:
         size = prepared.size_bytes + sum(self._adopt_buffers(task_id, prepared).values())
         path, shown = self._files.name(task_id, prepared), shortened(text)
         return ResultRecord(name, path, size, prepared.digest, signature, shown, None)
+
+    def path_of(self, task_id: str, digest: str) -> str:
+        """Return the path, in the state directory, of a task's pickle with this digest."""
+        path = self._directory.payload(task_id, digest)
+        return str(path.relative_to(self._directory.root))
 
     def is_signed(self, task_id: str, name: str, digest: str, signature: str) -> bool:
         """Return whether this is the user's signature for a value whose pickle has this digest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipytaskpersist.base.foreign_errors import describe
-from ipytaskpersist.base.records import INPUTS, ResultRecord, TaskRecord
+from ipytaskpersist.base.records import CHECKPOINT, INPUTS, ResultRecord, TaskRecord
 from ipytaskpersist.errors import StoreError
 
 TEXT_CHARACTERS = 4000
@@ -28,6 +28,8 @@ def where(task: TaskRecord, result: ResultRecord) -> str:
     """Return how a message names a value."""
     if result.name == INPUTS:
         return f"what task {task.label} was given"
+    if result.name == CHECKPOINT:
+        return f"the checkpoint for task {task.label}"
     return f"{result.name or 'the value'} of task {task.label}"
 
 

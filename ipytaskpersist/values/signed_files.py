@@ -57,7 +57,7 @@ class SignedFiles:
             raise ResultUnavailable(f"{named} {problem}; {text_form(result)}")
         # A path not made here, for this task and digest, could lead anywhere.
         path = self._directory.payload(task.id, result.digest)
-        expected = ("payloads", task.id, path.name)
+        expected = (self._directory.values, task.id, path.name)
         if PurePath(result.path).parts != expected or ".." in expected:
             raise ResultUnavailable(
                 f"{named} was not loaded: its file is said to be where none of this task's is; "

@@ -509,3 +509,81 @@ def test_a_task_cannot_wait_for_its_own_end(shared: NotebookKernel) -> None:
         assert [task.state for task in tasks[6:]] == [TaskState.COMPLETED] * 2, said
         """,
     )
+
+
+# Results as arguments.
+
+
+def test_a_result_is_handed_on_without_passing_through_the_notebook(
+    make_kernel: MakeKernel, tmp_path: Path
+) -> None:
+    kernel = make_kernel(notebook=tmp_path / "a.ipynb")
+    kernel.run(SETUP)
+    check(
+        kernel,
+        f"""
+        import pathlib, numpy
+        go = pathlib.Path({str(tmp_path / "go")!r})
+        def part(number):
+            while not go.exists():
+                time.sleep(0.01)
+            return numpy.full(100_000, number)
+        def summary(parts, *, by, more=()):
+            kinds = [type(each).__name__ for each in more]
+            return float(sum(each.sum() for each in parts) / by), kinds
+        def unchanged(array):
+            import mmap
+            base = array
+            while getattr(base, "base", None) is not None:
+                base = base.base
+            return type(getattr(base, "obj", base)).__name__
+        def nothing():
+            pass
+        a, c = bg.submit(part, 1, process=True), bg.submit(part, 3)
+        b = bg.submit(part, 2, process=True, name="b")
+        none = bg.submit(nothing, process=True)
+        sums = [bg.submit(summary, [a, b, c], by=2, more=[none, 5], process=where)
+                for where in (True, False)]
+        mapped = bg.submit(unchanged, a, process=True)
+        assert {{each.state for each in (*sums, mapped)}} == {{TaskState.PENDING}}
+        go.touch()
+        for each in sums:
+            assert each.result(60) == (300_000.0, ["NoneType", "int"])
+        assert mapped.result(60) == "mmap", "the array is mapped, not copied"
+        """,
+    )
+    check(
+        kernel,
+        """
+        def lock():
+            return threading.Lock()
+        kept = bg.submit(lock)
+        same = bg.submit(lambda given: given is kept.value(), kept)
+        assert same.result(30) is True, "in the notebook's process it is the very object"
+        lost = bg.submit(type, kept, process=True)
+        assert lost.wait(60) and lost.state is TaskState.FAILED
+        assert "the value of task" in lost.reason and "could not be kept" in lost.reason
+        fails = bg.submit(lambda: time.sleep(0.3) or 1 / 0)
+        never = bg.submit(print, fails, process=True)
+        assert never.wait(60) and never.state is TaskState.CANCELLED
+        assert never.reason == f"task {fails.number} (<lambda>) failed"
+        error = raised(bg.submit, print, fails)
+        assert isinstance(error, bg.BackgroundError) and "never completes" in str(error)
+        """,
+    )
+    kernel.kill()
+    kernel.revive()
+    kernel.run(SETUP)
+    check(
+        kernel,
+        """
+        a = bg.task("b")
+        assert bg.submit(lambda array: int(array[0]), a).result(60) == 2
+        assert bg.submit(lambda array: int(array[0]), a, process=True).result(60) == 2
+        again = bg.tasks()[4].rerun()
+        assert again.result(60) == (300_000.0, ["NoneType", "int"])
+        %bg_delete 1 --yes
+        gone = bg.tasks()[3].rerun()
+        assert gone.wait(60) and "was deleted or archived; launch both again" in gone.reason
+        """,
+    )
