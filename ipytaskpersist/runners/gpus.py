@@ -25,16 +25,16 @@ def find() -> list[Gpu]:
     except ImportError:
         raise NoGpus(
             _amd()
-            or "the library that asks NVIDIA's driver is missing; install it with "
-            "pip install nvidia-ml-py"
+            or "the library that asks NVIDIA's driver is missing; install it: pip install "
+            "nvidia-ml-py"
         ) from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise NoGpus(
             _amd()
-            or f"this machine has no NVIDIA driver that answers ({error}); nvidia-smi says "
-            "more where one is installed"
+            or f"this machine has no NVIDIA driver that answers ({error}); install the driver, "
+            "and see what nvidia-smi says"
         ) from None
     try:
         found = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]

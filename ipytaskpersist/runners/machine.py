@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -59,8 +59,8 @@ class MachineReader:
             return seen
         here = [each for each in bookings if each.pid_namespace in (None, pid_namespace())]
         leaders = {each.pid: each.key for each in here if each.pid is not None}
-        memory_of, cpu_s_of = _used_by_sessions(leaders)
-        self._load.measure(cpu_s_of)
+        self._load.measure(lambda: _cpu_s_of(leaders))
+        memory_of = _memory_of(leaders)
         memory_bytes, free_bytes = memory()
         used = {
             each.key: Use(self._load.of(each.key), memory_of.get(each.key, 0)) for each in bookings
@@ -79,28 +79,36 @@ def _gpus() -> Sequence[Gpu]:
         return ()
 
 
-def _used_by_sessions(keys: dict[int, int]) -> tuple[dict[int, int], dict[int, float]]:
-    """Return the memory in bytes and the CPU time in seconds of tasks, by key.
+def _memory_of(keys: Mapping[int, int]) -> dict[int, int]:
+    """Return the memory of tasks in bytes, without what they share with files, by their keys.
 
-    The tasks are given by the process ids of their leaders. Counts the processes in the leader's
-    session, and of their memory what they share with no file.
+    `keys` has the keys by the process ids of the tasks' own processes.
     """
-    if not keys:
-        return {}, {}
+
+    def memory_of(process: Any) -> float:
+        size = process.memory_info()
+        return float(size.rss - getattr(size, "shared", 0))
+
+    return {key: int(size_bytes) for key, size_bytes in _sums(keys, memory_of).items()}
+
+
+def _cpu_s_of(keys: Mapping[int, int]) -> dict[int, float]:
+    """Return the CPU time of tasks in seconds, with that of children that have ended."""
+    return _sums(keys, lambda process: sum(process.cpu_times()[:4]))
+
+
+def _sums(keys: Mapping[int, int], value_of: Callable[[Any], float]) -> dict[int, float]:
+    """Return the sum of a value over the processes in the session of each task, by its key."""
     import psutil
 
-    memory_of, cpu_s_of = dict.fromkeys(keys.values(), 0), dict.fromkeys(keys.values(), 0.0)
-    for pid in psutil.pids():
+    sums = dict.fromkeys(keys.values(), 0.0)
+    for pid in psutil.pids() if keys else ():
         # A process may end meanwhile; the sum of the others is close enough.
         with suppress(psutil.Error, OSError):
             key = keys.get(os.getsid(pid))
             if key is not None:
-                process = psutil.Process(pid)
-                size, times = process.memory_info(), process.cpu_times()
-                memory_of[key] += size.rss - getattr(size, "shared", 0)
-                cpu_s_of[key] += times.user + times.system
-                cpu_s_of[key] += times.children_user + times.children_system
-    return memory_of, cpu_s_of
+                sums[key] += value_of(psutil.Process(pid))
+    return sums
 
 
 class Load:
@@ -112,26 +120,27 @@ class Load:
         self._at, self._busy_s = float("-inf"), 0.0
         self._task_s: dict[int, float] = {}
 
-    def measure(self, task_s: dict[int, float]) -> None:
-        """Measure now. `task_s` is the CPU time that tasks have used, by their keys."""
+    def measure(self, task_s: Callable[[], Mapping[int, float]]) -> None:
+        """Measure now. `task_s` returns the CPU time that tasks have used, by their keys."""
         if time.monotonic() - self._at > LONGEST_S:
-            self._remember(task_s)
+            self._remember(task_s())
             time.sleep(SHORTEST_S)
         elapsed_s = time.monotonic() - self._at
         if elapsed_s < SHORTEST_S:
             return
+        used_s = task_s()
         self.busy = max(0.0, _busy_s() - self._busy_s) / elapsed_s
         self._of = {
-            key: max(0.0, used_s - self._task_s.get(key, 0.0)) / elapsed_s
-            for key, used_s in task_s.items()
+            key: max(0.0, each - self._task_s.get(key, 0.0)) / elapsed_s
+            for key, each in used_s.items()
         }
-        self._remember(task_s)
+        self._remember(used_s)
 
     def of(self, key: int) -> float:
         """Return how many CPUs a task has used, on average."""
         return self._of.get(key, 0.0)
 
-    def _remember(self, task_s: dict[int, float]) -> None:
+    def _remember(self, task_s: Mapping[int, float]) -> None:
         self._at, self._busy_s, self._task_s = time.monotonic(), _busy_s(), dict(task_s)
 
 

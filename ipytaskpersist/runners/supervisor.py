@@ -337,7 +337,7 @@ class Supervisor:
 
     def _seen_machine(self) -> Machine | None:
         """Return what the machine has free; None if no task that waits asks for any of it."""
-        with_gpus = self._store.queue.asks_for_gpus()
+        with_gpus = self._store.queue.asks_for_gpus(self._session_id)
         if with_gpus is None:
             return None
         bookings = self._store.queue.bookings_on(host_name())

@@ -54,9 +54,9 @@ from ipytaskpersist.session.requests import (
 from ipytaskpersist.session.results import Results
 from ipytaskpersist.session.runners import Runners
 from ipytaskpersist.session.task_settings import TaskSettings
+from ipytaskpersist.store.claiming import starts_at_once
 from ipytaskpersist.store.file.database import storable
 from ipytaskpersist.store.processes import NewProcess
-from ipytaskpersist.store.queue import starts_at_once
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import CellRun, NewTask
 from ipytaskpersist.values.handed_results import Call

@@ -248,10 +248,11 @@ def _gpu_room(gpu: Gpu, bookings: Sequence[Booking], at: float) -> _GpuRoom:
 # What the store knows.
 
 
-def is_anything_asked(connection: Any) -> bool:
-    """Return whether a task that might start asks anything of the machine."""
-    query = f"SELECT 1 FROM tasks INDEXED BY tasks_demanding WHERE {DEMANDING} LIMIT 1"
-    return connection.execute(query).fetchone() is not None
+def is_anything_asked(connection: Any, session_id: str) -> bool:
+    """Return whether a task of a session that might start asks anything of the machine."""
+    query = f"""SELECT 1 FROM tasks INDEXED BY tasks_demanding
+        WHERE {DEMANDING} AND session_id = ? LIMIT 1"""
+    return connection.execute(query, (session_id,)).fetchone() is not None
 
 
 def bookings_on(connection: Any, host: str) -> list[Booking]:

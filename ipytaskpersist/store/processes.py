@@ -11,8 +11,9 @@ from typing import Any
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.base.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
 from ipytaskpersist.store.booking import Machine, gpu_ids_of, lend, note_lacks
+from ipytaskpersist.store.claiming import ready
 from ipytaskpersist.store.file.database import Database, storable
-from ipytaskpersist.store.queue import ready, set_running, settle
+from ipytaskpersist.store.queue import set_running, settle
 from ipytaskpersist.store.tasks import INTERRUPT
 
 PROCESS_FIELDS = {

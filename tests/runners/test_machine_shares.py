@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import psutil
 import pytest
 from kernels import NotebookKernel, until
 
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.runners import control_groups, gpus
-from ipytaskpersist.store.booking import Gpu
+from ipytaskpersist.runners.machine import MachineReader
+from ipytaskpersist.store.booking import Booking, Gpu
 
 GB = 10**9
 LIBRARY = Path(__file__).parents[1] / "helpers" / "nvml.c"
@@ -97,13 +100,13 @@ def test_what_the_machine_can_never_give_is_refused_where_it_is_launched(shared:
 
 
 def test_memory_is_waited_for_and_seen_everywhere(shared: Shared) -> None:
-    """Two of these do not fit: each takes more than half of what is free."""
-    part = int(psutil.virtual_memory().available * 0.6)
+    """Two of these do not fit: each takes most of what is free."""
+    part = int(psutil.virtual_memory().available * 0.8)
     shared.launch("first", f"--memory {part}B")
     running = shared.await_state("first", "running")
     assert running["memory_bytes"] == part
     shared.launch("second", f"--memory {part}B")
-    shared.launch("third", "--cpus 0.01")
+    shared.launch("third", "--memory 50M")
     shared.launch("plain", "")
     assert shared.await_lack("second").startswith("needs ")
     assert shared.await_lack("third").startswith("waits behind another")
@@ -233,6 +236,29 @@ def test_gpus_that_cannot_be_lent_are_refused_in_words(
     gpu = Gpu("GPU-12ab", 1, "A GPU", GB, GB)
     assert all(gpus.is_visible(gpu, each) for each in (None, "0,1", "GPU-12", "1"))
     assert not any(gpus.is_visible(gpu, each) for each in ("", "-1", "0", "GPU-13", "11"))
+
+
+def test_the_use_of_a_booking_is_measured_and_what_was_seen_holds_for_a_moment() -> None:
+    spins = "import time; x = b'1' * 80_000_000\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", spins], start_new_session=True)
+    try:
+        started = psutil.Process(process.pid)
+        until(lambda: started.memory_info().rss > 80_000_000, 30, "its memory")
+        booking = Booking(7, Demands(cpus=1), pid=process.pid)
+        reader = MachineReader()
+        seen = reader.read([booking], with_gpus=False)
+        assert reader.read([booking], with_gpus=False) is seen
+        assert 0 < seen.used[7].cpus < 1.5
+        assert 80_000_000 < seen.used[7].memory_bytes < 110_000_000
+        assert 0 < seen.busy_cpus <= len(os.sched_getaffinity(0)) + 0.5
+        assert 0 < seen.free_memory_bytes < seen.memory_bytes
+        assert seen.gpus is None
+        other = reader.read([], with_gpus=False)
+        assert other is not seen
+        assert other.used == {}
+    finally:
+        process.kill()
+        process.wait()
 
 
 # The limits of a container.

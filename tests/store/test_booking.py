@@ -70,6 +70,10 @@ def test_cpus_that_others_keep_busy_are_not_free() -> None:
     idle = replace(MACHINE, busy_cpus=5)
     assert lacks(idle, four, booked) == "needs 4 of 8 CPUs, 1 is free"
     assert lacks(replace(MACHINE, busy_cpus=0.3), Demands(cpus=8)) == ""
+    room = Room(MACHINE, (), AT)
+    room.take(Demands(cpus=6.5, memory_bytes=50 * GB))
+    assert room.lacks(four) == "needs 4 of 8 CPUs, 1.5 are free"
+    assert room.lacks(Demands(memory_bytes=11 * GB)) == "needs 11 GB, 10 GB are free"
     assert lacks(replace(MACHINE, cpus=1.5), Demands(cpus=2)) == "needs 2 of 1.5 CPUs, 1.5 are free"
 
 
@@ -166,7 +170,7 @@ def test_bookings_hold_over_notebooks_until_their_tasks_end(
     one, two = sessions
     first = add(store, one, cpus=5, memory_bytes=30 * GB)
     second, plain = add(store, two, cpus=5), add(store, two)
-    assert store.queue.asks_for_gpus() is False
+    assert store.queue.asks_for_gpus(one[0]) is False
     assert keys(claim(store, one)) == [first]
     assert keys(claim(store, two)) == [plain]
     assert waits(store, second) == "needs 5 of 8 CPUs, 3 are free"
@@ -177,7 +181,7 @@ def test_bookings_hold_over_notebooks_until_their_tasks_end(
     store.tasks.end(first, TaskState.COMPLETED, None, 0, time.time())
     assert keys(claim(store, two, None)) == [], "nothing was seen of the machine"
     assert keys(claim(store, two)) == [second]
-    assert store.queue.asks_for_gpus() is None
+    assert store.queue.asks_for_gpus(two[0]) is None
 
 
 def test_a_task_that_waits_for_the_machine_holds_its_place_in_a_width(
@@ -219,7 +223,7 @@ def test_a_lent_gpu_is_kept_with_the_task(store: TaskStore, sessions: list[Sessi
     machine = replace(MACHINE, gpus=(gpu(0, 24), gpu(1, 24)))
     first, second = add(store, sessions[0], gpus=1), add(store, sessions[0], gpus=2)
     third = add(store, sessions[1], "default", gpus=1)
-    assert store.queue.asks_for_gpus() is True
+    assert store.queue.asks_for_gpus(sessions[0][0]) is True
     assert claim(store, sessions[0]) == [], "no GPU was looked at"
     assert waits(store, first) is None
     (process,) = claim(store, sessions[0], machine)
@@ -236,10 +240,11 @@ def test_a_lent_gpu_is_kept_with_the_task(store: TaskStore, sessions: list[Sessi
     assert task.demands == Demands(gpus=2)
 
 
-def test_a_claim_that_nothing_asks_for_looks_at_no_booking(
+def test_a_claim_of_a_session_that_asks_for_nothing_looks_at_no_booking(
     store: TaskStore, sessions: list[Session]
 ) -> None:
     add(store, sessions[0])
+    add(store, sessions[1], cpus=1)
     statements: list[str] = []
     connection = store.database.connection
     connection.set_trace_callback(statements.append)

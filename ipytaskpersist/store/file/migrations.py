@@ -727,8 +727,8 @@ M011_COLUMNS = (
     "ALTER TABLE tasks ADD COLUMN lacks_since REAL",
     f"CREATE INDEX tasks_booked ON tasks (key) WHERE {BOOKED}",
     f"""
-    CREATE INDEX tasks_demanding ON tasks (group_name, priority DESC, coalesce(place, key))
-        WHERE {DEMANDING}
+    CREATE INDEX tasks_demanding ON tasks
+        (session_id, group_name, priority DESC, coalesce(place, key)) WHERE {DEMANDING}
     """,
     # When to try again, as JSON; NULL for never. The tries of a task refer to the first one.
     "ALTER TABLE tasks ADD COLUMN retry TEXT",

@@ -348,8 +348,8 @@ CREATE TRIGGER tasks_let_go AFTER UPDATE OF state ON tasks
 
 CREATE INDEX tasks_booked ON tasks (key) WHERE state = 'running' AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL OR gpus IS NOT NULL);
 
-CREATE INDEX tasks_demanding ON tasks (group_name, priority DESC, coalesce(place, key))
-        WHERE state = 'pending' AND waits_for = 0 AND cancel_requested_at IS NULL AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL OR gpus IS NOT NULL);
+CREATE INDEX tasks_demanding ON tasks
+        (session_id, group_name, priority DESC, coalesce(place, key)) WHERE state = 'pending' AND waits_for = 0 AND cancel_requested_at IS NULL AND (cpus IS NOT NULL OR memory_bytes IS NOT NULL OR gpus IS NOT NULL);
 
 CREATE INDEX tasks_tries ON tasks (try_of) WHERE try_of IS NOT NULL;
 
