@@ -17,7 +17,7 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.store.booking import Booking, Machine, bookings_on, is_anything_asked
 from ipytaskpersist.store.claiming import IS_PAUSED, ORDER, ready, width_left
 from ipytaskpersist.store.file.database import Database
-from ipytaskpersist.store.file.migrations import DEMANDING, TO_PAUSE
+from ipytaskpersist.store.file.migrations import DEMANDING, IN_SLOT, TO_PAUSE
 
 OK, FAILED, ANY = CONDITIONS = ("ok", "failed", "any")
 """How another task has to end: completed, in any other way, or in any way at all."""

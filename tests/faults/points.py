@@ -102,7 +102,7 @@ POINTS = {
     "environment taken": Point("store.environments", "take", "after", _SUPERVISOR),
     # The queue: who may start, in the transaction that claims, and what is paused.
     "queue settled": Point("store.queue", "settle", "after", _WRITERS[:3]),
-    "room looked for": Point("store.queue", "ready", "after", _WRITERS[:3]),
+    "room looked for": Point("store.claiming", "ready", "after", _WRITERS[:3]),
     "task set running": Point("store.queue", "set_running", "after", _WRITERS[:3]),
     "pause asked": Point("store.queue", "Queue.request_pause", "after", _COMMAND),
     "task to pause": Point("runners.supervised", "Supervised.pause", "before", _SUPERVISOR),
