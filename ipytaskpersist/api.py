@@ -26,7 +26,14 @@ from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session import results
 from ipytaskpersist.session.manager import BackgroundTasks, current
-from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, PlaceInQueue, Request
+from ipytaskpersist.session.requests import (
+    PROCESS,
+    SHELL,
+    THREAD,
+    PlaceInQueue,
+    Request,
+    retries_of,
+)
 from ipytaskpersist.session.wait_cycles import refuse_own
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
@@ -54,6 +61,10 @@ def background(
     group: str = "",
     priority: int = 0,
     at: str | datetime = "",
+    retries: int = 0,
+    on_cause: Sequence[str] = (),
+    delay: str = "",
+    max_delay: str = "",
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -73,6 +84,11 @@ def background(
     end of task 3 alone). `group` is the group whose width the task takes part of, `priority` puts
     it before waiting tasks of a lower one, and `at` is the time before which it does not start:
     a time with its date, or a text as ``--at`` takes it.
+
+    `retries` is how many further tries may follow when a task in a process ends for one of the
+    causes `on_cause` (``oom``, ``reboot``, ``timeout``, ``signal``, ``error``, ``supervisor``; all
+    by default). `delay` is the time before the second try, such as ``"30s"``; it doubles with each
+    further one, up to `max_delay`, ``"1h"`` by default.
 
     Return as soon as the task is durably recorded. Raise what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
@@ -96,7 +112,11 @@ def background(
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
     place = _place(after, group, priority, at)
-    request = Request(name, where, options, tags, bool(notify), notify_to, if_running, place=place)
+    request = Request(
+        *(name, where, options, tags, bool(notify), notify_to, if_running),
+        place=place,
+        retries=retries_of(retries, on_cause, delay, max_delay),
+    )
     return Task(manager, manager.launcher.launch(source, request).task)
 
 

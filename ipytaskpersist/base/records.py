@@ -11,6 +11,7 @@ from typing import Any
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
+from ipytaskpersist.base.retries import Retries
 
 
 class TaskState(StrEnum):
@@ -262,6 +263,13 @@ class TaskRecord:
     """Seconds that it was paused before, which do not count as time taken."""
     pause_requested: bool = False
     """Whether it is to be paused, or to stay so."""
+    retries: Retries | None = None
+    """When it is tried again; None for never."""
+    try_of: int | None = None
+    """Row of its first try; None in the first try itself."""
+    try_number: int = 1
+    first_try: int | None = None
+    """Number of its first try; None in that itself, or if that was deleted."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -310,10 +318,19 @@ class TaskRecord:
             "elapsed_s": self.elapsed_s(now),
             "progress": None if self.progress is None else self.progress.as_json(),
             "last_line": self.last_line,
+            "try": None if self.retries is None else self._try_as_json(self.retries),
             "tags": list(self.tags),
             "archive": self.archive or None,
             "cell_id": self.cell_id,
             "source": self.source,
+        }
+
+    def _try_as_json(self, retries: Retries) -> dict[str, Any]:
+        return {
+            "number": self.try_number,
+            "of": retries.count + 1,
+            "first_task": self.first_try or (self.number if self.try_of is None else None),
+            "causes": list(retries.causes),
         }
 
 
@@ -400,6 +417,14 @@ class ProcessRecord:
     interpreter: str | None = None
     """Which interpreter a Python task has: `WARM`, or ``fresh`` and why. Before it has begun, None
     unless that is already certain."""
+    retries: Retries | None = None
+    """When it is tried again. Its environment is whole then, not the differences: the supervisor
+    that starts the next try may have another one."""
+
+    @property
+    def environment_of(self) -> str:
+        """Id of the task in whose name the values of its environment are kept."""
+        return (self.retries and self.retries.environment_of) or self.task_id
 
     @property
     def pid_here(self) -> int | None:

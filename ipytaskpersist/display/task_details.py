@@ -172,6 +172,7 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         ("exit code", "" if task.exit_code is None else str(task.exit_code)),
         ("time", formatting.duration(task.elapsed_s(now))),
         ("paused for", formatting.duration(task.paused_s) if task.paused_s else ""),
+        ("try", formatting.which_try(task) or _first_try(task)),
         ("group", "" if task.group == DEFAULT_GROUP else task.group),
         ("priority", str(task.waiting.priority) if task.waiting and task.waiting.priority else ""),
         ("runs as", f"{formatting.place(task)} of session {session}"),
@@ -183,6 +184,10 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         *_provenance(task),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _first_try(task: TaskRecord) -> str:
+    return "" if task.retries is None else f"try 1 of {task.retries.count + 1}"
 
 
 def _provenance(task: TaskRecord) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from ipytaskpersist.base.detached import python_command
 from ipytaskpersist.base.foreign_errors import class_name, describe
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING, INPUTS, Options, TaskRecord
+from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
 from ipytaskpersist.cells.shell_commands import ShellCommand
 from ipytaskpersist.errors import InvalidRequest, NamesMissing
@@ -167,6 +168,8 @@ class Launcher:
             NEEDS_PROCESS,
         )
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
+        if request.retries is not None:
+            raise InvalidRequest(f"--retries {NEEDS_PROCESS}")
         return self._launch_thread(source, request)
 
     def _launch_thread(
@@ -477,8 +480,9 @@ class Launcher:
             fresh = before.interpreter == FRESH_ASKED
             usual = self._python_process(Options(fresh=fresh))
             process = replace(process, command=usual.command, interpreter=usual.interpreter)
-            given = store.results.get(task.key, INPUTS)
-            inputs = self._payloads.copy(task, given) if given is not None else None
+            first = store.tasks.first_try(task)
+            given = store.results.get(first.key, INPUTS)
+            inputs = self._payloads.copy(first, given) if given is not None else None
         new = self._new(
             task.source, Request(task.name), task.kind, PROCESS, again, is_call=task.is_call
         )
@@ -524,6 +528,7 @@ class Launcher:
             admission=self._queueing.again(again.task)
             if again
             else self._queueing.admission(request.place),
+            retries=_retries_again(again.task) if again else request.retries,
         )
 
     def _places(self, request: Request) -> tuple[str, ...]:
@@ -551,6 +556,11 @@ class Launcher:
         parent = get_parent() if get_parent is not None else None
         cell_id = ((parent or {}).get("metadata") or {}).get("cellId")
         return str(cell_id) if cell_id else None
+
+
+def _retries_again(task: TaskRecord) -> Retries | None:
+    """Return the rule of a task that is run again: the new task is a first try."""
+    return None if task.retries is None else replace(task.retries, environment_of=None)
 
 
 OF_NOTEBOOK = (

@@ -6,9 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import typed_path
 from ipytaskpersist.base.records import Options, TaskRecord
+from ipytaskpersist.base.retries import CAUSES, MAX_DELAY_S, Retries
 from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.text.durations import parse_age
 
 THREAD, PROCESS, SHELL = "thread", "process", "shell"
 
@@ -51,6 +54,33 @@ class Request:
     earlier: Sequence[TaskRecord] = ()
     """The live tasks of earlier runs of the cell."""
     place: PlaceInQueue = field(default_factory=PlaceInQueue)
+    retries: Retries | None = None
+    """When it is tried again; None for never."""
+
+
+def retries_of(
+    count: int, causes: Sequence[str] = (), delay: str = "", max_delay: str = ""
+) -> Retries | None:
+    """Return when a task is tried again, as the user says it. Raise `InvalidRequest`.
+
+    Without causes: whatever has ended it, except a cancellation.
+    """
+    if not count:
+        if causes or delay or max_delay:
+            raise InvalidRequest("--on-cause, --delay and --max-delay need --retries N")
+        return None
+    unknown = [cause for cause in causes if cause not in CAUSES]
+    if unknown:
+        raise InvalidRequest(
+            f"--on-cause knows no '{legible(unknown[0])}'; it knows {', '.join(CAUSES)}"
+        )
+    if count < 0:
+        raise InvalidRequest(f"--retries is the number of further tries, not {count}")
+    longest_s = parse_age(max_delay) if max_delay else MAX_DELAY_S
+    delay_s = parse_age(delay) if delay else 0.0
+    if delay_s > longest_s:
+        raise InvalidRequest(f"--delay is longer than --max-delay, {longest_s:g} s; raise that")
+    return Retries(count, [*dict.fromkeys(causes)] or CAUSES, delay_s, longest_s)
 
 
 FLAGS = {

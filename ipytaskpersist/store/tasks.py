@@ -18,10 +18,12 @@ from ipytaskpersist.base.records import (
     from_timestamp,
     label_of,
 )
+from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.queue import Admission, add_dependencies
 from ipytaskpersist.store.sessions import short_id
+from ipytaskpersist.store.tries import add_try, tries_again
 
 FIELDS = {
     "key": "tasks.key",
@@ -70,6 +72,10 @@ FIELDS = {
     "paused_at": "tasks.paused_at",
     "paused_s": "tasks.paused_s",
     "pause_requested": "tasks.pause_requested",
+    "retries": "tasks.retry",
+    "try_of": "tasks.try_of",
+    "try_number": "tasks.try_number",
+    "first_try": "(SELECT first.number FROM tasks AS first WHERE first.key = tasks.try_of)",
 }
 """Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
 COLUMNS = ", ".join(FIELDS.values())
@@ -136,7 +142,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         **{
             name: value
             for name, value in row.items()
-            if name not in ("session_id", *new.admission.columns)
+            if name not in ("session_id", "retry", *new.admission.columns)
         },
         "session": row["session_id"],
         "group": new.admission.group,
@@ -146,6 +152,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         "tags": tuple(sorted(new.tags)),
         "dropped_bytes": 0,
         "notify": tuple(new.notify),
+        "retries": new.retries,
     }
     return TaskRecord(key=key, notebook=path, **known, **unknown)
 
@@ -177,6 +184,8 @@ class NewTask:
     """Its origin."""
     admission: Admission = field(default_factory=Admission)
     """What it waits for before it starts."""
+    retries: Retries | None = None
+    """When it is tried again; None for never. Only a task in a process is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +260,7 @@ class Tasks:
         known["provenance"] = json.loads(known["provenance"])
         known["tags"] = tuple(sorted(tags.split("\n"))) if tags else ()
         known["waiting"] = _waiting(known["waiting"])
+        known["retries"] = Retries.from_json(known["retries"])
         return TaskRecord(**known, archive=self._archive)
 
     def insert(
@@ -288,6 +298,7 @@ class Tasks:
                 "provenance": json.dumps(dict(new.provenance)),
                 "created_at": now,
                 "state": TaskState.PENDING.value,
+                "retry": new.retries.as_json() if new.retries else None,
                 **new.admission.columns,
             }
             names, marks = ", ".join(row), ", ".join("?" * len(row))
@@ -325,16 +336,45 @@ class Tasks:
     ) -> bool:
         """Set a final state. Return False when the task had already ended; its state then stays.
 
-        No notification is sent for a cancelled task: its canceller knows.
+        Its next try is recorded with it, if one follows. No notification is sent for a cancelled
+        task: its canceller knows.
         """
-        cursor = self._database.write(
-            """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
-                ended_at = max(?4, coalesce(started_at, created_at)),
-                notify = iif(?1 = 'cancelled', NULL, notify)
-            WHERE key = ?5 AND state IN ('pending', 'running')""",
-            (state.value, storable(reason), exit_code, at, key),
-        )
+        with self._database.transaction() as connection:
+            next_number = add_try(connection, key, state.value, reason, exit_code)
+            if next_number is not None:
+                reason = "; ".join(filter(None, (reason, tries_again(next_number))))
+            cursor = connection.execute(
+                """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
+                    ended_at = max(?4, coalesce(started_at, created_at)),
+                    notify = iif(?1 = 'cancelled', NULL, notify)
+                WHERE key = ?5 AND state IN ('pending', 'running')""",
+                (state.value, storable(reason), exit_code, at, key),
+            )
         return bool(cursor.rowcount)
+
+    def last_try(self, task: TaskRecord) -> TaskRecord:
+        """Return the latest try of a task; the task itself if there is no later one."""
+        row = self._database.row(
+            f"""SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.try_of = ?
+            ORDER BY tasks.try_number DESC LIMIT 1""",
+            (task.try_of or task.key,),
+        )
+        last = task if row is None else self._database.record(self._record, row)
+        return last if last.try_number > task.try_number else task
+
+    def first_try(self, task: TaskRecord) -> TaskRecord:
+        """Return the first try of a task, which has the inputs of all; itself if that is gone."""
+        return (None if task.try_of is None else self.get(task.try_of)) or task
+
+    def needs_environment(self, task_id: str) -> bool:
+        """Return whether the environment that was kept for a task is still needed."""
+        row = self._database.row(
+            """SELECT 1 FROM tasks WHERE state IN ('pending', 'running')
+            AND ((id = ?1 AND (state = 'pending' OR retry IS NOT NULL))
+                OR json_extract(retry, '$.environment_of') = ?1) LIMIT 1""",
+            (task_id,),
+        )
+        return row is not None
 
     def waiting_for_threads(self, session_id: str, before: float) -> list[int]:
         """Return the keys of the session's tasks that wait for a thread since before a time."""
@@ -403,9 +443,13 @@ class Tasks:
         return int(cursor.rowcount)
 
     def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
-        """Interrupt the session's tasks that wait for a supervisor in vain. Return how many."""
+        """Interrupt the session's tasks that wait for a supervisor in vain. Return how many.
+
+        Not those that may be tried again: another supervisor can start them.
+        """
         cursor = self._database.write(
-            f"{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'",
+            f"""{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'
+            AND retry IS NULL""",
             (reason, "proven", at, session_id),
         )
         return int(cursor.rowcount)
@@ -422,10 +466,12 @@ class Tasks:
         return int(cursor.rowcount)
 
     def request_cancel(self, key: int) -> bool:
-        """Ask the task's owner to cancel it. Return whether the task was live."""
+        """Ask the owner of a task, or of a later try of it, to cancel it. Return whether one was
+        live."""
         cursor = self._database.write(
-            """UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, ?)
-            WHERE key = ? AND state IN ('pending', 'running')""",
+            """UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, ?1)
+            WHERE state IN ('pending', 'running') AND (key = ?2 OR try_of =
+                (SELECT coalesce(it.try_of, it.key) FROM tasks AS it WHERE it.key = ?2))""",
             (time.time(), key),
         )
         return bool(cursor.rowcount)
