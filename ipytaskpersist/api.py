@@ -27,7 +27,14 @@ from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session import results
 from ipytaskpersist.session.manager import BackgroundTasks, current
-from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, PlaceInQueue, Request
+from ipytaskpersist.session.requests import (
+    PROCESS,
+    SHELL,
+    THREAD,
+    PlaceInQueue,
+    Request,
+    retries_of,
+)
 from ipytaskpersist.session.wait_cycles import refuse_own
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
@@ -60,6 +67,11 @@ def background(
     memory: str | int | None = None,
     gpus: int | None = None,
     gpu_memory: str | int | None = None,
+    retries: int = 0,
+    on_cause: Sequence[str] = (),
+    delay: str = "",
+    max_delay: str = "",
+    memory_factor: float | None = None,
 ) -> Task:
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
@@ -84,6 +96,12 @@ def background(
     once that is free, and has it while it runs. A size is a text such as ``"8G"``, or a number of
     bytes. A process that uses more than its `memory` is ended. With `gpu_memory`, tasks share GPUs.
 
+    `retries` is how many further tries may follow when a task in a process ends for one of the
+    causes `on_cause` (``oom``, ``reboot``, ``timeout``, ``signal``, ``error``, ``supervisor``; all
+    by default). `delay` is the time before the second try, such as ``"30s"``; it doubles with each
+    further one, up to `max_delay`, ``"1h"`` by default. After a try that was out of memory, the
+    next one may use `memory_factor` times as much.
+
     Return as soon as the task is durably recorded. Raise what `%%background` reports: a
     `BackgroundError` for an empty source, for options that make no sense or a store that cannot be
     written, and the original error for a source that does not compile.
@@ -107,7 +125,11 @@ def background(
     notify_to = [] if isinstance(notify, bool) else list(notify)
     needs = _needs(cpus, memory, gpus, gpu_memory)
     place = replace(needs, after=_references(after), group=group, priority=priority, at=_time(at))
-    request = Request(name, where, options, tags, bool(notify), notify_to, if_running, place=place)
+    request = Request(
+        *(name, where, options, tags, bool(notify), notify_to, if_running),
+        place=place,
+        retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
+    )
     return Task(manager, manager.launcher.launch(source, request).task)
 
 
@@ -146,13 +168,19 @@ def submit(
     memory: str | int | None = None,
     gpus: int | None = None,
     gpu_memory: str | int | None = None,
+    retries: int = 0,
+    on_cause: Sequence[str] = (),
+    delay: str = "",
+    max_delay: str = "",
+    memory_factor: float | None = None,
     **kwargs: Any,
 ) -> Task:
     """Call ``function(*args, **kwargs)`` in the background and return its task.
 
     The task has the name, by default the function's. `after` are tasks that have to complete first,
     and `group` is the group whose width it takes part of. `cpus`, `memory`, `gpus` and `gpu_memory`
-    are what it needs of the machine, as for `background`. An ``async`` function runs to its end.
+    are what it needs of the machine, and `retries`, `on_cause`, `delay`, `max_delay` and
+    `memory_factor` say when it is tried again, as for `background`. An ``async`` function runs to its end.
     With `process` the call runs in its own process, which gets copies of function and arguments and
     outlives the kernel.
 
@@ -178,6 +206,11 @@ def submit(
         "memory": memory is not None,
         "gpus": gpus is not None,
         "gpu_memory": gpu_memory is not None,
+        "retries": bool(retries),
+        "on_cause": bool(on_cause),
+        "delay": bool(delay),
+        "max_delay": bool(max_delay),
+        "memory_factor": memory_factor is not None,
     }
     _refuse_own_parameters(function, args, [each for each, is_given in given.items() if is_given])
     call, needed = _with_results(function, args, kwargs)
@@ -186,7 +219,8 @@ def submit(
     needs = _needs(cpus, memory, gpus, gpu_memory)
     after_all = _references([*(after or ()), *needed])
     place = replace(needs, after=after_all, group=group or "")
-    request = Request(name, PROCESS if process else THREAD, place=place)
+    again = retries_of(retries, on_cause, delay, max_delay, memory_factor)
+    request = Request(name, PROCESS if process else THREAD, place=place, retries=again)
     return Task(manager, manager.launcher.launch_function(call, _source(function), request))
 
 

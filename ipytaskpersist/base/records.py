@@ -12,6 +12,7 @@ from typing import Any
 from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
+from ipytaskpersist.base.retries import Retries
 
 
 class TaskState(StrEnum):
@@ -275,6 +276,13 @@ class TaskRecord:
     for a task of an earlier version, and for an imported one."""
     checkpoint_at: datetime | None = None
     """Time of the latest of them; None when there is none."""
+    retries: Retries | None = None
+    """When it is tried again; None for never."""
+    try_of: int | None = None
+    """Row of its first try; None in the first try itself."""
+    try_number: int = 1
+    first_try: int | None = None
+    """Number of its first try; None in that itself, or if that was deleted."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -329,10 +337,19 @@ class TaskRecord:
             if self.checkpoint_at and not self.archive
             else None,
             "last_line": self.last_line,
+            "try": None if self.retries is None else self._try_as_json(self.retries),
             "tags": list(self.tags),
             "archive": self.archive or None,
             "cell_id": self.cell_id,
             "source": self.source,
+        }
+
+    def _try_as_json(self, retries: Retries) -> dict[str, Any]:
+        return {
+            "number": self.try_number,
+            "of": retries.count + 1,
+            "first_task": self.first_try or (self.number if self.try_of is None else None),
+            "causes": list(retries.causes),
         }
 
 
@@ -425,6 +442,14 @@ class ProcessRecord:
     """The GPUs that it sees, as their driver names them; empty for those that its kernel sees."""
     checkpoint_place: str | None = None
     """`TaskRecord`'s."""
+    retries: Retries | None = None
+    """When it is tried again. Its environment is whole then, not the differences: the supervisor
+    that starts the next try may have another one."""
+
+    @property
+    def environment_of(self) -> str:
+        """Id of the task in whose name the values of its environment are kept."""
+        return (self.retries and self.retries.environment_of) or self.task_id
 
     @property
     def pid_here(self) -> int | None:

@@ -9,6 +9,7 @@ import click
 
 from ipytaskpersist.base.legible import legible_lines
 from ipytaskpersist.base.records import Options, TaskRecord
+from ipytaskpersist.base.retries import CAUSES
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     HELP,
@@ -30,6 +31,7 @@ from ipytaskpersist.session.requests import (
     THREAD,
     PlaceInQueue,
     Request,
+    retries_of,
 )
 from ipytaskpersist.text import formatting
 
@@ -116,6 +118,27 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="So much of each GPU, 20G, which other tasks share. Default: all of it.",
     ),
     click.option(
+        "--retries", type=click.IntRange(0, 1000), default=0, metavar="N",
+        help="Try again up to N times when it ends badly, as a new task each time. Needs a "
+        "process.",
+    ),
+    click.option(
+        "--on-cause", metavar="CAUSES", callback=_names,
+        help=f"Only after these: {','.join(CAUSES)}. Default: all. Never after a cancellation.",
+    ),
+    click.option(
+        "--delay", metavar="TIME", default="",
+        help="Wait so long before the second try, twice as long before the third: 30s, 2m.",
+    ),
+    click.option(
+        "--max-delay", metavar="TIME", default="",
+        help="The longest of these delays. Default: 1h.",
+    ),
+    click.option(
+        "--memory-factor", type=float, metavar="X",
+        help="After a try that was out of memory, let the next one use X times as much.",
+    ),
+    click.option(
         "--if-running", type=click.Choice(IF_RUNNING),
         help="What to do while this cell's task still runs. Default: the setting if_running.",
     ),
@@ -164,8 +187,14 @@ def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     delay = names if names and names[0].isdigit() else ""  # no variable begins with a digit
     given["inputs"] = None if delay else _names(None, None, names)
     place = PlaceInQueue(**{option: given.pop(option) for option in QUEUE}, delay=delay)
+    more: dict[str, Any] = {
+        "retries": retries_of(
+            given.pop("retries"), given.pop("on_cause") or (), given.pop("delay"),
+            given.pop("max_delay"), given.pop("memory_factor"),
+        )
+    }  # fmt: skip
     apart = ("tags", "notify", "notify_to", "if_running")
-    more = {option: given.pop(option) for option in apart}
+    more |= {option: given.pop(option) for option in apart}
     return Request(named or " ".join(name), where, Options(**given), place=place, **more)
 
 

@@ -176,6 +176,7 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         ("exit code", "" if task.exit_code is None else str(task.exit_code)),
         ("time", formatting.duration(task.elapsed_s(now))),
         ("paused for", formatting.duration(task.paused_s) if task.paused_s else ""),
+        ("try", formatting.which_try(task) or _first_try(task)),
         ("group", "" if task.group == DEFAULT_GROUP else task.group),
         ("priority", str(task.waiting.priority) if task.waiting and task.waiting.priority else ""),
         (_of_machine(task), formatting.demands(task.demands)),
@@ -209,6 +210,10 @@ def _of_machine(task: TaskRecord) -> str:
     if task.state is TaskState.PENDING:
         return "needs"
     return "has booked" if task.state is TaskState.RUNNING else "had booked"
+
+
+def _first_try(task: TaskRecord) -> str:
+    return "" if task.retries is None else f"try 1 of {task.retries.count + 1}"
 
 
 def _provenance(task: TaskRecord) -> list[tuple[str, str]]:

@@ -112,7 +112,7 @@ class Child:
     """The one task of this process."""
 
     def __init__(self, root: Path, rows: TaskRows, sender: Sender) -> None:
-        self._record, self._process, self._inputs = rows
+        self._record, self._process, self._inputs, self._inputs_of = rows
         self._directory = StateDirectory(root)
         self._payloads = Payloads(self._directory)
         self._sender = sender
@@ -129,7 +129,7 @@ class Child:
     def run(self) -> int:
         """Run the task, send how it ended, and return the exit status."""
         module = sys.modules["__main__"] = type(sys)("__main__")
-        inputs = self._payloads.inputs(self._record, self._inputs, module.__dict__)
+        inputs = self._payloads.inputs(self._inputs_of, self._inputs, module.__dict__)
         setting = load_setting(inputs.values)
         shell, task = self._prepare(setting, module)
         given, name = task.context.run(

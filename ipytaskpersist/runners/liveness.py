@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.process_identity import ProcessIdentity
 from ipytaskpersist.base.records import SILENT, SessionRecord, SupervisorRecord, TaskRecord
+from ipytaskpersist.base.retries import REBOOTED
 from ipytaskpersist.store.task_store import TaskStore
 
 SILENCE_S = 180.0
@@ -139,7 +140,7 @@ def _seen(
     """Return the owner's proven death, where this process can inspect its process."""
     process = owner.process
     if process.is_of_earlier_boot(shared=store.database.is_shared_by_hosts):
-        return Death(owner, "machine rebooted", is_proven=True)
+        return Death(owner, REBOOTED, is_proven=True)
     if is_out_of_sight(store, owner):
         return None
     if process not in alive:
@@ -147,7 +148,7 @@ def _seen(
     if alive[process]:
         return None
     is_rebooted = process_tree.is_from_before_boot(process.start)
-    return Death(owner, "machine rebooted" if is_rebooted else died, is_proven=True)
+    return Death(owner, REBOOTED if is_rebooted else died, is_proven=True)
 
 
 def _presumed(owner: Owner, key: str | int, sign: object, watch: Watch) -> Death[Owner] | None:

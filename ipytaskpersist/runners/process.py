@@ -11,14 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ipytaskpersist.base import disk_errors
-from ipytaskpersist.base.detached import own_environment, python_command, start_detached
+from ipytaskpersist.base.detached import own_environment
 from ipytaskpersist.base.process_identity import ProcessIdentity
 from ipytaskpersist.base.records import INPUTS, SessionRecord, SupervisorRecord, TaskRecord
 from ipytaskpersist.base.redaction import without_values
 from ipytaskpersist.base.threads import start_outside
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.runners.session_modules import SessionModules
+from ipytaskpersist.runners.starting import start_supervisor
 from ipytaskpersist.store import environments
 from ipytaskpersist.store.processes import NewProcess, note_modules
 from ipytaskpersist.store.task_store import TaskStore
@@ -35,8 +35,6 @@ Without this limit, a task that kills its supervisor at its start would do so fo
 NewModules = tuple[int, list[str]] | None
 """A supervisor, and the modules to record for it."""
 
-_started: list[subprocess.Popen[bytes]] = []
-"""Supervisors started by this process, which must reap them."""
 _environments: dict[ProcessIdentity, dict[str, str]] = {}
 """Environment given to each supervisor. Kept when the extension is reloaded."""
 
@@ -78,7 +76,9 @@ class ProcessRunner:
         self._replaced = 0
         try:
             supervisor = self._ensure_supervisor()
-            changed = self._changes(supervisor, process.options.env)
+            own = process.options.env
+            is_whole = new.retries is not None  # another supervisor may start the next try
+            changed = {**os.environ, **own} if is_whole else self._changes(supervisor, own)
             modules = self._new_modules(process, supervisor)
             record = self._insert(new, process, changed, inputs, modules)
         finally:
@@ -195,34 +195,10 @@ class ProcessRunner:
         return None
 
     def _start_supervisor(self) -> SupervisorRecord:
-        """Start a supervisor that shares neither session nor streams with this process."""
-        self._store.require_writable()
-        session = self._session()
-        environment, log = dict(os.environ), self._directory.supervisor_log(session.id)
-        command = python_command("runners.supervisor")
-        try:
-            process = start_detached(
-                [*command, str(self._directory.root), session.id, self._store.database.synchronous],
-                environment,
-                log,
-            )
-        except OSError as error:
-            if disk_errors.has_words(error):
-                raise disk_errors.refused(f"the supervisor's log {log}", error, log) from error
-            raise StoreError(
-                f"the supervisor of process tasks could not be started ({error.strerror}); "
-                "run the cell with --thread, or free some of this machine's processes"
-            ) from error
-        _started[:] = [each for each in _started if each.poll() is None]
-        _started.append(process)
-        identity = ProcessIdentity.of(process.pid)
-        if identity is None:
-            raise StoreError(
-                f"the supervisor of process tasks ended at once; see {log}, and run the cell with "
-                "--thread meanwhile"
-            )
-        self._supervisor = self._store.supervisors.begin(session.id, identity)
-        _environments[identity] = own_environment(environment)
+        """Start a supervisor, and notice its end."""
+        environment = dict(os.environ)
+        process, self._supervisor = start_supervisor(self._store, self._session().id)
+        _environments[self._supervisor.process] = own_environment(environment)
         start_outside(
             threading.Thread(
                 target=self._see_end,

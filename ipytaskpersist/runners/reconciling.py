@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipytaskpersist.base import leftover_processes
+from ipytaskpersist.base.process_identity import ProcessIdentity
 from ipytaskpersist.base.process_tree import Process, kill_tasks
 from ipytaskpersist.base.records import (
     SILENT,
@@ -17,6 +18,7 @@ from ipytaskpersist.base.records import (
 from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.notify import dispatch
 from ipytaskpersist.runners.liveness import Death, Watch, find_dead, find_dead_supervisors
+from ipytaskpersist.runners.starting import start_supervisor
 from ipytaskpersist.store import environments, problems
 from ipytaskpersist.store.aside import take_in
 from ipytaskpersist.store.task_store import TaskStore
@@ -30,6 +32,8 @@ class Loss:
     reason: str
     interrupted: int
     """How many of its tasks were running."""
+    tried_again: int = 0
+    """How many of these are tried again."""
 
     def in_words(self) -> str:
         """Return a description of the loss, with what to do about it."""
@@ -38,6 +42,13 @@ class Loss:
         if not self.interrupted:
             return f"{said}; it had no running task"
         is_one = self.interrupted == 1
+        if self.tried_again == self.interrupted:
+            which = (
+                "1 task interrupted, and tried"
+                if is_one
+                else (f"{self.interrupted} tasks interrupted, and all tried")
+            )
+            return f"{said}: {which} again"
         tasks, them = ("1 task", "it") if is_one else (f"{self.interrupted} tasks", "them")
         resume = "%bg_resume NUMBER" if is_presumed else "%bg_resume --all"
         return f"{said}: {tasks} interrupted; {resume} runs {them} again"
@@ -142,7 +153,8 @@ def _lose(store: TaskStore, death: Death[SupervisorRecord]) -> Loss | None:
         return None
     if not survivors:
         store.supervisors.end(supervisor.key, reason, at)
-    return Loss(supervisor, reason, count)
+    forget_environments(store)
+    return Loss(supervisor, reason, count, store.processes.tried_again(supervisor.key))
 
 
 def _leader(process: ProcessRecord) -> Process | None:
@@ -154,7 +166,7 @@ def _leader(process: ProcessRecord) -> Process | None:
 
 
 def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
-    """Interrupt tasks that wait for a supervisor although their kernel is gone.
+    """Interrupt tasks that wait for a supervisor although their kernel is gone, except for tries.
 
     A living kernel starts a new supervisor, but until then only this function can cancel its
     waiting tasks. A kernel that is merely silent may come back, and its tasks lose nothing by
@@ -169,13 +181,30 @@ def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
         if not reason.startswith(SILENT):
             store.tasks.interrupt_pending(session_id, reason, session.heartbeat_at.timestamp())
             forget_environments(store)
+            _adopt(store, session)
+
+
+def _adopt(store: TaskStore, session: SessionRecord) -> None:
+    """Start a supervisor for the tries that a session without kernel and supervisor has left.
+
+    On their own machine alone. Their environments are kept whole, so any supervisor can start them.
+    """
+    if session.host == ProcessIdentity.own().host and store.processes.may_be_adopted(session.id):
+        try:
+            start_supervisor(store, session.id)
+        except StoreError as error:
+            problems.record_once(
+                store.directory,
+                f"tasks of session {store.sessions.short(session.id)} are to be tried again, but "
+                f"{error}; the next command tries to start it again",
+            )
 
 
 def forget_environments(store: TaskStore) -> None:
-    """Remove the stored environments of tasks that are no longer waiting."""
+    """Remove the stored environments of tasks that will not begin, or not again."""
 
     def is_waiting(task_id: str) -> bool | None:
-        task = store.tasks.by_id(task_id)
-        return None if task is None else task.state is TaskState.PENDING
+        is_needed = store.tasks.needs_environment(task_id)
+        return None if not is_needed and store.tasks.by_id(task_id) is None else is_needed
 
     environments.remove_left(store.directory, is_waiting)

@@ -45,7 +45,7 @@ def prepare_shell(root: Path, rows: TaskRows) -> None:
     they are loaded.
     """
     main, printed = sys.modules["__main__"], unread_bytes(1)
-    inputs = Payloads(StateDirectory(root)).inputs(rows.task, rows.inputs, {})
+    inputs = Payloads(StateDirectory(root)).inputs(rows.inputs_of, rows.inputs, {})
     setting = child.load_setting(inputs.values)
     try:
         shell = child.make_shell(setting, type(sys)("__main__"))

@@ -23,6 +23,7 @@ from ipytaskpersist.base.detached import hide_inspection
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_tree import Snapshot
 from ipytaskpersist.base.records import WARM, OutputKind, ProcessRecord, ResultRecord, TaskState
+from ipytaskpersist.base.retries import WAS_OUT_OF_MEMORY
 from ipytaskpersist.output.recording import Recording
 from ipytaskpersist.runners.channel import (
     CHECKPOINTED,
@@ -468,7 +469,7 @@ class Supervised:
     def _why_killed(self, signal_number: int, out_of_memory: Callable[[], bool]) -> str:
         """Return what is known about the cause of a deadly signal, to be put after its name."""
         if signal_number == signal.SIGKILL and out_of_memory():
-            return " (out of memory)"
+            return f" {WAS_OUT_OF_MEMORY}"
         if signal_number == signal.SIGBUS:
             # The system sends it for a page of a mapped file behind the file's end.
             for path in cut_files(self._directory.payloads / self.record.task_id):

@@ -23,13 +23,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ipytaskpersist.base.detached import remove_empty
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_identity import ProcessIdentity, host_name
 from ipytaskpersist.base.process_tree import Snapshot, kill_tasks
 from ipytaskpersist.base.records import ProcessRecord, SupervisorRecord, TaskState
+from ipytaskpersist.base.retries import SUPERVISOR_STOPPED, TIMED_OUT, USED
 from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
 from ipytaskpersist.notify import dispatch
 from ipytaskpersist.output.recorder import Recorder
@@ -152,19 +152,23 @@ class Supervisor:
             while not self._stopping and not self._has_retired():
                 if not self._guarded("a turn", self._turn):
                     time.sleep(PRESS_S)
-            reason = "supervisor stopped"
+            reason = SUPERVISOR_STOPPED
         finally:
             self._end_all(reason)
 
     def _registration(self) -> SupervisorRecord | None:
         """Wait for the kernel to record this process, and return the record."""
         until = time.monotonic() + REGISTRATION_S
-        while time.monotonic() < until and self._kernel.is_there():
+        while time.monotonic() < until and self._is_wanted():
             record = self._registered()
             if record is not None:
                 return record
             time.sleep(POLLED_LOOK_S)
         return self._registered()
+
+    def _is_wanted(self) -> bool:
+        """Whether there is a kernel, or tasks wait that it has left."""
+        return self._kernel.is_there() or self._store.processes.has_pending(self._session_id)
 
     def _registered(self) -> SupervisorRecord | None:
         return self._store.supervisors.of_process(self._session_id, ProcessIdentity.own())
@@ -369,7 +373,7 @@ class Supervisor:
                 raise CannotStart(LIMITS[errno.EMFILE], is_shortage=True)
             # Put back into the queue, because reading the environment's file removes it.
             process = self._waiting[0] = self._with_values(process)
-            environment = _whole(process.environment)
+            environment = _whole(process)
             task.start(environment, self._limit.as_it_was(), self._warm)
         except CannotStart as error:
             if error.is_shortage and self._tasks:
@@ -419,7 +423,8 @@ class Supervisor:
         """Return the process with the values of its environment. Raises `CannotStart`."""
         if True not in process.environment.values():
             return process
-        values = environments.take(self._store.directory, process.task_id)
+        read = environments.take if process.retries is None else environments.read
+        values = read(self._store.directory, process.environment_of)
         if values is None:
             raise CannotStart("its environment is gone, which waited in the state directory")
         return replace(process, environment={**process.environment, **values})
@@ -460,7 +465,7 @@ class Supervisor:
         for task in beyond:
             assert snapshot is not None, "there is one if a task was looked at"
             limit = short_size(task.record.memory_bytes or 0)
-            reason = f"used {size(task.memory_bytes)} of its {limit}"
+            reason = f"{USED}{size(task.memory_bytes)} of its {limit}"
             self._ask_to_end(task, TaskState.FAILED, reason, snapshot, at_once=True)
 
     def _pause_and_continue(self) -> None:
@@ -494,7 +499,7 @@ class Supervisor:
         record = self._store.tasks.get(key)
         if record is not None and record.state is TaskState.PENDING and record.runner == "process":
             self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
-            environments.remove(self._store.directory, record.id)
+            reconciling.forget_environments(self._store)
 
     def _press(self) -> None:
         """Enforce the time limits, and continue the ending of tasks."""
@@ -507,7 +512,7 @@ class Supervisor:
             what = f"ending task {task.record.task_id}"
             self._guarded(what, partial(self._press_one, task, snapshot))
         for task in late:
-            reason = f"timed out after {task.record.timeout_s:g} s"
+            reason = f"{TIMED_OUT}{task.record.timeout_s:g} s"
             self._ask_to_end(task, TaskState.FAILED, reason, snapshot)
         self._touched.update(ending)
 
@@ -556,6 +561,8 @@ class Supervisor:
                 peak_bytes = max(usage.ru_maxrss * RSS_UNIT_BYTES, task.peak_memory_bytes)
                 store.processes.used(key, cpu_s, peak_bytes)
             task_end.record(store, task.recording)
+            if task.record.retries is not None:
+                reconciling.forget_environments(store)
 
         self._recorder.post(record)
         self._recorder.post(lambda store: dispatch.notify(store, key))
@@ -635,9 +642,10 @@ RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 """Unit of ``ru_maxrss`` in getrusage(2)."""
 
 
-def _whole(changes: Mapping[str, Any]) -> dict[str, str]:
+def _whole(process: ProcessRecord) -> dict[str, str]:
     """Return this process's environment with a task's changes. None removes a variable."""
-    whole = {**os.environ, **changes}
+    base: Mapping[str, str] = os.environ if process.retries is None else {}
+    whole = {**base, **process.environment}
     return {name: value for name, value in whole.items() if isinstance(value, str)}
 
 

@@ -21,15 +21,18 @@ class TaskRows(NamedTuple):
     task: TaskRecord
     process: ProcessRecord
     inputs: ResultRecord
+    inputs_of: TaskRecord
+    """The task to which the inputs belong: the first try has those of all."""
 
     @classmethod
     def of(cls, store: TaskStore, task: TaskRecord | None) -> TaskRows:
         """Read the rows of a task. Raises `StoreError`."""
         assert task is not None, "the supervisor starts tasks of the store"
-        process, inputs = store.processes.get(task.key), store.results.get(task.key, INPUTS)
+        first = store.tasks.first_try(task)
+        process, inputs = store.processes.get(task.key), store.results.get(first.key, INPUTS)
         assert process is not None
         assert inputs is not None
-        return cls(task, replace(process, environment={}), inputs)
+        return cls(task, replace(process, environment={}), inputs, first)
 
 
 def read(root: Path, task_id: str) -> TaskRows:

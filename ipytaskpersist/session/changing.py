@@ -85,6 +85,12 @@ class TaskChanges:
                 raise InvalidRequest(
                     f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
                 )
+            last = task if task.archive else self._store.tasks.last_try(task)
+            if not last.state.is_final:  # it needs what the first try was given
+                raise InvalidRequest(
+                    f"task {task.label} is tried again as task {last.label}; cancel that first: "
+                    f"%bg_cancel {last.number}"
+                )
         reconciling.end_left(*tasks)  # no command would find them later
         self._archives.delete(tasks)
         threads = self._runners.existing_threads

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.legible import legible
+from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.session.requests import PlaceInQueue
 from ipytaskpersist.text.formatting import counted, short_size
@@ -53,6 +55,17 @@ def require_possible(demands: Demands) -> None:
         _require_memory(demands.memory_bytes)
     if demands.gpus is not None:
         _require_gpus(demands.gpus, demands.gpu_memory_bytes)
+
+
+def within_machine(retries: Retries | None, demands: Demands) -> Retries | None:
+    """Return the rule of a new task's tries, none of which gets more memory than there is."""
+    if retries is None or retries.memory_factor is None:
+        return retries
+    if demands.memory_bytes is None:
+        raise InvalidRequest("--memory-factor needs --memory SIZE, of which a next try gets more")
+    from ipytaskpersist.runners.machine import memory
+
+    return replace(retries, most_memory_bytes=memory()[0])
 
 
 def _require_cpus(cpus: float) -> None:

@@ -319,7 +319,8 @@ class TaskFinder:
         for reference, task in zip(references, found, strict=False):
             if task.name == reference.strip() and not task.state.is_final:
                 self._say_which(task)
-        return list({task.id: task for task in found}.values())
+        last = [task if task.archive else self._store.tasks.last_try(task) for task in found]
+        return list({task.id: task for task in last}.values())
 
     def _say_which(self, task: TaskRecord) -> None:
         lives = self._store.tasks.live_of_name(task.notebook_key, task.name)
@@ -404,6 +405,11 @@ class TaskFinder:
         if task.archive and key is not None:
             key = self._archives.notebook_key(key, self.store_of(task))
         return task.notebook_key == key
+
+    def last_try(self, task: TaskRecord) -> TaskRecord:
+        """Return the current record of a task, or that of its latest try."""
+        now = self.refresh(task)
+        return now if now.archive else self._store.tasks.last_try(now)
 
     def refresh(self, task: TaskRecord) -> TaskRecord:
         """Return the task's current record, even if it has been archived or has come back."""

@@ -16,6 +16,7 @@ from ipytaskpersist.base.detached import python_command
 from ipytaskpersist.base.foreign_errors import class_name, describe
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING, INPUTS, Options, TaskRecord
+from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
 from ipytaskpersist.cells.shell_commands import ShellCommand
 from ipytaskpersist.errors import InvalidRequest, NamesMissing
@@ -27,6 +28,7 @@ from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
 from ipytaskpersist.session import going_on, missing_names, provenance
 from ipytaskpersist.session.cell_runs import CellRuns
+from ipytaskpersist.session.demanding import within_machine
 from ipytaskpersist.session.finding import check_name, check_tags
 from ipytaskpersist.session.going_on import GoesOn
 from ipytaskpersist.session.notebook_setup import setting_of
@@ -49,7 +51,7 @@ from ipytaskpersist.session.requests import (
     directory_of,
     is_passable,
     refuse,
-    refuse_demands,
+    refuse_in_thread,
 )
 from ipytaskpersist.session.results import Results
 from ipytaskpersist.session.runners import Runners
@@ -170,7 +172,7 @@ class Launcher:
             NEEDS_PROCESS,
         )
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
-        refuse_demands(request.place)
+        refuse_in_thread(request)
         return self._launch_thread(source, request)
 
     def _launch_thread(
@@ -195,7 +197,7 @@ class Launcher:
             return self._launch_process(new, self._python_process(request.options), inputs)
         from ipytaskpersist.cells.execution import run_function
 
-        refuse_demands(request.place)
+        refuse_in_thread(request)
         shell, whole = self._require_shell(), self._results.handed_to(call)
         new = self._new(source, request, "python", THREAD, is_call=True)
         return self._run_in_thread(new, lambda task: run_function(shell, whole, task))
@@ -482,8 +484,9 @@ class Launcher:
             fresh = before.interpreter == FRESH_ASKED
             usual = self._python_process(Options(fresh=fresh))
             process = replace(process, command=usual.command, interpreter=usual.interpreter)
-            given = store.results.get(task.key, INPUTS)
-            inputs = self._payloads.copy(task, given) if given is not None else None
+            first = store.tasks.first_try(task)
+            given = store.results.get(first.key, INPUTS)
+            inputs = self._payloads.copy(first, given) if given is not None else None
         new = self._new(
             task.source, Request(task.name), task.kind, PROCESS, again, is_call=task.is_call
         )
@@ -508,6 +511,11 @@ class Launcher:
         self._store.require_writable()
         goes_on = going_on.goes_on(self._store, again.task) if again else GoesOn()
         before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
+        if again:
+            admission, retries = self._queueing.again(again.task), _retries_again(again.task)
+        else:
+            admission = self._queueing.admission(request, session.notebook_key)
+            retries = within_machine(request.retries, admission.demands)
         before |= self._cell_runs.make_room(request)
         return NewTask(
             notebook_key=session.notebook_key,
@@ -527,11 +535,10 @@ class Launcher:
             max_output_bytes=self._settings.max_output_bytes,
             notify=self._places(request),
             provenance={**provenance.of_launch(), **before},
-            admission=self._queueing.again(again.task)
-            if again
-            else self._queueing.admission(request, session.notebook_key),
+            admission=admission,
             checkpoint_place=goes_on.place,
             checkpoint_at=goes_on.at,
+            retries=retries,
         )
 
     def _places(self, request: Request) -> tuple[str, ...]:
@@ -559,6 +566,11 @@ class Launcher:
         parent = get_parent() if get_parent is not None else None
         cell_id = ((parent or {}).get("metadata") or {}).get("cellId")
         return str(cell_id) if cell_id else None
+
+
+def _retries_again(task: TaskRecord) -> Retries | None:
+    """Return the rule of a task that is run again: the new task is a first try."""
+    return None if task.retries is None else replace(task.retries, environment_of=None)
 
 
 OF_NOTEBOOK = (

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import typed_path
 from ipytaskpersist.base.records import Options, TaskRecord
+from ipytaskpersist.base.retries import CAUSES, MAX_DELAY_S, Retries
 from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.text.durations import parse_age
 
 THREAD, PROCESS, SHELL = "thread", "process", "shell"
 
@@ -66,6 +70,43 @@ class Request:
     earlier: Sequence[TaskRecord] = ()
     """The live tasks of earlier runs of the cell."""
     place: PlaceInQueue = field(default_factory=PlaceInQueue)
+    retries: Retries | None = None
+    """When it is tried again; None for never."""
+
+
+def retries_of(
+    count: int,
+    causes: Sequence[str] = (),
+    delay: str = "",
+    max_delay: str = "",
+    memory_factor: float | None = None,
+) -> Retries | None:
+    """Return when a task is tried again, as the user says it. Raise `InvalidRequest`.
+
+    Without causes: whatever has ended it, except a cancellation.
+    """
+    if not count:
+        if causes or delay or max_delay or memory_factor is not None:
+            raise InvalidRequest(
+                "--on-cause, --delay, --max-delay and --memory-factor need --retries N"
+            )
+        return None
+    unknown = [cause for cause in causes if cause not in CAUSES]
+    if unknown:
+        raise InvalidRequest(
+            f"--on-cause knows no '{legible(unknown[0])}'; it knows {', '.join(CAUSES)}"
+        )
+    if count < 0:
+        raise InvalidRequest(f"--retries is the number of further tries, not {count}")
+    if memory_factor is not None and not 1 < memory_factor < math.inf:
+        raise InvalidRequest(
+            f"--memory-factor is a number above 1, such as 1.5, not {memory_factor:g}"
+        )
+    longest_s = parse_age(max_delay) if max_delay else MAX_DELAY_S
+    delay_s = parse_age(delay) if delay else 0.0
+    if delay_s > longest_s:
+        raise InvalidRequest(f"--delay is longer than --max-delay, {longest_s:g} s; raise that")
+    return Retries(count, [*dict.fromkeys(causes)] or CAUSES, delay_s, longest_s, memory_factor)
 
 
 FLAGS = {
@@ -95,13 +136,15 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
             raise InvalidRequest(f"{FLAGS[name]} {why}")
 
 
-def refuse_demands(place: PlaceInQueue) -> None:
-    """Raise `InvalidRequest` if a task in a thread asks for a part of the machine."""
-    if place.demanding:
+def refuse_in_thread(request: Request) -> None:
+    """Raise `InvalidRequest` if a task in a thread asks for what only a process can have."""
+    if request.place.demanding:
         raise InvalidRequest(
-            f"{place.demanding} {NEEDS_PROCESS}; a task in a thread has the CPUs, memory and GPUs "
-            "of its kernel"
+            f"{request.place.demanding} {NEEDS_PROCESS}; a task in a thread has the CPUs, memory "
+            "and GPUs of its kernel"
         )
+    if request.retries is not None:
+        raise InvalidRequest(f"--retries {NEEDS_PROCESS}")
 
 
 def check(options: Options) -> None:

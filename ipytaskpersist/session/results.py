@@ -192,10 +192,11 @@ class _Taking:
 
     def present(self) -> Present:
         """Return what the namespace still has of what the task was given."""
-        inputs = self.store.results.get(self.task.key, INPUTS)
+        first = self.store.tasks.first_try(self.task)
+        inputs = self.store.results.get(first.key, INPUTS)
         if inputs is None:
             return Present()
-        return self.payloads.present(self.task, inputs, self.namespace)
+        return self.payloads.present(first, inputs, self.namespace)
 
 
 def _take(taking: _Taking, wanted: Sequence[ResultRecord], loaded: Loaded) -> None:
@@ -415,9 +416,10 @@ class Results:
 
     def _deliver(self, key: int) -> None:
         task = self._store.tasks.get(key)
+        task = None if task is None else self._store.tasks.last_try(task)
         if task is not None and (not task.state.is_final or task.declared_dead == "presumed"):
             return  # a task only presumed dead may go on
-        loaded = Loaded() if task is None else self._loaded(task)
+        loaded = Loaded() if task is None else self._loaded(task, key)
         # Not earlier: when the store cannot be read now, they come before the next cell.
         self._expected.discard(key)
         if self._foreground is not None:
@@ -430,8 +432,11 @@ class Results:
         if worth_saying:
             self._unsaid.append((task, worth_saying))
 
-    def _loaded(self, task: TaskRecord) -> Loaded:
-        """Load what a task has left, but keep what the notebook has changed or assigned since."""
+    def _loaded(self, task: TaskRecord, launched: int) -> Loaded:
+        """Load what a task has left, but keep what the notebook has changed or assigned since.
+
+        `launched` is the row of its first try, with which that time began.
+        """
         foreground = self._foreground
         assert foreground is not None, "only a notebook expects variables"
         store, namespace = self._archives.store_of(task), self._require_shell().user_ns
@@ -443,7 +448,7 @@ class Results:
                     task,
                     namespace,
                     keep_own=True,
-                    assigned=foreground.assigned(task.key),
+                    assigned=foreground.assigned(launched),
                 )
             )
         except BackgroundError:

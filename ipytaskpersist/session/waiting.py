@@ -65,7 +65,7 @@ class Waiting:
             if is_old or is_new or any(self._just_ended(task) for task in current):
                 shown_at = time.monotonic()
                 current = [
-                    task if self._is_over(task) else self._tasks.refresh(task) for task in current
+                    task if self._is_over(task) else self._tasks.last_try(task) for task in current
                 ]
                 if on_change is not None:
                     on_change(current)

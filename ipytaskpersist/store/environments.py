@@ -1,5 +1,7 @@
 """The environment of a task that waits for its supervisor, in a file until the task begins.
 
+That of a task that may be tried again stays until its last try has ended.
+
 Not in the store: whatever was once written there stays in SQLite's log, in backups, and for a while
 in the file itself. Nor on the supervisor's command line, which every user can read.
 """
@@ -31,14 +33,18 @@ def put(directory: StateDirectory, task_id: str, environment: Mapping[str, str])
 
 def take(directory: StateDirectory, task_id: str) -> Environment | None:
     """Return and remove the environment of a task that begins; None when there is none."""
-    file = directory.environment(task_id)
+    environment = read(directory, task_id)
+    remove(directory, task_id)
+    return environment
+
+
+def read(directory: StateDirectory, task_id: str) -> Environment | None:
+    """Return the environment of a task that may be tried again; None when there is none."""
     try:
-        with open_own(file) as source:
+        with open_own(directory.environment(task_id)) as source:
             environment: Environment = json.loads(source.read())
     except (OSError, ValueError):
         return None
-    finally:
-        remove(directory, task_id)
     return environment
 
 
@@ -49,7 +55,7 @@ def remove(directory: StateDirectory, task_id: str) -> None:
 
 
 def remove_left(directory: StateDirectory, is_waiting: Callable[[str], bool | None]) -> None:
-    """Remove environments of tasks that wait no longer. `is_waiting` returns None for no task."""
+    """Remove environments that no task needs. `is_waiting` returns None for no task."""
     with suppress(OSError):
         for file in directory.environments.iterdir():
             waits = is_waiting(file.stem)

@@ -10,11 +10,13 @@ from typing import Any
 
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.base.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
+from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.store.booking import Machine, gpu_ids_of, lend, note_lacks
 from ipytaskpersist.store.claiming import ready
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.queue import set_running, settle
 from ipytaskpersist.store.tasks import INTERRUPT
+from ipytaskpersist.store.tries import add_try, tries_again
 
 PROCESS_FIELDS = {
     "task_key": "task_key",
@@ -40,6 +42,7 @@ PROCESS_FIELDS = {
     "memory_bytes": "tasks.memory_bytes",
     "gpu_ids": "tasks.gpu_ids",
     "checkpoint_place": "tasks.checkpoint_place",
+    "retries": "tasks.retry",
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())
@@ -114,6 +117,7 @@ def _process(row: Any) -> ProcessRecord:
     known["pty"] = bool(known["pty"])
     known["options"] = Options.from_json(known["options"])
     known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
+    known["retries"] = Retries.from_json(known["retries"])
     return ProcessRecord(**known)
 
 
@@ -146,7 +150,7 @@ class Processes:
 
         `machine` is what the supervisor has just seen of its machine; without it, no task starts
         that asks for a part of it. The differences of the tasks' environments are kept no longer
-        than needed.
+        than needed: until the last try.
         """
         with self._database.transaction() as connection:
             settle(connection, at)
@@ -169,8 +173,9 @@ class Processes:
             for key in keys:
                 set_running(connection, key, at)
                 connection.execute(
-                    """UPDATE processes SET supervisor_key = ?, environment = '{}'
-                    WHERE task_key = ?""",
+                    """UPDATE processes SET supervisor_key = ?1, environment = iif(
+                        (SELECT retry FROM tasks WHERE key = ?2) IS NULL, '{}', environment)
+                    WHERE task_key = ?2""",
                     (supervisor_key, key),
                 )
         return claimed
@@ -251,15 +256,56 @@ class Processes:
     ) -> int:
         """Interrupt every live task of a supervisor, except those with these ids.
 
-        `declared_dead` is `TaskRecord`'s. Returns how many there were.
+        `declared_dead` is `TaskRecord`'s. A task that is only presumed dead may still run, so it is
+        not tried again. Returns how many there were.
         """
-        cursor = self._database.write(
-            f"""{INTERRUPT}
-            AND key IN (SELECT task_key FROM processes WHERE supervisor_key = ?4)
-            AND id NOT IN (SELECT value FROM json_each(?5))""",
-            (reason, declared_dead, at, supervisor_key, json.dumps([*except_tasks])),
-        )
+        left = json.dumps([*except_tasks])
+        with self._database.transaction() as connection:
+            again = {}
+            if declared_dead != "presumed":
+                again = self._try_again(connection, supervisor_key, reason, left)
+            cursor = connection.execute(
+                f"""{INTERRUPT}
+                AND key IN (SELECT task_key FROM processes WHERE supervisor_key = ?4)
+                AND id NOT IN (SELECT value FROM json_each(?5))""",
+                (reason, declared_dead, at, supervisor_key, left),
+            )
+            for key, number in again.items():
+                connection.execute(
+                    "UPDATE tasks SET reason = reason || '; ' || ? WHERE key = ?",
+                    (tries_again(number), key),
+                )
         return int(cursor.rowcount)
+
+    @staticmethod
+    def _try_again(connection: Any, supervisor_key: int, reason: str, left: str) -> dict[int, int]:
+        """Add the next tries of a supervisor's tasks. Return their numbers by the tasks' keys."""
+        keys = connection.execute(
+            f"""SELECT task_key {FROM} WHERE supervisor_key = ? AND state = 'running'
+            AND retry IS NOT NULL AND tasks.id NOT IN (SELECT value FROM json_each(?))""",
+            (supervisor_key, left),
+        ).fetchall()
+        added = {key: add_try(connection, key, "interrupted", reason, None) for (key,) in keys}
+        return {key: number for key, number in added.items() if number is not None}
+
+    def tried_again(self, supervisor_key: int) -> int:
+        """Return how many of a supervisor's interrupted tasks are tried again."""
+        row = self._database.row(
+            f"""SELECT count(*) {FROM} WHERE supervisor_key = ? AND state = 'interrupted'
+            AND EXISTS (SELECT 1 FROM tasks AS later WHERE later.rerun_of = task_key
+                AND later.try_number > tasks.try_number)""",
+            (supervisor_key,),
+        )
+        return int(row[0])
+
+    def may_be_adopted(self, session_id: str) -> bool:
+        """Return whether tasks of a session wait that any supervisor can start."""
+        row = self._database.row(
+            """SELECT 1 FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
+            AND state = 'pending' AND runner = 'process' AND retry IS NOT NULL LIMIT 1""",
+            (session_id,),
+        )
+        return row is not None
 
 
 class Supervisors:

@@ -20,11 +20,13 @@ from ipytaskpersist.base.records import (
     from_timestamp,
     label_of,
 )
+from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.store.booking import gpu_ids_of
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.queue import Admission, add_dependencies
 from ipytaskpersist.store.sessions import short_id
+from ipytaskpersist.store.tries import add_try, tries_again
 
 FIELDS = {
     "key": "tasks.key",
@@ -79,6 +81,10 @@ FIELDS = {
     "pause_requested": "tasks.pause_requested",
     "checkpoint_place": "tasks.checkpoint_place",
     "checkpoint_at": "tasks.checkpoint_at",
+    "retries": "tasks.retry",
+    "try_of": "tasks.try_of",
+    "try_number": "tasks.try_number",
+    "first_try": "(SELECT first.number FROM tasks AS first WHERE first.key = tasks.try_of)",
 }
 """Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
 COLUMNS = ", ".join(FIELDS.values())
@@ -145,7 +151,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         **{
             name: value
             for name, value in row.items()
-            if name not in ("session_id", *new.admission.columns)
+            if name not in ("session_id", "retry", *new.admission.columns)
         },
         "session": row["session_id"],
         "group": new.admission.group,
@@ -157,6 +163,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         "tags": tuple(sorted(new.tags)),
         "dropped_bytes": 0,
         "notify": tuple(new.notify),
+        "retries": new.retries,
     }
     return TaskRecord(key=key, notebook=path, **known, **unknown)
 
@@ -192,6 +199,8 @@ class NewTask:
     """Folder of the checkpoints from which it goes on; None for one of its own."""
     checkpoint_at: float | None = None
     """Time of the latest of them, in seconds since the epoch."""
+    retries: Retries | None = None
+    """When it is tried again; None for never. Only a task in a process is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +278,7 @@ class Tasks:
         demands = known["demands"]
         known["demands"] = Demands(*json.loads(demands)) if demands else NO_DEMANDS
         known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
+        known["retries"] = Retries.from_json(known["retries"])
         return TaskRecord(**known, archive=self._archive)
 
     def insert(
@@ -309,6 +319,7 @@ class Tasks:
                 "state": TaskState.PENDING.value,
                 "checkpoint_place": new.checkpoint_place or task_id,
                 "checkpoint_at": new.checkpoint_at,
+                "retry": new.retries.as_json() if new.retries else None,
                 **new.admission.columns,
             }
             names, marks = ", ".join(row), ", ".join("?" * len(row))
@@ -346,15 +357,20 @@ class Tasks:
     ) -> bool:
         """Set a final state. Return False when the task had already ended; its state then stays.
 
-        No notification is sent for a cancelled task: its canceller knows.
+        Its next try is recorded with it, if one follows. No notification is sent for a cancelled
+        task: its canceller knows.
         """
-        cursor = self._database.write(
-            """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
-                ended_at = max(?4, coalesce(started_at, created_at)),
-                notify = iif(?1 = 'cancelled', NULL, notify)
-            WHERE key = ?5 AND state IN ('pending', 'running')""",
-            (state.value, storable(reason), exit_code, at, key),
-        )
+        with self._database.transaction() as connection:
+            next_number = add_try(connection, key, state.value, reason, exit_code)
+            if next_number is not None:
+                reason = "; ".join(filter(None, (reason, tries_again(next_number))))
+            cursor = connection.execute(
+                """UPDATE tasks SET state = ?1, reason = ?2, exit_code = ?3,
+                    ended_at = max(?4, coalesce(started_at, created_at)),
+                    notify = iif(?1 = 'cancelled', NULL, notify)
+                WHERE key = ?5 AND state IN ('pending', 'running')""",
+                (state.value, storable(reason), exit_code, at, key),
+            )
         return bool(cursor.rowcount)
 
     def usual_s(self, key: int) -> float | None:
@@ -374,6 +390,30 @@ class Tasks:
         )
         durations = sorted(float(seconds) for (seconds,) in rows)
         return durations[len(durations) // 2] if durations else None
+
+    def last_try(self, task: TaskRecord) -> TaskRecord:
+        """Return the latest try of a task; the task itself if there is no later one."""
+        row = self._database.row(
+            f"""SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.try_of = ?
+            ORDER BY tasks.try_number DESC LIMIT 1""",
+            (task.try_of or task.key,),
+        )
+        last = task if row is None else self._database.record(self._record, row)
+        return last if last.try_number > task.try_number else task
+
+    def first_try(self, task: TaskRecord) -> TaskRecord:
+        """Return the first try of a task, which has the inputs of all; itself if that is gone."""
+        return (None if task.try_of is None else self.get(task.try_of)) or task
+
+    def needs_environment(self, task_id: str) -> bool:
+        """Return whether the environment that was kept for a task is still needed."""
+        row = self._database.row(
+            """SELECT 1 FROM tasks WHERE state IN ('pending', 'running')
+            AND ((id = ?1 AND (state = 'pending' OR retry IS NOT NULL))
+                OR json_extract(retry, '$.environment_of') = ?1) LIMIT 1""",
+            (task_id,),
+        )
+        return row is not None
 
     def waiting_for_threads(self, session_id: str, before: float) -> list[int]:
         """Return the keys of the session's tasks that wait for a thread since before a time."""
@@ -442,9 +482,13 @@ class Tasks:
         return int(cursor.rowcount)
 
     def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
-        """Interrupt the session's tasks that wait for a supervisor in vain. Return how many."""
+        """Interrupt the session's tasks that wait for a supervisor in vain. Return how many.
+
+        Not those that may be tried again: another supervisor can start them.
+        """
         cursor = self._database.write(
-            f"{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'",
+            f"""{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'
+            AND retry IS NULL""",
             (reason, "proven", at, session_id),
         )
         return int(cursor.rowcount)
@@ -461,10 +505,12 @@ class Tasks:
         return int(cursor.rowcount)
 
     def request_cancel(self, key: int) -> bool:
-        """Ask the task's owner to cancel it. Return whether the task was live."""
+        """Ask the owner of a task, or of a later try of it, to cancel it. Return whether one was
+        live."""
         cursor = self._database.write(
-            """UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, ?)
-            WHERE key = ? AND state IN ('pending', 'running')""",
+            """UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, ?1)
+            WHERE state IN ('pending', 'running') AND (key = ?2 OR try_of =
+                (SELECT coalesce(it.try_of, it.key) FROM tasks AS it WHERE it.key = ?2))""",
             (time.time(), key),
         )
         return bool(cursor.rowcount)

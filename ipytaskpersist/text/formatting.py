@@ -136,8 +136,16 @@ def ending(task: TaskRecord) -> str:
     if not task.state.is_final and task.cancel_requested_at is not None:
         return "cancellation requested"
     if task.state is TaskState.RUNNING:
-        return paused(task)
-    return task.reason or waits_for(task)
+        return paused(task) or which_try(task)
+    return task.reason or ", ".join(filter(None, (which_try(task), waits_for(task))))
+
+
+def which_try(task: TaskRecord) -> str:
+    """Return ``try 2 of 4 of task 7``; empty for the first try."""
+    if task.retries is None or task.try_of is None:
+        return ""
+    first = "" if task.first_try is None else f" of task {task.first_try}"
+    return f"try {task.try_number} of {task.retries.count + 1}{first}"
 
 
 def paused(task: TaskRecord) -> str:
