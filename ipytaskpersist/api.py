@@ -180,9 +180,9 @@ def submit(
     The task has the name, by default the function's. `after` are tasks that have to complete first,
     and `group` is the group whose width it takes part of. `cpus`, `memory`, `gpus` and `gpu_memory`
     are what it needs of the machine, and `retries`, `on_cause`, `delay`, `max_delay` and
-    `memory_factor` say when it is tried again, as for `background`. An ``async`` function runs to its end.
-    With `process` the call runs in its own process, which gets copies of function and arguments and
-    outlives the kernel.
+    `memory_factor` say when it is tried again, as for `background`. An ``async`` function runs to
+    its end. With `process` the call runs in its own process, which gets copies of function and
+    arguments and outlives the kernel.
 
     An argument that is a task, or a list with tasks in it, stands for the task's result: the call
     waits until that task has completed, and is given the value where it runs, without a copy in
