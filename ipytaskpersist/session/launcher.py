@@ -25,7 +25,7 @@ from ipytaskpersist.notify import targets
 from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
-from ipytaskpersist.session import missing_names, provenance
+from ipytaskpersist.session import missing_names, provenance, whole_notebooks
 from ipytaskpersist.session.cell_runs import CellRuns
 from ipytaskpersist.session.finding import check_name, check_tags
 from ipytaskpersist.session.notebook_setup import setting_of
@@ -44,6 +44,7 @@ from ipytaskpersist.session.requests import (
     SHELL,
     THREAD,
     Request,
+    WholeNotebook,
     check,
     directory_of,
     is_passable,
@@ -131,6 +132,8 @@ class Launcher:
         `execution.CellSyntaxError` for a cell that does not compile, and `StoreError` if the store
         cannot be written; no task is created then.
         """
+        if request.notebook is not None:
+            source = whole_notebooks.source_of(request.notebook, source)
         if not source.strip():
             raise InvalidRequest(
                 "the cell is empty: write the code to run in the background below %%background"
@@ -156,6 +159,8 @@ class Launcher:
         )
 
     def _launch(self, source: str, request: Request) -> TaskRecord:
+        if request.notebook is not None:
+            return self._launch_notebook(source, request, request.notebook)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command)
@@ -276,6 +281,14 @@ class Launcher:
             record = self._runners.processes.launch(new, process, inputs)
             self._launched(record, process.directory)
         return record
+
+    def _launch_notebook(self, source: str, request: Request, asked: WholeNotebook) -> TaskRecord:
+        run = whole_notebooks.run_of(asked)
+        grace_s = self._settings.cancel_grace_s
+        process = whole_notebooks.process_of(run, request.options, grace_s)
+        new = self._new(source, request, "python", PROCESS)
+        about = {**new.provenance, whole_notebooks.PROVENANCE: storable(run.path)}
+        return self._launch_process(replace(new, provenance=about), process)
 
     # Python in its own process.
 
@@ -473,7 +486,10 @@ class Launcher:
             script_as=before.script_as,
             pty=before.pty,
         )
-        if task.kind == "python":
+        is_notebook = whole_notebooks.is_one(task)
+        if is_notebook:
+            process = whole_notebooks.again(task, before, process, resume=again.once)
+        elif task.kind == "python":
             fresh = before.interpreter == FRESH_ASKED
             usual = self._python_process(Options(fresh=fresh))
             process = replace(process, command=usual.command, interpreter=usual.interpreter)
@@ -483,7 +499,7 @@ class Launcher:
             task.source, Request(task.name), task.kind, PROCESS, again, is_call=task.is_call
         )
         record = self._launch_process(new, process, inputs)
-        if task.kind == "python":
+        if task.kind == "python" and not is_notebook:
             self._results.expect(record)
         return record
 
@@ -502,6 +518,8 @@ class Launcher:
         session = self._session.record()
         self._store.require_writable()
         before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
+        if again and whole_notebooks.is_one(again.task):
+            before[whole_notebooks.PROVENANCE] = again.task.provenance[whole_notebooks.PROVENANCE]
         before |= self._cell_runs.make_room(request)
         return NewTask(
             notebook_key=session.notebook_key,

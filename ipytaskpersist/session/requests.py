@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ipytaskpersist.base.paths import typed_path
 from ipytaskpersist.base.records import Options, TaskRecord
@@ -32,6 +33,18 @@ class PlaceInQueue:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeNotebook:
+    """What the user said about a notebook to run as a whole."""
+
+    path: str
+    """As typed."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """The values to assign to variables, by name."""
+    output: str = ""
+    """Where to save the executed notebook, as typed; empty for beside the notebook."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """The user's options for a task, besides its source."""
 
@@ -51,6 +64,8 @@ class Request:
     earlier: Sequence[TaskRecord] = ()
     """The live tasks of earlier runs of the cell."""
     place: PlaceInQueue = field(default_factory=PlaceInQueue)
+    notebook: WholeNotebook | None = None
+    """The notebook to run, instead of a source."""
 
 
 FLAGS = {
@@ -69,6 +84,8 @@ NEEDS_PROCESS = "needs a process: add --process, or --shell for a shell command"
 NEEDS_SHELL = "is for shell commands: add --shell"
 
 NEEDS_INTERPRETER = "is for Python in a process: a shell command has no interpreter"
+
+NOT_FOR_NOTEBOOKS = "is not for a whole notebook, which has a kernel of its own"
 
 NEEDS_PYTHON = "is for Python in a process: a shell command has no variables"
 

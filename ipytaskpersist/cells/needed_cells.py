@@ -1,0 +1,126 @@
+"""Which cells of a Python notebook must run again before it can go on in the middle.
+
+A cell is needed if it may have made or changed something that the cells from there on use. In case
+of doubt it is needed: to run one too many takes time, and to leave one out gives other results.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from IPython.core.inputtransformer2 import TransformerManager
+
+from ipytaskpersist.cells import variables
+
+
+UNKNOWN_NAMES = {"eval", "exec", "globals", "locals", "vars"}
+"""With these a cell may use any name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """The cells before a place that must run again."""
+
+    cells: Sequence[int]
+    """Their places, in order."""
+    names: Sequence[str]
+    """What they assign, import or define of what is used from there on."""
+
+
+def needed(sources: Sequence[str], start: int) -> Needed:
+    """Return which of the cells before `start` must run again so that the rest can go on there."""
+    trees = [_tree(source) for source in sources]
+    before, rest = trees[:start], trees[start:]
+    definitions = {name for tree in before if tree for name in _definitions(tree)}
+    if not all(tree is not None and _says_what_it_uses(tree) for tree in rest):
+        return Needed(range(start), sorted(definitions))
+    same = [pair for tree in before if tree for pair in _same_values(tree)]
+    used = {name for tree in rest if tree for name in variables.used(tree)}
+    wanted = _with_aliases(used, same)
+    cells: list[int] = []
+    made: dict[str, None] = {}
+    for place, tree in reversed([*enumerate(before)]):
+        touched = set() if tree is None else _touched(tree, definitions)
+        if tree is not None and not _acts(tree, definitions) and touched.isdisjoint(wanted):
+            continue
+        cells.insert(0, place)
+        if tree is not None:
+            made = dict.fromkeys(n for n in variables.assigned(tree) if n in wanted) | made
+            wanted = _with_aliases(wanted.union(variables.used(tree)), same)
+    return Needed(cells, list(made))
+
+
+def _says_what_it_uses(tree: ast.Module) -> bool:
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return names.isdisjoint(UNKNOWN_NAMES)
+
+
+def _same_values(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield pairs of names that may have the same value: ``a = b``, ``a = b.c``, ``a = b[0]``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    yield from ((target.id, root) for root in _root(node.value))
+
+
+def _with_aliases(names: set[str], same: Sequence[tuple[str, str]]) -> set[str]:
+    """Return names with all those that may have the same values."""
+    found = set(names)
+    while more := {each for pair in same if found & {*pair} for each in pair} - found:
+        found |= more
+    return found
+
+
+def _tree(source: str) -> ast.Module | None:
+    """Return a cell's syntax tree; None for one that is not Python."""
+    try:
+        return ast.parse(TransformerManager().transform_cell(source))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _definitions(tree: ast.Module) -> set[str]:
+    """Return what a cell imports and defines. Using it does not usually change it."""
+    defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return variables.imported(tree) | {n.name for n in ast.walk(tree) if isinstance(n, defined)}
+
+
+def _touched(tree: ast.Module, definitions: Collection[str]) -> set[str]:
+    """Return the names that a cell binds, or whose values it may change because it uses them."""
+    used = {name for name in variables.used(tree) if name not in definitions}
+    return used | {*variables.assigned(tree)}
+
+
+def _acts(tree: ast.Module, definitions: Collection[str]) -> bool:
+    """Whether a cell may do more than its names say: a magic, or a call for its effect.
+
+    ``np.random.seed(0)`` and ``os.environ["A"] = "1"`` are such, ``model = np.ones(3)`` is not.
+    """
+    if variables.may_bind_anything(tree):
+        return True
+    nodes = [*ast.walk(tree)]
+    is_magic = any(isinstance(node, ast.Name) and node.id == "get_ipython" for node in nodes)
+    return is_magic or any(root in definitions for node in nodes for root in _changed_roots(node))
+
+
+def _changed_roots(node: ast.AST) -> Iterator[str]:
+    """Yield the names at the roots of what a statement calls for its effect, or assigns into."""
+    if isinstance(node, ast.Expr):
+        value = node.value.value if isinstance(node.value, ast.Await) else node.value
+        if isinstance(value, ast.Call):
+            yield from _root(value.func)
+    elif isinstance(node, ast.Assign | ast.Delete):
+        for target in node.targets:
+            yield from [] if isinstance(target, ast.Name) else _root(target)
+    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        yield from [] if isinstance(node.target, ast.Name) else _root(node.target)
+
+
+def _root(node: ast.AST) -> Iterator[str]:
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    if isinstance(node, ast.Name):
+        yield node.id
