@@ -11,7 +11,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ipytaskpersist.api import Task, background, current_task, submit, task, tasks
+    from ipytaskpersist.api import (
+        Task,
+        background,
+        current_task,
+        run_notebook,
+        submit,
+        task,
+        tasks,
+    )
     from ipytaskpersist.base.records import Progress, TaskState
     from ipytaskpersist.capture.progress import track
     from ipytaskpersist.errors import BackgroundError, TaskCancelled, TaskFailed, TaskNotFound
@@ -28,6 +36,7 @@ __all__ = [
     "TaskState",
     "background",
     "current_task",
+    "run_notebook",
     "submit",
     "task",
     "tasks",
@@ -35,7 +44,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api": ("Task", "background", "current_task", "submit", "task", "tasks"),
+    "api": ("Task", "background", "current_task", "run_notebook", "submit", "task", "tasks"),
     "errors": ("BackgroundError", "TaskCancelled", "TaskFailed", "TaskNotFound"),
     "capture.progress": ("track",),
     "base.records": ("Progress", "TaskState"),

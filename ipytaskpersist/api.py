@@ -26,7 +26,14 @@ from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session import results
 from ipytaskpersist.session.manager import BackgroundTasks, current
-from ipytaskpersist.session.requests import PROCESS, SHELL, THREAD, PlaceInQueue, Request
+from ipytaskpersist.session.requests import (
+    PROCESS,
+    SHELL,
+    THREAD,
+    PlaceInQueue,
+    Request,
+    WholeNotebook,
+)
 from ipytaskpersist.session.wait_cycles import refuse_own
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
@@ -98,6 +105,51 @@ def background(
     place = _place(after, group, priority, at)
     request = Request(name, where, options, tags, bool(notify), notify_to, if_running, place=place)
     return Task(manager, manager.launcher.launch(source, request).task)
+
+
+def run_notebook(
+    path: str | os.PathLike[str],
+    name: str = "",
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    output: str | os.PathLike[str] = "",
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    tags: Sequence[str] = (),
+    notify: bool | Sequence[str] = False,
+    if_running: str = "",
+    after: Sequence[Task | str | int] = (),
+    group: str = "",
+    priority: int = 0,
+    at: str | datetime = "",
+) -> Task:
+    """Run all cells of a notebook in a kernel of its own, as ``%background --notebook PATH`` does.
+
+    `parameters` are assigned to variables of these names before the rest runs: numbers, texts,
+    True, False, None, and lists and dicts of these. `output` is where the executed notebook is
+    saved; by default beside the notebook, with the task's id in its name. `cwd` is the directory of
+    its kernel, by default the notebook's. The others are those of `background`.
+
+    Return as soon as the task is durably recorded. Raise `InvalidRequest` for a file that is no
+    notebook, a kernel that is not installed, and parameters that cannot be given.
+    """
+    manager = current()
+    notebook = WholeNotebook(os.fspath(path), dict(parameters or {}), os.fspath(output))
+    options = Options(
+        cwd=None if cwd is None else os.fspath(cwd), env=dict(env or {}), timeout_s=timeout
+    )
+    request = Request(
+        name,
+        options=options,
+        tags=tags,
+        notify=bool(notify),
+        notify_to=[] if isinstance(notify, bool) else list(notify),
+        if_running=if_running,
+        place=_place(after, group, priority, at),
+        notebook=notebook,
+    )
+    return Task(manager, manager.launcher.launch("", request).task)
 
 
 def _place(

@@ -14,7 +14,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from ipytaskpersist.cells import variables
 
-
 UNKNOWN_NAMES = {"eval", "exec", "globals", "locals", "vars"}
 """With these a cell may use any name."""
 
@@ -97,11 +96,13 @@ def _touched(tree: ast.Module, definitions: Collection[str]) -> set[str]:
 def _acts(tree: ast.Module, definitions: Collection[str]) -> bool:
     """Whether a cell may do more than its names say: a magic, or a call for its effect.
 
-    ``np.random.seed(0)`` and ``os.environ["A"] = "1"`` are such, ``model = np.ones(3)`` is not.
+    ``np.random.seed(0)`` and ``os.environ["A"] = "1"`` are such, ``model = np.ones(3)`` and
+    ``display(model)`` are not.
     """
     if variables.may_bind_anything(tree):
         return True
     nodes = [*ast.walk(tree)]
+    definitions = {*definitions} - {"display"}
     is_magic = any(isinstance(node, ast.Name) and node.id == "get_ipython" for node in nodes)
     return is_magic or any(root in definitions for node in nodes for root in _changed_roots(node))
 

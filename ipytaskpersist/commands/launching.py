@@ -22,7 +22,7 @@ from ipytaskpersist.commands.definition import (
 )
 from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest, NamesMissing
-from ipytaskpersist.session import notebook_parameters, whole_notebooks
+from ipytaskpersist.session import notebook_parameters
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.requests import (
     IF_RUNNING,
@@ -173,9 +173,7 @@ def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     return _request(named or " ".join(name), where, notebook, delay=delay, **given)
 
 
-def _notebook(
-    path: str | None, parameters: Sequence[str], saved_as: str
-) -> WholeNotebook | None:
+def _notebook(path: str | None, parameters: Sequence[str], saved_as: str) -> WholeNotebook | None:
     """Return the notebook to run; None without one."""
     if path is None:
         given = "-p" if parameters else "-o" if saved_as else ""
@@ -266,7 +264,7 @@ def resume(
     certain = manager.tasks.certainly_dead(waiting)
     chosen = manager.tasks.find_all(refs) if refs else certain if every_task else certain[-1:]
     for task in chosen:
-        if task.id not in {each.id for each in waiting} and not whole_notebooks.can_resume(task):
+        if task.id not in {each.id for each in waiting} and not task.can_go_on:
             raise InvalidRequest(_why_not(task))
     refused: list[str] = []
     for task in chosen:
@@ -297,7 +295,7 @@ def _why_not(task: TaskRecord) -> str:
         return f"task {task.label} is {task.state.value}; there is nothing to resume"
     if task.is_imported:
         return f"task {task.label} was imported; %bg_show {task.number} shows what it ran"
-    is_again = whole_notebooks.is_one(task) and "rerun_as" in task.provenance
+    is_again = task.is_whole_notebook and "rerun_as" in task.provenance
     why = (
         "has been run again already"
         if is_again or task.state.value == "interrupted"

@@ -29,7 +29,9 @@ def read(path: Path) -> NotebookNode:
     """Read a notebook of whatever version. Raise `InvalidRequest` if the file is not one."""
     try:
         # As a text, because nbformat takes a path for JSON if it looks like it.
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=VERSION)
+        notebook: NotebookNode = nbformat.reads(
+            path.read_text(encoding="utf-8"), as_version=VERSION
+        )
         nbformat.validate(notebook)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error

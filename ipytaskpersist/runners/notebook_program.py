@@ -14,10 +14,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
+from traitlets import TraitError
 
 from ipytaskpersist.base.detached import show_inspection
 from ipytaskpersist.base.process_tree import MARK, signal_name
@@ -53,6 +56,15 @@ class Outputs:
         self._sender = sender
         self._is_in_line = False
         """Whether the last line is not finished, so that a head needs a new one."""
+        self._displays: list[str] = []
+        """Ids of the displays of this cell that have none of their own."""
+        self._shown = 0
+        """How many of them are shown since the cell has last cleared its output."""
+
+    def begin(self, line: str) -> None:
+        """Begin a cell, with this line before its outputs."""
+        self._displays, self._shown = [], 0
+        self.say(line)
 
     def say(self, line: str) -> None:
         """Send a line of our own."""
@@ -61,15 +73,32 @@ class Outputs:
     def hand_on(self, message: Mapping[str, Any]) -> None:
         """Send an output of the kernel.
 
-        A request to clear is not handed on: it would take away what earlier cells have shown.
+        A request to clear is not handed on: it would take away what earlier cells have shown. What
+        the cell displays after it takes the places of its earlier displays.
         """
         content = message["content"]
         if message["msg_type"] == "stream":
             self._stream(OutputKind(content["name"]), content["text"])
+        elif message["msg_type"] == "clear_output":
+            self._shown = 0
         elif message["msg_type"] in CONTENT:
             kind = OutputKind(message["msg_type"])
-            self._sender.add(kind, {name: content[name] for name in CONTENT[kind] if name in content})
+            if kind is OutputKind.DISPLAY_DATA and not (content.get("transient") or {}):
+                kind, content = self._placed(content)
+            self._sender.add(
+                kind, {name: content[name] for name in CONTENT[kind] if name in content}
+            )
             self._is_in_line = False
+
+    def _placed(self, content: Mapping[str, Any]) -> tuple[OutputKind, Mapping[str, Any]]:
+        """Return a display as an update of the one whose place it takes, or with an id."""
+        is_new = self._shown == len(self._displays)
+        if is_new:
+            self._displays.append(uuid4().hex)
+        transient = {"display_id": self._displays[self._shown]}
+        self._shown += 1
+        kind = OutputKind.DISPLAY_DATA if is_new else OutputKind.UPDATE_DISPLAY_DATA
+        return kind, {**content, "transient": transient}
 
     def _stream(self, kind: OutputKind, text: str) -> None:
         if text:
@@ -81,9 +110,7 @@ class Client(NotebookClient):
     """Runs cells as nbclient does, and hands on each output as it comes."""
 
     def __init__(self, notebook: NotebookNode, outputs: Outputs, kernel: str) -> None:
-        super().__init__(
-            notebook, kernel_name=kernel, timeout=None, iopub_timeout=LATE_OUTPUT_S
-        )
+        super().__init__(notebook, kernel_name=kernel, timeout=None, iopub_timeout=LATE_OUTPUT_S)
         self._outputs = outputs
 
     def process_message(
@@ -92,6 +119,14 @@ class Client(NotebookClient):
         """Take an output into the notebook, and hand it on."""
         self._outputs.hand_on(msg)
         return super().process_message(msg, cell, cell_index)
+
+    def create_kernel_manager(self) -> KernelManager:
+        """Create the kernel's manager, which encrypts what is said with the kernel if it can."""
+        manager = super().create_kernel_manager()
+        if manager.has_trait("transport_encryption"):
+            with suppress(TraitError):  # the messaging library cannot encrypt
+                manager.transport_encryption = "auto"
+        return manager
 
     async def why_dead(self) -> str:
         """Return in words how the kernel has ended."""
@@ -165,7 +200,7 @@ class Program:
     async def _run_cell(self, client: Client, index: int, place: int) -> str:
         """Run a cell and save the notebook. Returns why the cell failed; empty if it has not."""
         cell = client.nb.cells[index]
-        self._outputs.say(head(place, cell.source))
+        self._outputs.begin(head(place, cell.source))
         cell.outputs, reached = [], TaskState.INTERRUPTED
         try:
             await client.async_execute_cell(cell, index)

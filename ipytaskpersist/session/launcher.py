@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist.base.detached import python_command
 from ipytaskpersist.base.foreign_errors import class_name, describe
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING, INPUTS, Options, TaskRecord
+from ipytaskpersist.base.records import (
+    FRESH_ASKED,
+    FRESH_SETTING,
+    INPUTS,
+    WHOLE_NOTEBOOK,
+    Options,
+    TaskRecord,
+)
 from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
 from ipytaskpersist.cells.shell_commands import ShellCommand
 from ipytaskpersist.errors import InvalidRequest, NamesMissing
@@ -287,7 +294,7 @@ class Launcher:
         grace_s = self._settings.cancel_grace_s
         process = whole_notebooks.process_of(run, request.options, grace_s)
         new = self._new(source, request, "python", PROCESS)
-        about = {**new.provenance, whole_notebooks.PROVENANCE: storable(run.path)}
+        about = {**new.provenance, WHOLE_NOTEBOOK: storable(run.path)}
         return self._launch_process(replace(new, provenance=about), process)
 
     # Python in its own process.
@@ -486,7 +493,7 @@ class Launcher:
             script_as=before.script_as,
             pty=before.pty,
         )
-        is_notebook = whole_notebooks.is_one(task)
+        is_notebook = task.is_whole_notebook
         if is_notebook:
             process = whole_notebooks.again(task, before, process, resume=again.once)
         elif task.kind == "python":
@@ -518,8 +525,8 @@ class Launcher:
         session = self._session.record()
         self._store.require_writable()
         before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
-        if again and whole_notebooks.is_one(again.task):
-            before[whole_notebooks.PROVENANCE] = again.task.provenance[whole_notebooks.PROVENANCE]
+        if again and again.task.is_whole_notebook:
+            before[WHOLE_NOTEBOOK] = again.task.provenance[WHOLE_NOTEBOOK]
         before |= self._cell_runs.make_room(request)
         return NewTask(
             notebook_key=session.notebook_key,

@@ -70,10 +70,9 @@ def _is_plain(value: Any) -> bool:
 def check(parameters: Mapping[str, Any]) -> None:
     """Raise `InvalidRequest` for what cannot be the name or the value of a parameter."""
     for name, value in parameters.items():
-        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        if not name.isidentifier() or keyword.iskeyword(name):
             raise InvalidRequest(
-                f"a parameter is named as a variable is, and '{legible(str(name))}' is not such a "
-                "name"
+                f"a parameter is named as a variable is, and '{legible(name)}' is not such a name"
             )
         if not _is_plain(value):
             raise InvalidRequest(

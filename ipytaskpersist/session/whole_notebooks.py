@@ -10,20 +10,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.base.detached import python_command
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import typed_path
-from ipytaskpersist.base.records import Options, ProcessRecord, TaskRecord, TaskState
+from ipytaskpersist.base.records import Options, ProcessRecord, TaskRecord
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.runners.notebook_spec import PYTHON, NotebookRun
 from ipytaskpersist.session import notebook_parameters
 from ipytaskpersist.session.requests import NOT_FOR_NOTEBOOKS, WholeNotebook, directory_of, refuse
 from ipytaskpersist.store.processes import NewProcess
 
-PROVENANCE = "whole_notebook"
-"""Member of a task's provenance: the path of the notebook that it runs."""
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 INSTALL = "pip install 'ipytaskpersist[notebooks]'"
 ENDING = ".ipynb"
 
@@ -31,13 +32,14 @@ ENDING = ".ipynb"
 def source_of(asked: WholeNotebook, source: str) -> str:
     """Return the source of a notebook's task, which launches it again where it is run.
 
-    Raise `InvalidRequest` if there is code besides.
+    Raise `InvalidRequest` if there is code besides, or a parameter cannot be one.
     """
     if source.strip():
         raise InvalidRequest(
             "--notebook runs the cells of the notebook, so no code goes with it; leave out "
             f"'{legible(source.strip().splitlines()[0])}', and give a name with --name"
         )
+    notebook_parameters.check(asked.parameters)
     words = ["--notebook", asked.path]
     for name, value in asked.parameters.items():
         words += ["-p", f"{name}={_typed(value)}"]
@@ -54,16 +56,9 @@ def _typed(value: Any) -> str:
 
 def run_of(asked: WholeNotebook) -> NotebookRun:
     """Return what to run. Raise `InvalidRequest` for what certainly fails."""
-    if find_spec("nbclient") is None:
-        raise InvalidRequest(
-            f"to run a whole notebook needs nbclient, which is not installed here: {INSTALL}"
-        )
-    from ipytaskpersist.runners import notebook_content
-
     path = _existing(asked.path)
-    notebook = notebook_content.read(path)
+    notebook = _read(path)
     kernel, language = _kernel(notebook.metadata.get("kernelspec") or {}, path)
-    notebook_parameters.check(asked.parameters)
     if asked.parameters and language.lower() != PYTHON:
         raise InvalidRequest(
             f"{path.name} is in {legible(language)}, and parameters can be given to notebooks in "
@@ -76,6 +71,17 @@ def run_of(asked: WholeNotebook) -> NotebookRun:
         parameters=dict(asked.parameters),
         output=_output(asked.output, path),
     )
+
+
+def _read(path: Path) -> NotebookNode:
+    """Read a notebook. Raise `InvalidRequest` if it is none, or could not be run here."""
+    if find_spec("nbclient") is None:
+        raise InvalidRequest(
+            f"to run a whole notebook needs nbclient, which is not installed here: {INSTALL}"
+        )
+    from ipytaskpersist.runners import notebook_content
+
+    return notebook_content.read(path)
 
 
 def _existing(typed: str) -> Path:
@@ -139,14 +145,21 @@ def process_of(run: NotebookRun, options: Options, grace_s: float) -> NewProcess
     )
 
 
-def again(task: TaskRecord, before: ProcessRecord, process: NewProcess, *, resume: bool) -> NewProcess:
-    """Return the process that runs a task's notebook again, or goes on where it failed."""
+def again(
+    task: TaskRecord, before: ProcessRecord, process: NewProcess, *, resume: bool
+) -> NewProcess:
+    """Return the process that runs a task's notebook again, or goes on where it failed.
+
+    Raise `InvalidRequest` if the notebook is gone, or is none any more.
+    """
     run = asked_of(before)
-    earlier = str(run.saved_as(task.id)) if resume else ""
+    _read(_existing(run.path))
+    saved = run.saved_as(task.id)  # missing if the task ended before its first cell
+    earlier = str(saved) if saved.is_file() else run.resumes
     return replace(
         process,
         command=python_command("runners.notebook_program", "-u"),
-        script=replace(run, resumes=earlier).as_json(),
+        script=replace(run, resumes=earlier if resume else "").as_json(),
         interpreter=before.interpreter,
     )
 
@@ -155,14 +168,3 @@ def asked_of(process: ProcessRecord) -> NotebookRun:
     """Return what the process of a notebook's task was asked to run."""
     assert process.script is not None
     return NotebookRun.from_json(process.script)
-
-
-def is_one(task: TaskRecord) -> bool:
-    """Return whether a task runs a whole notebook. What a file says of an imported one is none."""
-    return PROVENANCE in task.provenance and not task.is_imported
-
-
-def can_resume(task: TaskRecord) -> bool:
-    """Return whether a notebook that failed or was cancelled can go on, and has not yet."""
-    is_cut = task.state.is_final and task.state is not TaskState.COMPLETED
-    return is_one(task) and is_cut and "rerun_as" not in task.provenance
