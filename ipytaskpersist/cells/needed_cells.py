@@ -35,20 +35,49 @@ def needed(sources: Sequence[str], start: int) -> Needed:
     definitions = {name for tree in before if tree for name in _definitions(tree)}
     if not all(tree is not None and _says_what_it_uses(tree) for tree in rest):
         return Needed(range(start), sorted(definitions))
+    acting = definitions - {name for tree in before if tree for name in _that_show(tree)}
     same = [pair for tree in before if tree for pair in _same_values(tree)]
-    used = {name for tree in rest if tree for name in variables.used(tree)}
-    wanted = _with_aliases(used, same)
+    wanted = {name for tree in rest if tree for name in variables.used(tree)}
+    while True:
+        cells = _before(before, _with_aliases(wanted, same), definitions, acting, same)
+        found = [tree for place in cells if (tree := before[place])]
+        late = {name for tree in found for name in _used_in_functions(tree)}
+        if late <= wanted:
+            break
+        wanted |= late
+    wanted = wanted.union(*(variables.used(tree) for tree in found))
+    made = [name for tree in found for name in variables.assigned(tree) if name in wanted]
+    return Needed(cells, list(dict.fromkeys(made)))
+
+
+def _before(
+    trees: Sequence[ast.Module | None],
+    wanted: set[str],
+    definitions: Collection[str],
+    acting: Collection[str],
+    same: Sequence[tuple[str, str]],
+) -> list[int]:
+    """Return which of these cells must run so that these names are right after them.
+
+    `definitions` are what the cells import and define, `acting` those that may do more than show.
+    """
     cells: list[int] = []
-    made: dict[str, None] = {}
-    for place, tree in reversed([*enumerate(before)]):
-        touched = set() if tree is None else _touched(tree, definitions)
-        if tree is not None and not _acts(tree, definitions) and touched.isdisjoint(wanted):
-            continue
-        cells.insert(0, place)
-        if tree is not None:
-            made = dict.fromkeys(n for n in variables.assigned(tree) if n in wanted) | made
+    for place, tree in reversed([*enumerate(trees)]):
+        if tree is None:
+            cells.insert(0, place)
+        elif _acts(tree, acting) or wanted & _touched(tree, definitions):
+            cells.insert(0, place)
             wanted = _with_aliases(wanted.union(variables.used(tree)), same)
-    return Needed(cells, list(made))
+    return cells
+
+
+def _used_in_functions(tree: ast.Module) -> set[str]:
+    """Return what a cell's functions use. A later cell may make it, before they are called."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, variables.Function)]
+    nodes: list[ast.stmt] = [
+        ast.Expr(node) if isinstance(node, ast.Lambda) else node for node in functions
+    ]
+    return set(variables.used(ast.Module(nodes, [])))
 
 
 def _says_what_it_uses(tree: ast.Module) -> bool:
@@ -87,6 +116,13 @@ def _definitions(tree: ast.Module) -> set[str]:
     return variables.imported(tree) | {n.name for n in ast.walk(tree) if isinstance(n, defined)}
 
 
+def _that_show(tree: ast.Module) -> Iterator[str]:
+    """Yield what a cell imports from IPython.display, which only shows things."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "IPython.display":
+            yield from variables.imported(ast.Module([node], []))
+
+
 def _touched(tree: ast.Module, definitions: Collection[str]) -> set[str]:
     """Return the names that a cell binds, or whose values it may change because it uses them."""
     used = {name for name in variables.used(tree) if name not in definitions}
@@ -102,7 +138,6 @@ def _acts(tree: ast.Module, definitions: Collection[str]) -> bool:
     if variables.may_bind_anything(tree):
         return True
     nodes = [*ast.walk(tree)]
-    definitions = {*definitions} - {"display"}
     is_magic = any(isinstance(node, ast.Name) and node.id == "get_ipython" for node in nodes)
     return is_magic or any(root in definitions for node in nodes for root in _changed_roots(node))
 

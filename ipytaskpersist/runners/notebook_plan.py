@@ -49,8 +49,9 @@ def plan(run: NotebookRun, notebook: NotebookNode) -> Plan:
     except InvalidRequest as error:
         return Plan(whole.cells, f"runs all cells, because {error}")
     start = _first_to_run(now, earlier)
+    changed = _changed(now, earlier, start)
     if start == 0:
-        return Plan(whole.cells, _changed(now, earlier, start) or f"goes on at {number(0)}")
+        return Plan(whole.cells, "; ".join(filter(None, [_goes_on(start, len(now)), changed])))
     if not run.is_python:
         return Plan(
             whole.cells,
@@ -61,7 +62,6 @@ def plan(run: NotebookRun, notebook: NotebookNode) -> Plan:
     for place in set(range(start)).difference(again):
         notebook_content.keep(now[place], earlier[place])
     said = [_runs_again(again, found.names), _goes_on(start, len(now))]
-    changed = _changed(now, earlier, start)
     return Plan([*again, *range(start, len(now))], "; ".join(filter(None, [*said, changed])))
 
 
