@@ -7,6 +7,7 @@ of doubt it is needed: to run one too many takes time, and to leave one out give
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -125,7 +126,8 @@ def _that_show(tree: ast.Module) -> Iterator[str]:
 
 def _touched(tree: ast.Module, definitions: Collection[str]) -> set[str]:
     """Return the names that a cell binds, or whose values it may change because it uses them."""
-    used = {name for name in variables.used(tree) if name not in definitions}
+    unchanged = {*definitions, *dir(builtins)}
+    used = {name for name in variables.used(tree) if name not in unchanged}
     return used | {*variables.assigned(tree)}
 
 

@@ -146,6 +146,8 @@ class Program:
         self._sender = sender
         self._outputs = Outputs(sender)
         self._path = run.saved_as(task_id)
+        self._is_to_end = False
+        """Whether a signal has asked this process to end."""
 
     def main(self) -> int:
         """Run the notebook, send how the task ended, and return the exit status."""
@@ -171,7 +173,7 @@ class Program:
         client = Client(notebook, self._outputs, self._run.kernel)
         try:
             async with client.async_setup_kernel(**self._kernel_options()):
-                _be_cancelled_by(signal.SIGTERM)
+                self._be_cancelled_by(signal.SIGTERM)
                 return await self._run_cells(client, what)
         except (RuntimeError, OSError) as error:
             return f"the kernel {self._run.kernel} could not be started: {error}"
@@ -184,6 +186,20 @@ class Program:
             # A kernel learns late, or never, that this process was killed.
             before = adoption.ending_with_this_process(signal.SIGKILL)
         return {"env": environment, "preexec_fn": before}
+
+    def _be_cancelled_by(self, number: int) -> None:
+        """Have the cell end at a signal, so that the notebook is saved as far as it is.
+
+        nbclient's own handler ends the kernel, and the cell may then wait for it without end.
+        """
+        running = asyncio.current_task()
+        assert running is not None
+
+        def cancel() -> None:
+            self._is_to_end = True
+            running.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(number, cancel)
 
     async def _run_cells(self, client: Client, what: Plan) -> str:
         places = notebook_content.to_run(client.nb)
@@ -208,8 +224,8 @@ class Program:
         except CellExecutionError as error:
             reached = TaskState.FAILED
             return shorten(f"{error.ename}: {error.evalue}".rstrip(": "), REASON_CHARACTERS)
-        except DeadKernelError:
-            reached = TaskState.FAILED
+        except DeadKernelError:  # nbclient's word for a cell that was cancelled, too
+            reached = TaskState.INTERRUPTED if self._is_to_end else TaskState.FAILED
             return await client.why_dead()
         finally:
             _number_outputs(cell, place + 1)
@@ -223,16 +239,6 @@ def head(place: int, source: str) -> str:
     lines = [line.strip() for line in source.splitlines() if line.strip()]
     telling = next((line for line in lines if not line.startswith("#")), lines[0])
     return f"{number(place)} {shorten(telling, HEAD_CHARACTERS)}"
-
-
-def _be_cancelled_by(number: int) -> None:
-    """Have this task of asyncio end at a signal, so that the notebook is saved as far as it is.
-
-    nbclient's own handler ends the kernel, and the cell may then wait for it without end.
-    """
-    running = asyncio.current_task()
-    assert running is not None
-    asyncio.get_running_loop().add_signal_handler(number, running.cancel)
 
 
 def _number_outputs(cell: NotebookNode, count: int) -> None:
