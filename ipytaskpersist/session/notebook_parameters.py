@@ -76,8 +76,9 @@ def check(parameters: Mapping[str, Any]) -> None:
             )
         if not _is_plain(value):
             raise InvalidRequest(
-                f"the parameter {legible(name)} is a {type(value).__name__}, and a notebook is "
-                "given numbers, texts, True, False, None, and lists and dicts of these"
+                f"the parameter {legible(name)} (of type {type(value).__name__}) cannot be given: "
+                "a notebook takes finite numbers, texts, True, False, None, and lists and dicts of "
+                "these"
             )
 
 

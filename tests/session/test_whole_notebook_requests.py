@@ -63,6 +63,12 @@ def test_a_parameter_that_cannot_be_one_is_refused(pairs: list[str], words: str)
         notebook_parameters.parsed(pairs)
 
 
+@pytest.mark.parametrize("value", [float("nan"), object(), {1: 2}, (1, 2), b"a"])
+def test_a_value_that_no_notebook_can_be_given_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"parameter x \(of type list\)"):
+        whole_notebooks.source_of(WholeNotebook("report.ipynb", {"x": [value]}), "")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a notebook in Python, one in R, and one without its kernel."""
