@@ -11,7 +11,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ipytaskpersist.api import Task, background, current_task, submit, task, tasks
+    from ipytaskpersist.api import (
+        Task,
+        background,
+        current_task,
+        run_notebook,
+        submit,
+        task,
+        tasks,
+    )
     from ipytaskpersist.base.records import Progress, TaskState
     from ipytaskpersist.capture.progress import track
     from ipytaskpersist.errors import BackgroundError, TaskCancelled, TaskFailed, TaskNotFound
@@ -40,6 +48,7 @@ __all__ = [
     "ending",
     "ending_soon",
     "on_ending_soon",
+    "run_notebook",
     "submit",
     "task",
     "tasks",
@@ -47,7 +56,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api": ("Task", "background", "current_task", "submit", "task", "tasks"),
+    "api": ("Task", "background", "current_task", "run_notebook", "submit", "task", "tasks"),
     "errors": ("BackgroundError", "TaskCancelled", "TaskFailed", "TaskNotFound"),
     "capture.progress": ("track",),
     "runners.in_task": ("checkpoint", "checkpointed", "ending", "ending_soon", "on_ending_soon"),

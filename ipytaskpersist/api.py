@@ -33,6 +33,7 @@ from ipytaskpersist.session.requests import (
     THREAD,
     PlaceInQueue,
     Request,
+    WholeNotebook,
     retries_of,
 )
 from ipytaskpersist.session.wait_cycles import refuse_own
@@ -131,6 +132,65 @@ def background(
         retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
     )
     return Task(manager, manager.launcher.launch(source, request).task)
+
+
+def run_notebook(
+    path: str | os.PathLike[str],
+    name: str = "",
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    output: str | os.PathLike[str] = "",
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    tags: Sequence[str] = (),
+    notify: bool | Sequence[str] = False,
+    if_running: str = "",
+    after: Sequence[Task | str | int] = (),
+    group: str = "",
+    priority: int = 0,
+    at: str | datetime = "",
+    cpus: float | None = None,
+    memory: str | int | None = None,
+    gpus: int | None = None,
+    gpu_memory: str | int | None = None,
+    retries: int = 0,
+    on_cause: Sequence[str] = (),
+    delay: str = "",
+    max_delay: str = "",
+    memory_factor: float | None = None,
+) -> Task:
+    """Run all cells of a notebook in a kernel of its own, as ``%background --notebook PATH`` does.
+
+    `parameters` are assigned to variables of these names before the rest runs: numbers, texts,
+    True, False, None, and lists and dicts of these. `output` is where the executed notebook is
+    saved; by default beside the notebook, with the task's id in its name. `cwd` is the directory of
+    its kernel, by default the notebook's. The others are those of `background`.
+
+    Return as soon as the task is durably recorded. Raise `InvalidRequest` for a file that is no
+    notebook, a kernel that is not installed, and parameters that cannot be given.
+    """
+    manager = current()
+    notebook = WholeNotebook(os.fspath(path), dict(parameters or {}), os.fspath(output))
+    options = Options(
+        cwd=None if cwd is None else os.fspath(cwd), env=dict(env or {}), timeout_s=timeout
+    )
+    needs = _needs(cpus, memory, gpus, gpu_memory)
+    place = replace(needs, after=_references(after), group=group, priority=priority, at=_time(at))
+    request = Request(
+        name,
+        options=options,
+        tags=tags,
+        notify=bool(notify),
+        notify_to=[] if isinstance(notify, bool) else list(notify),
+        if_running=if_running,
+        place=replace(
+            needs, after=_references(after), group=group, priority=priority, at=_time(at)
+        ),
+        retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
+        notebook=notebook,
+    )
+    return Task(manager, manager.launcher.launch("", request).task)
 
 
 def _references(after: Sequence[Task | str | int]) -> list[str]:

@@ -158,6 +158,8 @@ class Progress:
         return {**self.as_json(), **({"drawn": self.drawn} if self.drawn else {})}
 
 
+WHOLE_NOTEBOOK = "whole_notebook"
+"""Member of a task's provenance: the path of the notebook that it runs."""
 DEFAULT_GROUP = "default"
 """The group of tasks for which no other was named."""
 
@@ -297,6 +299,17 @@ class TaskRecord:
     def is_imported(self) -> bool:
         """Whether it comes from a file, so that its content is not to be trusted."""
         return "imported_at" in self.provenance
+
+    @property
+    def is_whole_notebook(self) -> bool:
+        """Whether it runs a whole notebook. What a file says of an imported task does not count."""
+        return WHOLE_NOTEBOOK in self.provenance and not self.is_imported
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it is a whole notebook that was cut off or failed, and was not run again yet."""
+        is_cut = self.state.is_final and self.state is not TaskState.COMPLETED
+        return self.is_whole_notebook and is_cut and "rerun_as" not in self.provenance
 
     def elapsed_s(self, now: datetime) -> float | None:
         """Return seconds from start to end, or to `now` while it runs; None before it started.

@@ -28,6 +28,7 @@ MODULE_OF = {
     "restore": "keeping",
     "result": "reading",
     "resume": "launching",
+    "run": "launching",
     "search": "searching",
     "sessions": "overview",
     "show": "reading",

@@ -56,7 +56,7 @@ def needed(tree: ast.Module) -> list[str]:
     Unlike `used`, it leaves out what may be the name of something else, as in a magic's text, and
     everything if the cell may bind names that it does not say.
     """
-    if any(map(_may_bind_anything, ast.walk(tree))):
+    if may_bind_anything(tree):
         return []
     reader = _NeedReader(set(), set(assigned(tree)))
     reader.visit(tree)
@@ -339,8 +339,12 @@ class _NeedReader(_Reader):
     visit_TryStar = visit_Try  # noqa: N815
 
 
-def _may_bind_anything(node: ast.AST) -> bool:
-    """Return whether a node may bind names that are not in the tree, as ``import *`` does."""
+def may_bind_anything(tree: ast.Module) -> bool:
+    """Return whether a cell may bind names that are not in its tree, as ``import *`` does."""
+    return any(map(_binds_anything, ast.walk(tree)))
+
+
+def _binds_anything(node: ast.AST) -> bool:
     if isinstance(node, ast.ImportFrom):
         return any(alias.name == "*" for alias in node.names)
     if not isinstance(node, ast.Call):

@@ -14,7 +14,7 @@ from ipytaskpersist.commands.command_line import WORD, without_comment, without_
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.text.formatting import shorten
 
-OPTION = re.compile(r"-h$|--[a-z]")
+OPTION = re.compile(r"-[hop]$|--[a-z]")
 SHOWN_CHARACTERS = 60
 IN_NAMES = (
     ast.Expression, ast.Name, ast.Attribute, ast.Constant, ast.Tuple, ast.Load,

@@ -23,6 +23,7 @@ from ipytaskpersist.commands.definition import (
 )
 from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.errors import InvalidRequest, NamesMissing
+from ipytaskpersist.session import notebook_parameters
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.requests import (
     IF_RUNNING,
@@ -31,6 +32,7 @@ from ipytaskpersist.session.requests import (
     THREAD,
     PlaceInQueue,
     Request,
+    WholeNotebook,
     retries_of,
 )
 from ipytaskpersist.text import formatting
@@ -49,10 +51,13 @@ def _variables(_context: Any, _parameter: Any, given: Sequence[str]) -> dict[str
     return pairs
 
 
-OPTIONS: tuple[Callable[[Any], Any], ...] = (
+Decorators = tuple[Callable[[Any], Any], ...]
+PLACES: Decorators = (
     click.option("--thread", is_flag=True, help="In a thread, with the notebook's variables."),
     click.option("--process", is_flag=True, help="In a process of its own: outlives the kernel."),
     click.option("--shell", is_flag=True, help="The body is a shell command: outlives the kernel."),
+)
+OF_PROCESSES: Decorators = (
     click.option(
         "--cwd", metavar="DIR", shell_complete=completion.folders,
         help="The directory in which the process runs.",
@@ -65,6 +70,8 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--timeout", type=Seconds(min=0, min_open=True), metavar="S",
         help="End the process after S seconds.",
     ),
+)  # fmt: skip
+OF_CODE: Decorators = (
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
     click.option(
         "--shell-path", metavar="PATH", shell_complete=completion.files,
@@ -83,6 +90,8 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--fresh", is_flag=True,
         help="Start a Python process in a fresh interpreter, though a warm one is quicker.",
     ),
+)  # fmt: skip
+OF_TASKS: Decorators = (
     click.option(
         "--after", multiple=True, metavar="REF", shell_complete=completion.tasks,
         help="Start once this task has completed; any:REF once it has ended, failed:REF once it "
@@ -156,17 +165,38 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
 
 QUEUE = ("after", "group", "priority", "at", "cpus", "memory", "gpus", "gpu_memory")
 """The options that say when a task may start."""
+BETWEEN_TRIES = ("delay", "max_delay", "memory_factor")
+"""The options that say how one try follows another."""
+OF_NOTEBOOKS: Decorators = (
+    click.option(
+        "-p", "parameters", multiple=True, metavar="NAME=VALUE",
+        help="A parameter of the notebook. May be given several times.",
+    ),
+    click.option(
+        "-o", "saved_as", metavar="FILE", default="", shell_complete=completion.files,
+        help="Where the executed notebook is saved. Default: beside it, with the task's id.",
+    ),
+)  # fmt: skip
 
 
-def with_options(function: Any) -> Any:
-    """Add the options of a launch to a command."""
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what adds options to a command."""
+
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
 
 
 @click.command(context_settings=HELP)
-@with_options
+@with_options(*PLACES, *OF_PROCESSES, *OF_CODE, *OF_TASKS)
+@click.option(
+    "--notebook", metavar="FILE", shell_complete=completion.files,
+    help="Run all cells of a notebook in a kernel of its own, which outlives this one.",
+)  # fmt: skip
+@with_options(*OF_NOTEBOOKS)
 @click.option("--name", "named", metavar="NAME", help="The task's name, where code follows it.")
 @click.argument("name", nargs=-1)
 def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
@@ -178,24 +208,63 @@ def background(name: Sequence[str], named: str | None, **given: Any) -> Request:
     number. %background [OPTIONS] CODE runs one line.
     """
     places = {f"--{where}": bool(given.pop(where)) for where in (THREAD, PROCESS, SHELL)}
-    refuse_together(places)
+    notebook = _notebook(given.pop("notebook"), given.pop("parameters"), given.pop("saved_as"))
+    refuse_together({**places, "--notebook": notebook is not None})
     refuse_together({"--name": named is not None, "a name without it": bool(name)})
     where = next((flag.strip("-") for flag, chosen in places.items() if chosen), "")
-    given["timeout_s"] = given.pop("timeout")
-    given["if_running"] = given["if_running"] or ""
     names = given.pop("inputs")
     delay = names if names and names[0].isdigit() else ""  # no variable begins with a digit
     given["inputs"] = None if delay else _names(None, None, names)
-    place = PlaceInQueue(**{option: given.pop(option) for option in QUEUE}, delay=delay)
-    more: dict[str, Any] = {
-        "retries": retries_of(
-            given.pop("retries"), given.pop("on_cause") or (), given.pop("delay"),
-            given.pop("max_delay"), given.pop("memory_factor"),
-        )
-    }  # fmt: skip
+    return _request(named or " ".join(name), where, notebook, delay, **given)
+
+
+def _notebook(path: str | None, parameters: Sequence[str], saved_as: str) -> WholeNotebook | None:
+    """Return the notebook to run; None without one."""
+    if path is None:
+        given = "-p" if parameters else "-o" if saved_as else ""
+        if given:
+            raise InvalidRequest(f"{given} is for a whole notebook: add --notebook FILE")
+        return None
+    return WholeNotebook(path, notebook_parameters.parsed(parameters), saved_as)
+
+
+def _request(
+    name: str, where: str, notebook: WholeNotebook | None, start_after: str, **given: Any
+) -> Request:
+    given["timeout_s"] = given.pop("timeout")
+    given["if_running"] = given["if_running"] or ""
+    place = PlaceInQueue(**{option: given.pop(option) for option in QUEUE}, delay=start_after)
+    causes = given.pop("on_cause") or ()
+    retries = retries_of(
+        given.pop("retries"), causes, *(given.pop(option) for option in BETWEEN_TRIES)
+    )
     apart = ("tags", "notify", "notify_to", "if_running")
-    more |= {option: given.pop(option) for option in apart}
-    return Request(named or " ".join(name), where, Options(**given), place=place, **more)
+    more = {option: given.pop(option) for option in apart}
+    return Request(
+        name, where, Options(**given), place=place, notebook=notebook, retries=retries, **more
+    )
+
+
+@verbs.command()
+@click.argument("path", metavar="FILE", shell_complete=completion.files)
+@with_options(*OF_NOTEBOOKS, *OF_PROCESSES, *OF_TASKS)
+@click.option("--in", "start_after", metavar="DELAY", default="", help="Start after 2h or 1h30m.")
+@click.option("--name", default="", metavar="NAME", help="The task's name.")
+@surface_and_manager
+def run(
+    surface: Surface,
+    manager: BackgroundTasks,
+    path: str,
+    parameters: Sequence[str],
+    saved_as: str,
+    start_after: str,
+    name: str,
+    **given: Any,
+) -> None:
+    """Run all cells of a notebook as a process task: run report.ipynb -p day=2026-11-28."""
+    notebook = _notebook(path, parameters, saved_as)
+    launched = manager.launcher.launch("", _request(name, "", notebook, start_after, **given))
+    surface.come_to(launched, launched.task.source)
 
 
 anyway = click.option(
@@ -247,13 +316,16 @@ def resume(
     every_task: bool,
     anyway: bool,
 ) -> None:
-    """Run interrupted tasks again. Use rerun for a task that ended by itself."""
+    """Run interrupted tasks again. A whole notebook goes on at the cell that was cut off or failed.
+
+    Use rerun for any other task that ended by itself.
+    """
     refuse_together({"--all": every_task, "references": bool(refs)})
     waiting = manager.tasks.interrupted()
     certain = manager.tasks.certainly_dead(waiting)
     chosen = manager.tasks.find_all(refs) if refs else certain if every_task else certain[-1:]
     for task in chosen:
-        if task.id not in {each.id for each in waiting}:
+        if task.id not in {each.id for each in waiting} and not task.can_go_on:
             raise InvalidRequest(_why_not(task))
     refused: list[str] = []
     for task in chosen:
@@ -285,9 +357,10 @@ def _why_not(task: TaskRecord) -> str:
         return f"task {task.label} is {task.state.value}; there is nothing to resume"
     if task.is_imported:
         return f"task {task.label} was imported; %bg_show {task.number} shows what it ran"
+    is_again = task.is_whole_notebook and "rerun_as" in task.provenance
     why = (
         "has been run again already"
-        if task.state.value == "interrupted"
+        if is_again or task.state.value == "interrupted"
         else (f"is {task.state.value}: it ended by itself")
     )
     return f"task {task.label} {why}; %bg_rerun {task.number} runs it once more"

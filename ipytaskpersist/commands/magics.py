@@ -146,19 +146,15 @@ class BackgroundMagics:
             options, code = launch_line.options_and_code(line, command)
             with command.make_context("%background", options) as context:
                 request = command.invoke(context)
-                launch_line.require_code(code)
+                if request.notebook is None:
+                    launch_line.require_code(code)
                 self._launch(code, request)
 
     def _launch(self, source: str, request: Request) -> None:
         launched = self._manager.launcher.launch(source, request)
         # The rest of this cell is not the user's code.
         FOREGROUND.end_cell()
-        surface = self._surface()
-        if launched.is_new:
-            surface.replaced(launched.replaced)
-            surface.launched(launched.task)
-        else:
-            surface.attached(launched.task, source)
+        self._surface().come_to(launched, source)
 
 
 def _split(line: str) -> list[str]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipytaskpersist.display.search_results import Shown
+    from ipytaskpersist.session.launcher import Launched
 
 UPDATE_S = 1.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -69,6 +70,14 @@ class Surface:
         from ipytaskpersist.display.tables import render
 
         click.echo(render(*found_table(shown)))
+
+    def come_to(self, launched: Launched, source: str) -> None:
+        """Show what the launch of a source has come to."""
+        if launched.is_new:
+            self.replaced(launched.replaced)
+            self.launched(launched.task)
+        else:
+            self.attached(launched.task, source)
 
     def launched(self, task: TaskRecord) -> None:
         """Show a task that was just launched."""

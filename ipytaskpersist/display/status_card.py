@@ -236,7 +236,8 @@ def _commands(card: Card, every_notebook: bool = False) -> str:
 
 def _facts(card: Card) -> tuple[str, ...]:
     task = card.task
-    where = "shell command" if task.kind == "shell" else task.runner
+    where = task.runner if task.kind == "python" else "shell command"
+    where = "whole notebook" if task.is_whole_notebook else where
     outlives = "outlives the kernel" if task.runner == "process" else "ends with the kernel"
     memory = "" if card.memory_bytes is None else size(card.memory_bytes)
     is_above = card.output.needs_unfolding(card.counts)

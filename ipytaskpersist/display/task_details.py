@@ -24,6 +24,7 @@ from ipytaskpersist.display.listing import Listing, produced_by
 from ipytaskpersist.display.tables import details, history_line, render, task_table, variables
 from ipytaskpersist.notify import targets
 from ipytaskpersist.output.counts import counts_of
+from ipytaskpersist.session import notebook_parameters, whole_notebooks
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.provenance import git_in_words
 from ipytaskpersist.text import formatting
@@ -60,6 +61,7 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
         "result": None if kept is None else _result_document(kept),
         "variables": {each.name: _result_document(each) for each in variables},
         "process": None if process is None else _process_document(process),
+        "whole_notebook": _notebook_document(task, process),
         "rerun_of": task.provenance.get("rerun_of"),
         "checkpoint": None if (latest := manager.checkpoint(task)) is None else latest.as_json(),
         "error": _error(manager, task),
@@ -89,6 +91,19 @@ def _process_document(process: ProcessRecord) -> dict[str, Any]:
         "peak_memory_bytes": process.peak_memory_bytes,
         "timeout_s": process.timeout_s,
         "env": dict(process.options.env),
+    }
+
+
+def _notebook_document(task: TaskRecord, process: ProcessRecord | None) -> dict[str, Any] | None:
+    if process is None or not task.is_whole_notebook:
+        return None
+    run = whole_notebooks.asked_of(process)
+    return {
+        "path": run.path,
+        "kernel": run.kernel,
+        "parameters": dict(run.parameters),
+        "saved_as": str(run.saved_as(task.id)),
+        "resumes": run.resumes or None,
     }
 
 
@@ -239,6 +254,7 @@ def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]
     if process is None:
         return []
     facts = [
+        *_whole_notebook(task, process),
         ("command", _command(process) if task.kind == "shell" else ""),
         ("pid", "" if process.pid is None else str(process.pid)),
         ("interpreter", process.interpreter or ""),
@@ -247,6 +263,19 @@ def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]
         ("peak memory", _size(process.peak_memory_bytes)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _whole_notebook(task: TaskRecord, process: ProcessRecord) -> list[tuple[str, str]]:
+    """Return which notebook a task runs, and where it is saved."""
+    if not task.is_whole_notebook:
+        return []
+    run = whole_notebooks.asked_of(process)
+    return [
+        ("runs", legible(run.path)),
+        ("parameters", legible(notebook_parameters.in_words(run.parameters))),
+        ("saved as", legible(str(run.saved_as(task.id)))),
+        ("resumes", legible(run.resumes)),
+    ]
 
 
 def _command(process: ProcessRecord) -> str:

@@ -86,7 +86,7 @@ class Actions:
 
     def _resume(self, task: TaskRecord, _request: Mapping[str, Any]) -> str:
         self._refuse_imported(task)
-        if task.state.value != "interrupted":
+        if task.state.value != "interrupted" and not task.can_go_on:
             raise InvalidRequest(f"task {task.label} is {task.state.value}, not interrupted")
         new = self._manager.launcher.rerun(task, once=True)
         return f"task {task.label} resumed as {new.number}"

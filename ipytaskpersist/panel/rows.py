@@ -60,6 +60,8 @@ def action(task: TaskRecord) -> str | None:
         return "cancel"
     if task.is_imported or (task.is_call and task.runner == "thread"):
         return None
+    if task.can_go_on:
+        return "resume"
     if task.state is TaskState.INTERRUPTED and "rerun_as" not in task.provenance:
         return "resume"
     return "rerun"

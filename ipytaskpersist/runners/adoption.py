@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ def end_with_parent(parent: int, number: int) -> None:
     _prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def ending_with_this_process(number: int) -> Callable[[], None]:
+    """Return what a child calls before its program, to be sent a signal when this process ends."""
+    _library()  # loaded before the fork, after which little is safe
+    return partial(end_with_parent, os.getpid(), number)
 
 
 @contextmanager

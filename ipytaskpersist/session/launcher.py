@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ipytaskpersist.base.detached import python_command
 from ipytaskpersist.base.foreign_errors import class_name, describe
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING, INPUTS, Options, TaskRecord
+from ipytaskpersist.base.records import (
+    FRESH_ASKED,
+    FRESH_SETTING,
+    INPUTS,
+    WHOLE_NOTEBOOK,
+    Options,
+    TaskRecord,
+)
 from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
 from ipytaskpersist.cells.shell_commands import ShellCommand
@@ -26,7 +33,7 @@ from ipytaskpersist.notify import targets
 from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
-from ipytaskpersist.session import going_on, missing_names, provenance
+from ipytaskpersist.session import going_on, missing_names, provenance, whole_notebooks
 from ipytaskpersist.session.cell_runs import CellRuns
 from ipytaskpersist.session.demanding import within_machine
 from ipytaskpersist.session.finding import check_name, check_tags
@@ -47,6 +54,7 @@ from ipytaskpersist.session.requests import (
     SHELL,
     THREAD,
     Request,
+    WholeNotebook,
     check,
     directory_of,
     is_passable,
@@ -136,6 +144,8 @@ class Launcher:
         `execution.CellSyntaxError` for a cell that does not compile, and `StoreError` if the store
         cannot be written; no task is created then.
         """
+        if request.notebook is not None:
+            source = whole_notebooks.source_of(request.notebook, source)
         if not source.strip():
             raise InvalidRequest(
                 "the cell is empty: write the code to run in the background below %%background"
@@ -161,6 +171,8 @@ class Launcher:
         )
 
     def _launch(self, source: str, request: Request) -> TaskRecord:
+        if request.notebook is not None:
+            return self._launch_notebook(source, request, request.notebook)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command)
@@ -283,6 +295,14 @@ class Launcher:
             record = self._runners.processes.launch(new, process, inputs)
             self._launched(record, process.directory)
         return record
+
+    def _launch_notebook(self, source: str, request: Request, asked: WholeNotebook) -> TaskRecord:
+        run = whole_notebooks.run_of(asked)
+        grace_s = self._settings.cancel_grace_s
+        process = whole_notebooks.process_of(run, request.options, grace_s)
+        new = self._new(source, request, "python", PROCESS)
+        about = {**new.provenance, WHOLE_NOTEBOOK: storable(run.path)}
+        return self._launch_process(replace(new, provenance=about), process)
 
     # Python in its own process.
 
@@ -480,7 +500,10 @@ class Launcher:
             script_as=before.script_as,
             pty=before.pty,
         )
-        if task.kind == "python":
+        is_notebook = task.is_whole_notebook
+        if is_notebook:
+            process = whole_notebooks.again(task, before, process, resume=again.once)
+        elif task.kind == "python":
             fresh = before.interpreter == FRESH_ASKED
             usual = self._python_process(Options(fresh=fresh))
             process = replace(process, command=usual.command, interpreter=usual.interpreter)
@@ -491,7 +514,7 @@ class Launcher:
             task.source, Request(task.name), task.kind, PROCESS, again, is_call=task.is_call
         )
         record = self._launch_process(new, process, inputs)
-        if task.kind == "python":
+        if task.kind == "python" and not is_notebook:
             self._results.expect(record)
         return record
 
@@ -511,6 +534,8 @@ class Launcher:
         self._store.require_writable()
         goes_on = going_on.goes_on(self._store, again.task) if again else GoesOn()
         before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
+        if again and again.task.is_whole_notebook:
+            before[WHOLE_NOTEBOOK] = again.task.provenance[WHOLE_NOTEBOOK]
         if again:
             admission, retries = self._queueing.again(again.task), _retries_again(again.task)
         else:

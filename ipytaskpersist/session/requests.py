@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import typed_path
@@ -51,6 +52,18 @@ class PlaceInQueue:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeNotebook:
+    """What the user said about a notebook to run as a whole."""
+
+    path: str
+    """As typed."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """The values to assign to variables, by name."""
+    output: str = ""
+    """Where to save the executed notebook, as typed; empty for beside the notebook."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """The user's options for a task, besides its source."""
 
@@ -72,6 +85,8 @@ class Request:
     place: PlaceInQueue = field(default_factory=PlaceInQueue)
     retries: Retries | None = None
     """When it is tried again; None for never."""
+    notebook: WholeNotebook | None = None
+    """The notebook to run, instead of a source."""
 
 
 def retries_of(
@@ -125,6 +140,8 @@ NEEDS_PROCESS = "needs a process: add --process, or --shell for a shell command"
 NEEDS_SHELL = "is for shell commands: add --shell"
 
 NEEDS_INTERPRETER = "is for Python in a process: a shell command has no interpreter"
+
+NOT_FOR_NOTEBOOKS = "is not for a whole notebook, which has a kernel of its own"
 
 NEEDS_PYTHON = "is for Python in a process: a shell command has no variables"
 

@@ -189,6 +189,8 @@ def next_verbs(task: TaskRecord) -> tuple[str, ...]:
         return ("cancel",)
     if task.state is TaskState.RUNNING:
         return "output", "continue" if task.pause_requested else "cancel"
+    if task.can_go_on:
+        return "output", "resume"
     if task.state is TaskState.FAILED:
         return "show" if task.kind == "python" and task.exit_code == 1 else "output", "rerun"
     if task.state is TaskState.INTERRUPTED:
@@ -206,6 +208,8 @@ def next_commands(task: TaskRecord, every_notebook: bool = False) -> str:
 
 def place(task: TaskRecord) -> str:
     """Return where the task runs, in words."""
+    if task.is_whole_notebook:
+        return "whole notebook"
     return "shell command" if task.kind == "shell" else f"Python {task.runner}"
 
 

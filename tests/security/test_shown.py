@@ -308,6 +308,7 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["group", STEERING, "--width", "1"], ["group", f"x{STEERING}"], ["groups"],
         ["groups", "--json"], ["move", STEERING, "--first"], ["move", ids[0], "--before", STEERING],
         *([verb, "--group", STEERING] for verb in ("pause", "continue")), ["pause", ids[0]],
+        ["run", STEERING], ["run", "evil.ipynb"], ["run", "evil.ipynb", "-p", STEERING],
     ]  # fmt: skip
     shown = at_terminal(state_dir, tmp_path, lines)
     assert set(VERBS) <= set(shown), "each verb is attacked"
