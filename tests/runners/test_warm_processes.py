@@ -514,7 +514,7 @@ class Session:
 
     def rows(self, process: ProcessRecord) -> TaskRows:
         nothing: Any = None
-        return TaskRows(nothing, process, nothing)
+        return TaskRows(nothing, process, nothing, nothing)
 
     def turn(self) -> None:
         for _key in self._selector.select(0):
