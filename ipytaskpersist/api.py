@@ -184,9 +184,7 @@ def run_notebook(
         notify=bool(notify),
         notify_to=[] if isinstance(notify, bool) else list(notify),
         if_running=if_running,
-        place=replace(
-            needs, after=_references(after), group=group, priority=priority, at=_time(at)
-        ),
+        place=place,
         retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
         notebook=notebook,
     )
