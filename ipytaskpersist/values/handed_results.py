@@ -58,7 +58,7 @@ def each_argument(arguments: Sequence[Any], named: Mapping[str, Any]) -> Iterato
 
 
 def completed(store: TaskStore, task_id: str) -> TaskRecord:
-    """Return a task whose value is to be handed on.
+    """Return a task whose value is to be handed on: the last try of one that was tried again.
 
     Raises `ResultUnavailable` if there is none, because it was deleted or has not completed: it
     completes before a task that waits for it begins, but not before that is run again.
@@ -69,6 +69,7 @@ def completed(store: TaskStore, task_id: str) -> TaskRecord:
             f"the value of task {task_id} cannot be handed on: the task was deleted or archived; "
             "launch both again"
         )
+    task = store.tasks.last_try(task)
     if task.state is not TaskState.COMPLETED:
         raise ResultUnavailable(
             f"task {task.label} is {task.state.value}, so it has no value to hand on; launch this "
