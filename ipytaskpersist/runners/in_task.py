@@ -84,12 +84,12 @@ def _own(name: str) -> tuple[RunningTask, Checkpoints]:
     task = active_task.get()
     if task is None:
         raise InvalidRequest(
-            f"{name}() belongs into a background task, below %%background or in a function for "
+            f"{name}() belongs in a background task, below %%background or in a function for "
             "submit(); here is none that runs"
         )
     if task.checkpoints is None or task.is_forked:
         raise InvalidRequest(
-            f"{name}() belongs into the process of task {task.record.label} itself; this is one "
+            f"{name}() belongs in the process of task {task.record.label} itself; this is one "
             "that it has started, or the pickling of a value"
         )
     return task, task.checkpoints

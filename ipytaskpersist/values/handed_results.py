@@ -11,7 +11,6 @@ from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.values.payloads import Payloads
-from ipytaskpersist.values.pickling import Namespace
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,9 @@ def completed(store: TaskStore, task_id: str) -> TaskRecord:
     return task
 
 
-def load(store: TaskStore, payloads: Payloads, namespace: Namespace, task_id: str) -> Any:
+def load(
+    store: TaskStore, payloads: Payloads, namespace: dict[str, Any] | None, task_id: str
+) -> Any:
     """Return the value of a completed task. Raises `ResultUnavailable`."""
     task = completed(store, task_id)
     kept = store.results.get(task.key)

@@ -210,15 +210,15 @@ def test_a_command_has_a_folder_that_is_removed_with_the_last_task_that_needs_it
     assert "goes on from the checkpoint" in notebook.say(f"%bg_rerun {number}")
     said = notebook.say(f"%bg_rerun {number}")
     assert f"task {number + 1} (twice) has gone on from the checkpoint of task {number}" in said
-    assert notebook.await_end("twice")["state"] == "failed"
+    assert notebook.await_end(str(number + 2))["state"] == "failed"
     notebook.say(f"%bg_cancel {number + 1}")
     assert notebook.await_end(str(number + 1))["state"] == "cancelled"
     # A forked worker does not keep what its parent would overwrite, and its pool can end it.
     notebook.say(POOL)
     assert notebook.await_end("pool")["state"] == "completed"
-    assert "belongs into the process of task 8 (pool) itself" in notebook.say("%bg_output pool")
+    assert "belongs in the process of task 8 (pool) itself" in notebook.say("%bg_output pool")
     assert notebook.show("pool")["variables"].keys() == {"bg", "multiprocessing", "pool", "work"}
     for call in ("checkpoint(1)", "checkpointed()", "ending_soon()", "on_ending_soon(print)"):
         refused = notebook.kernel.run(f"import ipytaskpersist as bg\nbg.{call}", check=False)
         assert refused.error is not None
-        assert f"{call.partition('(')[0]}() belongs into a background task" in refused.error[1]
+        assert f"{call.partition('(')[0]}() belongs in a background task" in refused.error[1]

@@ -36,6 +36,7 @@ from shells import (
 )
 
 from ipytaskpersist.api import Task
+from ipytaskpersist.base.checkpoint_folders import VARIABLE
 from ipytaskpersist.base.process_tree import MARK
 from ipytaskpersist.base.records import OutputKind, TaskState
 from ipytaskpersist.cells.shell_commands import usual_shell
@@ -398,7 +399,8 @@ def test_a_task_has_the_environment_of_the_process_that_launches_it_at_launch(
     counted = {"SHLVL"}  # by each shell
     found = {name: value for name, value in variables(task).items() if name not in counted}
     wanted = {name: value for name, value in os.environ.items() if name not in counted}
-    assert found == wanted | {MARK: task.id}
+    folder = session.directory.checkpoints / task.id
+    assert found == wanted | {MARK: task.id, VARIABLE: str(folder)}
 
 
 @pytest.mark.parametrize("lost", ["", "LC_CTYPE LANG LC_ALL", "HOME PATH USER SHELL TERM"])
@@ -417,7 +419,7 @@ def test_a_task_has_exactly_the_environment_that_any_child_would_have(
     """
     ran = run_program(program, state_dir, lost)
     found, expected = (set(text.split("\0")) for text in json.loads(ran.stdout))
-    of_shell = (MARK, "SHLVL=", "_=")  # what /bin/sh may set is not what bash sets
+    of_shell = (MARK, VARIABLE, "SHLVL=", "_=")  # what /bin/sh may set is not what bash sets
     assert {each for each in found if not each.startswith(of_shell)} == {
         each for each in expected if not each.startswith(of_shell)
     }

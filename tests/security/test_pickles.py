@@ -213,9 +213,10 @@ def test_one_module_alone_loads_pickles_and_one_alone_uses_it() -> None:
     # `notebook_pickler` writes only, and `pickling` alone calls it.
     assert found == {"pickling.py", "notebook_pickler.py", "warm.py", "fork_server.py"}
     using = {path.name for path in root.rglob("*.py") if "pickling import" in path.read_text()}
+    # `launcher` and `checkpoints` only find out what cannot be pickled.
     # Those that load do so from bytes that `signed_files` has checked.
     assert using == {
         *("payloads.py", "signed_files.py", "bundles.py", "originals.py", "returned.py"),
         *("changeable.py", "module_variables.py"),
-        *("child.py", "launcher.py", "notebook_magics.py"),
+        *("child.py", "launcher.py", "checkpoints.py", "notebook_magics.py"),
     }
