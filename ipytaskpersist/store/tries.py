@@ -23,8 +23,10 @@ ADD_TASK = f"""INSERT INTO tasks ({COPIED}, id, number, state, created_at, due_a
     FROM tasks WHERE key = ?1"""
 PROCESS = """command, script, script_as, directory, environment, pty, timeout_s, grace_s, options"""
 ADD_PROCESS = f"""INSERT INTO processes (task_key, {PROCESS}, interpreter)
-    SELECT ?2, {PROCESS}, iif(interpreter IN (?3, ?4), interpreter, NULL)
+    SELECT ?2, {PROCESS},
+        iif(interpreter IN (?3, ?4) OR interpreter LIKE 'kernel %', interpreter, NULL)
     FROM processes WHERE task_key = ?1"""
+"""The interpreter is what was asked for, or the kernel of a whole notebook, not what was found."""
 LEAVE = """UPDATE tasks SET notify = NULL, cleared_at = ?2,
     provenance = json_set(provenance, '$.rerun_as', ?3) WHERE key = ?1"""
 """The end of the last try alone is told, and the list shows that one."""

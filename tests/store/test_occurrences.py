@@ -39,7 +39,7 @@ class Watched:
             schedule=schedule,
             **{"admission": Admission(priority=3, due_at=START), **more},  # type: ignore[arg-type]
         )
-        process = NewProcess(["true"], "/", 1.0, Options(), {"A": True})
+        process = NewProcess(["true"], "/", 1.0, Options(), {"A": True}, interpreter="kernel x")
         return self.store.tasks.insert(
             new, lambda connection, key, _id: process.insert(connection, key)
         )
@@ -85,7 +85,7 @@ def test_each_run_is_followed_by_exactly_one(watched: Watched) -> None:
     assert second.checkpoint_place == second.id
     process = store.processes.get(second.key)
     assert process is not None
-    assert process.environment == {"A": True}
+    assert (process.environment, process.interpreter) == ({"A": True}, "kernel x")
     assert process.environment_of == first.id
 
     # It waits for the end of the one before, even when its time has come.
