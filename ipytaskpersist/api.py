@@ -36,6 +36,7 @@ from ipytaskpersist.session.requests import (
     WholeNotebook,
     retries_of,
 )
+from ipytaskpersist.session.scheduling import schedule_of
 from ipytaskpersist.session.wait_cycles import refuse_own
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
@@ -64,6 +65,9 @@ def background(
     group: str = "",
     priority: int = 0,
     at: str | datetime = "",
+    every: str = "",
+    cron: str = "",
+    missed: str = "",
     cpus: float | None = None,
     memory: str | int | None = None,
     gpus: int | None = None,
@@ -92,6 +96,11 @@ def background(
     end of task 3 alone). `group` is the group whose width the task takes part of, `priority` puts
     it before waiting tasks of a lower one, and `at` is the time before which it does not start:
     a time with its date, or a text as ``--at`` takes it.
+
+    `every`, such as ``"1d"``, or `cron`, such as ``"0 22 * * 1-5"`` in the local time zone, has a
+    process run again and again, a new task each time; the first time at `at`. `missed` says what
+    becomes of times that were missed: ``"run"`` (the default) makes up for all of them with one
+    run, ``"skip"`` leaves them out.
 
     `cpus`, `memory`, `gpus` and `gpu_memory` are what a process needs of the machine: it starts
     once that is free, and has it while it runs. A size is a text such as ``"8G"``, or a number of
@@ -130,6 +139,7 @@ def background(
         *(name, where, options, tags, bool(notify), notify_to, if_running),
         place=place,
         retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
+        schedule=schedule_of(every, cron, missed),
     )
     return Task(manager, manager.launcher.launch(source, request).task)
 
@@ -150,6 +160,9 @@ def run_notebook(
     group: str = "",
     priority: int = 0,
     at: str | datetime = "",
+    every: str = "",
+    cron: str = "",
+    missed: str = "",
     cpus: float | None = None,
     memory: str | int | None = None,
     gpus: int | None = None,
@@ -186,6 +199,7 @@ def run_notebook(
         if_running=if_running,
         place=place,
         retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
+        schedule=schedule_of(every, cron, missed),
         notebook=notebook,
     )
     return Task(manager, manager.launcher.launch("", request).task)

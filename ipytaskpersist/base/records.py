@@ -13,6 +13,7 @@ from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.base.retries import Retries
+from ipytaskpersist.base.schedules import Schedule
 
 
 class TaskState(StrEnum):
@@ -285,6 +286,8 @@ class TaskRecord:
     try_number: int = 1
     first_try: int | None = None
     """Number of its first try; None in that itself, or if that was deleted."""
+    schedule: Schedule | None = None
+    """The times at which it runs; None for once, and for a further try of a run."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -310,6 +313,16 @@ class TaskRecord:
         """Whether it is a whole notebook that was cut off or failed, and was not run again yet."""
         is_cut = self.state.is_final and self.state is not TaskState.COMPLETED
         return self.is_whole_notebook and is_cut and "rerun_as" not in self.provenance
+
+    @property
+    def is_next_run(self) -> bool:
+        """Whether it is a later run by a schedule, and waits."""
+        is_later = self.schedule is not None and self.schedule.first_task is not None
+        return is_later and self.state is TaskState.PENDING
+
+    def is_given_by(self, other: TaskRecord) -> bool:
+        """Return whether it is a later run by a schedule, and gets what another task was given."""
+        return self.schedule is not None and self.schedule.first_task == other.id
 
     def elapsed_s(self, now: datetime) -> float | None:
         """Return seconds from start to end, or to `now` while it runs; None before it started.
@@ -351,6 +364,7 @@ class TaskRecord:
             else None,
             "last_line": self.last_line,
             "try": None if self.retries is None else self._try_as_json(self.retries),
+            "schedule": None if self.schedule is None else self._schedule_as_json(self.schedule),
             "tags": list(self.tags),
             "archive": self.archive or None,
             "cell_id": self.cell_id,
@@ -363,6 +377,18 @@ class TaskRecord:
             "of": retries.count + 1,
             "first_task": self.first_try or (self.number if self.try_of is None else None),
             "causes": list(retries.causes),
+        }
+
+    def _schedule_as_json(self, schedule: Schedule) -> dict[str, Any]:
+        due_at = from_timestamp(schedule.due_at)
+        assert due_at is not None, "a schedule has a time"
+        return {
+            "every_s": schedule.every_s,
+            "cron": schedule.cron,
+            "zone": schedule.zone or None,
+            "missed": schedule.missed,
+            "due_at": due_at.isoformat(),
+            "first_task": schedule.first_task or self.id,
         }
 
 
@@ -456,13 +482,23 @@ class ProcessRecord:
     checkpoint_place: str | None = None
     """`TaskRecord`'s."""
     retries: Retries | None = None
-    """When it is tried again. Its environment is whole then, not the differences: the supervisor
-    that starts the next try may have another one."""
+    """When it is tried again."""
+    schedule: Schedule | None = None
+    """The times at which it runs."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its environment is whole, not the differences from its supervisor's.
+
+        The supervisor that starts the next try or run may have another one.
+        """
+        return self.retries is not None or self.schedule is not None
 
     @property
     def environment_of(self) -> str:
         """Id of the task in whose name the values of its environment are kept."""
-        return (self.retries and self.retries.environment_of) or self.task_id
+        of_tries = self.retries and self.retries.environment_of
+        return of_tries or (self.schedule and self.schedule.first_task) or self.task_id
 
     @property
     def pid_here(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import click
 
@@ -41,7 +42,10 @@ def wait(
 ) -> None:
     """Wait until tasks have ended. An interrupt ends the waiting, not the task."""
     refuse_together({"--all": every_task, "references": bool(refs)})
-    tasks = _live(manager) if every_task else manager.tasks.find_live(refs)
+    if every_task:  # not tomorrow's runs of schedules
+        tasks = [task for task in _live(manager) if not task.is_next_run]
+    else:
+        tasks = manager.tasks.find_live(refs)
     if not tasks:
         click.echo("nothing to wait for")
         return
@@ -94,7 +98,8 @@ def cancel(
     left = {task.id: manager.changes.end_left(task) for task in tasks if task not in asked}
     current = {task.id: task for task in manager.waiting.wait(asked, timeout_s=1.0)}
     for task in tasks:
-        click.echo(_cancelled(task, current.get(task.id), left.get(task.id, 0)))
+        said = _cancelled(task, current.get(task.id), left.get(task.id, 0))
+        click.echo(f"{said}{_of_schedule(manager, current.get(task.id, task))}")
     surface.ends_shown(current.values())
     if not tasks:
         click.echo("nothing to cancel")
@@ -112,6 +117,20 @@ def _cancelled(task: TaskRecord, now: TaskRecord | None, left: int) -> str:
         "returns, because a thread cannot be stopped inside C code, or until its code lets "
         "TaskCancelled through"
     )
+
+
+def _of_schedule(manager: BackgroundTasks, task: TaskRecord) -> str:
+    """Return what the cancellation of a task means for its schedule; empty without one."""
+    following = None if task.archive else manager.store.tasks.next_run(task)
+    if following is not None and following.schedule is not None:
+        due_at = datetime.fromtimestamp(following.schedule.due_at, UTC)
+        return (
+            f"; task {following.label} is still due at {formatting.moment(due_at)}; "
+            f"%bg_cancel {following.number} ends the schedule"
+        )
+    if task.schedule is not None and task.started_at is None and task.state.is_final:
+        return f", and so its schedule ends ({formatting.schedule(task)})"
+    return ""
 
 
 def _confirm_others(

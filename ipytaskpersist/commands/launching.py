@@ -10,6 +10,7 @@ import click
 from ipytaskpersist.base.legible import legible_lines
 from ipytaskpersist.base.records import Options, TaskRecord
 from ipytaskpersist.base.retries import CAUSES
+from ipytaskpersist.base.schedules import MISSED
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     HELP,
@@ -35,6 +36,7 @@ from ipytaskpersist.session.requests import (
     WholeNotebook,
     retries_of,
 )
+from ipytaskpersist.session.scheduling import schedule_of
 from ipytaskpersist.text import formatting
 
 
@@ -108,6 +110,20 @@ OF_TASKS: Decorators = (
     click.option(
         "--at", default="", metavar="TIME",
         help="Start at 22:00, 'tomorrow 6:30' or 2026-11-30T06:00, not earlier.",
+    ),
+    click.option(
+        "--every", default="", metavar="TIME",
+        help="Run again and again, a new task each time: every 90s, 2h or 1d; the first time at "
+        "once, or at --at. Needs a process.",
+    ),
+    click.option(
+        "--cron", default="", metavar="RULE",
+        help="Run by a cron rule in the local time zone: '0 22 * * 1-5' is 22:00 on weekdays. "
+        "Needs a process.",
+    ),
+    click.option(
+        "--missed", type=click.Choice(MISSED), default=None,
+        help="Make up for missed times of the rule with one run, or leave them out. Default: run.",
     ),
     click.option(
         "--cpus", type=float, metavar="N",
@@ -238,11 +254,11 @@ def _request(
     retries = retries_of(
         given.pop("retries"), causes, *(given.pop(option) for option in BETWEEN_TRIES)
     )
+    schedule = schedule_of(given.pop("every"), given.pop("cron"), given.pop("missed") or "")
     apart = ("tags", "notify", "notify_to", "if_running")
     more = {option: given.pop(option) for option in apart}
-    return Request(
-        name, where, Options(**given), place=place, notebook=notebook, retries=retries, **more
-    )
+    more |= {"notebook": notebook, "retries": retries, "schedule": schedule}
+    return Request(name, where, Options(**given), place=place, **more)
 
 
 @verbs.command()

@@ -19,6 +19,7 @@ from ipytaskpersist.base.records import (
     TaskRecord,
     TaskState,
 )
+from ipytaskpersist.base.schedules import SKIP
 from ipytaskpersist.display.drawing import Table, Text
 from ipytaskpersist.display.listing import Listing, produced_by
 from ipytaskpersist.display.tables import details, history_line, render, task_table, variables
@@ -192,6 +193,7 @@ def _facts(task: TaskRecord, session: str) -> list[tuple[str, str]]:
         ("time", formatting.duration(task.elapsed_s(now))),
         ("paused for", formatting.duration(task.paused_s) if task.paused_s else ""),
         ("try", formatting.which_try(task) or _first_try(task)),
+        ("schedule", _schedule(task)),
         ("group", "" if task.group == DEFAULT_GROUP else task.group),
         ("priority", str(task.waiting.priority) if task.waiting and task.waiting.priority else ""),
         (_of_machine(task), formatting.demands(task.demands)),
@@ -229,6 +231,13 @@ def _of_machine(task: TaskRecord) -> str:
 
 def _first_try(task: TaskRecord) -> str:
     return "" if task.retries is None else f"try 1 of {task.retries.count + 1}"
+
+
+def _schedule(task: TaskRecord) -> str:
+    if task.schedule is None:
+        return ""
+    missed = ", without what was missed" if task.schedule.missed == SKIP else ""
+    return f"{formatting.schedule(task)}{missed}"
 
 
 def _provenance(task: TaskRecord) -> list[tuple[str, str]]:

@@ -77,7 +77,8 @@ class ProcessRunner:
         try:
             supervisor = self._ensure_supervisor()
             own = process.options.env
-            is_whole = new.retries is not None  # another supervisor may start the next try
+            # Another supervisor may start the next try, or the next run.
+            is_whole = new.retries is not None or new.schedule is not None
             changed = {**os.environ, **own} if is_whole else self._changes(supervisor, own)
             modules = self._new_modules(process, supervisor)
             record = self._insert(new, process, changed, inputs, modules)

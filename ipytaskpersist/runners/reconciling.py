@@ -166,8 +166,9 @@ def _leader(process: ProcessRecord) -> Process | None:
 
 
 def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
-    """Interrupt tasks that wait for a supervisor although their kernel is gone, except for tries.
+    """Interrupt tasks that wait for a supervisor although their kernel is gone.
 
+    Except for those that may be tried again or have a schedule, which get a new supervisor.
     A living kernel starts a new supervisor, but until then only this function can cancel its
     waiting tasks. A kernel that is merely silent may come back, and its tasks lose nothing by
     waiting.
@@ -185,7 +186,7 @@ def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
 
 
 def _adopt(store: TaskStore, session: SessionRecord) -> None:
-    """Start a supervisor for the tries that a session without kernel and supervisor has left.
+    """Start a supervisor for tries and runs that a session without kernel and supervisor has left.
 
     On their own machine alone. Their environments are kept whole, so any supervisor can start them.
     """
@@ -195,7 +196,7 @@ def _adopt(store: TaskStore, session: SessionRecord) -> None:
         except StoreError as error:
             problems.record_once(
                 store.directory,
-                f"tasks of session {store.sessions.short(session.id)} are to be tried again, but "
+                f"tasks of session {store.sessions.short(session.id)} are to run without it, but "
                 f"{error}; the next command tries to start it again",
             )
 

@@ -423,7 +423,7 @@ class Supervisor:
         """Return the process with the values of its environment. Raises `CannotStart`."""
         if True not in process.environment.values():
             return process
-        read = environments.take if process.retries is None else environments.read
+        read = environments.read if process.is_whole else environments.take
         values = read(self._store.directory, process.environment_of)
         if values is None:
             raise CannotStart("its environment is gone, which waited in the state directory")
@@ -561,7 +561,7 @@ class Supervisor:
                 peak_bytes = max(usage.ru_maxrss * RSS_UNIT_BYTES, task.peak_memory_bytes)
                 store.processes.used(key, cpu_s, peak_bytes)
             task_end.record(store, task.recording)
-            if task.record.retries is not None:
+            if task.record.is_whole:
                 reconciling.forget_environments(store)
 
         self._recorder.post(record)
@@ -644,7 +644,7 @@ RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 def _whole(process: ProcessRecord) -> dict[str, str]:
     """Return this process's environment with a task's changes. None removes a variable."""
-    base: Mapping[str, str] = os.environ if process.retries is None else {}
+    base: Mapping[str, str] = {} if process.is_whole else os.environ
     whole = {**base, **process.environment}
     return {name: value for name, value in whole.items() if isinstance(value, str)}
 

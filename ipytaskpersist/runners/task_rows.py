@@ -22,13 +22,13 @@ class TaskRows(NamedTuple):
     process: ProcessRecord
     inputs: ResultRecord
     inputs_of: TaskRecord
-    """The task to which the inputs belong: the first try has those of all."""
+    """The task to which the inputs belong: the first try of the first run has those of all."""
 
     @classmethod
     def of(cls, store: TaskStore, task: TaskRecord | None) -> TaskRows:
         """Read the rows of a task. Raises `StoreError`."""
         assert task is not None, "the supervisor starts tasks of the store"
-        first = store.tasks.first_try(task)
+        first = store.tasks.with_inputs(task)
         process, inputs = store.processes.get(task.key), store.results.get(first.key, INPUTS)
         assert process is not None
         assert inputs is not None

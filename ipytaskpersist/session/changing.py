@@ -91,6 +91,12 @@ class TaskChanges:
                     f"task {task.label} is tried again as task {last.label}; cancel that first: "
                     f"%bg_cancel {last.number}"
                 )
+            following = None if task.archive else self._store.tasks.next_run(task)
+            if following is not None and following.is_given_by(task):
+                raise InvalidRequest(
+                    f"task {task.label} has what task {following.label} is to be given, which is "
+                    f"due by the same schedule; cancel that first: %bg_cancel {following.number}"
+                )
         reconciling.end_left(*tasks)  # no command would find them later
         self._archives.delete(tasks)
         threads = self._runners.existing_threads

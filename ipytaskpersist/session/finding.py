@@ -324,7 +324,11 @@ class TaskFinder:
 
     def _say_which(self, task: TaskRecord) -> None:
         lives = self._store.tasks.live_of_name(task.notebook_key, task.name)
-        others = [str(each.number) for each in reversed(lives) if each.id != task.id]
+        others = [
+            str(each.number)
+            for each in reversed(lives)
+            if each.id != task.id and not each.is_next_run
+        ]
         if others:
             is_are = "is" if len(others) == 1 else "are"
             print(

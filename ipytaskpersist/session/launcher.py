@@ -63,6 +63,7 @@ from ipytaskpersist.session.requests import (
 )
 from ipytaskpersist.session.results import Results
 from ipytaskpersist.session.runners import Runners
+from ipytaskpersist.session.scheduling import begun
 from ipytaskpersist.session.task_settings import TaskSettings
 from ipytaskpersist.store.claiming import starts_at_once
 from ipytaskpersist.store.file.database import storable
@@ -507,7 +508,7 @@ class Launcher:
             fresh = before.interpreter == FRESH_ASKED
             usual = self._python_process(Options(fresh=fresh))
             process = replace(process, command=usual.command, interpreter=usual.interpreter)
-            first = store.tasks.first_try(task)
+            first = store.tasks.with_inputs(task)
             given = store.results.get(first.key, INPUTS)
             inputs = self._payloads.copy(first, given) if given is not None else None
         new = self._new(
@@ -533,6 +534,7 @@ class Launcher:
         session = self._session.record()
         self._store.require_writable()
         goes_on = going_on.goes_on(self._store, again.task) if again else GoesOn()
+        schedule = None  # a task that is run again runs once
         before: dict[str, Any] = {"rerun_of": again.task.id} if again else {}
         if again and again.task.is_whole_notebook:
             before[WHOLE_NOTEBOOK] = again.task.provenance[WHOLE_NOTEBOOK]
@@ -541,6 +543,9 @@ class Launcher:
         else:
             admission = self._queueing.admission(request, session.notebook_key)
             retries = within_machine(request.retries, admission.demands)
+            if request.schedule is not None:
+                schedule, due_at = begun(request.schedule, admission.due_at)
+                admission = replace(admission, due_at=due_at)
         before |= self._cell_runs.make_room(request)
         return NewTask(
             notebook_key=session.notebook_key,
@@ -564,6 +569,7 @@ class Launcher:
             checkpoint_place=goes_on.place,
             checkpoint_at=goes_on.at,
             retries=retries,
+            schedule=schedule,
         )
 
     def _places(self, request: Request) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import typed_path
 from ipytaskpersist.base.records import Options, TaskRecord
 from ipytaskpersist.base.retries import CAUSES, MAX_DELAY_S, Retries
+from ipytaskpersist.base.schedules import Schedule
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.text.durations import parse_age
 
@@ -85,6 +86,8 @@ class Request:
     place: PlaceInQueue = field(default_factory=PlaceInQueue)
     retries: Retries | None = None
     """When it is tried again; None for never."""
+    schedule: Schedule | None = None
+    """The rule of the times at which it runs; None for once."""
     notebook: WholeNotebook | None = None
     """The notebook to run, instead of a source."""
 
@@ -162,6 +165,9 @@ def refuse_in_thread(request: Request) -> None:
         )
     if request.retries is not None:
         raise InvalidRequest(f"--retries {NEEDS_PROCESS}")
+    if request.schedule is not None:
+        flag = "--every" if request.schedule.cron is None else "--cron"
+        raise InvalidRequest(f"{flag} {NEEDS_PROCESS}; a task in a thread ends with its kernel")
 
 
 def check(options: Options) -> None:

@@ -192,7 +192,7 @@ class _Taking:
 
     def present(self) -> Present:
         """Return what the namespace still has of what the task was given."""
-        first = self.store.tasks.first_try(self.task)
+        first = self.store.tasks.with_inputs(self.task)
         inputs = self.store.results.get(first.key, INPUTS)
         if inputs is None:
             return Present()

@@ -1,6 +1,7 @@
 """The environment of a task that waits for its supervisor, in a file until the task begins.
 
-That of a task that may be tried again stays until its last try has ended.
+That of a task that may be tried again stays until its last try has ended, that of one with a
+schedule until the schedule has.
 
 Not in the store: whatever was once written there stays in SQLite's log, in backups, and for a while
 in the file itself. Nor on the supervisor's command line, which every user can read.

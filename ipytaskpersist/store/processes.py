@@ -11,9 +11,11 @@ from typing import Any
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.base.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
 from ipytaskpersist.base.retries import Retries
+from ipytaskpersist.base.schedules import Schedule
 from ipytaskpersist.store.booking import Machine, gpu_ids_of, lend, note_lacks
 from ipytaskpersist.store.claiming import ready
 from ipytaskpersist.store.file.database import Database, storable
+from ipytaskpersist.store.occurrences import add_next_run
 from ipytaskpersist.store.queue import set_running, settle
 from ipytaskpersist.store.tasks import INTERRUPT
 from ipytaskpersist.store.tries import add_try, tries_again
@@ -43,6 +45,7 @@ PROCESS_FIELDS = {
     "gpu_ids": "tasks.gpu_ids",
     "checkpoint_place": "tasks.checkpoint_place",
     "retries": "tasks.retry",
+    "schedule": "tasks.schedule",
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())
@@ -118,6 +121,7 @@ def _process(row: Any) -> ProcessRecord:
     known["options"] = Options.from_json(known["options"])
     known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
     known["retries"] = Retries.from_json(known["retries"])
+    known["schedule"] = Schedule.from_json(known["schedule"])
     return ProcessRecord(**known)
 
 
@@ -150,10 +154,10 @@ class Processes:
 
         `machine` is what the supervisor has just seen of its machine; without it, no task starts
         that asks for a part of it. The differences of the tasks' environments are kept no longer
-        than needed: until the last try.
+        than needed: until the last try, and while a schedule goes on.
         """
         with self._database.transaction() as connection:
-            settle(connection, at)
+            settle(connection, session_id, at)
             chosen = ready(connection, session_id, "process", limit, machine)
             keys = chosen.keys
             note_lacks(connection, chosen.lacks, at)
@@ -174,10 +178,12 @@ class Processes:
                 set_running(connection, key, at)
                 connection.execute(
                     """UPDATE processes SET supervisor_key = ?1, environment = iif(
-                        (SELECT retry FROM tasks WHERE key = ?2) IS NULL, '{}', environment)
+                        (SELECT coalesce(retry, schedule) FROM tasks WHERE key = ?2) IS NULL,
+                        '{}', environment)
                     WHERE task_key = ?2""",
                     (supervisor_key, key),
                 )
+                add_next_run(connection, key, at)
         return claimed
 
     def has_pending(self, session_id: str) -> bool:
@@ -302,7 +308,8 @@ class Processes:
         """Return whether tasks of a session wait that any supervisor can start."""
         row = self._database.row(
             """SELECT 1 FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
-            AND state = 'pending' AND runner = 'process' AND retry IS NOT NULL LIMIT 1""",
+            AND state = 'pending' AND runner = 'process'
+            AND (retry IS NOT NULL OR schedule IS NOT NULL) LIMIT 1""",
             (session_id,),
         )
         return row is not None

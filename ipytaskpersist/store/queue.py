@@ -18,6 +18,7 @@ from ipytaskpersist.store.booking import Booking, Machine, bookings_on, is_anyth
 from ipytaskpersist.store.claiming import IS_PAUSED, ORDER, ready, width_left
 from ipytaskpersist.store.file.database import Database
 from ipytaskpersist.store.file.migrations import DEMANDING, IN_SLOT, TO_PAUSE
+from ipytaskpersist.store.occurrences import leave_out_missed
 
 OK, FAILED, ANY = CONDITIONS = ("ok", "failed", "any")
 """How another task has to end: completed, in any other way, or in any way at all."""
@@ -94,15 +95,18 @@ def add_dependencies(connection: Any, key: int, after: Sequence[Dependency]) -> 
             )
 
 
-def settle(connection: Any, at: float) -> None:
+def settle(connection: Any, session_id: str, at: float) -> None:
     """Let go the tasks whose time has come, and cancel those that can never start.
 
-    A cancelled task may keep others from ever starting; so this goes on through the whole chain.
+    Tasks with a schedule only of this session: whether their time was missed depends on when the
+    session's own supervisor sees it. A cancelled task may keep others from ever starting; so this
+    goes on through the whole chain.
     """
+    leave_out_missed(connection, session_id, at)
     connection.execute(
         """UPDATE tasks INDEXED BY tasks_due SET waits_for = waits_for - 1, due_at = NULL
-        WHERE due_at <= ? AND state = 'pending'""",
-        (at,),
+        WHERE due_at <= ? AND state = 'pending' AND (schedule IS NULL OR session_id = ?)""",
+        (at, session_id),
     )
     while connection.execute(CANCEL_DOOMED, (at,)).rowcount > 0:
         pass
@@ -147,10 +151,11 @@ class Queue:
             connection = self._database.connection
             row = connection.execute(
                 """SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_due
-                    WHERE due_at <= ? AND state = 'pending')
+                    WHERE due_at <= ? AND state = 'pending'
+                    AND (schedule IS NULL OR session_id = ?))
                 OR EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_doomed
                     WHERE doomed_by IS NOT NULL AND state = 'pending')""",
-                (at,),
+                (at, session_id),
             ).fetchone()
             found = ready(connection, session_id, runner, 1, machine)
             return bool(row[0] or found.keys or found.lacks)
@@ -176,7 +181,7 @@ class Queue:
     def claim_for_threads(self, session_id: str, at: float) -> int | None:
         """Set the next task of a session's threads running. Return its key; None for none."""
         with self._database.transaction() as connection:
-            settle(connection, at)
+            settle(connection, session_id, at)
             for key in ready(connection, session_id, "thread", 1).keys:
                 set_running(connection, key, at)
                 return key

@@ -21,6 +21,7 @@ from ipytaskpersist.base.records import (
     label_of,
 )
 from ipytaskpersist.base.retries import Retries
+from ipytaskpersist.base.schedules import Schedule
 from ipytaskpersist.errors import AlreadyRunAgain
 from ipytaskpersist.store.booking import gpu_ids_of
 from ipytaskpersist.store.file.database import Database, storable
@@ -82,6 +83,7 @@ FIELDS = {
     "checkpoint_place": "tasks.checkpoint_place",
     "checkpoint_at": "tasks.checkpoint_at",
     "retries": "tasks.retry",
+    "schedule": "tasks.schedule",
     "try_of": "tasks.try_of",
     "try_number": "tasks.try_number",
     "first_try": "(SELECT first.number FROM tasks AS first WHERE first.key = tasks.try_of)",
@@ -107,6 +109,9 @@ INTERRUPT = """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dea
         (SELECT at FROM outputs WHERE task_key = tasks.key ORDER BY sequence DESC LIMIT 1), 0))
     WHERE state IN ('pending', 'running')"""
 """Live tasks to interrupted: why, `TaskRecord.declared_dead`, and not before a time."""
+IS_NEXT_RUN = """(tasks.state = 'pending'
+    AND json_extract(tasks.schedule, '$.first_task') IS NOT NULL)"""
+"""Whether a task is a later run by a schedule, and waits."""
 NAMED_AMONG = 10_000
 """Number of latest tasks that are searched to complete a name, or for earlier runs."""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
@@ -151,7 +156,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         **{
             name: value
             for name, value in row.items()
-            if name not in ("session_id", "retry", *new.admission.columns)
+            if name not in ("session_id", "retry", "schedule", *new.admission.columns)
         },
         "session": row["session_id"],
         "group": new.admission.group,
@@ -164,6 +169,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         "dropped_bytes": 0,
         "notify": tuple(new.notify),
         "retries": new.retries,
+        "schedule": new.schedule,
     }
     return TaskRecord(key=key, notebook=path, **known, **unknown)
 
@@ -201,6 +207,8 @@ class NewTask:
     """Time of the latest of them, in seconds since the epoch."""
     retries: Retries | None = None
     """When it is tried again; None for never. Only a task in a process is."""
+    schedule: Schedule | None = None
+    """The times at which it runs; None for once. Only a task in a process has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +287,7 @@ class Tasks:
         known["demands"] = Demands(*json.loads(demands)) if demands else NO_DEMANDS
         known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
         known["retries"] = Retries.from_json(known["retries"])
+        known["schedule"] = Schedule.from_json(known["schedule"])
         return TaskRecord(**known, archive=self._archive)
 
     def insert(
@@ -320,6 +329,7 @@ class Tasks:
                 "checkpoint_place": new.checkpoint_place or task_id,
                 "checkpoint_at": new.checkpoint_at,
                 "retry": new.retries.as_json() if new.retries else None,
+                "schedule": new.schedule.as_json() if new.schedule else None,
                 **new.admission.columns,
             }
             names, marks = ", ".join(row), ", ".join("?" * len(row))
@@ -401,16 +411,34 @@ class Tasks:
         last = task if row is None else self._database.record(self._record, row)
         return last if last.try_number > task.try_number else task
 
-    def first_try(self, task: TaskRecord) -> TaskRecord:
-        """Return the first try of a task, which has the inputs of all; itself if that is gone."""
-        return (None if task.try_of is None else self.get(task.try_of)) or task
+    def with_inputs(self, task: TaskRecord) -> TaskRecord:
+        """Return the task that has a task's inputs: the first of its tries, of the first run.
+
+        The task itself if that is gone.
+        """
+        first = (None if task.try_of is None else self.get(task.try_of)) or task
+        first_run = first.schedule and first.schedule.first_task
+        return (self.by_id(first_run) if first_run else None) or first
+
+    def next_run(self, task: TaskRecord) -> TaskRecord | None:
+        """Return the run that waits for the next time of a task's schedule; None if none does."""
+        first = (None if task.try_of is None else self.get(task.try_of)) or task
+        if first.schedule is None:
+            return None
+        return self._first(
+            """tasks.notebook_key = ? AND tasks.state = 'pending' AND tasks.key <> ?
+            AND tasks.cancel_requested_at IS NULL
+            AND json_extract(tasks.schedule, '$.first_task') = ?""",
+            (task.notebook_key, task.key, first.schedule.first_task or first.id),
+        )
 
     def needs_environment(self, task_id: str) -> bool:
         """Return whether the environment that was kept for a task is still needed."""
         row = self._database.row(
             """SELECT 1 FROM tasks WHERE state IN ('pending', 'running')
-            AND ((id = ?1 AND (state = 'pending' OR retry IS NOT NULL))
-                OR json_extract(retry, '$.environment_of') = ?1) LIMIT 1""",
+            AND ((id = ?1 AND (state = 'pending' OR coalesce(retry, schedule) IS NOT NULL))
+                OR json_extract(retry, '$.environment_of') = ?1
+                OR json_extract(schedule, '$.first_task') = ?1) LIMIT 1""",
             (task_id,),
         )
         return row is not None
@@ -484,11 +512,11 @@ class Tasks:
     def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
         """Interrupt the session's tasks that wait for a supervisor in vain. Return how many.
 
-        Not those that may be tried again: another supervisor can start them.
+        Not those that may be tried again or have a schedule: another supervisor can start them.
         """
         cursor = self._database.write(
             f"""{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'
-            AND retry IS NULL""",
+            AND retry IS NULL AND schedule IS NULL""",
             (reason, "proven", at, session_id),
         )
         return int(cursor.rowcount)
@@ -648,17 +676,22 @@ class Tasks:
         return self._first("tasks.id = ?", (storable(task_id),))
 
     def by_name(self, notebook_key: int, name: str) -> TaskRecord | None:
-        """Return the notebook's latest task with this name."""
+        """Return the notebook's latest task with this name, or one that waits by a schedule."""
         condition = "tasks.notebook_key = ? AND tasks.name = ?"
-        return self._first(condition, (notebook_key, storable(name)))
+        values = (notebook_key, storable(name))
+        found = self._first(f"{condition} AND NOT {IS_NEXT_RUN}", values)
+        return found or self._first(condition, values)
 
     def live_of_name(self, notebook_key: int, name: str) -> list[TaskRecord]:
-        """Return the notebook's live tasks with this name, latest first."""
+        """Return the notebook's live tasks with this name, latest first.
+
+        Those that wait by a schedule come last.
+        """
         rows = self._database.rows(
             f"""SELECT {COLUMNS}, {LAST_LINE} FROM tasks INDEXED BY tasks_live
             JOIN notebooks ON notebooks.key = tasks.notebook_key
             WHERE tasks.notebook_key = ? AND tasks.state IN ('pending', 'running')
-            AND tasks.name = ? ORDER BY tasks.number DESC""",
+            AND tasks.name = ? ORDER BY {IS_NEXT_RUN}, tasks.number DESC""",
             (notebook_key, storable(name)),
         )
         return [self._database.record(self._record, row) for row in rows]
@@ -685,10 +718,13 @@ class Tasks:
         return [self._database.record(self._record, row) for row in rows]
 
     def from_end(self, notebook_key: int, back: int) -> TaskRecord | None:
-        """Return the notebook's latest task (1), the one before it (2), and so on."""
+        """Return the notebook's latest task (1), the one before it (2), and so on.
+
+        Those that wait by a schedule do not count.
+        """
         row = self._database.row(
             f"""SELECT {COLUMNS}, {LAST_LINE} {FROM} WHERE tasks.notebook_key = ?
-            ORDER BY tasks.number DESC LIMIT 1 OFFSET ?""",
+            AND NOT {IS_NEXT_RUN} ORDER BY tasks.number DESC LIMIT 1 OFFSET ?""",
             (notebook_key, back - 1),
         )
         return None if row is None else self._database.record(self._record, row)
@@ -766,10 +802,16 @@ class Tasks:
         return {task_id for (task_id,) in rows}
 
     def ended_before(self, at: float, *, except_tag: str) -> list[TaskRecord]:
-        """Return the tasks that ended before a time and lack this tag, the earliest end first."""
+        """Return the tasks that ended before a time and lack this tag, the earliest end first.
+
+        Without those that have the inputs of later runs.
+        """
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.ended_at < ? AND NOT EXISTS
                 (SELECT 1 FROM tags WHERE task_key = tasks.key AND tag = ?)
+            AND NOT EXISTS (SELECT 1 FROM tasks AS later WHERE later.notebook_key =
+                tasks.notebook_key AND later.state IN ('pending', 'running')
+                AND json_extract(later.schedule, '$.first_task') = tasks.id)
             ORDER BY tasks.ended_at, tasks.key""",
             (at, except_tag),
         )

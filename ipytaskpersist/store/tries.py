@@ -23,8 +23,10 @@ ADD_TASK = f"""INSERT INTO tasks ({COPIED}, id, number, state, created_at, due_a
     FROM tasks WHERE key = ?1"""
 PROCESS = """command, script, script_as, directory, environment, pty, timeout_s, grace_s, options"""
 ADD_PROCESS = f"""INSERT INTO processes (task_key, {PROCESS}, interpreter)
-    SELECT ?2, {PROCESS}, iif(interpreter IN (?3, ?4), interpreter, NULL)
+    SELECT ?2, {PROCESS},
+        iif(interpreter IN (?3, ?4) OR interpreter LIKE 'kernel %', interpreter, NULL)
     FROM processes WHERE task_key = ?1"""
+"""The interpreter is what was asked for, or the kernel of a whole notebook, not what was found."""
 LEAVE = """UPDATE tasks SET notify = NULL, cleared_at = ?2,
     provenance = json_set(provenance, '$.rerun_as', ?3) WHERE key = ?1"""
 """The end of the last try alone is told, and the list shows that one."""
@@ -50,14 +52,29 @@ def add_try(
     if retries is None or not retries.follow(try_number, causes):
         return None
     memory_bytes = retries.memory_after(causes, memory_bytes)
+    number = next_number(connection, notebook_key)
+    delay_s = retries.delay_after(try_number)
+    new_id = f"{task_id.rpartition('-')[0]}-{number}"
+    _add(connection, key, (new_id, number), delay_s, memory_bytes)
+    return number
+
+
+def next_number(connection: Any, notebook_key: int) -> int:
+    """Take the next number of a notebook's tasks, in the caller's transaction."""
     (number,) = connection.execute(
         "UPDATE notebooks SET last_number = last_number + 1 WHERE key = ? RETURNING last_number",
         (notebook_key,),
     ).fetchone()
-    delay_s = retries.delay_after(try_number)
-    new_id = f"{task_id.rpartition('-')[0]}-{number}"
-    _add(connection, key, (new_id, number), delay_s, memory_bytes)
     return int(number)
+
+
+def copy_parts(connection: Any, key: int, new_key: int) -> None:
+    """Give a new task the process and the tags of another, in the caller's transaction."""
+    connection.execute(ADD_PROCESS, (key, new_key, FRESH_ASKED, FRESH_SETTING))
+    connection.execute(
+        "INSERT INTO tags (task_key, tag) SELECT ?2, tag FROM tags WHERE task_key = ?1",
+        (key, new_key),
+    )
 
 
 def _add(
@@ -66,11 +83,7 @@ def _add(
     (new_id, number), now = new, time.time()
     values = (key, new_id, number, now, now + delay_s if delay_s else None, memory_bytes)
     new_key = connection.execute(ADD_TASK, values).lastrowid
-    connection.execute(ADD_PROCESS, (key, new_key, FRESH_ASKED, FRESH_SETTING))
-    connection.execute(
-        "INSERT INTO tags (task_key, tag) SELECT ?2, tag FROM tags WHERE task_key = ?1",
-        (key, new_key),
-    )
+    copy_parts(connection, key, new_key)
     connection.execute("UPDATE dependencies SET on_key = ?2 WHERE on_key = ?1", (key, new_key))
     connection.execute(LEAVE, (key, now, new_id))
 

@@ -161,7 +161,25 @@ def paused(task: TaskRecord) -> str:
 
 
 def waits_for(task: TaskRecord) -> str:
-    """Return ``waits for 3 (train)``, ``needs 40 GB, 12 GB are free`` …; empty for nothing."""
+    """Return ``waits for 3 (train)``, ``every 1d, next at 22:00:00 UTC`` …; empty for nothing."""
+    due_at = task.waiting and task.waiting.due_at
+    obstacle = f"next at {moment(due_at)}" if task.schedule and due_at else _obstacle(task)
+    return ", ".join(filter(None, (schedule(task), obstacle)))
+
+
+def schedule(task: TaskRecord) -> str:
+    """Return ``every 1d``, or ``cron 0 22 * * 1-5 (Europe/Berlin)``; empty for a single run."""
+    return "" if task.schedule is None else legible(task.schedule.in_words())
+
+
+def moment(due: datetime) -> str:
+    """Return ``22:00:00 UTC`` for a time to come, with the date if that is not today."""
+    day = "" if due.date() == utc_now().date() else f"{utc_date(due)}, "
+    return f"{day}{utc_clock(due)}"
+
+
+def _obstacle(task: TaskRecord) -> str:
+    """Return what a waiting task waits for; empty for nothing."""
     waiting = task.waiting
     if waiting is None:
         return ""
@@ -170,9 +188,7 @@ def waits_for(task: TaskRecord) -> str:
         shown = [*waiting.after[:NAMED_AT_MOST], *([f"{more} more"] if more > 0 else [])]
         return f"waits for {', '.join(shown)}"
     if waiting.due_at is not None:
-        due = waiting.due_at
-        day = "" if due.date() == utc_now().date() else f"{utc_date(due)}, "
-        return f"starts at {day}{utc_clock(due)}"
+        return f"starts at {moment(waiting.due_at)}"
     group = legible(waiting.group)
     if waiting.is_paused:
         return f"group {group} is paused"
