@@ -20,7 +20,7 @@ from ipytaskpersist.errors import InvalidRequest
         ("%%background\n# only a remark", None),
         ("%background", "write the code after %background"),
         ("%%background --name a b\n1", "exclude each other"),
-        ("%%background --wrongly\n1", "%%background --help"),
+        ("%%background --qqqqq\n1", "%%background --help"),
         ("%%background it's\n1", "quotation"),
         ("%%background x = 1\n2", "or all in one line: %background x = 1"),
         ("%%background --process time.sleep(3)\n2", "%background --process time.sleep(3)"),
