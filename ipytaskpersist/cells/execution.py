@@ -31,6 +31,7 @@ from ipytaskpersist.capture.installation import show_result
 from ipytaskpersist.errors import TaskCancelled
 from ipytaskpersist.isolation.event_loops import new_loop
 from ipytaskpersist.running import forks
+from ipytaskpersist.running.interruption import HeldBack
 from ipytaskpersist.running.running_task import RunningTask, active_task
 
 if TYPE_CHECKING:
@@ -361,7 +362,8 @@ def _loop_of_thread() -> asyncio.AbstractEventLoop:
     """Return the calling thread's event loop, which its cells share along with asyncio locks."""
     loop: asyncio.AbstractEventLoop | None = getattr(_threads, "loop", None)
     if loop is None:
-        loop = _threads.loop = new_loop()
+        with HeldBack():  # half a loop cannot be closed
+            loop = _threads.loop = new_loop()
     return loop
 
 

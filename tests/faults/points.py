@@ -84,7 +84,7 @@ POINTS = {
     "task begun": Point("store.tasks", "Tasks.start", "after", _OWNERS),
     "task to end": Point("store.tasks", "Tasks.end", "before", _WRITERS[:3]),
     "task ended": Point("store.tasks", "Tasks.end", "after", _WRITERS[:3]),
-    "supervisor started": Point("runners.process", "start_detached", "after", _OWNERS),
+    "supervisor started": Point("runners.starting", "start_detached", "after", _OWNERS),
     "supervisor recorded": Point("store.processes", "Supervisors.begin", "after", _OWNERS),
     "task claimed": Point("store.processes", "Processes.claim", "after", _SUPERVISOR),
     "process started": Point("runners.supervised", "Supervised.start", "after", _SUPERVISOR),

@@ -39,7 +39,7 @@ from shells import (
 from ipytaskpersist.api import Task
 from ipytaskpersist.base.process_identity import ProcessIdentity
 from ipytaskpersist.base.records import OutputKind, TaskState
-from ipytaskpersist.runners import process
+from ipytaskpersist.runners import process, starting
 from ipytaskpersist.runners.liveness import SILENCE_S, Watch
 from ipytaskpersist.runners.reconciling import reconcile
 from ipytaskpersist.session.manager import BackgroundTasks
@@ -484,7 +484,7 @@ def test_supervisors_that_die_again_and_again_are_not_replaced_for_ever(
         started.append([sys.executable, "-c", "import time; time.sleep(0.2)", module])
         return started[-1]
 
-    monkeypatch.setattr(process, "python_command", short_lived)
+    monkeypatch.setattr(starting, "python_command", short_lived)
     task = shell("echo never")
     until(lambda: len(started) == 1 + process.REPLACED_AT_MOST, message="the last replacement")
     until(lambda: "ipytaskpersist-supervisor" not in {each.name for each in threading.enumerate()})

@@ -134,7 +134,7 @@ def test_a_task_that_uses_more_memory_than_it_may_is_ended_with_all_its_processe
     shared.say(f"%%background --shell --memory 300M tree\n{hold} & {hold} & wait")
     # What forks share counts once, however many there are.
     forks = "import os, time; x = bytearray(b'1' * 100_000_000)\n[os.fork() for _ in range(2)]\n"
-    shared.say(f"%%background --process --fresh --memory 300M forks\n{forks}time.sleep(2)")
+    shared.say(f"%%background --process --fresh --memory 400M forks\n{forks}time.sleep(2)")
     tree = shared.await_state("tree", "failed")
     assert tree["reason"].startswith("used ")
     assert tree["reason"].endswith(" MB of its 300 MB")
