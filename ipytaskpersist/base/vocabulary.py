@@ -30,6 +30,7 @@ MODULE_OF = {
     "resume": "launching",
     "run": "launching",
     "search": "searching",
+    "service": "serving",
     "sessions": "overview",
     "show": "reading",
     "stats": "overview",
