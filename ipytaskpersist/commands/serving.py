@@ -13,7 +13,9 @@ LINGER = "systemd starts it when you log in; loginctl enable-linger has it start
 
 
 @verbs.command()
-@click.argument("action", type=click.Choice(["install", "status", "remove", "run"]))
+@click.argument(
+    "action", metavar="ACTION", type=click.Choice(["install", "status", "remove", "run"])
+)
 @surface_and_manager
 def service(surface: Surface, manager: BackgroundTasks, action: str) -> None:
     """Have the system start tasks that wait, after a reboot too: install, status, remove.

@@ -104,7 +104,7 @@ def test_everything_that_a_command_takes_is_offered(state_dir: Path, notebook: P
         "%bg_tag 1 be": ["best"],
         "%bg_list --st": ["--state"],
         "%bg ": list(VERBS),
-        "%bg se": ["search", "sessions"],
+        "%bg se": ["search", "service", "sessions"],
         "%%background --pr": ["--process", "--priority"],
         "%%background --in fr": ["frame", "frames"],
         "%%background --in frame,fr": ["frame,frame", "frame,frames"],
