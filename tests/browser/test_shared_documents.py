@@ -20,7 +20,7 @@ from browser.test_outputs_come_back import (
     is_live,
     launch,
     state_dir,
-    wait_shown,
+    wait_alike,
     wait_states,
 )
 
@@ -111,7 +111,7 @@ def test_all_pages_of_a_shared_document_show_what_tasks_do(
 
     # A second page shows the same, and does not write. What is shown is in the file, too.
     two = Page(browsers[1], server, path)
-    wait_shown(two.notebook, all_shown(one.notebook), "in a second page")
+    wait_alike(two.notebook, one.notebook, "in a second page")
     two.writes = 0
     one.wait_writes(4)
     assert two.writes == 0
@@ -129,7 +129,7 @@ def test_all_pages_of_a_shared_document_show_what_tasks_do(
         wait_states(page.notebook, "completed", "failed", "failed", "running")
         has_texts(page.notebook, "ends[\\s\\S]*the result", "ZeroDivisionError", "ends", "begins")
         page.notebook.until(lambda page=page: counts(page) == [6, 4, 2, 2], "each output once")
-    wait_shown(two.notebook, all_shown(one.notebook), "after they ended")
+    wait_alike(two.notebook, one.notebook, "after they ended")
 
     # The server is killed, and its kernel ends with it; a new one is started.
     server.kill()
@@ -138,7 +138,7 @@ def test_all_pages_of_a_shared_document_show_what_tasks_do(
     ended = Page(browsers[0], server, path)
     for page in (one, two, ended):
         wait_states(page.notebook, "completed", "failed", "failed", "interrupted")
-        wait_shown(page.notebook, all_shown(ended.notebook), "after the server was killed")
+        wait_alike(page.notebook, ended.notebook, "after the server was killed")
         assert counts(page) == [6, 4, 2, 2]
     ended.notebook.until(lambda: counts_in(path) == [6, 4, 2, 2], "outputs in the file at the end")
     nbformat.validate(nbformat.read(path, as_version=4))

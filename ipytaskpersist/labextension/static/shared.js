@@ -16,6 +16,8 @@ export function keepInOrder(cell, isEqual) {
     if (outputsChange || streamOutputChange) others.outputsChange = changes(area, sharedModel, isEqual);
     apply.call(cell, sender, others);
   });
+  // Another page may have written while this one was loading.
+  apply.call(cell, sharedModel, { outputsChange: changes(area, sharedModel, isEqual) });
 }
 
 /**
