@@ -156,6 +156,9 @@ def counts(page: Page) -> list[int]:
 
 
 def counts_in(path: Path) -> list[int]:
-    """How many outputs the cells have in the file."""
-    cells = nbformat.read(path, as_version=4).cells
+    """How many outputs the cells have in the file; none while the server writes it."""
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except nbformat.reader.NotJSONError:
+        return []
     return [len(cells[place].outputs) for place in CELLS if cells[place:] and cells[place].outputs]
