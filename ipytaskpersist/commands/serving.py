@@ -1,4 +1,4 @@
-"""The verb about what starts waiting tasks with nobody there: service."""
+"""The verb that has the system start waiting tasks after a reboot: service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a supervisor for a session: by its kernel, or by whoever finds tasks that wait in vain."""
+"""Start a supervisor for a session: by its kernel, or by a process that finds tasks without one."""
 
 from __future__ import annotations
 

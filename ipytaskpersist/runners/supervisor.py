@@ -484,7 +484,7 @@ class Supervisor:
         try:
             self._store.queue.paused(task.record.task_key, time.time())
         except StoreError:
-            task.go_on()  # nobody would know of the pause, and end it
+            task.go_on()  # the store does not know of the pause, so no command could end it
             raise
         if refused:
             which = ", ".join(refused)

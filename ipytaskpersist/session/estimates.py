@@ -22,7 +22,7 @@ def starts_in(
 
     waiting: the next tasks of the group, in their order.
 
-    A task that nobody has run before says nothing about those behind it, and has no estimate only
+    A task without an earlier run says nothing about those behind it, and has no estimate only
     where such a task is before it. Tasks that wait for others or for a time have none.
     """
     if group.width is None or group.is_paused or group.running > LOOKED_AT:
@@ -42,7 +42,7 @@ def simulate(slots: Sequence[float], durations: Sequence[float]) -> list[float]:
     """Return when each task starts, if one after another takes the slot that is free first.
 
     slots: when each slot is free. durations: how long each task takes. All in seconds, infinite
-    where nobody knows.
+    where that is not known.
     """
     free = [*slots]
     heapq.heapify(free)

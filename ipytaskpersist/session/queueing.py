@@ -46,7 +46,7 @@ class GroupOverview:
     """In how many seconds they probably start, by row; of tasks without an estimate nothing."""
 
     def start_of(self, task: TaskRecord) -> str:
-        """Return ``in about 12:30`` for a waiting task; empty where nobody knows."""
+        """Return ``in about 12:30`` for a waiting task; empty without an estimate."""
         seconds = self.starts_in.get(task.key)
         if seconds is None:
             return ""

@@ -1,4 +1,4 @@
-"""What starts waiting tasks with nobody there: a timer of systemd's, or a line of cron's.
+"""What starts waiting tasks after a reboot: a timer of systemd's, or a line of cron's.
 
 Once a minute it runs ``service run``, which looks at the store as every command does: tasks that
 wait and have lost their supervisor, after a reboot above all, get another one.
@@ -64,7 +64,7 @@ class Kept:
         """Return what ``service status`` prints."""
         if not self.by:
             return (
-                "nothing starts waiting tasks with nobody there; jupyter bg service install has "
+                "nothing starts waiting tasks after a reboot; jupyter bg service install has "
                 "systemd or cron do so"
             )
         state = "active" if self.is_active else "not active; jupyter bg service install mends it"
@@ -96,8 +96,8 @@ class Service:
             _write_crontab([*_without_ours(_crontab()), f"* * * * * {self._cron_line}  {MARK}"])
         else:
             raise InvalidRequest(
-                "neither systemd nor cron answers here, so nothing can start tasks with nobody "
-                "there; have something else run this now and then: " + shlex.join(self.command)
+                "neither systemd nor cron answers here, so nothing can start tasks after "
+                "a reboot; have something else run this now and then: " + shlex.join(self.command)
             )
         return self.status()
 

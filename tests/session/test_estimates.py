@@ -51,7 +51,7 @@ def test_a_waiting_task_says_its_place_and_when_it_starts(store: TaskStore) -> N
     assert 0 <= first <= 1
     assert second == pytest.approx(first + 1)
     assert third == pytest.approx(first + 2)
-    assert waiting[3].key not in found  # behind one that nobody has run before
+    assert waiting[3].key not in found  # behind one without an earlier run
 
     table = run_command(store.directory.root, "groups").stdout
     assert "any moment" in table

@@ -1,4 +1,4 @@
-"""What starts waiting tasks with nobody there, with stand-ins for systemd and cron.
+"""What starts waiting tasks after a reboot, with stand-ins for systemd and cron.
 
 A test may not touch the timers of the person who runs it, and a container has no systemd. The
 stand-ins keep what they are told, and answer as the real ones do.
