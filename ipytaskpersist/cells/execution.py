@@ -98,6 +98,7 @@ _value_numbers = itertools.count()
 class Cell:
     """A cell ready to run."""
 
+    tree: ast.Module
     steps: tuple[Step, ...]
     quiet: bool
     """Whether a final semicolon keeps the last value from being shown and saved."""
@@ -164,7 +165,7 @@ def _compile_cell(
     except (SyntaxError, OverflowError, ValueError, TypeError, MemoryError) as error:
         raise syntax_error(shell, error) from None
     quiet = shell.displayhook.semicolon_at_end_of_expression(transformed)
-    return Cell(steps, quiet, tuple(warned))
+    return Cell(tree, steps, quiet, tuple(warned))
 
 
 def _steps(shell: InteractiveShell, body: list[ast.stmt], name: str, mode: str) -> list[Step]:

@@ -70,18 +70,21 @@ def of_notebook(shell: Any, namespace: dict[str, Any]) -> Carried:
         extensions=extensions,
         aliases=dict(shell.alias_manager.aliases),
         autoreload=_autoreload(shell),
-        magic_aliases=[
-            (kind, name, magic.magic_name, magic.magic_params)
-            for kind, name, magic in _all(shell)
-            if type(magic) is MagicAlias
-        ],
     )
     brought = {name.partition(".")[0] for name in extensions}
+    others = {*brought, *OF_EVERY_SHELL, OURS}
+    own: dict[int, Kinds] = {}
     for kind, name, magic in _all(shell):
         package = _module(magic).partition(".")[0]
         if package in brought:
             carried.missing[kind][name] = NOT_HERE + "no extension that is loaded here has it"
-    for magics in _own(shell, {*brought, *OF_EVERY_SHELL, OURS}):
+        if type(magic) is MagicAlias:
+            alias = (kind, name, magic.magic_name, magic.magic_params)
+            carried.magic_aliases.append(alias)
+        elif package not in others:
+            owner = magic.__self__ if type(magic) is MethodType else magic
+            own.setdefault(id(owner), {}).setdefault(kind, {})[name] = magic
+    for magics in own.values():  # those of one object are pickled together
         _pickle(magics, namespace, carried)
     return carried
 
@@ -98,16 +101,6 @@ def _module(magic: Any) -> str:
     owner = magic.__self__ if type(magic) is MethodType else magic
     name = getattr(owner if callable(owner) else type(owner), "__module__", "")
     return name if isinstance(name, str) else ""
-
-
-def _own(shell: Any, others: set[str]) -> list[Kinds]:
-    """Return the magics from none of these packages, with methods of one object grouped."""
-    found: dict[int, Kinds] = {}
-    for kind, name, magic in _all(shell):
-        if type(magic) is not MagicAlias and _module(magic).partition(".")[0] not in others:
-            owner = magic.__self__ if type(magic) is MethodType else magic
-            found.setdefault(id(owner), {}).setdefault(kind, {})[name] = magic
-    return [*found.values()]
 
 
 def _pickle(magics: Kinds, namespace: dict[str, Any], carried: Carried) -> None:
@@ -133,9 +126,10 @@ def _autoreload(shell: Any) -> dict[str, bool]:
 def find(carried: Carried) -> None:
     """Import the extensions that are IPython's own, so that `bring` finds them imported."""
     for name in carried.extensions:
-        if name in (STORE, AUTORELOAD):
+        whole = OWN_EXTENSIONS + name if name in (STORE, AUTORELOAD) else name
+        if whole.startswith(OWN_EXTENSIONS):
             with suppress(Exception):  # then `bring` says so
-                import_module(OWN_EXTENSIONS + name)
+                import_module(whole)
 
 
 def bring(shell: Any, carried: Carried, say: Callable[[str], None]) -> None:
@@ -194,8 +188,10 @@ def _register(shell: Any, names: Names, data: bytes) -> None:
 
 def _define(shell: Any, missing: dict[str, dict[str, str]]) -> None:
     for kind, named in missing.items():
+        there = shell.magics_manager.magics[kind]
         for name, why in named.items():
-            shell.magics_manager.magics[kind].setdefault(name, _missing(kind, name, why))
+            if name not in there:
+                there[name] = _missing(kind, name, why)
 
 
 def _replace(shell: Any, lost: dict[str, dict[str, str]]) -> None:

@@ -55,11 +55,12 @@ class OfProcess:
         """Apply the notebook's settings to a library that has just been imported."""
         now, wanted = read(name), self._given.get(name, {})
         known = wanted if LIBRARIES[name].may_be_new else now
-        write(
-            name,
-            {k: v for k, v in wanted.items() if k in known and not _same(v, now.get(k, GONE))},
-        )
-        self._before[name] = read(name)
+        others = {
+            k: v for k, v in wanted.items() if k in known and not _same(v, now.get(k, GONE))
+        }
+        if others:
+            write(name, others)
+        self._before[name] = read(name) if others else now
 
     def changes(self) -> Changes:
         """Return the settings that have changed."""

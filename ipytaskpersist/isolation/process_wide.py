@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 
@@ -39,15 +40,19 @@ def _of_nothing(value: Any) -> Any:
 
 
 def _handlers_of_signals() -> Iterator[tuple[str, Any]]:
-    for number in signal.valid_signals():
+    for number, shown in _signals().items():
         with suppress(ValueError):
-            yield f"the handler of {_named(number)}", signal.getsignal(number)
+            yield shown, signal.getsignal(number)
 
 
-def _named(number: int) -> str:
-    with suppress(ValueError):
-        return signal.Signals(number).name
-    return f"signal {number}"
+@cache
+def _signals() -> dict[int, str]:
+    """Return what the handler of each signal is called."""
+    names = {each.value: each.name for each in signal.Signals}
+    return {
+        number: f"the handler of {names.get(number, f'signal {number}')}"
+        for number in map(int, signal.valid_signals())
+    }
 
 
 def _limits() -> Iterator[tuple[str, Any]]:

@@ -122,6 +122,8 @@ class Child:
         self._given_names: list[str] = []
         self._bystanders: Bystanders | None = None
         """What the cell may change although it was not given, such as variables of modules."""
+        self._tree = ast.Module([], [])
+        """The cell, parsed."""
         self._damage = ""
         """What makes it uncertain that the cell was given what was handed over."""
         self._given_again: Callable[[], Bundle] | None = None
@@ -174,10 +176,10 @@ class Child:
         """Run the call or the cell. Returns how it ended, and the variables to save."""
         if given.call is not None:
             return run_function(shell, self._call(given.call, shell.user_ns), task), []
-        before = dict(shell.user_ns)
-        with _silent(task):  # pickling may run any code of a class
-            self._bystanders = Bystanders(self._tree(shell), before)
         compiled = compile_cell(shell, self._record.source, self._record.execution_count or 0)
+        self._tree, before = compiled.tree, dict(shell.user_ns)
+        with _silent(task):  # pickling may run any code of a class
+            self._bystanders = Bystanders(self._tree, before)
         outcome = run_cell(shell, compiled, task)
         return outcome, self._names(shell, before, outcome)
 
@@ -236,11 +238,7 @@ class Child:
         wanted = self._process.options.outputs
         if wanted is not None:
             return list(wanted)
-        return assigned_names(self._tree(shell), shell, before, is_whole=outcome.exit_code == 0)
-
-    def _tree(self, shell: Any) -> ast.Module:
-        tree: ast.Module = ast.parse(shell.transform_cell(self._record.source))
-        return tree
+        return assigned_names(self._tree, shell, before, is_whole=outcome.exit_code == 0)
 
     def _keep(self, shell: Any, task: RunningTask, outcome: Outcome, names: list[str]) -> None:
         with _silent(task), _staying():
@@ -327,7 +325,7 @@ class Child:
     def _save_settings(self, shell: Any, task: RunningTask) -> None:
         """Save the library settings that the cell changed and the submodules that it imported."""
         changes = task.context.run(self._settings.changes)
-        imported = [name for name in mentions.imports(self._tree(shell)) if name in sys.modules]
+        imported = [name for name in mentions.imports(self._tree) if name in sys.modules]
         submodules = [name for name in imported if "." in name]
         if changes or submodules:
             self._save(shell, SETTINGS, Left(changes, submodules).as_value, "")

@@ -32,7 +32,7 @@ from ipytaskpersist.runners.fork_work import FORK, GO, IMPORT, READY, Work
 from ipytaskpersist.runners.imported_files import ImportedFiles
 from ipytaskpersist.runners.machine_limits import is_memory_short
 from ipytaskpersist.runners.preloading import Preloading
-from ipytaskpersist.runners.rehearsal import import_what_a_start_does, prepare_shell
+from ipytaskpersist.runners.rehearsal import import_what_a_start_does, prepare_shell, rehearse
 from ipytaskpersist.runners.task_rows import TaskRows
 
 IDLE_S = 600.0
@@ -160,6 +160,8 @@ class ForkServer:
             while os.getppid() == middle:
                 os.sched_yield()
             supervisor.send(f"{os.getpid()} {os.getppid()}".encode())
+            freshness.draw_anew()
+            rehearse(lambda: _has_message(supervisor))
             letter, descriptors, *_rest = socket.recv_fds(supervisor, AT_ONCE_BYTES, DESCRIPTORS)
             if letter:
                 task = Task(pickle.loads(_content(descriptors[0])), *descriptors[1:])
@@ -199,8 +201,14 @@ def become(task: Task) -> None:
     os.environ[DESCRIPTOR] = str(task.channel)
     sys.orig_argv = [*task.work.rows.process.command]
     sys.argv = ["-c", *sys.orig_argv[-1:]]
-    freshness.draw_anew()
     freshness.thaw()
+
+
+def _has_message(source: socket.socket) -> bool:
+    """Return whether something has arrived, or the other end was closed."""
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _close_all_but(*kept: int) -> None:

@@ -26,6 +26,11 @@ def keep(shell: Any, config: Any, profile: str) -> None:
     _prepared[:] = [Prepared(shell, copy.deepcopy(config), profile)]
 
 
+def kept() -> Any:
+    """Return the kept shell. None if there is none."""
+    return _prepared[-1].shell if _prepared else None
+
+
 def take(config: Any, profile: str, module: ModuleType) -> Any:
     """Return the kept shell, now of this module. None if there is none of this configuration."""
     if not _prepared:

@@ -1,14 +1,17 @@
-"""Find out what the start of a task imports besides this package, by starting one in a fork.
+"""Do what the start of a task does before there is a task, so that its own start is short.
 
-IPython imports much of itself only when a shell is created, and which modules depends on its
-version.
+A fork tells what a start imports besides this package: IPython imports much of itself only when a
+shell is created, and which modules depends on its version. The server creates a shell for its
+tasks. And a process that waits for a task does once more what it will do then, and undoes it.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +23,9 @@ from ipytaskpersist.base import redaction
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.cells import execution, notebook_magics
 from ipytaskpersist.cells.install import install_in_process
-from ipytaskpersist.isolation import carried_settings
-from ipytaskpersist.runners import child, prepared_shell
+from ipytaskpersist.isolation import carried_settings, event_loops, random_states
+from ipytaskpersist.runners import child, prepared_shell, shown_environment
+from ipytaskpersist.runners.bystanders import Bystanders
 from ipytaskpersist.runners.channel import unread_bytes
 from ipytaskpersist.runners.given import NotebookSetup
 from ipytaskpersist.runners.task_rows import TaskRows
@@ -65,6 +69,46 @@ def _prepare_looks(shell: Any, setting: NotebookSetup) -> None:
     carried_settings.of_notebook()
     execution.compile_cell(shell, CELL, 1)
     notebook_magics.find(setting.magics)
+
+
+def rehearse(is_wanted: Callable[[], bool]) -> None:
+    """Do in a forked process what the start of its task will do, and undo it.
+
+    A forked process shares its memory with the server, and the system copies each page to which it
+    writes, if only a reference count. That takes longer than the work itself, so let it happen
+    before there is a task. Ends early when `is_wanted` tells that one has come.
+    """
+    shell = prepared_shell.kept()
+    if shell is None:
+        return
+    for step in (_show_environment, _patch, _look_around, _compile):
+        if is_wanted():
+            return
+        with suppress(Exception):  # the task's own start will say so
+            step(shell)
+
+
+def _show_environment(_shell: Any) -> None:
+    shown_environment.show(os.environb)
+
+
+def _patch(shell: Any) -> None:
+    patches = install_in_process(shell)
+    try:
+        random_states.install(patches)
+        carried_settings.OfProcess({}, patches)
+    finally:
+        patches.undo()
+
+
+def _look_around(_shell: Any) -> None:
+    carried_settings.of_notebook()
+    Bystanders(ast.parse(CELL), {})
+
+
+def _compile(shell: Any) -> None:
+    execution.compile_cell(shell, CELL, 1)
+    event_loops.new_loop().close()
 
 
 def _imported_by_start(directory: StateDirectory) -> list[str]:

@@ -313,8 +313,8 @@ class Launcher:
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
         process = self._python_process(request.options)
         shell = self._require_shell()
-        compile_cell(shell, source, self._execution_count())  # a mistake shows immediately
-        inputs = self._inputs(shell, ast.parse(shell.transform_cell(source)), request.options)
+        cell = compile_cell(shell, source, self._execution_count())  # a mistake shows immediately
+        inputs = self._inputs(shell, cell.tree, request.options)
         record = self._launch_process(
             self._new(source, request, "python", PROCESS), process, inputs
         )

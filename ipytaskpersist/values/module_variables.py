@@ -79,11 +79,24 @@ class ModuleVariables:
 def own_modules() -> Iterator[ModuleType]:
     """Yield the modules that people edit: those of files outside the environment."""
     for name, module in [*sys.modules.items()]:
-        if type(module) is not ModuleType or name.partition(".")[0] in (OURS, MAIN):
-            continue
-        file = vars(module).get("__file__")
-        if isinstance(file, str) and module.__name__ == name and not file.startswith(_installed()):
-            yield module
+        if _others.get(name) is not module:
+            if _is_own(name, module):
+                yield module
+            else:
+                _others[name] = module
+
+
+def _is_own(name: str, module: Any) -> bool:
+    if type(module) is not ModuleType or name.partition(".")[0] in (OURS, MAIN):
+        return False
+    file = vars(module).get("__file__")
+    if not isinstance(file, str) or module.__name__ != name:
+        return False
+    return not file.startswith(_installed())
+
+
+_others: dict[str, Any] = {}
+"""The modules that are known not to be such. To ask a thousand takes a few milliseconds."""
 
 
 @cache
