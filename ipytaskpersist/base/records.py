@@ -159,6 +159,8 @@ class Progress:
         return {**self.as_json(), **({"drawn": self.drawn} if self.drawn else {})}
 
 
+PLACE = "place"
+"""Member of a task's provenance: the name of the place where it runs, if that is not here."""
 WHOLE_NOTEBOOK = "whole_notebook"
 """Member of a task's provenance: the path of the notebook that it runs."""
 DEFAULT_GROUP = "default"
@@ -288,6 +290,8 @@ class TaskRecord:
     """Number of its first try; None in that itself, or if that was deleted."""
     schedule: Schedule | None = None
     """The times at which it runs; None for once, and for a further try of a run."""
+    unreachable_since: datetime | None = None
+    """Since when its place does not answer; None while it does."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -297,6 +301,11 @@ class TaskRecord:
     def label(self) -> str:
         """The task's name in messages: ``3 (train)``, or ``3`` when it has no name."""
         return label_of(self.number, self.name)
+
+    @property
+    def place(self) -> str:
+        """The name of the place where it runs; empty for here."""
+        return str(self.provenance.get(PLACE, ""))
 
     @property
     def is_imported(self) -> bool:
@@ -347,6 +356,10 @@ class TaskRecord:
             "state": self.state.value,
             "reason": self.reason,
             "group": self.group,
+            "place": self.place or None,
+            "unreachable_since": self.unreachable_since.isoformat()
+            if self.unreachable_since
+            else None,
             "paused_at": self.paused_at.isoformat() if self.paused_at else None,
             "paused_s": self.paused_s,
             "waiting": None if self.waiting is None else self.waiting.as_json(),
@@ -485,14 +498,20 @@ class ProcessRecord:
     """When it is tried again."""
     schedule: Schedule | None = None
     """The times at which it runs."""
+    place: Mapping[str, Any] | None = None
+    """Where it runs, as that was set at its launch (`places.connecting.check`); None for here."""
+    spool_offset: int = 0
+    """How much of its spool there is recorded here, in bytes."""
+    far: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of its process there."""
 
     @property
     def is_whole(self) -> bool:
         """Whether its environment is whole, not the differences from its supervisor's.
 
-        The supervisor that starts the next try or run may have another one.
+        The supervisor that starts the next try or run may have another one, and so has a place.
         """
-        return self.retries is not None or self.schedule is not None
+        return any(each is not None for each in (self.retries, self.schedule, self.place))
 
     @property
     def environment_of(self) -> str:

@@ -24,6 +24,7 @@ MODULE_OF = {
     "output": "task_output",
     "panel": "panel",
     "pause": "queueing",
+    "places": "overview",
     "rerun": "launching",
     "restore": "keeping",
     "result": "reading",

@@ -84,6 +84,14 @@ def groups(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
 
 
 @_quietly
+def places(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
+    """Complete the names of places."""
+    for name, place in manager.places.items():
+        if name.startswith(typed):
+            yield CompletionItem(name, help=str(place.get("kind", "")))
+
+
+@_quietly
 def sessions(manager: BackgroundTasks, typed: str) -> Iterator[Item]:
     """Complete session ids, newest session first."""
     if _is_ready(manager):

@@ -61,6 +61,10 @@ PLACES: Decorators = (
 )
 OF_PROCESSES: Decorators = (
     click.option(
+        "--on", default="", metavar="PLACE", shell_complete=completion.places,
+        help="The place where the process runs: another machine, from the setting places.",
+    ),
+    click.option(
         "--cwd", metavar="DIR", shell_complete=completion.folders,
         help="The directory in which the process runs.",
     ),
@@ -255,7 +259,7 @@ def _request(
         given.pop("retries"), causes, *(given.pop(option) for option in BETWEEN_TRIES)
     )
     schedule = schedule_of(given.pop("every"), given.pop("cron"), given.pop("missed") or "")
-    apart = ("tags", "notify", "notify_to", "if_running")
+    apart = ("tags", "notify", "notify_to", "if_running", "on")
     more = {option: given.pop(option) for option in apart}
     more |= {"notebook": notebook, "retries": retries, "schedule": schedule}
     return Request(name, where, Options(**given), place=place, **more)

@@ -1,9 +1,12 @@
-"""The verbs that give an overview of many tasks: sessions, stats."""
+"""The verbs that give an overview: sessions, places, stats."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
+from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import as_json, print_json, surface_and_manager, verbs
 from ipytaskpersist.commands.surfaces import Surface
 from ipytaskpersist.display.listing import SessionListing
@@ -11,6 +14,8 @@ from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.text import formatting
 
 SESSION_LIMIT = 30
+NO_PLACES = """the setting places has none; this adds one, of kind ssh, dask or slurm:
+c.BackgroundTasks.places = {"gpu1": {"kind": "ssh", "host": "gpu1"}}   # in ipython_config.py"""
 
 
 @verbs.command()
@@ -42,6 +47,25 @@ def sessions(
     short_ids = [store.sessions.short(session.id) for session in found]
     listing = SessionListing(found, total, every_notebook, formatting.utc_now(), short_ids)
     click.echo(render(*session_table(listing), plain=surface.is_ipython))
+
+
+@verbs.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completion.places)
+@as_json
+@surface_and_manager
+def places(surface: Surface, manager: BackgroundTasks, names: Sequence[str], as_json: bool) -> None:
+    """Ask the places of the settings whether they answer, and list them. All of them, or some."""
+    from ipytaskpersist.display.places import place_table
+    from ipytaskpersist.display.tables import render
+    from ipytaskpersist.session.places import ask
+
+    found = ask(manager.places, manager.directory, names)
+    if as_json:
+        print_json({"places": [place.as_json() for place in found]})
+    elif found:
+        click.echo(render(place_table(found), plain=surface.is_ipython))
+    else:
+        click.echo(NO_PLACES)
 
 
 @verbs.command()

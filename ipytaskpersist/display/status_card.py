@@ -28,9 +28,9 @@ from ipytaskpersist.text.formatting import (
     duration,
     ending,
     exit_text,
+    held_up,
     how_far,
     next_commands,
-    paused,
     reference,
     size,
     time_left,
@@ -238,6 +238,7 @@ def _facts(card: Card) -> tuple[str, ...]:
     task = card.task
     where = task.runner if task.kind == "python" else "shell command"
     where = "whole notebook" if task.is_whole_notebook else where
+    where = f"{where} on {task.place}" if task.place else where
     outlives = "outlives the kernel" if task.runner == "process" else "ends with the kernel"
     memory = "" if card.memory_bytes is None else size(card.memory_bytes)
     is_above = card.output.needs_unfolding(card.counts)
@@ -245,7 +246,7 @@ def _facts(card: Card) -> tuple[str, ...]:
     if task.state is TaskState.PENDING:
         return where, waits_for(task) or "waits to be started", updated
     if task.state is TaskState.RUNNING:
-        return paused(task), f"{where}, {outlives}", counts, memory, updated
+        return held_up(task), f"{where}, {outlives}", counts, memory, updated
     peak, on = f"peak {memory}" if memory else "", f"on {utc_date(task.ended_at or card.now)}"
     if task.state is TaskState.INTERRUPTED:
         return where, task.reason or "", f"{counts} kept" if counts else "", on
@@ -266,7 +267,7 @@ def card_text(card: Card) -> str:
     parts = [f"{look.glyph} {task.state.value}", task.label, _measures(card)]
     if task.state.is_final and task.state is not TaskState.COMPLETED:
         parts.append(ending(task))
-    parts += [waits_for(task), paused(task) if not task.state.is_final else ""]
+    parts += [waits_for(task), held_up(task) if not task.state.is_final else ""]
     parts.append(card.counts.in_words())
     if not task.state.is_final:
         parts.append(f"updated {_seen_at(card)}")

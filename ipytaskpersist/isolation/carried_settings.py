@@ -55,9 +55,7 @@ class OfProcess:
         """Apply the notebook's settings to a library that has just been imported."""
         now, wanted = read(name), self._given.get(name, {})
         known = wanted if LIBRARIES[name].may_be_new else now
-        others = {
-            k: v for k, v in wanted.items() if k in known and not _same(v, now.get(k, GONE))
-        }
+        others = {k: v for k, v in wanted.items() if k in known and not _same(v, now.get(k, GONE))}
         if others:
             write(name, others)
         self._before[name] = read(name) if others else now

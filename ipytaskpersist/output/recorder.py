@@ -246,15 +246,17 @@ class Recorder:
         return min(self._watch_s, PROGRESS_S) if self._moving else self._watch_s
 
     def _commit(self, batch: list[tuple[Any, ...]]) -> None:
-        now, outputs = time.time(), []
+        now, outputs, offsets = time.time(), [], {}
         for recording, change, _committed in batch:
             if recording is not None:
                 outputs.extend(self._take(recording, now))
+                if recording.spool_offset is not None:
+                    offsets[recording.task_key] = recording.spool_offset
             elif change is not None:
-                self._write(outputs)
-                outputs = []
+                self._write(outputs, offsets)
+                outputs, offsets = [], {}
                 self._persist(change)
-        self._write(outputs)
+        self._write(outputs, offsets)
         self._moving.update(each for each, *_rest in batch if each and each.has_moved)
         for _recording, _change, committed in batch:
             if committed is not None:
@@ -267,11 +269,11 @@ class Recorder:
             self.say(f"a piece of output was lost ({type(error).__name__}: {error})")
             return []
 
-    def _write(self, outputs: list[NewOutput]) -> None:
-        if outputs:
+    def _write(self, outputs: list[NewOutput], offsets: dict[int, int]) -> None:
+        if outputs or offsets:
             rows = [output.as_row() for output in outputs]
             self._written_bytes += sum(len(row[-1]) for row in rows)
-            self._persist(lambda store: store.outputs.append(rows))
+            self._persist(lambda store: store.outputs.append(rows, offsets))
 
     def _checkpoint(self) -> None:
         """Checkpoint the log during a pause, in a thread, so that the next print need not wait."""

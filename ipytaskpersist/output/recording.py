@@ -40,6 +40,13 @@ Item = str | tuple[OutputKind, str | bytes]
 """A piece of output on its way: text for stdout, the most frequent, else with its kind."""
 
 
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """Mark between pieces of output: how far the spool was read from which they come."""
+
+    spool: int
+
+
 @dataclass(slots=True, eq=False)
 class Stream:
     """The position in one of a task's two streams."""
@@ -111,7 +118,8 @@ class Recording:
         self._saved_bytes = 0
         """The part of that which is saved in the store."""
         self._limit = self._room = max_output_bytes
-        self._pending: deque[Item] = deque()
+        self._pending: deque[Any] = deque()
+        """Items, and offsets between them."""
         self._append = self._pending.append
         self._is_queued = False
         """Whether the writer knows that something is pending."""
@@ -130,14 +138,36 @@ class Recording:
         """Number of characters dropped since the store was last written."""
         self.listener: Listener | None = None
         """Receives all of the task's output before it is recorded."""
+        self.spool_offset: int | None = None
+        """How far the spool was read from which the rows come that were taken last."""
         writer.add(self)
+
+    def go_on(self, store: TaskStore) -> None:
+        """Go on where the recording of another process has ended. Raises `StoreError`."""
+        for kind, stream in self._streams.items():
+            size = store.outputs.stream_size(self.task_key, kind)
+            stream.size_bytes, stream.lines = size.size_bytes, size.lines
+        task = store.tasks.get(self.task_key)
+        if task is not None and self._limit is not None:
+            self._room = max(0, self._limit - store.outputs.kept_bytes(self.task_key))
+            self.dropped_bytes = self._saved_bytes = task.dropped_bytes
+
+    def come_to(self, offset: int) -> None:
+        """Note that what comes from a spool was recorded as far as this.
+
+        The store gets the offset in the transaction that adds what was recorded before.
+        """
+        self._append(Offset(offset))
+        if not self._is_queued:
+            self._is_queued = True
+            self._writer.announce(self)
 
     def write(self, kind: OutputKind, text: str | bytes) -> None:
         """Record a piece of a stream."""
         if self.listener is not None:
             self.listener(kind, text)
         is_usual = kind is USUAL_KIND and type(text) is str
-        self._append(text if is_usual else (kind, text))  # type: ignore[arg-type]
+        self._append(text if is_usual else (kind, text))
         backlog = self._backlog
         waiting = backlog.characters = backlog.characters + len(text)
         if backlog.is_quiet and text[-1:] in ("\n", b"\n"):
@@ -217,6 +247,10 @@ class Recording:
         self._is_queued = False
         take = self._pending.popleft
         items = [take() for _ in range(len(self._pending))]
+        offsets = [item.spool for item in items if type(item) is Offset]
+        if offsets:
+            self.spool_offset = offsets[-1]
+            items = [item for item in items if type(item) is not Offset]
         self._backlog.characters -= sum(map(size_of, items))
         if self._lost_characters:
             items.insert(0, (OutputKind.STDERR, LOST.format(self._lost_characters)))
@@ -231,7 +265,10 @@ class Recording:
         """Drop the oldest piece of pending output. Return its size; None when there is none."""
         if not self._pending:
             return None
-        size = size_of(self._pending.popleft())
+        item = self._pending.popleft()
+        if type(item) is Offset:
+            return 0  # the next one says more
+        size = size_of(item)
         self._backlog.characters -= size
         self._lost_characters += size
         return size

@@ -48,7 +48,7 @@ def last_line(task: TaskRecord) -> str:
     if task.state is TaskState.FAILED:
         return task.reason or task.last_line or ""
     if task.paused_at is not None:
-        return formatting.paused(task)
+        return formatting.held_up(task)
     progress = None if task.state.is_final else task.progress
     said = progress.drawn or progress.text if progress else ""
     return task.last_line or said or formatting.ending(task)

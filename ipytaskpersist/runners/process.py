@@ -79,7 +79,11 @@ class ProcessRunner:
             own = process.options.env
             # Another supervisor may start the next try, or the next run.
             is_whole = new.retries is not None or new.schedule is not None
-            changed = {**os.environ, **own} if is_whole else self._changes(supervisor, own)
+            changed: dict[str, str | None] = {**os.environ, **own}
+            if process.place is not None:
+                changed = dict(own)  # it begins with the environment over there
+            elif not is_whole:
+                changed = self._changes(supervisor, own)
             modules = self._new_modules(process, supervisor)
             record = self._insert(new, process, changed, inputs, modules)
         finally:
@@ -171,9 +175,10 @@ class ProcessRunner:
     # The supervisor.
 
     def serve_pending(self) -> None:
-        """Start a supervisor if tasks of this session are waiting and there is none."""
+        """Start a supervisor if tasks of this session need one and there is none."""
         session_id = self._session().id
-        if self._store.processes.has_pending(session_id):
+        has_pending = self._store.processes.has_pending(session_id)
+        if has_pending or self._store.elsewhere.are_left(session_id):
             self._ensure_supervisor()
 
     def _ensure_supervisor(self) -> SupervisorRecord:

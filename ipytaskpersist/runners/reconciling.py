@@ -188,9 +188,12 @@ def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
 def _adopt(store: TaskStore, session: SessionRecord) -> None:
     """Start a supervisor for tries and runs that a session without kernel and supervisor has left.
 
-    On their own machine alone. Their environments are kept whole, so any supervisor can start them.
+    And for what runs at places. On their own machine alone. Their environments are kept whole, so
+    any supervisor can start them.
     """
-    if session.host == ProcessIdentity.own().host and store.processes.may_be_adopted(session.id):
+    if session.host != ProcessIdentity.own().host:
+        return
+    if store.processes.may_be_adopted(session.id) or store.elsewhere.are_left(session.id):
         try:
             start_supervisor(store, session.id)
         except StoreError as error:

@@ -41,6 +41,8 @@ from ipytaskpersist.runners.gpus import VISIBLE
 from ipytaskpersist.runners.warm import NotForked, WarmProcess
 from ipytaskpersist.runners.warm_starts import WarmStarts
 
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+"""Unit of ``ru_maxrss`` in getrusage(2)."""
 READ_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
 TERMINAL_SIZE = (24, 80)
@@ -355,6 +357,15 @@ class Supervised:
             self._status, self.usage = status, usage
             self._process.returncode = os.waitstatus_to_exitcode(status)
         return bool(pid)
+
+    @property
+    def used(self) -> tuple[float, int] | None:
+        """Processor time in seconds and peak memory in bytes; None before it is reaped."""
+        usage = self.usage
+        if usage is None:
+            return None
+        peak_bytes = max(usage.ru_maxrss * RSS_UNIT_BYTES, self.peak_memory_bytes)
+        return usage.ru_utime + usage.ru_stime, peak_bytes
 
     def pause(self) -> list[str]:
         """Stop all processes of the task. Returns which could not be stopped."""

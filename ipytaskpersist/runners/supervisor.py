@@ -38,10 +38,13 @@ from ipytaskpersist.runners import reconciling, revival
 from ipytaskpersist.runners.adoption import Strangers
 from ipytaskpersist.runners.durability import Flushes
 from ipytaskpersist.runners.kernel_watch import KERNEL_S, KernelWatch
+from ipytaskpersist.runners.link import Link
 from ipytaskpersist.runners.liveness import Watch
 from ipytaskpersist.runners.machine import MachineReader
 from ipytaskpersist.runners.machine_limits import MemoryEvents, OpenFiles
 from ipytaskpersist.runners.memory_watch import MemoryWatch
+from ipytaskpersist.runners.placed import Placed
+from ipytaskpersist.runners.placements import Placements
 from ipytaskpersist.runners.store_watch import POLLED_LOOK_S, StoreWatch
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
 from ipytaskpersist.runners.task_end import TaskEnd
@@ -73,13 +76,13 @@ class Supervisor:
         self._store = store
         self._session_id = session_id
         self._record: SupervisorRecord | None = None
-        self._tasks: dict[int, Supervised] = {}
-        """The running tasks, by process id."""
-        self._touched: set[Supervised] = set()
+        self._tasks: dict[int, Supervised | Placed] = {}
+        """The running tasks, by process id; those at places by a number that no process has."""
+        self._touched: set[Supervised | Placed] = set()
         """Tasks that may have ended. Only these are checked, however many run."""
-        self._stuck: set[Supervised] = set()
+        self._stuck: set[Supervised | Placed] = set()
         """Tasks whose processes were reported as impossible to end."""
-        self._limited: set[Supervised] = set()
+        self._limited: set[Supervised | Placed] = set()
         """Tasks with a time limit, and tasks that were asked to end."""
         self._waiting: deque[ProcessRecord] = deque()
         """Claimed tasks that could not be started yet."""
@@ -116,6 +119,9 @@ class Supervisor:
         self._strangers = Strangers()
         self._flushes = Flushes(store.directory.payloads, self._warn)
         self._recorder = Recorder(store, warn=self._warn, heartbeat=self._heartbeat, quiet_wait_s=0)
+        self._placements = Placements(
+            store.directory, self._selector, self._recorder, self._touched.add
+        )
 
     def _warn(self, message: str) -> None:
         _log(message)
@@ -168,7 +174,11 @@ class Supervisor:
 
     def _is_wanted(self) -> bool:
         """Whether there is a kernel, or tasks wait that it has left."""
-        return self._kernel.is_there() or self._store.processes.has_pending(self._session_id)
+        return (
+            self._kernel.is_there()
+            or self._store.processes.has_pending(self._session_id)
+            or self._store.elsewhere.are_left(self._session_id)
+        )
 
     def _registered(self) -> SupervisorRecord | None:
         return self._store.supervisors.of_process(self._session_id, ProcessIdentity.own())
@@ -210,6 +220,7 @@ class Supervisor:
             self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
         if now >= self._memory_watch.next_at:
             self._enforce_memory()
+        self._placements.turn(now)
         has_ended_some = self._finish()
         if self._waiting and (has_ended_some or now >= self._retry_at):
             self._start_waiting()
@@ -223,11 +234,11 @@ class Supervisor:
     def _take_output(self) -> None:
         """Wait a moment for output and read it, channels before streams."""
         streams: list[tuple[Supervised, int]] = []
-        wake_at = min(self._look_at, self._memory_watch.next_at)
+        wake_at = min(self._look_at, self._memory_watch.next_at, self._placements.next_at)
         if self._limited:
             wake_at = min(wake_at, self._press_at)
         for key, _events in self._selector.select(max(0.0, wake_at - time.monotonic())):
-            source: Supervised | StoreWatch | ForkServer | None = key.data
+            source: Supervised | StoreWatch | ForkServer | Link | None = key.data
             if source is None:
                 self._child_has_ended = True
                 with suppress(BlockingIOError):
@@ -236,6 +247,8 @@ class Supervisor:
                 self._warm.read()
             elif isinstance(source, StoreWatch):
                 source.read()
+            elif isinstance(source, Link):
+                source.serve(key.fd)
             elif source.is_channel(key.fd):
                 self._read(source, key.fd)
             else:
@@ -264,7 +277,7 @@ class Supervisor:
         for task in [*self._tasks.values()]:
             self._guarded(f"looking at task {task.record.task_id}", partial(self._notice, task))
 
-    def _notice(self, task: Supervised) -> None:
+    def _notice(self, task: Supervised | Placed) -> None:
         if task.has_just_ended():
             self._touched.add(task)
 
@@ -302,6 +315,7 @@ class Supervisor:
             self._take_back()
             self._cancel()
             self._pause_and_continue()
+            self._take_over()
             self._claim()
         except StoreNewer as error:
             self._recorder.go_aside(error)
@@ -339,6 +353,25 @@ class Supervisor:
         self._start_waiting()
         self._watch.commits.forget()  # there may be more
 
+    def _take_over(self) -> None:
+        """Look after the session's tasks at places that a dead supervisor has left."""
+        assert self._record is not None
+        if not self._store.elsewhere.are_left(self._session_id):
+            return
+        for process in self._store.elsewhere.take_over(self._session_id, self._record.key):
+            recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
+            recording.go_on(self._store)
+            self._follow(Placed(process, recording, may_run=True))
+
+    def _follow(self, task: Placed) -> None:
+        """Hand a task to its place, or follow it there."""
+        environment = self._with_values(task.record).environment
+        self._tasks[task.pid] = task
+        given = environment.items()
+        changes = {name: value for name, value in given if not isinstance(value, bool)}
+        self._placements.add(task, changes)
+        self._count_live()
+
     def _seen_machine(self) -> Machine | None:
         """Return what the machine has free; None if no task that waits asks for any of it."""
         with_gpus = self._store.queue.asks_for_gpus(self._session_id)
@@ -367,6 +400,8 @@ class Supervisor:
     def _start(self, process: ProcessRecord) -> bool:
         """Start a task. Returns False if it must wait until another one ends."""
         recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
+        if process.place is not None:
+            return self._start_elsewhere(Placed(process, recording, may_run=False))
         task = Supervised(process, recording, self._store.directory)
         try:
             if self._tasks and not self._limit.has_room():
@@ -402,7 +437,15 @@ class Supervisor:
         if task.is_python:
             self._make_durable(task)
             self._warm.begun(process, environment)
-            self._strangers.look([*self._tasks, *self._warm.pids()])
+            known = [*self._tasks, *self._warm.pids(), *self._placements.pids]
+            self._strangers.look(known)
+        return True
+
+    def _start_elsewhere(self, task: Placed) -> bool:
+        try:
+            self._follow(task)
+        except CannotStart as error:
+            self._record_end(task, End(TaskState.FAILED, str(error), None))
         return True
 
     def _modules(self) -> list[str]:
@@ -446,7 +489,7 @@ class Supervisor:
 
     def _ask_to_end(
         self,
-        task: Supervised,
+        task: Supervised | Placed,
         state: TaskState,
         reason: str,
         snapshot: Snapshot,
@@ -458,6 +501,10 @@ class Supervisor:
             f"telling task {task.record.task_id} to end",
             lambda: task.ask_to_end(state, reason, snapshot, at_once=at_once),
         )
+        if isinstance(task, Placed):
+            self._placements.soon(task)
+            if task.is_over:
+                self._touched.add(task)
 
     def _enforce_memory(self) -> None:
         """End the tasks that use more memory than they may, before the machine has none left."""
@@ -478,9 +525,13 @@ class Supervisor:
                 self._pause(task)
             elif self._store.queue.may_continue(key, time.time()):
                 task.go_on()
+                if isinstance(task, Placed):
+                    self._placements.soon(task)
 
-    def _pause(self, task: Supervised) -> None:
+    def _pause(self, task: Supervised | Placed) -> None:
         refused = task.pause()
+        if isinstance(task, Placed):
+            self._placements.soon(task)
         try:
             self._store.queue.paused(task.record.task_key, time.time())
         except StoreError:
@@ -516,7 +567,9 @@ class Supervisor:
             self._ask_to_end(task, TaskState.FAILED, reason, snapshot)
         self._touched.update(ending)
 
-    def _press_one(self, task: Supervised, snapshot: Snapshot) -> None:
+    def _press_one(self, task: Supervised | Placed, snapshot: Snapshot) -> None:
+        if isinstance(task, Placed):
+            return  # its keeper ends it
         task.press(snapshot)
         if task.stuck and task not in self._stuck:
             self._stuck.add(task)
@@ -536,18 +589,21 @@ class Supervisor:
             task.reap()
             del self._tasks[task.pid]
             self._limited.discard(task)
-            self._memory_watch.discard(task)
+            if isinstance(task, Supervised):
+                self._memory_watch.discard(task)
             self._stuck.discard(task)
             self._record_end(task, task.end(self._memory.have_killed))
         return bool(over)
 
-    def _close(self, task: Supervised) -> None:
+    def _close(self, task: Supervised | Placed) -> None:
         """Read the last of a task's output. Discard it if it is malformed."""
+        if isinstance(task, Placed):
+            return
         if not self._guarded(f"reading what task {task.record.task_id} has sent", task.close):
             for descriptor in list(task.readers):
                 task.drop(descriptor)
 
-    def _record_end(self, task: Supervised, end: End) -> None:
+    def _record_end(self, task: Supervised | Placed, end: End) -> None:
         key = task.record.task_key
         task.note_checkpoint()
         task_end = TaskEnd(
@@ -555,14 +611,13 @@ class Supervisor:
         )
 
         def record(store: TaskStore) -> None:
-            if task.usage is not None:
-                usage = task.usage
-                cpu_s = usage.ru_utime + usage.ru_stime
-                peak_bytes = max(usage.ru_maxrss * RSS_UNIT_BYTES, task.peak_memory_bytes)
-                store.processes.used(key, cpu_s, peak_bytes)
+            if task.used is not None:
+                store.processes.used(key, *task.used)
             task_end.record(store, task.recording)
             if task.record.is_whole:
                 reconciling.forget_environments(store)
+            if isinstance(task, Placed):
+                task.is_committed = True
 
         self._recorder.post(record)
         self._recorder.post(lambda store: dispatch.notify(store, key))
@@ -570,7 +625,7 @@ class Supervisor:
         self._recorder.discard(task.recording)
         self._count_live()
 
-    def _make_durable(self, task: Supervised) -> None:
+    def _make_durable(self, task: Supervised | Placed) -> None:
         """Have a task's values flushed, unless they were written so by its kernel and itself."""
         if task.is_python and self._store.database.synchronous != "full":
             self._flushes.add(task.record.task_id)
@@ -581,6 +636,8 @@ class Supervisor:
         """Retire if nothing is left to do. Returns whether it has."""
         now = time.monotonic()
         if self._tasks or now - self._kernel_seen_at < KERNEL_S:
+            return False
+        if not self._placements.may_leave():
             return False
         self._kernel_seen_at = now
         assert self._record is not None
@@ -606,6 +663,7 @@ class Supervisor:
         assert self._record is not None
         record, at = self._record, time.time()
         self._warm.end()
+        self._placements.end()
         survivors = self._kill_all()
         for task in self._tasks.values():
             self._close(task)
@@ -624,10 +682,14 @@ class Supervisor:
 
     def _kill_all(self) -> set[str]:
         """End the processes of all tasks. Returns the task ids of survivors."""
-        survivors = {task.record.task_id for task in self._tasks.values()}
+        tasks = [
+            (task.record.task_id, task.leader)
+            for task in self._tasks.values()
+            if isinstance(task, Supervised)  # those at places go on
+        ]
+        survivors = {task_id for task_id, _leader in tasks}
 
         def kill() -> None:
-            tasks = [(task.record.task_id, task.leader) for task in self._tasks.values()]
             survivors.intersection_update(kill_tasks(tasks))
 
         self._guarded("ending all tasks", kill)
@@ -636,10 +698,6 @@ class Supervisor:
     def _heartbeat(self) -> None:
         if self._record is not None:
             self._store.supervisors.heartbeat(self._record.key)
-
-
-RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
-"""Unit of ``ru_maxrss`` in getrusage(2)."""
 
 
 def _whole(process: ProcessRecord) -> dict[str, str]:

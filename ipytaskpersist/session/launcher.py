@@ -19,6 +19,7 @@ from ipytaskpersist.base.records import (
     FRESH_ASKED,
     FRESH_SETTING,
     INPUTS,
+    PLACE,
     WHOLE_NOTEBOOK,
     Options,
     TaskRecord,
@@ -33,7 +34,13 @@ from ipytaskpersist.notify import targets
 from ipytaskpersist.runners import reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
-from ipytaskpersist.session import going_on, missing_names, provenance, whole_notebooks
+from ipytaskpersist.session import (
+    going_on,
+    missing_names,
+    places,
+    provenance,
+    whole_notebooks,
+)
 from ipytaskpersist.session.cell_runs import CellRuns
 from ipytaskpersist.session.demanding import within_machine
 from ipytaskpersist.session.finding import check_name, check_tags
@@ -59,6 +66,7 @@ from ipytaskpersist.session.requests import (
     directory_of,
     is_passable,
     refuse,
+    refuse_elsewhere,
     refuse_in_thread,
 )
 from ipytaskpersist.session.results import Results
@@ -172,11 +180,18 @@ class Launcher:
         )
 
     def _launch(self, source: str, request: Request) -> TaskRecord:
+        if request.on:
+            refuse_elsewhere(request)
         if request.notebook is not None:
             return self._launch_notebook(source, request, request.notebook)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command)
+        if request.on:
+            raise InvalidRequest(
+                f"a Python cell cannot run at '{legible(request.on)}' yet, only a shell command: "
+                "add --shell, or begin the cell with %%bash"
+            )
         if (request.where or self._settings.runner) == PROCESS:
             return self._launch_python(source, request)
         refuse(
@@ -276,25 +291,31 @@ class Launcher:
                 "the command has a character that no program can be given: a null character, or "
                 "half of a surrogate pair"
             )
+        place = places.named(self._settings.places, request.on)
         process = NewProcess(
             command=command.command,
             script=command.script,
             script_as=command.script_as,
             pty=command.pty or request.options.pty,
-            directory=directory_of(request.options),
+            directory=directory_of(request.options, is_here=place is None),
             grace_s=self._settings.cancel_grace_s,
             options=request.options,
+            place=place,
         )
         return self._launch_process(self._new(source, request, "shell", PROCESS), process)
 
     def _launch_process(
         self, new: NewTask, process: NewProcess, inputs: Prepared | None = None
     ) -> TaskRecord:
-        directory = storable(process.directory)
-        new = replace(new, provenance={**new.provenance, "directory": directory})
+        about = {"directory": storable(process.directory)}
+        if process.place is not None:
+            about[PLACE] = process.place["name"]
+        new = replace(new, provenance={**new.provenance, **about})
         with HeldBack():  # a recorded task must get its supervisor
             record = self._runners.processes.launch(new, process, inputs)
-            self._launched(record, process.directory)
+            # The state of a repository over there is not known here.
+            here = provenance.current_directory() if process.place else process.directory
+            self._launched(record, here)
         return record
 
     def _launch_notebook(self, source: str, request: Request, asked: WholeNotebook) -> TaskRecord:
@@ -488,7 +509,7 @@ class Launcher:
         before, inputs = store.processes.get(task.key), None
         if before is None:
             raise InvalidRequest(f"what task {task.label} ran is not known any more")
-        if not Path(before.directory).is_dir():
+        if before.place is None and not Path(before.directory).is_dir():
             raise InvalidRequest(
                 f"the directory of task {task.label}, {before.directory}, does not exist any more"
             )
@@ -500,6 +521,7 @@ class Launcher:
             script=before.script,
             script_as=before.script_as,
             pty=before.pty,
+            place=before.place,
         )
         is_notebook = task.is_whole_notebook
         if is_notebook:

@@ -84,6 +84,8 @@ class Request:
     earlier: Sequence[TaskRecord] = ()
     """The live tasks of earlier runs of the cell."""
     place: PlaceInQueue = field(default_factory=PlaceInQueue)
+    on: str = ""
+    """The name of the place where it runs; empty for here."""
     retries: Retries | None = None
     """When it is tried again; None for never."""
     schedule: Schedule | None = None
@@ -170,6 +172,17 @@ def refuse_in_thread(request: Request) -> None:
         raise InvalidRequest(f"{flag} {NEEDS_PROCESS}; a task in a thread ends with its kernel")
 
 
+def refuse_elsewhere(request: Request) -> None:
+    """Raise `InvalidRequest` for what a task at a place cannot have."""
+    if request.place.demanding:
+        raise InvalidRequest(
+            f"{request.place.demanding} is about this machine; what a task needs at "
+            f"'{legible(request.on)}' is said in the place's own settings: %bg_places shows them"
+        )
+    if request.notebook is not None:
+        raise InvalidRequest("a whole notebook runs on this machine; leave out --on")
+
+
 def check(options: Options) -> None:
     """Raise `InvalidRequest` for an option that no process can have."""
     timeout_s = options.timeout_s
@@ -194,8 +207,13 @@ def is_passable(text: object) -> bool:
         return False
 
 
-def directory_of(options: Options) -> str:
-    """Return the directory in which to run a task. Raise `InvalidRequest` if it does not exist."""
+def directory_of(options: Options, *, is_here: bool = True) -> str:
+    """Return the directory in which to run a task. Raise `InvalidRequest` if it does not exist.
+
+    Of a task at a place it is not known whether it does; the home directory there is usual.
+    """
+    if not is_here:
+        return options.cwd or "~"
     path = typed_path(options.cwd or ".")
     if not is_passable(str(path)) or not path.is_dir():
         shown = str(path) if str(path).isprintable() else ascii(str(path))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Bool, Enum, Float, Int, List, TraitError
+from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import (
     DeferredConfig,
@@ -152,6 +152,8 @@ def _allowed(trait: Any, is_toml: bool) -> str:
         return kind + ("" if trait.min in (None, -math.inf) else f" of at least {trait.min}") + none
     if isinstance(trait, NotifyTargets):
         return "a list of places, each 'desktop' or an address such as mailto://…"
+    if isinstance(trait, Places):
+        return "a dictionary of places by name, such as {'gpu1': {'kind': 'ssh', 'host': 'gpu1'}}"
     if isinstance(trait, Patterns):
         return "a list of texts, each a pattern of names such as '*_DSN'"
     return f"a text{none}"
@@ -181,6 +183,21 @@ class Patterns(List):  # type: ignore[type-arg]
         found = super().validate(obj, value) or []
         if not all(isinstance(each, str) and each.strip() for each in found):
             raise TraitError("not a list of patterns")
+        return found
+
+
+class Places(Dict):
+    """Other machines, by name, each with its kind and the settings of its kind."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Accept only complete places. Raise `InvalidSetting`, which says what is wrong."""
+        found = super().validate(obj, value) or {}
+        from ipytaskpersist.places.connecting import check
+
+        for name, spec in found.items():
+            if not isinstance(spec, dict):
+                raise TraitError("not a dictionary of places")
+            check({**spec, "name": name})
         return found
 
 

@@ -12,7 +12,13 @@ from traitlets import Bool, Enum, Float, Int, List, Unicode, observe
 from ipytaskpersist.base import redaction
 from ipytaskpersist.isolation.library_settings import LIBRARIES
 from ipytaskpersist.session.requests import ASK, IF_RUNNING
-from ipytaskpersist.session.settings import WAIT_AT_EXIT, Configured, NotifyTargets, Patterns
+from ipytaskpersist.session.settings import (
+    WAIT_AT_EXIT,
+    Configured,
+    NotifyTargets,
+    Patterns,
+    Places,
+)
 
 LOAD = "%load_ext ipytaskpersist"
 LATER_SESSIONS = f"in sessions that begin later; set it before {LOAD}"
@@ -75,6 +81,11 @@ class TaskSettings(Configured):
         "and does not change them. Any of: pandas, matplotlib, InlineBackend, numpy, "
         "numpy.random, random, decimal, scikit-learn, IPython, warnings, logging, sys, os.environ. "
         "Default: none.",
+    ).tag(config=True)
+    places = Places(
+        help="Other machines where tasks can run, by name: {'gpu1': {'kind': 'ssh', 'host': "
+        "'gpu1'}}. Kinds: ssh, dask and slurm. --on gpu1 runs a task there; %bg_places shows "
+        "whether they answer. Default: {}.",
     ).tag(config=True)
     shell_path = Unicode(
         "",

@@ -224,8 +224,18 @@ def _is_own(store: TaskStore, session: str, table: str, key: int) -> bool:
     return row is not None and row[0] == session
 
 
-def _append(store: TaskStore, session: str, rows: list[list[Any]]) -> None:
-    store.outputs.append([tuple(row) for row in rows if _is_own(store, session, "tasks", row[0])])
+def _append(
+    store: TaskStore,
+    session: str,
+    rows: list[list[Any]],
+    offsets: dict[str, int] | None = None,
+) -> None:
+    own = [tuple(row) for row in rows if _is_own(store, session, "tasks", row[0])]
+    come_to = {int(key): offset for key, offset in (offsets or {}).items()}
+    store.outputs.append(
+        own,
+        {key: at for key, at in come_to.items() if _is_own(store, session, "tasks", key)},
+    )
 
 
 def _start(store: TaskStore, session: str, key: int, at: float) -> None:

@@ -23,7 +23,7 @@ from ipytaskpersist.store.booking import (
     decide,
     is_anything_asked,
 )
-from ipytaskpersist.store.file.migrations import DEMANDING, IN_SLOT, READY
+from ipytaskpersist.store.file.migrations import DEMANDING, IN_SLOT, READY, SUBMITTED
 
 SILENT_S = 60.0
 """Time without a sign of life after which an owner's tasks no longer keep others waiting."""
@@ -152,8 +152,11 @@ def width_left(connection: Any, group: str) -> int | None:
 
 
 def _running(connection: Any, group: str) -> int:
-    query = f"""SELECT count(*) FROM tasks INDEXED BY tasks_slots
-        WHERE group_name = ? AND {IN_SLOT}"""
+    """Return how many tasks take part of a group's width: here, at places, or on the way there."""
+    query = f"""SELECT
+        (SELECT count(*) FROM tasks INDEXED BY tasks_slots WHERE group_name = ?1 AND {IN_SLOT})
+        + (SELECT count(*) FROM tasks INDEXED BY tasks_submitted
+            WHERE group_name = ?1 AND {SUBMITTED})"""
     return int(connection.execute(query, (group,)).fetchone()[0])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ from ipytaskpersist.base.records import (
 from ipytaskpersist.base.widget_marks import PREFIX
 from ipytaskpersist.store.compression import Unreadable, beginning, pack, unpack
 from ipytaskpersist.store.file.database import Database, storable
+from ipytaskpersist.store.file.migrations import output_bytes_of
 
 COLUMNS = "sequence, kind, at, compression, first_line, data, size_bytes, lines"
 COPIED = (
@@ -33,6 +34,8 @@ INSERT = f"""INSERT INTO outputs (task_key, {", ".join(COPIED)})
 
 A task that another process declared dead, and that prints, has not ended.
 """
+OUTPUT_BYTES = output_bytes_of("?1")
+COME_TO = "UPDATE processes SET spool_offset = ? WHERE task_key = ?"
 LOST = "[{:,} bytes that were stored here are damaged]"
 READ_AT_ONCE = 64
 LAST_SEQUENCE = 2**62
@@ -104,16 +107,21 @@ class Outputs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def append(self, rows: Sequence[tuple[Any, ...]]) -> None:
+    def append(
+        self, rows: Sequence[tuple[Any, ...]], offsets: Mapping[int, int] | None = None
+    ) -> None:
         """Add rows made by `NewOutput.as_row`, all or none.
 
-        Rows of tasks that have ended or were deleted are dropped.
+        `offsets` are those of the spools of tasks at places, by the task's row, with which these
+        rows end. Rows of tasks that have ended or were deleted are dropped.
         """
-        if len(rows) == 1 and self._insert_alone(rows[0]):
+        if len(rows) == 1 and not offsets and self._insert_alone(rows[0]):
             return
-        if rows:
+        if rows or offsets:
             with self._database.transaction() as connection:
                 connection.executemany(INSERT, [(*row, None) for row in rows])
+                for key, offset in (offsets or {}).items():
+                    connection.execute(COME_TO, (offset, key))
 
     def _insert_alone(self, row: tuple[Any, ...]) -> bool:
         """Add a row, unless another process has migrated the schema.
@@ -174,6 +182,11 @@ class Outputs:
             (task_key, kind.value, before),
         )
         return StreamSize(*(row or (0, 0)))
+
+    def kept_bytes(self, task_key: int) -> int:
+        """Return how much a task has printed and displayed, as far as that is kept."""
+        row = self._database.row(f"SELECT {OUTPUT_BYTES}", (task_key,))
+        return int(row[0])
 
     def last_sequence(self, task_key: int) -> int:
         """Return the sequence of the task's last output; 0 when there is none."""

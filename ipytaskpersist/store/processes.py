@@ -16,7 +16,7 @@ from ipytaskpersist.store.booking import Machine, gpu_ids_of, lend, note_lacks
 from ipytaskpersist.store.claiming import ready
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.occurrences import add_next_run
-from ipytaskpersist.store.queue import set_running, settle
+from ipytaskpersist.store.queue import set_running, settle, submit
 from ipytaskpersist.store.tasks import INTERRUPT
 from ipytaskpersist.store.tries import add_try, tries_again
 
@@ -46,6 +46,9 @@ PROCESS_FIELDS = {
     "checkpoint_place": "tasks.checkpoint_place",
     "retries": "tasks.retry",
     "schedule": "tasks.schedule",
+    "place": "processes.place",
+    "spool_offset": "spool_offset",
+    "far": "far",
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())
@@ -74,6 +77,7 @@ class NewProcess:
     script_as: str | None = None
     pty: bool = False
     interpreter: str | None = None
+    place: Mapping[str, Any] | None = None
 
     def insert(self, connection: Any, task_key: int) -> None:
         """Add it to a task, in the caller's transaction."""
@@ -89,6 +93,7 @@ class NewProcess:
             "grace_s": self.grace_s,
             "options": self.options.as_json(),
             "interpreter": self.interpreter,
+            "place": None if self.place is None else json.dumps(dict(self.place)),
         }
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
@@ -113,7 +118,8 @@ def path_kept(text: str) -> str:
     return str(json.loads(text)) if text.startswith('"') else text
 
 
-def _process(row: Any) -> ProcessRecord:
+def record_of(row: Any) -> ProcessRecord:
+    """Return the record of a row with the columns of `PROCESS`."""
     known = dict(zip(PROCESS_FIELDS, row, strict=True))
     known["directory"] = path_kept(known["directory"])
     known |= {name: json.loads(known[name]) for name in ("command", "environment")}
@@ -122,6 +128,8 @@ def _process(row: Any) -> ProcessRecord:
     known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
     known["retries"] = Retries.from_json(known["retries"])
     known["schedule"] = Schedule.from_json(known["schedule"])
+    known["place"] = None if known["place"] is None else json.loads(known["place"])
+    known["far"] = json.loads(known["far"] or "{}")
     return ProcessRecord(**known)
 
 
@@ -129,6 +137,12 @@ def _supervisor(row: Any) -> SupervisorRecord:
     known = dict(zip(SUPERVISOR_FIELDS, row, strict=True))
     times = {name: from_timestamp(known[name]) for name in SUPERVISOR_TIMES}
     return SupervisorRecord(**known | times)
+
+
+LET_GO = """UPDATE processes SET supervisor_key = NULL WHERE supervisor_key = ?
+    AND place IS NOT NULL AND (SELECT submitted_at IS NOT NULL
+        AND state IN ('pending', 'running') FROM tasks WHERE key = task_key)"""
+"""Leave a supervisor's live tasks at places to another supervisor."""
 
 
 class Processes:
@@ -140,7 +154,7 @@ class Processes:
     def get(self, task_key: int) -> ProcessRecord | None:
         """Return the process of a task; None for a task in a thread."""
         row = self._database.row(f"SELECT {PROCESS} {FROM} WHERE task_key = ?", (task_key,))
-        return None if row is None else self._database.record(_process, row)
+        return None if row is None else self._database.record(record_of, row)
 
     def claim(
         self,
@@ -168,20 +182,23 @@ class Processes:
                 f"SELECT {PROCESS} {FROM} WHERE task_key IN ({marks})", keys
             ).fetchall()
             # Here, because unreadable tasks must not be recorded as running.
-            claimed = [self._database.record(_process, row) for row in rows]
+            claimed = [self._database.record(record_of, row) for row in rows]
             claimed.sort(key=lambda process: keys.index(process.task_key))
             # A claim is a sign of life: there may have been none for a long time before.
             connection.execute(
                 "UPDATE supervisors SET heartbeat_at = ? WHERE key = ?", (at, supervisor_key)
             )
-            for key in keys:
-                set_running(connection, key, at)
+            for process in claimed:
+                key = process.task_key
+                if process.place is None:
+                    set_running(connection, key, at)
+                else:
+                    submit(connection, key, at)
                 connection.execute(
-                    """UPDATE processes SET supervisor_key = ?1, environment = iif(
-                        (SELECT coalesce(retry, schedule) FROM tasks WHERE key = ?2) IS NULL,
-                        '{}', environment)
-                    WHERE task_key = ?2""",
-                    (supervisor_key, key),
+                    """UPDATE processes SET supervisor_key = ?,
+                        environment = iif(?, environment, '{}')
+                    WHERE task_key = ?""",
+                    (supervisor_key, process.is_whole, key),
                 )
                 add_next_run(connection, key, at)
         return claimed
@@ -234,13 +251,14 @@ class Processes:
         return None if row is None else int(row[0])
 
     def live_of(self, supervisor_key: int) -> list[ProcessRecord]:
-        """Return the processes of a supervisor's live tasks."""
+        """Return the processes of a supervisor's live tasks on this machine."""
         rows = self._database.rows(
             f"""SELECT {PROCESS} {FROM}
-            WHERE supervisor_key = ? AND state IN ('pending', 'running') ORDER BY task_key""",
+            WHERE supervisor_key = ? AND state IN ('pending', 'running')
+            AND processes.place IS NULL ORDER BY task_key""",
             (supervisor_key,),
         )
-        return [self._database.record(_process, row) for row in rows]
+        return [self._database.record(record_of, row) for row in rows]
 
     def has_live(self, supervisor_key: int) -> bool:
         """Return whether a supervisor has a live task."""
@@ -262,11 +280,14 @@ class Processes:
     ) -> int:
         """Interrupt every live task of a supervisor, except those with these ids.
 
+        Those at places go on there: they are left to another supervisor.
+
         `declared_dead` is `TaskRecord`'s. A task that is only presumed dead may still run, so it is
         not tried again. Returns how many there were.
         """
         left = json.dumps([*except_tasks])
         with self._database.transaction() as connection:
+            connection.execute(LET_GO, (supervisor_key,))
             again = {}
             if declared_dead != "presumed":
                 again = self._try_again(connection, supervisor_key, reason, left)
@@ -363,11 +384,17 @@ class Supervisors:
         return [self._database.record(_supervisor, row) for row in rows]
 
     def orphaned_sessions(self) -> Sequence[str]:
-        """Return the sessions with pending process tasks and without a supervisor."""
+        """Return the sessions without a supervisor that have tasks for one.
+
+        Those are pending process tasks, and live ones at places.
+        """
         rows = self._database.rows(
-            """SELECT DISTINCT session_id FROM tasks
-            WHERE state = 'pending' AND runner = 'process' AND session_id NOT IN
-            (SELECT session_id FROM supervisors WHERE ended_at IS NULL)"""
+            """SELECT session_id FROM tasks WHERE state = 'pending' AND runner = 'process'
+                AND session_id NOT IN
+                    (SELECT session_id FROM supervisors WHERE ended_at IS NULL)
+            UNION SELECT session_id FROM tasks WHERE state = 'running' AND submitted_at IS NOT NULL
+                AND session_id NOT IN
+                    (SELECT session_id FROM supervisors WHERE ended_at IS NULL)"""
         )
         return [session_id for (session_id,) in rows]
 

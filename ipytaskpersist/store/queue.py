@@ -378,3 +378,13 @@ def set_running(connection: Any, key: int, at: float) -> None:
     connection.execute(
         "UPDATE tasks SET state = 'running', started_at = ? WHERE key = ?", (at, key)
     )
+
+
+def submit(connection: Any, key: int, at: float) -> None:
+    """Note that a claimed task is handed to its place, in the transaction that claims it.
+
+    It waits until it begins there, and takes part of its group's width meanwhile.
+    """
+    connection.execute(
+        "UPDATE tasks SET submitted_at = ?, waits_for = waits_for + 1 WHERE key = ?", (at, key)
+    )

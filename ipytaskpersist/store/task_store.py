@@ -22,6 +22,7 @@ from ipytaskpersist.base.private_files import make_durable, make_private, new_pr
 from ipytaskpersist.errors import StoreDamaged, StoreError, StoreFull, StoreNewer
 from ipytaskpersist.store import problems
 from ipytaskpersist.store.cells import Cells
+from ipytaskpersist.store.elsewhere import Elsewhere
 from ipytaskpersist.store.file import schema
 from ipytaskpersist.store.file.database import SQLITE_VERSION, Database
 from ipytaskpersist.store.file.file_systems import against_wal, journal_mode_for
@@ -72,6 +73,7 @@ class TaskStore:
         self.cells = Cells(self.database)
         self.queue = Queue(self.database)
         self.processes = Processes(self.database)
+        self.elsewhere = Elsewhere(self.database)
         self.supervisors = Supervisors(self.database)
         self.outputs = Outputs(self.database)
         self.results = Results(self.database)

@@ -86,13 +86,14 @@ FIELDS = {
     "schedule": "tasks.schedule",
     "try_of": "tasks.try_of",
     "try_number": "tasks.try_number",
+    "unreachable_since": "tasks.unreachable_since",
     "first_try": "(SELECT first.number FROM tasks AS first WHERE first.key = tasks.try_of)",
 }
 """Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
 COLUMNS = ", ".join(FIELDS.values())
 TIMES = (
     *("created_at", "started_at", "ended_at", "cancel_requested_at", "cleared_at"),
-    *("paused_at", "checkpoint_at"),
+    *("paused_at", "checkpoint_at", "unreachable_since"),
 )
 ADD_TAG = "INSERT OR IGNORE INTO tags (task_key, tag) VALUES (?, ?)"
 RUN_AGAIN = "json_extract(tasks.provenance, '$.rerun_as')"
@@ -436,7 +437,8 @@ class Tasks:
         """Return whether the environment that was kept for a task is still needed."""
         row = self._database.row(
             """SELECT 1 FROM tasks WHERE state IN ('pending', 'running')
-            AND ((id = ?1 AND (state = 'pending' OR coalesce(retry, schedule) IS NOT NULL))
+            AND ((id = ?1 AND (state = 'pending' OR coalesce(retry, schedule) IS NOT NULL
+                OR submitted_at IS NOT NULL))
                 OR json_extract(retry, '$.environment_of') = ?1
                 OR json_extract(schedule, '$.first_task') = ?1) LIMIT 1""",
             (task_id,),
@@ -516,7 +518,7 @@ class Tasks:
         """
         cursor = self._database.write(
             f"""{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'
-            AND retry IS NULL AND schedule IS NULL""",
+            AND retry IS NULL AND schedule IS NULL AND submitted_at IS NULL""",
             (reason, "proven", at, session_id),
         )
         return int(cursor.rowcount)

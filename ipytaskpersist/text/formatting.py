@@ -136,7 +136,7 @@ def ending(task: TaskRecord) -> str:
     if not task.state.is_final and task.cancel_requested_at is not None:
         return "cancellation requested"
     if task.state is TaskState.RUNNING:
-        return paused(task) or which_try(task)
+        return held_up(task) or which_try(task)
     return task.reason or ", ".join(filter(None, (which_try(task), waits_for(task))))
 
 
@@ -148,8 +148,14 @@ def which_try(task: TaskRecord) -> str:
     return f"try {task.try_number} of {task.retries.count + 1}{first}"
 
 
-def paused(task: TaskRecord) -> str:
-    """Return ``paused since 14:02:26 UTC``, or that it is to be continued; empty if it runs."""
+def held_up(task: TaskRecord) -> str:
+    """Return ``paused since 14:02:26 UTC``, or since when its place is unreachable; or nothing."""
+    if task.unreachable_since is not None and not task.state.is_final:
+        return f"unreachable since {utc_clock(task.unreachable_since)}"
+    return _paused(task)
+
+
+def _paused(task: TaskRecord) -> str:
     if task.paused_at is None:
         return "is to be paused" if task.pause_requested else ""
     since = f"paused since {utc_clock(task.paused_at)}"
@@ -226,7 +232,8 @@ def place(task: TaskRecord) -> str:
     """Return where the task runs, in words."""
     if task.is_whole_notebook:
         return "whole notebook"
-    return "shell command" if task.kind == "shell" else f"Python {task.runner}"
+    kind = "shell command" if task.kind == "shell" else f"Python {task.runner}"
+    return f"{kind} on {legible(task.place)}" if task.place else kind
 
 
 def launched_text(task: TaskRecord) -> str:

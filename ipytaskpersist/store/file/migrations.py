@@ -743,6 +743,37 @@ M011_COLUMNS = (
 )
 
 
+@step
+def m012_places(db: Database) -> None:
+    """Where a task's process runs, if not on this machine.
+
+    Not additive: an earlier version would start such a task here.
+    """
+    for statement in M012_COLUMNS:
+        db.conn.execute(statement)
+
+
+SUBMITTED = "submitted_at IS NOT NULL AND state = 'pending'"
+"""SQL for a task that has been handed to its place and has not begun there."""
+ELSEWHERE = "place IS NOT NULL AND supervisor_key IS NULL"
+"""SQL for a process at a place that no supervisor has, or not any more."""
+M012_COLUMNS = (
+    # Its place as it was set at the launch, as JSON; NULL for here.
+    "ALTER TABLE processes ADD COLUMN place TEXT",
+    # How much of its spool there is recorded here, in bytes.
+    "ALTER TABLE processes ADD COLUMN spool_offset INTEGER NOT NULL DEFAULT 0",
+    # What is known of its process there, as JSON: host, worker, job.
+    "ALTER TABLE processes ADD COLUMN far TEXT",
+    f"CREATE INDEX processes_elsewhere ON processes (task_key) WHERE {ELSEWHERE}",
+    "ALTER TABLE tasks ADD COLUMN submitted_at REAL",
+    # Since when its place does not answer; NULL while it does.
+    "ALTER TABLE tasks ADD COLUMN unreachable_since REAL",
+    f"CREATE INDEX tasks_submitted ON tasks (group_name) WHERE {SUBMITTED}",
+    """CREATE INDEX tasks_elsewhere ON tasks (session_id)
+        WHERE state = 'running' AND submitted_at IS NOT NULL""",
+)
+
+
 @contextmanager
 def without_triggers(connection: Any) -> Iterator[None]:
     """Take the triggers away for as long as finished rows are copied in, in one transaction.

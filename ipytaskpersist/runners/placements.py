@@ -1,0 +1,296 @@
+"""The tasks of a supervisor that run at places: handed over, followed, told things, forgotten.
+
+For each place there is one link. One request at a time asks for what all of its tasks have sent;
+the answer comes as soon as one of them has sent something.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.output.recording import WAITING_CHARACTERS
+from ipytaskpersist.places.messages import SpoolDamaged
+from ipytaskpersist.runners.link import Json, Link
+from ipytaskpersist.runners.placed import NOT_STARTED, Placed
+
+WAIT_S = 0.1
+"""How long the far end waits for news before it answers."""
+AT_MOST_BYTES = 4 * 1024 * 1024
+AGAIN_S = 1.0
+"""Time before a place is asked again that did not answer, or has no room."""
+FORGET_S = 10.0
+"""For how long a supervisor that has nothing left to do tries to remove what is left over there."""
+
+
+class Writer(Protocol):
+    """What is used of the recorder."""
+
+    backlog: Any
+
+    def post(self, change: Callable[[Any], object]) -> None:
+        """Change a state after everything that was printed."""
+
+
+class _Place:
+    """One place with its tasks."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.tasks: dict[int, Placed] = {}
+        self.is_reading = False
+        self.unreachable_since: float | None = None
+        """Since when it does not answer, in seconds since the epoch."""
+        self.again_at = 0.0
+
+
+class Placements:
+    """All places of one supervisor."""
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        selector: selectors.BaseSelector,
+        recorder: Writer,
+        on_end: Callable[[Placed], None],
+    ) -> None:
+        """`on_end` is called with a task that has ended, after all that it has sent."""
+        self._directory = directory
+        self._selector = selector
+        self._recorder = recorder
+        self._on_end = on_end
+        self._places: dict[str, _Place] = {}
+        self._leaving_at: float | None = None
+
+    def add(self, task: Placed, environment: Mapping[str, str | None]) -> None:
+        """Hand a task to its place, or follow one that it may have already."""
+        place = self._place_of(task)
+        place.tasks[task.record.task_key] = task
+        if task.may_run and task.record.far:
+            task.is_there = task.has_begun = True
+        else:
+            self._start(place, task, environment)
+
+    def _place_of(self, task: Placed) -> _Place:
+        known = json.dumps(task.record.place, sort_keys=True)
+        if known not in self._places:
+            assert task.record.place is not None
+            link = Link(task.record.place, self._directory, self._selector)
+            self._places[known] = _Place(link)
+        return self._places[known]
+
+    @property
+    def pids(self) -> list[int]:
+        """The pids of the programs that carry the messages."""
+        return [pid for each in self._places.values() if (pid := each.link.pid) is not None]
+
+    @property
+    def next_at(self) -> float:
+        """When something is due, by the monotonic clock."""
+        times = [place.again_at for place in self._places.values() if place.tasks]
+        return min(times, default=float("inf"))
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether a place has tasks whose end is not recorded, or that are not forgotten there."""
+        return any(place.tasks for place in self._places.values())
+
+    # What is due.
+
+    def turn(self, now: float) -> None:
+        """Ask the places for what is due."""
+        for place in self._places.values():
+            if place.tasks and now >= place.again_at:
+                place.again_at = now + AGAIN_S
+                self._tell(place)
+                self._forget(place)
+                self._read(place)
+
+    def soon(self, task: Placed) -> None:
+        """Tell a task's place what it is to be told without delay."""
+        self._place_of(task).again_at = 0.0
+
+    def _start(self, place: _Place, task: Placed, environment: Mapping[str, str | None]) -> None:
+        """Ask a place to start a task. It does so once, however often it is asked."""
+        task.is_asked, record = True, task.record
+        task.may_run = True
+        brief = {
+            "task_id": record.task_id,
+            "command": list(record.command),
+            "script": record.script,
+            "script_as": record.script_as,
+            "pty": record.pty,
+            "directory": record.directory,
+            "environment": dict(environment),
+            "timeout_s": record.timeout_s,
+            "memory_bytes": record.memory_bytes,
+            "grace_s": record.grace_s,
+            "channel": False,
+        }
+        request = {"verb": "start", "folder": task.folder, "brief": brief, "detach": True}
+        again = partial(self._start, place, task, environment)
+        place.link.ask(request, partial(self._has_started, place, task, again))
+
+    def _has_started(
+        self, place: _Place, task: Placed, again: Callable[[], None], answer: Json, _data: bytes
+    ) -> None:
+        task.is_asked = False
+        if self._is_unreachable(place, answer):
+            task.again = again
+        elif answer.get("pending"):
+            task.again = again
+            self._waits(task, str(answer.get("why") or ""))
+        elif "error" in answer:
+            self._fail(place, task, TaskState.FAILED, f"{NOT_STARTED}{answer['error']}")
+        else:
+            task.is_there = True
+            task.far = {**task.far, **_facts(answer)}
+            if "job" not in answer:
+                self._begin(task)
+            place.again_at = 0.0
+
+    def _tell(self, place: _Place) -> None:
+        for task in [*place.tasks.values()]:
+            if task.again is not None and not task.is_asked:
+                again, task.again = task.again, None
+                again()
+            elif task.is_there and task.signals:
+                for what in task.signals:
+                    request = {"verb": "signal", "folder": task.folder, "what": what}
+                    place.link.ask(request, partial(self._was_told, place, task, what))
+                task.signals = []
+
+    def _was_told(self, place: _Place, task: Placed, what: str, answer: Json, _data: bytes) -> None:
+        if self._is_unreachable(place, answer):
+            task.signals.append(what)
+
+    # What they have sent.
+
+    def _read(self, place: _Place) -> None:
+        there = [each for each in place.tasks.values() if each.is_there and not each.is_over]
+        has_room = self._recorder.backlog.characters < WAITING_CHARACTERS
+        if place.is_reading or not there:
+            return
+        if not has_room:
+            place.again_at = time.monotonic() + WAIT_S
+            return
+        place.is_reading = True
+        request = {
+            "verb": "read",
+            "tasks": [[task.folder, task.offset] for task in there],
+            "at_most": AT_MOST_BYTES,
+            "wait_s": WAIT_S,
+        }
+        place.link.ask(request, partial(self._has_read, place, there))
+
+    def _has_read(self, place: _Place, tasks: list[Placed], answer: Json, data: bytes) -> None:
+        place.is_reading = False
+        if self._is_unreachable(place, answer):
+            return
+        if "error" in answer:
+            self._warn(place, str(answer["error"]))
+            return
+        position = 0
+        for task, (count, look) in zip(tasks, answer.get("tasks", ()), strict=False):
+            piece = data[position : position + count]
+            position += count
+            if not task.is_over:
+                self._take(place, task, piece, look or {})
+        place.again_at = 0.0
+
+    def _take(self, place: _Place, task: Placed, piece: bytes, look: Json) -> None:
+        state = look.get("state")
+        task.far = {**task.far, **_facts(look)}
+        if state in ("running", "ended") and not task.has_begun:
+            self._begin(task)
+        elif state == "pending":
+            self._waits(task, str(look.get("why") or ""))
+        try:
+            if piece:
+                task.take(piece)
+        except SpoolDamaged as error:
+            self._fail(place, task, TaskState.FAILED, f"{error}; what came before is kept")
+            return
+        if task.is_over:
+            self._on_end(task)
+        elif state in ("lost", "absent") and not piece:
+            why = str(look.get("why") or "its keeper is gone")
+            self._fail(place, task, TaskState.INTERRUPTED, f"lost at {task.name}: {why}")
+
+    def _begin(self, task: Placed) -> None:
+        task.has_begun = True
+        key, far, at = task.record.task_key, dict(task.far), time.time()
+        self._recorder.post(lambda store: store.elsewhere.began(key, far, at))
+
+    def _waits(self, task: Placed, why: str) -> None:
+        key, words = task.record.task_key, f"waits for {task.name}: {why}" if why else None
+        self._recorder.post(lambda store: store.elsewhere.waits(key, words))
+
+    def _fail(self, place: _Place, task: Placed, state: TaskState, reason: str) -> None:
+        task.fail(state, reason)
+        self._on_end(task)
+
+    # Whether they answer.
+
+    def _is_unreachable(self, place: _Place, answer: Json) -> bool:
+        """Note whether a place answers. Returns whether it does not."""
+        is_lost = bool(answer.get("unreachable"))
+        if is_lost:
+            place.again_at = time.monotonic() + AGAIN_S
+        if is_lost and place.unreachable_since is None:
+            place.unreachable_since = time.time()
+            self._say_reach(place.tasks.values(), place.unreachable_since, str(answer["error"]))
+        elif not is_lost and place.unreachable_since is not None:
+            place.unreachable_since = None
+            self._say_reach(place.tasks.values(), None, "")
+        return is_lost
+
+    def _say_reach(self, tasks: Iterable[Placed], since: float | None, why: str) -> None:
+        keys = [task.record.task_key for task in tasks]
+        self._recorder.post(lambda store: store.elsewhere.unreachable(keys, since))
+        for task in tasks:
+            if not task.has_begun:
+                self._waits(task, why)
+
+    def _warn(self, place: _Place, words: str) -> None:
+        for task in place.tasks.values():
+            self._waits(task, words)
+
+    # What is left there.
+
+    def _forget(self, place: _Place) -> None:
+        """Remove what ended tasks have left over there, once all of it is recorded here."""
+        done = [task for task in place.tasks.values() if task.is_committed]
+        folders = [task.folder for task in done if task.is_there]
+        for task in done:
+            del place.tasks[task.record.task_key]
+        if folders:
+            request = {"verb": "forget", "folders": folders}
+            place.link.ask(request, lambda _answer, _data: None)
+
+    def may_leave(self) -> bool:
+        """Return whether nothing is to be done at places, or it was tried long enough."""
+        if not self.has_tasks:
+            return True
+        now = time.monotonic()
+        self._leaving_at = self._leaving_at or now + FORGET_S
+        return now >= self._leaving_at
+
+    def end(self) -> None:
+        """End the programs that carry the messages. The tasks go on."""
+        for place in self._places.values():
+            place.link.end()
+
+
+FACTS = ("host", "pid", "worker", "job", "node", "started_at")
+
+
+def _facts(answer: Json) -> Json:
+    """Return what an answer says of where a task runs."""
+    return {name: answer[name] for name in FACTS if isinstance(answer.get(name), str | int | float)}
