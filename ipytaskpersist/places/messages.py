@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipytaskpersist.places import agent
+from ipytaskpersist.places.far.files import LARGEST_JSON
+from ipytaskpersist.places.far.spool import CRC, FRAME, LARGEST_FRAME
 
 Json = dict[str, Any]
-LARGEST_FRAME = agent.LARGEST_FRAME
-"""A frame says first how large it is. It must not make this process wait for more than this."""
 MANY = 1e18
 """No number from there is as large. It also leaves out infinity and what is no number."""
-_OVERHEAD = agent.FRAME.size + agent.CRC.size
+_OVERHEAD = FRAME.size + CRC.size
 
 
 class MessageDamaged(Exception):
@@ -88,7 +88,7 @@ class MessageReader:
         if len(self._received) < agent.MESSAGE.size:
             return None
         text, data = agent.MESSAGE.unpack_from(self._received)
-        if text > agent.LARGEST_JSON or data > agent.LARGEST_DATA:
+        if text > LARGEST_JSON or data > agent.LARGEST_DATA:
             raise MessageDamaged(f"a message of {text + data} bytes was announced")
         return text, data
 
@@ -147,9 +147,9 @@ class SpoolReader:
             del self._received[:position]
 
     def _size_at(self, position: int) -> int | None:
-        if len(self._received) - position < agent.FRAME.size:
+        if len(self._received) - position < FRAME.size:
             return None
-        _kind, size = agent.FRAME.unpack_from(self._received, position)
+        _kind, size = FRAME.unpack_from(self._received, position)
         if size > LARGEST_FRAME:
             raise SpoolDamaged(self.offset, f"a frame of {size} bytes is announced")
         return int(size) + _OVERHEAD
@@ -157,11 +157,11 @@ class SpoolReader:
     def _frame_at(self, position: int, size: int) -> Frame:
         whole = memoryview(self._received)[position : position + size]
         try:
-            content = whole[: -agent.CRC.size]
-            (crc,) = agent.CRC.unpack(whole[-agent.CRC.size :])
+            content = whole[: -CRC.size]
+            (crc,) = CRC.unpack(whole[-CRC.size :])
             if zlib.crc32(content) != crc:
                 raise SpoolDamaged(self.offset, "its checksum is wrong")
-            kind, data = bytes(content[:1]), bytes(content[agent.FRAME.size :])
+            kind, data = bytes(content[:1]), bytes(content[FRAME.size :])
             return Frame(kind, data, self.offset + size)
         finally:
             content.release()

@@ -1,4 +1,4 @@
-"""An agent in a process of its own, as it runs on another machine, and what a supervisor asks it."""
+"""An agent in a process of its own, as on another machine, and what a supervisor asks it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from typing import Any
 import psutil
 from kernels import PATIENCE
 
-from ipytaskpersist.places import agent
+from ipytaskpersist.places.far.files import read_json
+from ipytaskpersist.places.far.processes import end_left, is_there, of_task
+from ipytaskpersist.places.far.spool import CRC, END, FRAME
 from ipytaskpersist.places.messages import (
     FarEnd,
     Frame,
@@ -110,10 +112,10 @@ class FarEnds:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
         for path in self.home.rglob("claim"):
-            claim = agent.read_json(path) or {}
-            if agent.is_there(claim.get("pid", 0), claim.get("start", "")):
+            claim = read_json(path) or {}
+            if is_there(claim.get("pid", 0), claim.get("start", "")):
                 os.kill(claim["pid"], signal.SIGKILL)
-            agent.end_left(claim.get("task_id", "?"))
+            end_left(claim.get("task_id", "?"))
 
 
 @dataclass
@@ -169,7 +171,7 @@ class FarTask:
 
     def end(self) -> FarEnd:
         """Read until its end, and return that."""
-        kind = agent.END
+        kind = END
         self._pull_until(lambda: [each.kind for each in self.frames[-1:]] == [kind], "its end")
         return as_end(self.frames[-1].data)
 
@@ -182,17 +184,17 @@ class FarTask:
     @property
     def keeper(self) -> int:
         """The pid of its keeper."""
-        return int((agent.read_json(self.folder / "claim") or {})["pid"])
+        return int((read_json(self.folder / "claim") or {})["pid"])
 
     def processes(self) -> list[int]:
         """The pids of its processes."""
-        return [each.pid for each in agent.of_task(self.folder.name, None)]
+        return [each.pid for each in of_task(self.folder.name, None)]
 
 
 def frame(kind: bytes, data: bytes) -> bytes:
     """Return a frame as a keeper writes it."""
-    whole = agent.FRAME.pack(kind, len(data)) + data
-    return whole + agent.CRC.pack(zlib.crc32(whole))
+    whole = FRAME.pack(kind, len(data)) + data
+    return whole + CRC.pack(zlib.crc32(whole))
 
 
 def is_running(pid: int) -> bool:
