@@ -54,10 +54,9 @@ def pack(content: Json, data: bytes = b"") -> bytes:
 class MessageReader:
     """Takes messages out of what an agent writes to its standard output."""
 
-    def __init__(self, *, is_greeted: bool = False) -> None:
-        """`is_greeted` is for a program of ours, before whose messages nothing else comes."""
+    def __init__(self) -> None:
         self._received = bytearray()
-        self._is_greeted = is_greeted
+        self._is_greeted = False
 
     def feed(self, data: bytes) -> Iterator[tuple[Json, bytes]]:
         """Take in what was read. Yields each message that is now complete.

@@ -44,7 +44,7 @@ class Link:
         self._directory = directory
         self._selector = selector
         self._process: subprocess.Popen[bytes] | None = None
-        self._messages = MessageReader(is_greeted=True)
+        self._messages = MessageReader()
         self._unsent = bytearray()
         self._awaiting: deque[Take] = deque()
         self._started_at = -AGAIN_S
@@ -77,7 +77,7 @@ class Link:
         except (BackgroundError, OSError) as error:
             self._ended = str(error)
             return False
-        self._messages = MessageReader(is_greeted=True)
+        self._messages = MessageReader()
         for stream in self._streams:
             os.set_blocking(stream.fileno(), False)
         self._selector.register(self._streams[1], selectors.EVENT_READ, self)

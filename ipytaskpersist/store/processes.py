@@ -46,7 +46,7 @@ PROCESS_FIELDS = {
     "checkpoint_place": "tasks.checkpoint_place",
     "retries": "tasks.retry",
     "schedule": "tasks.schedule",
-    "place": "processes.place",
+    "place": "runs_at",
     "spool_offset": "spool_offset",
     "far": "far",
 }
@@ -93,7 +93,7 @@ class NewProcess:
             "grace_s": self.grace_s,
             "options": self.options.as_json(),
             "interpreter": self.interpreter,
-            "place": None if self.place is None else json.dumps(dict(self.place)),
+            "runs_at": None if self.place is None else json.dumps(dict(self.place)),
         }
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
@@ -140,7 +140,7 @@ def _supervisor(row: Any) -> SupervisorRecord:
 
 
 LET_GO = """UPDATE processes SET supervisor_key = NULL WHERE supervisor_key = ?
-    AND place IS NOT NULL AND (SELECT submitted_at IS NOT NULL
+    AND runs_at IS NOT NULL AND (SELECT submitted_at IS NOT NULL
         AND state IN ('pending', 'running') FROM tasks WHERE key = task_key)"""
 """Leave a supervisor's live tasks at places to another supervisor."""
 
@@ -255,7 +255,7 @@ class Processes:
         rows = self._database.rows(
             f"""SELECT {PROCESS} {FROM}
             WHERE supervisor_key = ? AND state IN ('pending', 'running')
-            AND processes.place IS NULL ORDER BY task_key""",
+            AND runs_at IS NULL ORDER BY task_key""",
             (supervisor_key,),
         )
         return [self._database.record(record_of, row) for row in rows]

@@ -755,11 +755,11 @@ def m012_places(db: Database) -> None:
 
 SUBMITTED = "submitted_at IS NOT NULL AND state = 'pending'"
 """SQL for a task that has been handed to its place and has not begun there."""
-ELSEWHERE = "place IS NOT NULL AND supervisor_key IS NULL"
+ELSEWHERE = "runs_at IS NOT NULL AND supervisor_key IS NULL"
 """SQL for a process at a place that no supervisor has, or not any more."""
 M012_COLUMNS = (
     # Its place as it was set at the launch, as JSON; NULL for here.
-    "ALTER TABLE processes ADD COLUMN place TEXT",
+    "ALTER TABLE processes ADD COLUMN runs_at TEXT",
     # How much of its spool there is recorded here, in bytes.
     "ALTER TABLE processes ADD COLUMN spool_offset INTEGER NOT NULL DEFAULT 0",
     # What is known of its process there, as JSON: host, worker, job.
