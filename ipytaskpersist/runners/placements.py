@@ -118,8 +118,8 @@ class Placements:
 
     def _start(self, place: _Place, task: Placed, environment: Mapping[str, str | None]) -> None:
         """Ask a place to start a task. It does so once, however often it is asked."""
-        task.is_asked, record = True, task.record
-        task.may_run = True
+        record, may_run_before = task.record, task.may_run
+        task.is_asked = task.may_run = True
         brief = {
             "task_id": record.task_id,
             "command": list(record.command),
@@ -135,13 +135,22 @@ class Placements:
         }
         request = {"verb": "start", "folder": task.folder, "brief": brief, "detach": True}
         again = partial(self._start, place, task, environment)
-        place.link.ask(request, partial(self._has_started, place, task, again))
+
+        def take(answer: Json, _data: bytes) -> None:
+            task.is_asked = False
+            if answer.get("pending") or answer.get("unsent"):
+                task.may_run = may_run_before
+            self._has_started(place, task, again, answer)
+
+        place.link.ask(request, take)
 
     def _has_started(
-        self, place: _Place, task: Placed, again: Callable[[], None], answer: Json, _data: bytes
+        self, place: _Place, task: Placed, again: Callable[[], None], answer: Json
     ) -> None:
-        task.is_asked = False
-        if self._is_unreachable(place, answer):
+        is_unreachable = self._is_unreachable(place, answer)
+        if task.ending is not None and not task.may_run:
+            self._fail(place, task, task.ending.end_state, task.ending.reason)
+        elif is_unreachable:
             task.again = again
         elif answer.get("pending"):
             task.again = again
@@ -159,7 +168,10 @@ class Placements:
         for task in [*place.tasks.values()]:
             if task.again is not None and not task.is_asked:
                 again, task.again = task.again, None
-                again()
+                if task.ending is None:
+                    again()
+                else:
+                    self._look_for(place, task, again)
             elif task.is_there and task.signals:
                 for what in task.signals:
                     request = {"verb": "signal", "folder": task.folder, "what": what}

@@ -1,0 +1,270 @@
+"""Tasks of real kernels that run at a place: an ssh server on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from engines import SshServer
+from kernels import NotebookKernel, until
+
+from ipytaskpersist.base.process_identity import ProcessIdentity
+from ipytaskpersist.base.records import ProcessRecord, TaskRecord, TaskState
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
+
+MakeKernel = Callable[..., NotebookKernel]
+COUNTER = """\
+%%background --shell --on far counter
+number=0
+while [ ! -e {stop} ]; do echo line $number; number=$((number + 1)); sleep 0.01; done
+echo done
+"""
+
+
+class Far:
+    """A place, the notebook that uses it, and the store with what came of that."""
+
+    def __init__(self, server: SshServer, folder: Path, notebook: Path, store: TaskStore) -> None:
+        self.server, self.folder, self.notebook, self.store = server, folder, notebook, store
+        spec = {key: value for key, value in server.spec.items() if key != "name"}
+        self.spec = {**spec, "folder": str(folder / "tasks there")}
+        self.stop = folder / "stop"
+
+    def use(self, kernel: NotebookKernel) -> NotebookKernel:
+        kernel.run(f"%config BackgroundTasks.places = {{'far': {self.spec!r}}}")
+        return kernel
+
+    def task(self, number: int = 1) -> TaskRecord:
+        (task,) = [each for each in self.store.tasks.select(Selection()) if each.number == number]
+        return task
+
+    def process(self, number: int = 1) -> ProcessRecord:
+        process = self.store.processes.get(self.task(number).key)
+        assert process is not None
+        return process
+
+    def text(self, number: int = 1) -> str:
+        outputs = self.store.outputs.of(self.task(number).key)
+        return b"".join(output.data for output in outputs).decode()
+
+    def counts(self, more_than: int = 5) -> bool:
+        before = self.text().count("\n")
+        return bool(until(lambda: self.text().count("\n") > before + more_than, message="lines"))
+
+    def ended(self, number: int = 1) -> TaskRecord:
+        until(lambda: self.task(number).state.is_final, message=f"the end of task {number}")
+        return self.task(number)
+
+    def left(self) -> list[Path]:
+        return [*Path(self.spec["folder"]).glob("*")]
+
+    def is_whole(self) -> bool:
+        *counted, last = self.text().splitlines()
+        return counted == [f"line {number}" for number in range(len(counted))] and last == "done"
+
+    def kill_supervisor(self) -> None:
+        (supervisor,) = self.store.supervisors.unfinished()
+        psutil.Process(supervisor.pid).kill()
+        until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="its death")
+
+
+@pytest.fixture
+def far(tmp_path: Path, store: TaskStore) -> Iterator[Far]:
+    with closing(SshServer(tmp_path / "ssh")) as server:
+        found = Far(server, tmp_path, tmp_path / "far.ipynb", store)
+        yield found
+        found.stop.touch()
+
+
+@pytest.fixture
+def kernel(far: Far, make_kernel: MakeKernel) -> NotebookKernel:
+    return far.use(make_kernel(notebook=far.notebook))
+
+
+def test_a_command_prints_fails_and_leaves_nothing_there(far: Far, kernel: NotebookKernel) -> None:
+    kernel.run(
+        "%%background --shell --on far --env NAME=Ünï --cwd / build\n"
+        'echo "here is $NAME in $PWD"; echo wrong >&2; exit 3'
+    )
+    task = far.ended()
+    assert (task.state, task.exit_code, task.reason) == (TaskState.FAILED, 3, "exit status 3")
+    assert sorted(far.text().splitlines()) == ["here is Ünï in /", "wrong"]
+    shown = kernel.run("%bg_show build").text
+    assert "shell command on far" in shown
+    (listed,) = json.loads(kernel.run("%bg_list --json").text)["tasks"]
+    assert (listed["place"], listed["state"]) == ("far", "failed")
+    until(lambda: not far.left(), message="the removal of what it has left")
+    # Run again, it runs there again.
+    kernel.run("%bg_rerun build")
+    assert far.ended(2).exit_code == 3
+    assert far.task(2).place == "far"
+
+
+def test_a_task_goes_on_when_kernel_and_supervisor_are_killed(
+    far: Far, kernel: NotebookKernel, make_kernel: MakeKernel
+) -> None:
+    kernel.run(COUNTER.format(stop=far.stop))
+    far.counts()
+    kernel.kill()
+    far.kill_supervisor()
+    assert far.task().state is TaskState.RUNNING
+    # Another kernel of the notebook finds it, and has a supervisor follow it.
+    again = make_kernel(notebook=far.notebook)
+    assert "counter" in again.run("%bg_list").text
+    far.counts()
+    assert far.task().state is TaskState.RUNNING
+    far.stop.touch()
+    assert far.ended().state is TaskState.COMPLETED
+    assert far.is_whole()
+    until(lambda: not far.left(), message="the removal of what it has left")
+
+
+def test_a_supervisor_that_is_killed_again_and_again_loses_no_line_and_repeats_none(
+    far: Far, kernel: NotebookKernel
+) -> None:
+    kernel.run(COUNTER.format(stop=far.stop))
+    for _death in range(3):
+        far.counts()
+        far.kill_supervisor()
+        kernel.run("%bg_list")
+        until(lambda: far.store.supervisors.unfinished(), message="another supervisor")
+    far.counts()
+    far.stop.touch()
+    assert far.ended().state is TaskState.COMPLETED
+    assert far.is_whole()
+
+
+def test_a_place_that_cannot_be_reached_is_said_and_nothing_is_lost(
+    far: Far, kernel: NotebookKernel
+) -> None:
+    kernel.run(COUNTER.format(stop=far.stop))
+    far.counts()
+    far.server.cut()
+    far.server.stop()
+    until(lambda: far.task().unreachable_since, message="that it is noticed")
+    assert far.task().state is TaskState.RUNNING
+    assert "unreachable since" in kernel.run("%bg_list").text
+    far.stop.touch()  # it ends unseen
+    far.server.start()
+    assert far.ended().state is TaskState.COMPLETED
+    assert far.is_whole()
+
+
+def test_a_task_waits_for_a_place_that_does_not_answer_and_can_be_cancelled(
+    far: Far, kernel: NotebookKernel
+) -> None:
+    far.server.stop()
+    kernel.run("%%background --shell --on far never\necho no")
+    until(lambda: "waits for far: " in kernel.run("%bg_list").text, message="why it waits")
+    assert far.task().state is TaskState.PENDING
+    kernel.run("%bg_cancel never")
+    assert far.ended().state is TaskState.CANCELLED
+    kernel.run("%%background --shell --on far later\necho yes")
+    far.server.start()
+    assert far.ended(2).state is TaskState.COMPLETED
+    assert far.text(2) == "yes\n"
+
+
+@pytest.mark.parametrize("ends", ["cancel", "timeout"])
+def test_it_ends_with_all_its_processes(far: Far, kernel: NotebookKernel, ends: str) -> None:
+    timeout = "--timeout 1" if ends == "timeout" else ""
+    kernel.run(
+        f"%%background --shell --on far {timeout} sleeper\n"
+        "setsid sleep 1234 & echo $!; trap '' TERM; sleep 1234"
+    )
+    pid = int(until(far.text, message="the pid of its child"))
+    if ends == "cancel":
+        kernel.run("%config BackgroundTasks.cancel_grace_s = 0.2")
+        kernel.run("%bg_cancel sleeper")
+    task = far.ended()
+    expected = (TaskState.CANCELLED, "cancelled")
+    if ends == "timeout":
+        expected = (TaskState.FAILED, "timed out after 1 s")
+    assert (task.state, task.reason) == expected
+    assert not psutil.pid_exists(pid)
+
+
+def test_it_is_paused_and_goes_on(far: Far, kernel: NotebookKernel) -> None:
+    kernel.run(COUNTER.format(stop=far.stop))
+    far.counts()
+    kernel.run("%bg_pause counter")
+    (leader,) = [each for each in processes_with(far.task().id) if "stop" in each.cmdline()[-1]]
+    until(lambda: leader.status() == psutil.STATUS_STOPPED, message="that it stands still")
+    kernel.run("%bg_continue counter")
+    far.counts()
+    far.stop.touch()
+    assert far.ended().state is TaskState.COMPLETED
+    assert far.is_whole()
+
+
+def processes_with(task_id: str) -> list[psutil.Process]:
+    """The processes of a task over there, which is here."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("IPYTASKPERSIST_TASK") == task_id and process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_the_width_of_a_group_holds_for_places(far: Far, kernel: NotebookKernel) -> None:
+    kernel.run("%bg_group two --width 2")
+    for _task in range(4):
+        kernel.run(f"%%background --shell --on far --group two\nwhile [ ! -e {far.stop} ]; do sleep 0.05; done")  # fmt: skip
+
+    def running() -> list[int]:
+        states = {each.number: each.state for each in far.store.tasks.select(Selection())}
+        return [number for number, state in states.items() if state is TaskState.RUNNING]
+
+    until(lambda: len(running()) == 2, message="two that run")
+    assert "group two is full: 2 of 2" in kernel.run("%bg_list").text
+    far.stop.touch()
+    for number in range(1, 5):
+        assert far.ended(number).state is TaskState.COMPLETED
+
+
+MISTAKES = {
+    "--shell --on fra\nls": "no place 'fra'; did you mean 'far'?",
+    "--on far\n1 + 1": "a Python cell cannot run at 'far' yet",
+    "--shell --on far --gpus 1\nls": "--gpus is about this machine",
+}
+
+
+@pytest.mark.parametrize("cell", MISTAKES)
+def test_what_a_place_cannot_do_is_said(far: Far, kernel: NotebookKernel, cell: str) -> None:
+    said = kernel.run(f"%%background {cell}", check=False)
+    assert MISTAKES[cell] in said.stream("stderr")
+
+
+def test_places_are_listed_with_what_they_answer(far: Far, kernel: NotebookKernel) -> None:
+    places: dict[str, Any] = {"far": far.spec, "gone": {"kind": "ssh", "host": "127.0.0.1", "port": 9}}
+    kernel.run(f"%config BackgroundTasks.places = {places!r}")
+    found = {each["name"]: each for each in json.loads(kernel.run("%bg_places --json").text)["places"]}
+    assert found["far"]["answers"]
+    assert not found["gone"]["answers"]
+    assert "refused" in found["gone"]["problem"]
+    text = kernel.run("%bg_places").text
+    assert "yes, after" in text
+    assert "no: " in text
+    said = kernel.run("%config BackgroundTasks.places = {'x': {'kind': 'shh'}}", check=False)
+    assert "'shh' is no kind of place" in said.stream("stderr") + said.text + str(said.error)
+
+
+def test_a_task_whose_keeper_is_gone_is_interrupted(far: Far, kernel: NotebookKernel) -> None:
+    kernel.run(COUNTER.format(stop=far.stop))
+    far.counts()
+    until(lambda: far.process().far.get("pid"), message="the keeper's pid")
+    psutil.Process(int(far.process().far["pid"])).kill()
+    task = far.ended()
+    assert task.state is TaskState.INTERRUPTED
+    assert (task.reason or "").startswith("lost at far: ")
+    lines = far.text().splitlines()
+    assert lines == [f"line {number}" for number in range(len(lines))]
