@@ -50,6 +50,7 @@ def background(
     *,
     shell: bool = False,
     process: bool = False,
+    on: str = "",
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
@@ -81,7 +82,8 @@ def background(
     """Run a cell's source in the background, as ``%%background NAME`` above it would.
 
     `shell` makes the source a shell command, `process` runs Python in its own process; both outlive
-    the kernel, and any program can launch a shell command. For these two, `cwd` is the working
+    the kernel, and any program can launch a shell command. `on` names the place of the settings
+    where a shell command runs instead of this machine. For these two, `cwd` is the working
     directory, `env` adds environment variables, and `timeout` is the number of seconds after which
     the task is ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and
     `outputs` name the variables that a Python process receives and leaves; by default those that
@@ -140,6 +142,7 @@ def background(
         place=place,
         retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
         schedule=schedule_of(every, cron, missed),
+        on=on,
     )
     return Task(manager, manager.launcher.launch(source, request).task)
 

@@ -61,10 +61,6 @@ PLACES: Decorators = (
 )
 OF_PROCESSES: Decorators = (
     click.option(
-        "--on", default="", metavar="PLACE", shell_complete=completion.places,
-        help="The place where the process runs: another machine, from the setting places.",
-    ),
-    click.option(
         "--cwd", metavar="DIR", shell_complete=completion.folders,
         help="The directory in which the process runs.",
     ),
@@ -78,6 +74,10 @@ OF_PROCESSES: Decorators = (
     ),
 )  # fmt: skip
 OF_CODE: Decorators = (
+    click.option(
+        "--on", default="", metavar="PLACE", shell_complete=completion.places,
+        help="Run a shell command at a place: another machine, from the setting places.",
+    ),
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
     click.option(
         "--shell-path", metavar="PATH", shell_complete=completion.files,
@@ -259,8 +259,8 @@ def _request(
         given.pop("retries"), causes, *(given.pop(option) for option in BETWEEN_TRIES)
     )
     schedule = schedule_of(given.pop("every"), given.pop("cron"), given.pop("missed") or "")
-    apart = ("tags", "notify", "notify_to", "if_running", "on")
-    more = {option: given.pop(option) for option in apart}
+    apart = ("tags", "notify", "notify_to", "if_running")
+    more = {option: given.pop(option) for option in apart} | {"on": given.pop("on", "")}
     more |= {"notebook": notebook, "retries": retries, "schedule": schedule}
     return Request(name, where, Options(**given), place=place, **more)
 

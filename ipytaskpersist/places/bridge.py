@@ -26,9 +26,13 @@ class Unreachable(Exception):
     """The place could not be asked. The message says why."""
 
 
-def unreachable(words: str) -> Message:
-    """Return the answer to a request with which the place could not be asked."""
-    return {"error": words, "unreachable": True}, b""
+def unreachable(words: str, *, is_unsent: bool = False) -> Message:
+    """Return the answer to a request with which the place could not be asked.
+
+    `is_unsent` tells that it was certainly not carried out.
+    """
+    answer: Json = {"error": words, "unreachable": True}
+    return ({**answer, "unsent": True} if is_unsent else answer), b""
 
 
 class Streams:

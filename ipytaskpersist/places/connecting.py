@@ -5,7 +5,8 @@ on its input, and as many answers in the same order on its output, until its inp
 what the agent answers (`places.agent`), and besides:
 
 * ``{"error": words, "unreachable": true}``: the place could not be asked. Whether the request was
-  carried out is unknown, so ask again; the program connects by itself, at growing intervals.
+  carried out is unknown, unless ``unsent`` tells that it was not, so ask again; the program
+  connects by itself, at growing intervals.
 * ``{"pending": true, "why": words}`` to ``start`` or ``put``: there is no room for the task yet,
   and nothing has been done. Ask again.
 * ``{"started": true, "job": id}``: a queue has taken the task, and will start it by itself.
@@ -119,9 +120,7 @@ def check(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = spec.get("name")
     if not _is_word(name) or name in ("", HERE):
-        raise InvalidSetting(
-            f"a place cannot be named {name!r}; take a word such as 'cluster'"
-        )
+        raise InvalidSetting(f"a place cannot be named {name!r}; take a word such as 'cluster'")
     kind = KINDS.get(str(spec.get("kind")))
     if kind is None:
         raise InvalidSetting(

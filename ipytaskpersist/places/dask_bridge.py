@@ -69,6 +69,9 @@ class DaskBridge:
         verb = request.get("verb")
         try:
             await self._connect()
+        except (Unreachable, OSError, TimeoutError) as error:
+            return unreachable(in_words(error), is_unsent=True)
+        try:
             if verb == "read":
                 return await self._read(request, pause)
             if verb in _VERBS:

@@ -358,7 +358,7 @@ class SshBridge:
         try:
             self._connect().send(pack(request, data))
         except Unreachable as error:
-            self._streams.write(unreachable(str(error)))
+            self._streams.write(unreachable(str(error), is_unsent=True))
         else:
             self._waits.append(float(request.get("wait_s") or 0.0))
 

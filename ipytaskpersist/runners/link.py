@@ -54,7 +54,7 @@ class Link:
     def ask(self, request: Json, take: Take, data: bytes = b"") -> None:
         """Ask the place. `take` is called with the answer, later or at once."""
         if self._process is None and not self._start():
-            take(unreachable(self._ended), b"")
+            take({**unreachable(self._ended), "unsent": True}, b"")
             return
         self._awaiting.append(take)
         self._unsent += pack(request, data)

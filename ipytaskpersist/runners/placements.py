@@ -178,6 +178,23 @@ class Placements:
                     place.link.ask(request, partial(self._was_told, place, task, what))
                 task.signals = []
 
+    def _look_for(self, place: _Place, task: Placed, again: Callable[[], None]) -> None:
+        """Find out whether a place has a task that was cancelled before that was known."""
+        task.is_asked = True
+
+        def take(answer: Json, _data: bytes) -> None:
+            task.is_asked = False
+            if self._is_unreachable(place, answer):
+                task.again = again
+                return
+            look = (answer.get("looks") or [{}])[0]
+            if look.get("state") == "absent" and task.ending is not None:
+                self._fail(place, task, task.ending.end_state, task.ending.reason)
+            else:
+                task.is_there = True
+
+        place.link.ask({"verb": "look", "folders": [task.folder]}, take)
+
     def _was_told(self, place: _Place, task: Placed, what: str, answer: Json, _data: bytes) -> None:
         if self._is_unreachable(place, answer):
             task.signals.append(what)

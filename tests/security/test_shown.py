@@ -309,7 +309,8 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["groups", "--json"], ["move", STEERING, "--first"], ["move", ids[0], "--before", STEERING],
         *([verb, "--group", STEERING] for verb in ("pause", "continue")), ["pause", ids[0]],
         ["run", STEERING], ["run", "evil.ipynb"], ["run", "evil.ipynb", "-p", STEERING],
-        ["service", STEERING], ["service", "status"], ["service", "run"],
+        ["places"], ["places", "--json"],
+        ["places", STEERING], ["service", STEERING], ["service", "status"], ["service", "run"],
     ]  # fmt: skip
     shown = at_terminal(state_dir, tmp_path, lines)
     assert set(VERBS) <= set(shown), "each verb is attacked"

@@ -55,6 +55,7 @@ YOURS_ALONE = {
     "if_running": "'replace'",
     "keep": "'nothing'",
     "max_running": "1",
+    "places": "{gpu = {kind = 'ssh', host = 'evil'}}",
     "max_store_bytes": "1",
     "notify": "['json://192.0.2.1']",
     "notify_after_s": "0",

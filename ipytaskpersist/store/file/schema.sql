@@ -63,7 +63,7 @@ CREATE TABLE tasks (
         execution_count INTEGER,
         source TEXT NOT NULL, is_call INTEGER NOT NULL DEFAULT 0, rerun_of INTEGER REFERENCES tasks (key) ON DELETE SET NULL, output_bytes INTEGER, max_output_bytes INTEGER, dropped_bytes INTEGER NOT NULL DEFAULT 0, provenance TEXT NOT NULL DEFAULT '{}', progress TEXT CHECK (progress IS NULL OR json_valid(progress)), notify TEXT CHECK (notify IS NULL OR json_valid(notify)), post_mortem TEXT
         CHECK (post_mortem IS NULL OR json_valid(post_mortem)), declared_dead TEXT CHECK (declared_dead IS NULL
-        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')), group_name TEXT NOT NULL DEFAULT 'default', priority INTEGER NOT NULL DEFAULT 0, place REAL, waits_for INTEGER NOT NULL DEFAULT 0, due_at REAL, doomed_by INTEGER, pause_requested INTEGER NOT NULL DEFAULT 0, keeps_slot INTEGER NOT NULL DEFAULT 0, paused_at REAL, paused_s REAL NOT NULL DEFAULT 0, cpus REAL, memory_bytes INTEGER, gpus INTEGER, gpu_memory_bytes INTEGER, gpu_ids TEXT, lacks TEXT, lacks_since REAL, retry TEXT, try_of INTEGER, try_number INTEGER NOT NULL DEFAULT 1, schedule TEXT, checkpoint_place TEXT, checkpoint_at REAL,
+        OR (declared_dead IN ('proven', 'presumed') AND state = 'interrupted')), group_name TEXT NOT NULL DEFAULT 'default', priority INTEGER NOT NULL DEFAULT 0, place REAL, waits_for INTEGER NOT NULL DEFAULT 0, due_at REAL, doomed_by INTEGER, pause_requested INTEGER NOT NULL DEFAULT 0, keeps_slot INTEGER NOT NULL DEFAULT 0, paused_at REAL, paused_s REAL NOT NULL DEFAULT 0, cpus REAL, memory_bytes INTEGER, gpus INTEGER, gpu_memory_bytes INTEGER, gpu_ids TEXT, lacks TEXT, lacks_since REAL, retry TEXT, try_of INTEGER, try_number INTEGER NOT NULL DEFAULT 1, schedule TEXT, checkpoint_place TEXT, checkpoint_at REAL, submitted_at REAL, unreachable_since REAL,
         UNIQUE (notebook_key, number),
         CHECK ((ended_at IS NULL) = (state IN ('pending', 'running'))),
         CHECK (state <> 'pending' OR started_at IS NULL),
@@ -169,7 +169,7 @@ CREATE TABLE processes (
         pid INTEGER,
         process_start TEXT,
         cpu_s REAL,
-        peak_memory_bytes INTEGER, pid_namespace INTEGER, interpreter TEXT,
+        peak_memory_bytes INTEGER, pid_namespace INTEGER, interpreter TEXT, runs_at TEXT, spool_offset INTEGER NOT NULL DEFAULT 0, far TEXT,
         CHECK ((script IS NULL) = (script_as IS NULL))
     ) STRICT;
 
@@ -353,6 +353,13 @@ CREATE INDEX tasks_demanding ON tasks
 
 CREATE INDEX tasks_tries ON tasks (try_of) WHERE try_of IS NOT NULL;
 
+CREATE INDEX processes_elsewhere ON processes (task_key) WHERE runs_at IS NOT NULL AND supervisor_key IS NULL;
+
+CREATE INDEX tasks_submitted ON tasks (group_name) WHERE submitted_at IS NOT NULL AND state = 'pending';
+
+CREATE INDEX tasks_elsewhere ON tasks (session_id)
+        WHERE state = 'running' AND submitted_at IS NOT NULL;
+
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
 VALUES ('ipytaskpersist', 'm001_tasks', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
 
@@ -386,10 +393,13 @@ VALUES ('ipytaskpersist', 'm010_queue', strftime('%Y-%m-%d %H:%M:%f000+00:00', '
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
 VALUES ('ipytaskpersist', 'm011_tries', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
 
+INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
+VALUES ('ipytaskpersist', 'm012_places', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
+
 INSERT INTO sqlite_sequence VALUES ('events', 0);
 
 INSERT INTO sqlite_sequence VALUES ('outputs', 0);
 
-PRAGMA user_version = 11;
+PRAGMA user_version = 12;
 
-PRAGMA application_id = 720907;
+PRAGMA application_id = 786444;
