@@ -452,8 +452,8 @@ class ProcessRecord:
     """How it reads the script: from ``stdin``, or as a ``file`` named by its last argument."""
     directory: str
     environment: Mapping[str, str | bool | None]
-    """Differences between its environment and its supervisor's. None for a variable to remove, True
-    for one whose value waits in a file (`store.environments`)."""
+    """Its environment, or how that differs from its supervisor's (`is_whole`). None for a variable
+    to remove, True for one whose value waits in a file (`store.environments`)."""
     pty: bool
     timeout_s: float | None
     grace_s: float
@@ -485,13 +485,13 @@ class ProcessRecord:
     """When it is tried again."""
     schedule: Schedule | None = None
     """The times at which it runs."""
+    is_whole: bool = False
+    """Whether its environment is whole, not the differences from its supervisor's. So it is for a
+    task that waits, for tries and for runs: the supervisor that starts it may be another one."""
 
     @property
-    def is_whole(self) -> bool:
-        """Whether its environment is whole, not the differences from its supervisor's.
-
-        The supervisor that starts the next try or run may have another one.
-        """
+    def keeps_environment(self) -> bool:
+        """Whether its environment is kept after its start, for another try or run."""
         return self.retries is not None or self.schedule is not None
 
     @property

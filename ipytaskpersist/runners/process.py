@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from ipytaskpersist.base.detached import own_environment
@@ -20,6 +19,7 @@ from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.runners.session_modules import SessionModules
 from ipytaskpersist.runners.starting import start_supervisor
 from ipytaskpersist.store import environments
+from ipytaskpersist.store.claiming import starts_at_once
 from ipytaskpersist.store.processes import NewProcess, note_modules
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask
@@ -76,12 +76,8 @@ class ProcessRunner:
         self._replaced = 0
         try:
             supervisor = self._ensure_supervisor()
-            own = process.options.env
-            # Another supervisor may start the next try, or the next run.
-            is_whole = new.retries is not None or new.schedule is not None
-            changed = {**os.environ, **own} if is_whole else self._changes(supervisor, own)
             modules = self._new_modules(process, supervisor)
-            record = self._insert(new, process, changed, inputs, modules)
+            record = self._insert(new, process, supervisor, inputs, modules)
         finally:
             if inputs is not None:
                 inputs.discard()
@@ -94,20 +90,30 @@ class ProcessRunner:
         self,
         new: NewTask,
         process: NewProcess,
-        changed: Mapping[str, str | None],
+        supervisor: SupervisorRecord,
         inputs: Prepared | None,
         modules: NewModules,
     ) -> TaskRecord:
-        """Record a task. Its environment's values are kept beside the store, not in it."""
-        values = {name: value for name, value in changed.items() if value is not None}
-        options = replace(process.options, env=without_values(process.options.env))
-        marks = {name: None if value is None else True for name, value in changed.items()}
-        stored = replace(process, environment=marks, options=options)
+        """Record a task, with all that belongs to it."""
         written: list[str] = []
-        try:
-            return self._store.tasks.insert(
-                new, partial(self._complete, stored, values, inputs, modules, written)
+
+        def complete(connection: Any, task_key: int, task_id: str) -> None:
+            # Another supervisor may start what waits, the next try, or the next run.
+            is_whole = (
+                new.retries is not None
+                or new.schedule is not None
+                or not starts_at_once(connection, task_key)
             )
+            own = process.options.env
+            changed = {**os.environ, **own} if is_whole else self._changes(supervisor, own)
+            written.append(task_id)
+            self._add_process(
+                replace(process, is_whole=is_whole), changed, connection, task_key, task_id
+            )
+            self._add_parts(inputs, modules, connection, task_key, task_id)
+
+        try:
+            return self._store.tasks.insert(new, complete)
         except BaseException:
             for task_id in written:
                 self._forget_unless_recorded(task_id)
@@ -125,22 +131,31 @@ class ProcessRunner:
         with suppress(OSError):
             self._payloads.delete(task_id)
 
-    def _complete(
+    def _add_process(
         self,
         process: NewProcess,
-        values: Mapping[str, str],
-        inputs: Prepared | None,
-        modules: NewModules,
-        written: list[str],
+        changed: Mapping[str, str | None],
         connection: Any,
         task_key: int,
         task_id: str,
     ) -> None:
-        """Add the rows that belong to a task, in the same transaction."""
-        process.insert(connection, task_key)
-        written.append(task_id)
+        """Add a task's process. Its environment's values are kept beside the store, not in it."""
+        values = {name: value for name, value in changed.items() if value is not None}
+        options = replace(process.options, env=without_values(process.options.env))
+        marks = {name: None if value is None else True for name, value in changed.items()}
+        replace(process, environment=marks, options=options).insert(connection, task_key)
         if values:
             environments.put(self._directory, task_id, values)
+
+    def _add_parts(
+        self,
+        inputs: Prepared | None,
+        modules: NewModules,
+        connection: Any,
+        task_key: int,
+        task_id: str,
+    ) -> None:
+        """Add a task's inputs, and the modules that its supervisor does not know yet."""
         if modules is not None:
             note_modules(connection, *modules)
             self._noted = (modules[0], len(modules[1]))

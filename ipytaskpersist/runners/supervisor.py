@@ -354,7 +354,8 @@ class Supervisor:
         if has_pending != self._has_pending:
             self._has_pending = has_pending
             self._count_live()
-            self._recorder.post(lambda _store: None)  # has it give signs of life
+            # Tasks that can never start were cancelled by the store. And it gives a sign of life.
+            self._recorder.post(reconciling.forget_environments)
 
     def _count_live(self) -> None:
         self._recorder.live_tasks = len(self._tasks) + self._has_pending
@@ -423,7 +424,7 @@ class Supervisor:
         """Return the process with the values of its environment. Raises `CannotStart`."""
         if True not in process.environment.values():
             return process
-        read = environments.read if process.is_whole else environments.take
+        read = environments.read if process.keeps_environment else environments.take
         values = read(self._store.directory, process.environment_of)
         if values is None:
             raise CannotStart("its environment is gone, which waited in the state directory")
@@ -497,8 +498,12 @@ class Supervisor:
             self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
             return
         record = self._store.tasks.get(key)
-        if record is not None and record.state is TaskState.PENDING and record.runner == "process":
-            self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+        if record is None or record.state is not TaskState.PENDING or record.runner != "process":
+            return
+        self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+        if record.retries is None and record.schedule is None:
+            environments.remove(self._store.directory, record.id)
+        else:
             reconciling.forget_environments(self._store)
 
     def _press(self) -> None:
@@ -561,7 +566,7 @@ class Supervisor:
                 peak_bytes = max(usage.ru_maxrss * RSS_UNIT_BYTES, task.peak_memory_bytes)
                 store.processes.used(key, cpu_s, peak_bytes)
             task_end.record(store, task.recording)
-            if task.record.is_whole:
+            if task.record.keeps_environment:
                 reconciling.forget_environments(store)
 
         self._recorder.post(record)

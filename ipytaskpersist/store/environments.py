@@ -1,7 +1,8 @@
 """The environment of a task that waits for its supervisor, in a file until the task begins.
 
 That of a task that may be tried again stays until its last try has ended, that of one with a
-schedule until the schedule has.
+schedule until the schedule has. A task that starts at once leaves only how it differs from its
+supervisor's; any other all of it, because after a reboot another supervisor starts it.
 
 Not in the store: whatever was once written there stays in SQLite's log, in backups, and for a while
 in the file itself. Nor on the supervisor's command line, which every user can read.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from ipytaskpersist.base.paths import StateDirectory
@@ -55,11 +56,15 @@ def remove(directory: StateDirectory, task_id: str) -> None:
         directory.environment(task_id).unlink()
 
 
-def remove_left(directory: StateDirectory, is_waiting: Callable[[str], bool | None]) -> None:
-    """Remove environments that no task needs. `is_waiting` returns None for no task."""
+def kept(directory: StateDirectory) -> set[str]:
+    """Return the ids of the tasks for which an environment is kept."""
     with suppress(OSError):
-        for file in directory.environments.iterdir():
-            waits = is_waiting(file.stem)
-            is_new = time.time() - file.stat().st_mtime < BEING_MADE_S
-            if waits is False or (waits is None and not is_new):
-                file.unlink(missing_ok=True)
+        return {file.stem for file in directory.environments.iterdir()}
+    return set()
+
+
+def is_new(directory: StateDirectory, task_id: str) -> bool:
+    """Return whether an environment may be that of a task that is just being recorded."""
+    with suppress(OSError):
+        return time.time() - directory.environment(task_id).stat().st_mtime < BEING_MADE_S
+    return False

@@ -17,7 +17,7 @@ from ipytaskpersist.store.claiming import ready
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.occurrences import add_next_run
 from ipytaskpersist.store.queue import set_running, settle
-from ipytaskpersist.store.tasks import INTERRUPT
+from ipytaskpersist.store.tasks import INTERRUPT, IS_WHOLE
 from ipytaskpersist.store.tries import add_try, tries_again
 
 PROCESS_FIELDS = {
@@ -46,6 +46,7 @@ PROCESS_FIELDS = {
     "checkpoint_place": "tasks.checkpoint_place",
     "retries": "tasks.retry",
     "schedule": "tasks.schedule",
+    "is_whole": IS_WHOLE,
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())
@@ -74,6 +75,7 @@ class NewProcess:
     script_as: str | None = None
     pty: bool = False
     interpreter: str | None = None
+    is_whole: bool = False
 
     def insert(self, connection: Any, task_key: int) -> None:
         """Add it to a task, in the caller's transaction."""
@@ -89,6 +91,7 @@ class NewProcess:
             "grace_s": self.grace_s,
             "options": self.options.as_json(),
             "interpreter": self.interpreter,
+            "whole_environment": int(self.is_whole),
         }
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
@@ -122,6 +125,7 @@ def _process(row: Any) -> ProcessRecord:
     known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
     known["retries"] = Retries.from_json(known["retries"])
     known["schedule"] = Schedule.from_json(known["schedule"])
+    known["is_whole"] = bool(known["is_whole"])
     return ProcessRecord(**known)
 
 
@@ -153,8 +157,8 @@ class Processes:
         """Claim the session's next tasks for this supervisor, and set them running.
 
         `machine` is what the supervisor has just seen of its machine; without it, no task starts
-        that asks for a part of it. The differences of the tasks' environments are kept no longer
-        than needed: until the last try, and while a schedule goes on.
+        that asks for a part of it. What is known of the tasks' environments is kept no longer than
+        needed: until the last try, and while a schedule goes on.
         """
         with self._database.transaction() as connection:
             settle(connection, session_id, at)
@@ -307,9 +311,9 @@ class Processes:
     def may_be_adopted(self, session_id: str) -> bool:
         """Return whether tasks of a session wait that any supervisor can start."""
         row = self._database.row(
-            """SELECT 1 FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
-            AND state = 'pending' AND runner = 'process'
-            AND (retry IS NOT NULL OR schedule IS NOT NULL) LIMIT 1""",
+            f"""SELECT 1 FROM tasks INDEXED BY tasks_pending
+            JOIN processes ON task_key = tasks.key WHERE session_id = ?
+            AND state = 'pending' AND runner = 'process' AND {IS_WHOLE} LIMIT 1""",
             (session_id,),
         )
         return row is not None
@@ -363,11 +367,15 @@ class Supervisors:
         return [self._database.record(_supervisor, row) for row in rows]
 
     def orphaned_sessions(self) -> Sequence[str]:
-        """Return the sessions with pending process tasks and without a supervisor."""
+        """Return the sessions with pending process tasks and without a supervisor.
+
+        That of the task that was launched first comes first.
+        """
         rows = self._database.rows(
-            """SELECT DISTINCT session_id FROM tasks
+            """SELECT session_id FROM tasks
             WHERE state = 'pending' AND runner = 'process' AND session_id NOT IN
-            (SELECT session_id FROM supervisors WHERE ended_at IS NULL)"""
+            (SELECT session_id FROM supervisors WHERE ended_at IS NULL)
+            GROUP BY session_id ORDER BY min(key)"""
         )
         return [session_id for (session_id,) in rows]
 

@@ -743,6 +743,16 @@ M011_COLUMNS = (
 )
 
 
+@additive_step
+def m012_environments(db: Database) -> None:
+    """Whether a process's environment is kept whole, so that any supervisor can start the task."""
+    db.conn.execute(M012_COLUMN)
+
+
+# Tasks of an earlier version that are tried again, or have a schedule, have it so without a word.
+M012_COLUMN = "ALTER TABLE processes ADD COLUMN whole_environment INTEGER NOT NULL DEFAULT 0"
+
+
 @contextmanager
 def without_triggers(connection: Any) -> Iterator[None]:
     """Take the triggers away for as long as finished rows are copied in, in one transaction.

@@ -169,7 +169,7 @@ CREATE TABLE processes (
         pid INTEGER,
         process_start TEXT,
         cpu_s REAL,
-        peak_memory_bytes INTEGER, pid_namespace INTEGER, interpreter TEXT,
+        peak_memory_bytes INTEGER, pid_namespace INTEGER, interpreter TEXT, whole_environment INTEGER NOT NULL DEFAULT 0,
         CHECK ((script IS NULL) = (script_as IS NULL))
     ) STRICT;
 
@@ -386,10 +386,13 @@ VALUES ('ipytaskpersist', 'm010_queue', strftime('%Y-%m-%d %H:%M:%f000+00:00', '
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
 VALUES ('ipytaskpersist', 'm011_tries', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
 
+INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
+VALUES ('ipytaskpersist', 'm012_environments', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
+
 INSERT INTO sqlite_sequence VALUES ('events', 0);
 
 INSERT INTO sqlite_sequence VALUES ('outputs', 0);
 
-PRAGMA user_version = 11;
+PRAGMA user_version = 12;
 
-PRAGMA application_id = 720907;
+PRAGMA application_id = 786443;
