@@ -452,8 +452,8 @@ class ProcessRecord:
     """How it reads the script: from ``stdin``, or as a ``file`` named by its last argument."""
     directory: str
     environment: Mapping[str, str | bool | None]
-    """Its environment, or how that differs from its supervisor's (`is_whole`). None for a variable
-    to remove, True for one whose value waits in a file (`store.environments`)."""
+    """Differences between its environment and its supervisor's. None for a variable to remove, True
+    for one whose value waits in a file (`store.environments`)."""
     pty: bool
     timeout_s: float | None
     grace_s: float
@@ -486,8 +486,8 @@ class ProcessRecord:
     schedule: Schedule | None = None
     """The times at which it runs."""
     is_whole: bool = False
-    """Whether its environment is whole, not the differences from its supervisor's. So it is for a
-    task that waits, for tries and for runs: the supervisor that starts it may be another one."""
+    """Whether its whole environment waits in that file, not the differences from its supervisor's.
+    So it is for a task that waits, for tries and for runs: another supervisor may start it."""
 
     @property
     def keeps_environment(self) -> bool:

@@ -60,6 +60,8 @@ class ProcessRunner:
         self._supervisor: SupervisorRecord | None = None
         self._one_at_a_time = threading.RLock()
         self._modules = SessionModules()
+        self._last_whole: tuple[Mapping[str, str], str] = ({}, "")
+        """The last environment that was kept whole, and for which task."""
         self._noted: tuple[int, int] | None = None
         """Supervisor and number of modules for which these were recorded last."""
 
@@ -98,18 +100,13 @@ class ProcessRunner:
         written: list[str] = []
 
         def complete(connection: Any, task_key: int, task_id: str) -> None:
-            # Another supervisor may start what waits, the next try, or the next run.
-            is_whole = (
-                new.retries is not None
-                or new.schedule is not None
-                or not starts_at_once(connection, task_key)
-            )
-            own = process.options.env
-            changed = {**os.environ, **own} if is_whole else self._changes(supervisor, own)
             written.append(task_id)
-            self._add_process(
-                replace(process, is_whole=is_whole), changed, connection, task_key, task_id
-            )
+            # Another supervisor may start what waits, the next try, or the next run.
+            if new.retries or new.schedule or not starts_at_once(connection, task_key):
+                self._add_whole(process, connection, task_key, task_id)
+            else:
+                changed = self._changes(supervisor, process.options.env)
+                self._add_changed(process, changed, connection, task_key, task_id)
             self._add_parts(inputs, modules, connection, task_key, task_id)
 
         try:
@@ -131,7 +128,16 @@ class ProcessRunner:
         with suppress(OSError):
             self._payloads.delete(task_id)
 
-    def _add_process(
+    def _add_whole(self, process: NewProcess, connection: Any, task_key: int, task_id: str) -> None:
+        """Add a task's process, with its whole environment beside the store."""
+        own = {name: value for name, value in process.options.env.items() if value is not None}
+        environment = {**os.environ, **own}
+        last, self._last_whole = self._last_whole, (environment, task_id)
+        same_as = last[1] if last[0] == environment else ""
+        environments.put(self._directory, task_id, environment, same_as)
+        replace(_without_values(process), is_whole=True).insert(connection, task_key)
+
+    def _add_changed(
         self,
         process: NewProcess,
         changed: Mapping[str, str | None],
@@ -139,13 +145,12 @@ class ProcessRunner:
         task_key: int,
         task_id: str,
     ) -> None:
-        """Add a task's process. Its environment's values are kept beside the store, not in it."""
+        """Add a task's process, with the changed values of its environment beside the store."""
         values = {name: value for name, value in changed.items() if value is not None}
-        options = replace(process.options, env=without_values(process.options.env))
         marks = {name: None if value is None else True for name, value in changed.items()}
-        replace(process, environment=marks, options=options).insert(connection, task_key)
         if values:
             environments.put(self._directory, task_id, values)
+        replace(_without_values(process), environment=marks).insert(connection, task_key)
 
     def _add_parts(
         self,
@@ -232,3 +237,9 @@ class ProcessRunner:
             self._replaced += 1
             self._on_loss()
             self._store.database.close_own()
+
+
+def _without_values(process: NewProcess) -> NewProcess:
+    """Return a process without the values of secrets among the variables that were asked for."""
+    options = replace(process.options, env=without_values(process.options.env))
+    return replace(process, options=options)

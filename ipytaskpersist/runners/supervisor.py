@@ -422,7 +422,8 @@ class Supervisor:
 
     def _with_values(self, process: ProcessRecord) -> ProcessRecord:
         """Return the process with the values of its environment. Raises `CannotStart`."""
-        if True not in process.environment.values():
+        is_to_be_read = process.is_whole and not process.environment
+        if not is_to_be_read and True not in process.environment.values():
             return process
         read = environments.read if process.keeps_environment else environments.take
         values = read(self._store.directory, process.environment_of)

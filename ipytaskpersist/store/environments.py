@@ -11,6 +11,7 @@ in the file itself. Nor on the supervisor's command line, which every user can r
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,9 +25,19 @@ BEING_MADE_S = 60.0
 """Time for which a file may exist before its task does."""
 
 
-def put(directory: StateDirectory, task_id: str, environment: Mapping[str, str]) -> None:
-    """Leave the environment of a task for its supervisor. Raises `OSError`."""
+def put(
+    directory: StateDirectory, task_id: str, environment: Mapping[str, str], same_as: str = ""
+) -> None:
+    """Leave the environment of a task for its supervisor. Raises `OSError`.
+
+    `same_as` is a task whose environment is the same, and may still be there: a link to it takes a
+    tenth of the time.
+    """
     file = directory.environment(task_id)
+    if same_as:
+        with suppress(OSError):
+            os.link(directory.environment(same_as), file)
+            return
     make_private(file.parent)
     # No process looks for it before the task is recorded, so the write need not be atomic.
     with new_private(file) as target:
@@ -66,5 +77,6 @@ def kept(directory: StateDirectory) -> set[str]:
 def is_new(directory: StateDirectory, task_id: str) -> bool:
     """Return whether an environment may be that of a task that is just being recorded."""
     with suppress(OSError):
-        return time.time() - directory.environment(task_id).stat().st_mtime < BEING_MADE_S
+        # A link has the age of the file, but a new status.
+        return time.time() - directory.environment(task_id).stat().st_ctime < BEING_MADE_S
     return False
