@@ -504,12 +504,15 @@ class ProcessRecord:
     """How much of its spool there is recorded here, in bytes."""
     far: Mapping[str, Any] = field(default_factory=dict)
     """What is known of its process there."""
+    is_whole: bool = False
+    """Whether its whole environment waits in that file, not the differences from its supervisor's.
+    So it is for a task that waits, for tries and for runs: another supervisor may start it."""
 
     @property
-    def is_whole(self) -> bool:
-        """Whether its environment is whole, not the differences from its supervisor's.
+    def keeps_environment(self) -> bool:
+        """Whether its environment is kept after its start.
 
-        The supervisor that starts the next try or run may have another one, and so has a place.
+        For another try or run, or for a place that may have to be asked again to start it.
         """
         return any(each is not None for each in (self.retries, self.schedule, self.place))
 

@@ -169,7 +169,7 @@ def check_supervisors(examined: Examined) -> Iterator[Finding]:
     for session_id in store.supervisors.orphaned_sessions():
         yield warning(
             f"tasks of session {store.sessions.short(session_id)} wait, and it has none",
-            "%bg_list in that notebook starts one, or marks them as interrupted",
+            "the next command, %bg_list, starts one; what was about to start is interrupted",
         )
 
 

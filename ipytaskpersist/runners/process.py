@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from ipytaskpersist.base.detached import own_environment
@@ -20,6 +19,7 @@ from ipytaskpersist.errors import InvalidRequest, StoreError
 from ipytaskpersist.runners.session_modules import SessionModules
 from ipytaskpersist.runners.starting import start_supervisor
 from ipytaskpersist.store import environments
+from ipytaskpersist.store.claiming import starts_at_once
 from ipytaskpersist.store.processes import NewProcess, note_modules
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask
@@ -60,6 +60,8 @@ class ProcessRunner:
         self._supervisor: SupervisorRecord | None = None
         self._one_at_a_time = threading.RLock()
         self._modules = SessionModules()
+        self._last_whole: tuple[Mapping[str, str], str] = ({}, "")
+        """The last environment that was kept whole, and for which task."""
         self._noted: tuple[int, int] | None = None
         """Supervisor and number of modules for which these were recorded last."""
 
@@ -76,16 +78,8 @@ class ProcessRunner:
         self._replaced = 0
         try:
             supervisor = self._ensure_supervisor()
-            own = process.options.env
-            # Another supervisor may start the next try, or the next run.
-            is_whole = new.retries is not None or new.schedule is not None
-            changed: dict[str, str | None] = {**os.environ, **own}
-            if process.place is not None:
-                changed = dict(own)  # it begins with the environment over there
-            elif not is_whole:
-                changed = self._changes(supervisor, own)
             modules = self._new_modules(process, supervisor)
-            record = self._insert(new, process, changed, inputs, modules)
+            record = self._insert(new, process, supervisor, inputs, modules)
         finally:
             if inputs is not None:
                 inputs.discard()
@@ -98,20 +92,28 @@ class ProcessRunner:
         self,
         new: NewTask,
         process: NewProcess,
-        changed: Mapping[str, str | None],
+        supervisor: SupervisorRecord,
         inputs: Prepared | None,
         modules: NewModules,
     ) -> TaskRecord:
-        """Record a task. Its environment's values are kept beside the store, not in it."""
-        values = {name: value for name, value in changed.items() if value is not None}
-        options = replace(process.options, env=without_values(process.options.env))
-        marks = {name: None if value is None else True for name, value in changed.items()}
-        stored = replace(process, environment=marks, options=options)
+        """Record a task, with all that belongs to it."""
         written: list[str] = []
+
+        def complete(connection: Any, task_key: int, task_id: str) -> None:
+            written.append(task_id)
+            # Another supervisor may start what waits, the next try, or the next run.
+            if process.place is not None:  # it begins with the environment over there
+                own = dict(process.options.env)
+                self._add_changed(process, own, connection, task_key, task_id)
+            elif new.retries or new.schedule or not starts_at_once(connection, task_key):
+                self._add_whole(process, connection, task_key, task_id)
+            else:
+                changed = self._changes(supervisor, process.options.env)
+                self._add_changed(process, changed, connection, task_key, task_id)
+            self._add_parts(inputs, modules, connection, task_key, task_id)
+
         try:
-            return self._store.tasks.insert(
-                new, partial(self._complete, stored, values, inputs, modules, written)
-            )
+            return self._store.tasks.insert(new, complete)
         except BaseException:
             for task_id in written:
                 self._forget_unless_recorded(task_id)
@@ -129,22 +131,39 @@ class ProcessRunner:
         with suppress(OSError):
             self._payloads.delete(task_id)
 
-    def _complete(
+    def _add_whole(self, process: NewProcess, connection: Any, task_key: int, task_id: str) -> None:
+        """Add a task's process, with its whole environment beside the store."""
+        own = {name: value for name, value in process.options.env.items() if value is not None}
+        environment = {**os.environ, **own}
+        last, self._last_whole = self._last_whole, (environment, task_id)
+        same_as = last[1] if last[0] == environment else ""
+        environments.put(self._directory, task_id, environment, same_as)
+        replace(_without_values(process), is_whole=True).insert(connection, task_key)
+
+    def _add_changed(
         self,
         process: NewProcess,
-        values: Mapping[str, str],
-        inputs: Prepared | None,
-        modules: NewModules,
-        written: list[str],
+        changed: Mapping[str, str | None],
         connection: Any,
         task_key: int,
         task_id: str,
     ) -> None:
-        """Add the rows that belong to a task, in the same transaction."""
-        process.insert(connection, task_key)
-        written.append(task_id)
+        """Add a task's process, with the changed values of its environment beside the store."""
+        values = {name: value for name, value in changed.items() if value is not None}
+        marks = {name: None if value is None else True for name, value in changed.items()}
         if values:
             environments.put(self._directory, task_id, values)
+        replace(_without_values(process), environment=marks).insert(connection, task_key)
+
+    def _add_parts(
+        self,
+        inputs: Prepared | None,
+        modules: NewModules,
+        connection: Any,
+        task_key: int,
+        task_id: str,
+    ) -> None:
+        """Add a task's inputs, and the modules that its supervisor does not know yet."""
         if modules is not None:
             note_modules(connection, *modules)
             self._noted = (modules[0], len(modules[1]))
@@ -222,3 +241,9 @@ class ProcessRunner:
             self._replaced += 1
             self._on_loss()
             self._store.database.close_own()
+
+
+def _without_values(process: NewProcess) -> NewProcess:
+    """Return a process without the values of secrets among the variables that were asked for."""
+    options = replace(process.options, env=without_values(process.options.env))
+    return replace(process, options=options)

@@ -70,7 +70,7 @@ def reconcile(store: TaskStore, own_session: str, watch: Watch | None = None) ->
         _end_left_by(store, death)
     found = (_lose_safely(store, each) for each in find_dead_supervisors(store, watch))
     losses = [loss for loss in found if loss is not None]
-    _interrupt_unserved(store, own_session)
+    _adopt_or_interrupt(store, own_session)
     if dead or losses:
         dispatch.notify(store)
     else:
@@ -165,13 +165,12 @@ def _leader(process: ProcessRecord) -> Process | None:
     return Process(pid, 0, pid, process.process_start, is_zombie=False)
 
 
-def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
-    """Interrupt tasks that wait for a supervisor although their kernel is gone.
+def _adopt_or_interrupt(store: TaskStore, own_session: str) -> None:
+    """Start a supervisor for tasks that wait although their kernel and their supervisor are gone.
 
-    Except for those that may be tried again or have a schedule, which get a new supervisor.
-    A living kernel starts a new supervisor, but until then only this function can cancel its
-    waiting tasks. A kernel that is merely silent may come back, and its tasks lose nothing by
-    waiting.
+    Those that were about to start are interrupted: another supervisor lacks their environment. A
+    living kernel starts a new supervisor, but until then only this function can cancel its waiting
+    tasks. A kernel that is merely silent may come back, and its tasks lose nothing by waiting.
     """
     for session_id in store.supervisors.orphaned_sessions():
         store.tasks.cancel_pending(session_id)
@@ -186,7 +185,7 @@ def _interrupt_unserved(store: TaskStore, own_session: str) -> None:
 
 
 def _adopt(store: TaskStore, session: SessionRecord) -> None:
-    """Start a supervisor for tries and runs that a session without kernel and supervisor has left.
+    """Start a supervisor for the waiting tasks of a session without kernel and supervisor.
 
     And for what runs at places. On their own machine alone. Their environments are kept whole, so
     any supervisor can start them.
@@ -199,16 +198,18 @@ def _adopt(store: TaskStore, session: SessionRecord) -> None:
         except StoreError as error:
             problems.record_once(
                 store.directory,
-                f"tasks of session {store.sessions.short(session.id)} are to run without it, but "
+                f"tasks of session {store.sessions.short(session.id)} wait without it, but "
                 f"{error}; the next command tries to start it again",
             )
 
 
 def forget_environments(store: TaskStore) -> None:
     """Remove the stored environments of tasks that will not begin, or not again."""
-
-    def is_waiting(task_id: str) -> bool | None:
-        is_needed = store.tasks.needs_environment(task_id)
-        return None if not is_needed and store.tasks.by_id(task_id) is None else is_needed
-
-    environments.remove_left(store.directory, is_waiting)
+    kept = environments.kept(store.directory)
+    if not kept:
+        return
+    # In this order, because a task may be recorded meanwhile.
+    known = store.tasks.existing([*kept])
+    for task_id in kept - store.tasks.environments_needed():
+        if task_id in known or not environments.is_new(store.directory, task_id):
+            environments.remove(store.directory, task_id)

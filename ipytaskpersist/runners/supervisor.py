@@ -387,7 +387,8 @@ class Supervisor:
         if has_pending != self._has_pending:
             self._has_pending = has_pending
             self._count_live()
-            self._recorder.post(lambda _store: None)  # has it give signs of life
+            # Tasks that can never start were cancelled by the store. And it gives a sign of life.
+            self._recorder.post(reconciling.forget_environments)
 
     def _count_live(self) -> None:
         self._recorder.live_tasks = len(self._tasks) + self._has_pending
@@ -464,9 +465,10 @@ class Supervisor:
 
     def _with_values(self, process: ProcessRecord) -> ProcessRecord:
         """Return the process with the values of its environment. Raises `CannotStart`."""
-        if True not in process.environment.values():
+        is_to_be_read = process.is_whole and process.place is None and not process.environment
+        if not is_to_be_read and True not in process.environment.values():
             return process
-        read = environments.read if process.is_whole else environments.take
+        read = environments.read if process.keeps_environment else environments.take
         values = read(self._store.directory, process.environment_of)
         if values is None:
             raise CannotStart("its environment is gone, which waited in the state directory")
@@ -548,8 +550,12 @@ class Supervisor:
             self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
             return
         record = self._store.tasks.get(key)
-        if record is not None and record.state is TaskState.PENDING and record.runner == "process":
-            self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+        if record is None or record.state is not TaskState.PENDING or record.runner != "process":
+            return
+        self._store.tasks.end(key, TaskState.CANCELLED, "cancelled", None, time.time())
+        if record.retries is None and record.schedule is None:
+            environments.remove(self._store.directory, record.id)
+        else:
             reconciling.forget_environments(self._store)
 
     def _press(self) -> None:
@@ -614,7 +620,7 @@ class Supervisor:
             if task.used is not None:
                 store.processes.used(key, *task.used)
             task_end.record(store, task.recording)
-            if task.record.is_whole:
+            if task.record.keeps_environment:
                 reconciling.forget_environments(store)
             if isinstance(task, Placed):
                 task.is_committed = True

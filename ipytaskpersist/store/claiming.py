@@ -23,7 +23,13 @@ from ipytaskpersist.store.booking import (
     decide,
     is_anything_asked,
 )
-from ipytaskpersist.store.file.migrations import DEMANDING, IN_SLOT, READY, SUBMITTED
+from ipytaskpersist.store.file.migrations import (
+    DEMANDING,
+    DEMANDS_SOMETHING,
+    IN_SLOT,
+    READY,
+    SUBMITTED,
+)
 
 SILENT_S = 60.0
 """Time without a sign of life after which an owner's tasks no longer keep others waiting."""
@@ -40,11 +46,11 @@ Lane = tuple[str, str, str]
 
 
 def starts_at_once(connection: Any, key: int) -> bool:
-    """Return whether a new task need not be claimed: it waits for nothing, not even for room."""
-    group, waits_for = connection.execute(
-        "SELECT group_name, waits_for FROM tasks WHERE key = ?", (key,)
+    """Return whether a new task waits for nothing, not even for room or for the machine."""
+    group, waits = connection.execute(
+        f"SELECT group_name, waits_for OR {DEMANDS_SOMETHING} FROM tasks WHERE key = ?", (key,)
     ).fetchone()
-    return not waits_for and _room(connection, group) is None
+    return not waits and _room(connection, group) is None
 
 
 @dataclass(frozen=True, slots=True)

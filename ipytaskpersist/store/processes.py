@@ -17,7 +17,7 @@ from ipytaskpersist.store.claiming import ready
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.occurrences import add_next_run
 from ipytaskpersist.store.queue import set_running, settle, submit
-from ipytaskpersist.store.tasks import INTERRUPT
+from ipytaskpersist.store.tasks import INTERRUPT, IS_WHOLE
 from ipytaskpersist.store.tries import add_try, tries_again
 
 PROCESS_FIELDS = {
@@ -49,6 +49,7 @@ PROCESS_FIELDS = {
     "place": "runs_at",
     "spool_offset": "spool_offset",
     "far": "far",
+    "is_whole": IS_WHOLE,
 }
 """Where the fields of a `ProcessRecord` come from."""
 PROCESS = ", ".join(PROCESS_FIELDS.values())
@@ -78,6 +79,7 @@ class NewProcess:
     pty: bool = False
     interpreter: str | None = None
     place: Mapping[str, Any] | None = None
+    is_whole: bool = False
 
     def insert(self, connection: Any, task_key: int) -> None:
         """Add it to a task, in the caller's transaction."""
@@ -94,6 +96,7 @@ class NewProcess:
             "options": self.options.as_json(),
             "interpreter": self.interpreter,
             "runs_at": None if self.place is None else json.dumps(dict(self.place)),
+            "whole_environment": int(self.is_whole),
         }
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         connection.execute(f"INSERT INTO processes ({names}) VALUES ({marks})", [*row.values()])
@@ -130,6 +133,7 @@ def record_of(row: Any) -> ProcessRecord:
     known["schedule"] = Schedule.from_json(known["schedule"])
     known["place"] = None if known["place"] is None else json.loads(known["place"])
     known["far"] = json.loads(known["far"] or "{}")
+    known["is_whole"] = bool(known["is_whole"])
     return ProcessRecord(**known)
 
 
@@ -167,8 +171,8 @@ class Processes:
         """Claim the session's next tasks for this supervisor, and set them running.
 
         `machine` is what the supervisor has just seen of its machine; without it, no task starts
-        that asks for a part of it. The differences of the tasks' environments are kept no longer
-        than needed: until the last try, and while a schedule goes on.
+        that asks for a part of it. What is known of the tasks' environments is kept no longer than
+        needed: until the last try, and while a schedule goes on.
         """
         with self._database.transaction() as connection:
             settle(connection, session_id, at)
@@ -328,9 +332,9 @@ class Processes:
     def may_be_adopted(self, session_id: str) -> bool:
         """Return whether tasks of a session wait that any supervisor can start."""
         row = self._database.row(
-            """SELECT 1 FROM tasks INDEXED BY tasks_pending WHERE session_id = ?
-            AND state = 'pending' AND runner = 'process'
-            AND (retry IS NOT NULL OR schedule IS NOT NULL) LIMIT 1""",
+            f"""SELECT 1 FROM tasks INDEXED BY tasks_pending
+            JOIN processes ON task_key = tasks.key WHERE session_id = ?
+            AND state = 'pending' AND runner = 'process' AND {IS_WHOLE} LIMIT 1""",
             (session_id,),
         )
         return row is not None
@@ -386,15 +390,15 @@ class Supervisors:
     def orphaned_sessions(self) -> Sequence[str]:
         """Return the sessions without a supervisor that have tasks for one.
 
-        Those are pending process tasks, and live ones at places.
+        Those are pending process tasks, and live ones at places. That of the task that was launched
+        first comes first.
         """
         rows = self._database.rows(
-            """SELECT session_id FROM tasks WHERE state = 'pending' AND runner = 'process'
-                AND session_id NOT IN
-                    (SELECT session_id FROM supervisors WHERE ended_at IS NULL)
-            UNION SELECT session_id FROM tasks WHERE state = 'running' AND submitted_at IS NOT NULL
-                AND session_id NOT IN
-                    (SELECT session_id FROM supervisors WHERE ended_at IS NULL)"""
+            """SELECT session_id FROM tasks
+            WHERE (state = 'pending' AND runner = 'process'
+                OR state = 'running' AND submitted_at IS NOT NULL)
+            AND session_id NOT IN (SELECT session_id FROM supervisors WHERE ended_at IS NULL)
+            GROUP BY session_id ORDER BY min(key)"""
         )
         return [session_id for (session_id,) in rows]
 

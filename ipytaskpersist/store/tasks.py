@@ -110,6 +110,9 @@ INTERRUPT = """UPDATE tasks SET state = 'interrupted', reason = ?1, declared_dea
         (SELECT at FROM outputs WHERE task_key = tasks.key ORDER BY sequence DESC LIMIT 1), 0))
     WHERE state IN ('pending', 'running')"""
 """Live tasks to interrupted: why, `TaskRecord.declared_dead`, and not before a time."""
+IS_WHOLE = """(whole_environment OR tasks.retry IS NOT NULL OR tasks.schedule IS NOT NULL
+    OR runs_at IS NOT NULL)"""
+"""Whether the environment of a task's process is whole, so that any supervisor can start it."""
 IS_NEXT_RUN = """(tasks.state = 'pending'
     AND json_extract(tasks.schedule, '$.first_task') IS NOT NULL)"""
 """Whether a task is a later run by a schedule, and waits."""
@@ -433,17 +436,20 @@ class Tasks:
             (task.notebook_key, task.key, first.schedule.first_task or first.id),
         )
 
-    def needs_environment(self, task_id: str) -> bool:
-        """Return whether the environment that was kept for a task is still needed."""
-        row = self._database.row(
-            """SELECT 1 FROM tasks WHERE state IN ('pending', 'running')
-            AND ((id = ?1 AND (state = 'pending' OR coalesce(retry, schedule) IS NOT NULL
-                OR submitted_at IS NOT NULL))
-                OR json_extract(retry, '$.environment_of') = ?1
-                OR json_extract(schedule, '$.first_task') = ?1) LIMIT 1""",
-            (task_id,),
+    def environments_needed(self) -> set[str]:
+        """Return the ids of the tasks in whose names environments are kept that are still needed.
+
+        That of a task that is tried again, or has a schedule, is needed until its end. That of
+        another one is needed until its process has begun.
+        """
+        rows = self._database.rows(
+            """SELECT coalesce(json_extract(retry, '$.environment_of'),
+                json_extract(schedule, '$.first_task'), id)
+            FROM tasks LEFT JOIN processes ON task_key = tasks.key
+            WHERE state IN ('pending', 'running') AND runner = 'process'
+            AND (coalesce(retry, schedule) IS NOT NULL OR pid IS NULL)"""
         )
-        return row is not None
+        return {task_id for (task_id,) in rows}
 
     def waiting_for_threads(self, session_id: str, before: float) -> list[int]:
         """Return the keys of the session's tasks that wait for a thread since before a time."""
@@ -512,13 +518,14 @@ class Tasks:
         return int(cursor.rowcount)
 
     def interrupt_pending(self, session_id: str, reason: str, at: float) -> int:
-        """Interrupt the session's tasks that wait for a supervisor in vain. Return how many.
+        """Interrupt the session's tasks that were about to start. Return how many.
 
-        Not those that may be tried again or have a schedule: another supervisor can start them.
+        Not those that waited, may be tried again or have a schedule: another supervisor can start
+        them.
         """
         cursor = self._database.write(
             f"""{INTERRUPT} AND session_id = ?4 AND state = 'pending' AND runner = 'process'
-            AND retry IS NULL AND schedule IS NULL AND submitted_at IS NULL""",
+            AND NOT EXISTS (SELECT 1 FROM processes WHERE task_key = tasks.key AND {IS_WHOLE})""",
             (reason, "proven", at, session_id),
         )
         return int(cursor.rowcount)
@@ -799,8 +806,10 @@ class Tasks:
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Return those of these ids that tasks have."""
-        marks = ", ".join("?" * len(ids))
-        rows = self._database.rows(f"SELECT id FROM tasks WHERE id IN ({marks})", ids)
+        rows = self._database.rows(
+            "SELECT id FROM tasks WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps([*ids]),),
+        )
         return {task_id for (task_id,) in rows}
 
     def ended_before(self, at: float, *, except_tag: str) -> list[TaskRecord]:

@@ -21,8 +21,8 @@ ADD_TASK = f"""INSERT INTO tasks ({COPIED}, id, number, state, created_at, due_a
         coalesce(try_of, key), try_number + 1,
         json_set(retry, '$.environment_of', coalesce(json_extract(retry, '$.environment_of'), id))
     FROM tasks WHERE key = ?1"""
-PROCESS = """command, script, script_as, directory, environment, pty, timeout_s, grace_s, options,
-    runs_at"""
+PROCESS = """command, script, script_as, directory, environment, whole_environment, pty, timeout_s,
+    grace_s, options, runs_at"""
 ADD_PROCESS = f"""INSERT INTO processes (task_key, {PROCESS}, interpreter)
     SELECT ?2, {PROCESS},
         iif(interpreter IN (?3, ?4) OR interpreter LIKE 'kernel %', interpreter, NULL)

@@ -209,7 +209,9 @@ def new_process(state_dir: Path, store: TaskStore) -> NewTask:
     return NewTask(session.notebook_key, session.id, "", "shell", "process", "true")
 
 
-def test_an_environment_waits_for_its_task_alone(state_dir: Path) -> None:
+def test_an_environment_waits_for_its_task_alone(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is there once, and not after the task was cancelled or its kernel has died."""
     directory = StateDirectory(state_dir)
     with closing(TaskStore(directory).open()) as store:
@@ -219,12 +221,17 @@ def test_an_environment_waits_for_its_task_alone(state_dir: Path) -> None:
         gone = store.tasks.insert(new, lambda c, key, _id: process.insert(c, key))
         store.tasks.interrupt_pending(new.session_id, "kernel died", time.time())
         waiting = store.tasks.insert(new, lambda c, key, _id: process.insert(c, key))
-        for task_id in (waiting.id, gone.id, "ffffffff-1", "eeeeeeee-1"):
-            environments.put(directory, task_id, {"A": VALUE})
-        os.utime(directory.environment("eeeeeeee-1"), (0, 0))
+        environments.put(directory, waiting.id, {"A": VALUE})
+        for task_id in (gone.id, "ffffffff-1"):
+            environments.put(directory, task_id, {"A": VALUE}, same_as=waiting.id)
+        os.utime(directory.environment("ffffffff-1"), (0, 0))  # a link has the age of its file
         forget_environments(store)
-        left = {file.stem for file in directory.environments.iterdir()}
+        left = environments.kept(directory)
         assert left == {waiting.id, "ffffffff-1"}, "one is being made, and one waits"
+        # The time at which a link was made cannot be set back.
+        monkeypatch.setattr(environments, "BEING_MADE_S", 0)
+        forget_environments(store)
+        assert environments.kept(directory) == {waiting.id}
         assert environments.take(directory, waiting.id) == {"A": VALUE}
         assert environments.take(directory, waiting.id) is None
 

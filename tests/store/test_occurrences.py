@@ -99,7 +99,7 @@ def test_each_run_is_followed_by_exactly_one(watched: Watched) -> None:
 
     # The first one has what the others are given, and stays for as long as they come.
     assert [task.number for task in store.tasks.ended_before(2 * START, except_tag="")] == []
-    assert store.tasks.needs_environment(first.id)
+    assert first.id in store.tasks.environments_needed()
     assert store.tasks.with_inputs(watched.task(3)).id == first.id
     assert store.tasks.next_run(watched.task(2)) == watched.task(3)
 
@@ -123,7 +123,7 @@ def test_each_run_is_followed_by_exactly_one(watched: Watched) -> None:
     assert store.tasks.next_run(watched.task(3)) is None
     assert store.tasks.cancel_pending(watched.session.id) == 1
     watched.end(3)
-    assert not store.tasks.needs_environment(first.id)
+    assert first.id not in store.tasks.environments_needed()
     assert watched.claim(START + 9 * HOUR) == []
     assert {task.number for task in store.tasks.ended_before(2 * START, except_tag="")} == {
         *range(1, 5)

@@ -743,13 +743,23 @@ M011_COLUMNS = (
 )
 
 
+@additive_step
+def m012_environments(db: Database) -> None:
+    """Whether a process's environment is kept whole, so that any supervisor can start the task."""
+    db.conn.execute(M012_COLUMN)
+
+
+# Tasks of an earlier version that are tried again, or have a schedule, have it so without a word.
+M012_COLUMN = "ALTER TABLE processes ADD COLUMN whole_environment INTEGER NOT NULL DEFAULT 0"
+
+
 @step
-def m012_places(db: Database) -> None:
+def m013_places(db: Database) -> None:
     """Where a task's process runs, if not on this machine.
 
     Not additive: an earlier version would start such a task here.
     """
-    for statement in M012_COLUMNS:
+    for statement in M013_COLUMNS:
         db.conn.execute(statement)
 
 
@@ -757,7 +767,7 @@ SUBMITTED = "submitted_at IS NOT NULL AND state = 'pending'"
 """SQL for a task that has been handed to its place and has not begun there."""
 ELSEWHERE = "runs_at IS NOT NULL AND supervisor_key IS NULL"
 """SQL for a process at a place that no supervisor has, or not any more."""
-M012_COLUMNS = (
+M013_COLUMNS = (
     # Its place as it was set at the launch, as JSON; NULL for here.
     "ALTER TABLE processes ADD COLUMN runs_at TEXT",
     # How much of its spool there is recorded here, in bytes.

@@ -133,7 +133,7 @@ def test_a_supervisor_that_is_killed_again_and_again_loses_no_line_and_repeats_n
         far.counts()
         far.kill_supervisor()
         kernel.run("%bg_list")
-        until(lambda: far.store.supervisors.unfinished(), message="another supervisor")
+        until(far.store.supervisors.unfinished, message="another supervisor")
     far.counts()
     far.stop.touch()
     assert far.ended().state is TaskState.COMPLETED
@@ -226,7 +226,10 @@ def processes_with(task_id: str) -> list[psutil.Process]:
 def test_the_width_of_a_group_holds_for_places(far: Far, kernel: NotebookKernel) -> None:
     kernel.run("%bg_group two --width 2")
     for _task in range(4):
-        kernel.run(f"%%background --shell --on far --group two\nwhile [ ! -e {far.stop} ]; do sleep 0.05; done")  # fmt: skip
+        kernel.run(
+            "%%background --shell --on far --group two\n"
+            f"while [ ! -e {far.stop} ]; do sleep 0.05; done"
+        )
 
     def running() -> list[int]:
         states = {each.number: each.state for each in far.store.tasks.select(Selection())}
