@@ -41,6 +41,7 @@ from ipytaskpersist.places.far.files import (
     LARGEST_JSON,
     Json,
     Refused,
+    append_line,
     in_words,
     make_folder,
     open_private,
@@ -218,11 +219,7 @@ def signal_task(request: Json) -> Json:
 
 def ask(folder: Path, what: str) -> None:
     """Leave word for the keeper. A task that has none yet will have none."""
-    descriptor = open_private(folder / "asked", os.O_APPEND)
-    try:
-        write_all(descriptor, f"{what}\n".encode())
-    finally:
-        os.close(descriptor)
+    append_line(folder / "asked", what)
     wake(read_claim(folder))
     brief = read_json(folder / "brief")
     if brief and what in ("end", "kill"):

@@ -127,6 +127,15 @@ def write_exclusively(path: Path, data: bytes) -> bool:
         os.close(descriptor)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, at once."""
+    descriptor = open_private(path, os.O_APPEND)
+    try:
+        write_all(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of it."""
     rest = memoryview(data)
