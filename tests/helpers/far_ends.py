@@ -126,8 +126,10 @@ class FarEnds:
         for path in self.home.rglob("claim"):
             claim = read_json(path) or {}
             pid = claim.get("pid", 0)
-            if pid != os.getpid() and is_there(pid, claim.get("start", "")):
-                os.kill(claim["pid"], signal.SIGKILL)
+            if pid == os.getpid():
+                continue
+            if is_there(pid, claim.get("start", "")):
+                os.kill(pid, signal.SIGKILL)
             end_left(claim.get("task_id", "?"))
 
 

@@ -437,7 +437,8 @@ def test_a_file_is_got_in_pieces(far: FarEnds) -> None:
     assert got == ({"size": 10}, b"3456")
     assert far.ask_for("get", path="data", offset=10, at_most=4) == ({"size": 10}, b"")
     assert "No such file" in far.refusal("get", path="~/nothing", offset=0, at_most=1)
-    assert "directory" in far.refusal("get", path="~", offset=0, at_most=1)
+    assert "no regular file" in far.refusal("get", path="~", offset=0, at_most=1)
+    assert "no regular file" in far.refusal("get", path="/dev/zero", offset=0, at_most=1)
 
 
 def test_files_are_found_by_a_pattern(far: FarEnds) -> None:

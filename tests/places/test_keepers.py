@@ -14,6 +14,8 @@ import pytest
 from far_ends import FarEnds, is_running
 from kernels import until
 
+from ipytaskpersist.places.far.files import append_line
+
 COUNT = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; sleep 0.01; done"
 NUMBERS = "".join(f"{number}\n" for number in range(1, 301))
 STUBBORN = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
@@ -130,7 +132,7 @@ def test_to_kill_a_task_does_not_wait_for_its_end(far: FarEnds) -> None:
 
 def test_another_machine_asks_through_the_file_alone(far: FarEnds) -> None:
     task = far.start("sleep", "100")
-    (task.folder / "asked").write_text("end\n")
+    append_line(task.folder / "asked", "end")
     assert task.end().reason == "asked"
 
 
@@ -139,7 +141,7 @@ def test_a_stopped_task_goes_on_where_it_was(far: FarEnds) -> None:
     task.wait_for("\n10\n")
     task.signal("stop")
     until(lambda: _statuses(task.processes()) == {psutil.STATUS_STOPPED})
-    task.pull(wait_s=0.1)
+    until(lambda: task.pull(wait_s=1.0) is None)
     before = task.text()
     assert task.pull(wait_s=0.5) is None
     assert task.text() == before
