@@ -1,0 +1,1 @@
+"""Other machines on which process tasks run."""

@@ -41,6 +41,7 @@ from ipytaskpersist.places.far.files import (
     LARGEST_JSON,
     Json,
     Refused,
+    append_line,
     in_words,
     make_folder,
     open_private,
@@ -60,6 +61,7 @@ MESSAGE = struct.Struct(">II")
 LARGEST_DATA = 64 * 1024 * 1024
 PIECE_BYTES = 8 * 1024 * 1024
 """Most bytes of a file in one answer."""
+MOST_FILES = 10_000
 START_S = 60.0
 DETACHED_LOOK_S = 1.0
 """How often a detached keeper looks. Its server, on the same machine, wakes it for a signal."""
@@ -218,11 +220,7 @@ def signal_task(request: Json) -> Json:
 
 def ask(folder: Path, what: str) -> None:
     """Leave word for the keeper. A task that has none yet will have none."""
-    descriptor = open_private(folder / "asked", os.O_APPEND)
-    try:
-        write_all(descriptor, f"{what}\n".encode())
-    finally:
-        os.close(descriptor)
+    append_line(folder / "asked", what)
     wake(read_claim(folder))
     brief = read_json(folder / "brief")
     if brief and what in ("end", "kill"):
@@ -262,23 +260,31 @@ def put(request: Json, data: bytes) -> Json:
 
 def get(request: Json) -> tuple[Json, bytes]:
     """Return a piece of a file, and the file's size."""
+    path = place(request["path"])
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise Refused(f"{path} is no regular file")
     most = min(int(request.get("at_most") or PIECE_BYTES), PIECE_BYTES)
-    size, data = read_fresh(place(request["path"]), int(request.get("offset") or 0), most)
+    size, data = read_fresh(path, int(request.get("offset") or 0), most)
     return {"size": size}, data
 
 
 def sizes(request: Json) -> Json:
-    """Return the path, the size and the time of the last change of the files of a pattern."""
+    """Return the path, the size and the time of the last change of the files of a pattern.
+
+    Refuses a pattern with more than `MOST_FILES`.
+    """
     import glob
 
     pattern = str(place(request["pattern"]))
     found = []
-    for path in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - as a shell does
+    for path in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - as a shell does
         with suppress(OSError):
             file = Path(path).stat()
             if stat.S_ISREG(file.st_mode):
                 found.append([path, file.st_size, file.st_mtime])
-    return {"files": found}
+        if len(found) > MOST_FILES:
+            raise Refused(f"{pattern} is more than {MOST_FILES} files")
+    return {"files": sorted(found)}
 
 
 def forget(request: Json) -> Json:

@@ -37,11 +37,12 @@ ENDED_S = 30.0
 class FarEnds:
     """A server of the agent, as ssh starts one. It may be killed, and is started again."""
 
-    def __init__(self, home: Path, python: str = sys.executable) -> None:
+    def __init__(self, home: Path, *command: str) -> None:
+        """`command` starts its Python: this one, when there is none."""
         home.mkdir(exist_ok=True)
         self.home = home
         self.folder = home / "tasks"
-        self._python = python
+        self._command = command or (sys.executable,)
         self._process: subprocess.Popen[bytes] | None = None
         self._reader = MessageReader()
         self._messages: Iterator[tuple[Json, bytes]] = iter(())
@@ -52,7 +53,7 @@ class FarEnds:
         if self._process is None or self._process.poll() is not None:
             self._reader = MessageReader()
             self._process = subprocess.Popen(
-                [self._python, "-c", agent_text(), "serve"],
+                [*self._command, "-c", agent_text(), "serve"],
                 env={**os.environ, "HOME": str(self.home), "SECRET": "of the far end"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -105,16 +106,30 @@ class FarEnds:
         assert answer.get("started"), answer
         return task
 
-    def close(self) -> None:
-        """End the server and all keepers and tasks below its home."""
+    def kill(self) -> None:
+        """Kill the server and whatever is still in its group and in its session."""
         if self._process is not None:
+            members = [each for each in psutil.pids() if session_of(each) == self._process.pid]
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.communicate()
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                with suppress(OSError):
+                    stream and stream.close()
+
+    def close(self) -> None:
+        """End the server and all keepers and tasks below its home."""
+        self.kill()
         for path in self.home.rglob("claim"):
             claim = read_json(path) or {}
-            if is_there(claim.get("pid", 0), claim.get("start", "")):
-                os.kill(claim["pid"], signal.SIGKILL)
+            pid = claim.get("pid", 0)
+            if pid == os.getpid():
+                continue
+            if is_there(pid, claim.get("start", "")):
+                os.kill(pid, signal.SIGKILL)
             end_left(claim.get("task_id", "?"))
 
 
@@ -195,6 +210,14 @@ def frame(kind: bytes, data: bytes) -> bytes:
     """Return a frame as a keeper writes it."""
     whole = FRAME.pack(kind, len(data)) + data
     return whole + CRC.pack(zlib.crc32(whole))
+
+
+def session_of(pid: int) -> int:
+    """The session of a process, 0 without it."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def is_running(pid: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def write_once(path: Path, content: Json) -> bool:
     links is the truth (open(2), O_EXCL). Without links, O_EXCL itself decides.
     """
     data = json.dumps(content).encode()
-    own = path.with_name(f"{path.name}-{host_name()}-{os.getpid()}-{time.time_ns()}")
+    own = path.with_name(f"{path.name}-{os.urandom(8).hex()}")
     descriptor = open_private(own, os.O_EXCL)
     try:
         write_all(descriptor, data)
@@ -123,6 +122,15 @@ def write_exclusively(path: Path, data: bytes) -> bool:
     try:
         write_all(descriptor, data)
         return True
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, at once."""
+    descriptor = open_private(path, os.O_APPEND)
+    try:
+        write_all(descriptor, f"{line}\n".encode())
     finally:
         os.close(descriptor)
 

@@ -17,7 +17,9 @@ from typing import Any
 
 from ipytaskpersist.places.far.files import (
     Json,
+    append_line,
     host_name,
+    in_words,
     open_private,
     place,
     read_fresh,
@@ -110,6 +112,8 @@ class Keeper:
     def start(self) -> str:
         """Start the task. Returns the reason in words if that fails, and then that is its end."""
         self._started_at = time.monotonic()
+        # It has a block of the disk from now on: a full disk does not keep anyone from asking.
+        append_line(self._folder / "asked", "")
         self._read_asked()
         self._asked_bytes = 0  # to stop it, too, may have been asked for
         error = UNSTARTED if self._reason else self._try_to_start()
@@ -448,23 +452,31 @@ def widen(descriptor: int) -> None:
 
 
 def keep(folder: Path, brief: Json, every_s: float) -> int:
-    """Claim a task and keep it. Prints what has become of the start, as JSON."""
-    signals = Signals()
-    if not write_once(folder / "claim", claim_of(brief)):
-        print(json.dumps({"already": True}), flush=True)
-        return os.EX_TEMPFAIL
-    remove(folder / "brief")
-    keeper = Keeper(folder, brief, signals, every_s)
-    error = keeper.start()
-    print(json.dumps({"error": error} if error else {"started": True}), flush=True)
-    if error:
-        return os.EX_UNAVAILABLE
-    to_log(folder)
+    """Claim a task, start it and keep it. Prints what has become of the start, as JSON."""
     try:
+        keeper, said = claimed_and_started(folder, brief, every_s)
+    except OSError as error:
+        keeper, said = None, {"error": in_words(error)}
+    print(json.dumps(said), flush=True)
+    if keeper is None:
+        return os.EX_TEMPFAIL if "already" in said else os.EX_UNAVAILABLE
+    try:
+        to_log(folder)
         return keeper.run()
     except BaseException:
         end_left(brief["task_id"])  # nothing runs unseen
         raise
+
+
+def claimed_and_started(folder: Path, brief: Json, every_s: float) -> tuple[Keeper | None, Json]:
+    """Return the keeper of a task that was started, or none, and what has become of the start."""
+    signals = Signals()
+    if not write_once(folder / "claim", claim_of(brief)):
+        return None, {"already": True}
+    remove(folder / "brief")
+    keeper = Keeper(folder, brief, signals, every_s)
+    error = keeper.start()
+    return (None, {"error": error}) if error else (keeper, {"started": True})
 
 
 def to_log(folder: Path) -> None:

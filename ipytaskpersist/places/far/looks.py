@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ipytaskpersist.places.far.files import (
     Json,
-    host_name,
     in_words,
     open_private,
     read_fresh,
@@ -65,9 +64,11 @@ def look_at_claimed(folder: Path, claim: Json) -> Json:
         return {"state": "ended", **state}
     silent_s = silence_of(folder, claim)
     found = {**(state or {}), "silent_s": silent_s}
-    if is_gone or (is_of_other_boot(claim) and silent_s > SILENT_S):
-        left = [each.pid for each in of_task(claim.get("task_id", "?"), None)]
+    if is_gone:
+        left = [each.pid for each in of_task(claim["task_id"], None)]
         return {**found, "state": "lost", "left": left}
+    if is_of_other_boot(claim) and silent_s > SILENT_S:
+        return {**found, "state": "lost", "left": []}
     return {**found, "state": "running" if state else "claimed"}
 
 
@@ -104,10 +105,12 @@ def silence_of(folder: Path, claim: Json) -> float:
 
 def clock_of(folder: Path) -> float:
     """Return the time by the clock of a file system, which another machine may have."""
-    path = folder / f"clock-{host_name()}-{os.getpid()}"
-    os.close(open_private(path, os.O_TRUNC))
-    try:
-        os.utime(path)
-        return path.stat().st_mtime
-    finally:
-        path.unlink()
+    path = folder / f"clock-{os.urandom(8).hex()}"
+    with suppress(OSError):
+        os.close(open_private(path, os.O_EXCL))
+        try:
+            os.utime(path)
+            return path.stat().st_mtime
+        finally:
+            path.unlink()
+    return time.time()
