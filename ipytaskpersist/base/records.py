@@ -287,7 +287,7 @@ class TaskRecord:
     """Row of its first try; None in the first try itself."""
     try_number: int = 1
     first_try: int | None = None
-    """Number of its first try; None in that itself, or if that was deleted."""
+    """Number of its first try; None in that itself."""
     schedule: Schedule | None = None
     """The times at which it runs; None for once, and for a further try of a run."""
     unreachable_since: datetime | None = None
@@ -329,9 +329,11 @@ class TaskRecord:
         is_later = self.schedule is not None and self.schedule.first_task is not None
         return is_later and self.state is TaskState.PENDING
 
-    def is_given_by(self, other: TaskRecord) -> bool:
-        """Return whether it is a later run by a schedule, and gets what another task was given."""
-        return self.schedule is not None and self.schedule.first_task == other.id
+    @property
+    def inputs_of(self) -> str:
+        """Id of the task that has its inputs: the first of its tries, of the first run."""
+        of_tries = self.retries and self.retries.environment_of
+        return of_tries or (self.schedule and self.schedule.first_task) or self.id
 
     def elapsed_s(self, now: datetime) -> float | None:
         """Return seconds from start to end, or to `now` while it runs; None before it started.
@@ -388,7 +390,7 @@ class TaskRecord:
         return {
             "number": self.try_number,
             "of": retries.count + 1,
-            "first_task": self.first_try or (self.number if self.try_of is None else None),
+            "first_task": self.first_try or (self.number if self.try_number == 1 else None),
             "causes": list(retries.causes),
         }
 

@@ -78,12 +78,7 @@ def archive(
 ) -> None:
     """Move ended tasks to the archive of their month, where every command still finds them."""
     tasks = _chosen(surface, manager, refs, older_than)
-    for task in tasks:
-        if not task.state.is_final:
-            raise InvalidRequest(
-                f"task {task.label} is {task.state.value}; it can be archived when it has ended"
-            )
-    moved = manager.archives.archive([task for task in tasks if not task.archive])
+    moved = manager.changes.archive(tasks)
     if not moved:
         click.echo("nothing to archive")
     for month, count in moved.items():

@@ -65,6 +65,13 @@ class Archives:
         """Return the store of a task: an archive, or the store itself."""
         return self.open(task.archive) if task.archive else self._store
 
+    def with_inputs(self, task: TaskRecord) -> TaskRecord | None:
+        """Return the task that has a task's inputs, wherever it is; None if it was deleted."""
+        if task.inputs_of == task.id:
+            return task
+        found = (place.tasks.by_id(task.inputs_of) for place in self.with_own())
+        return next((each for each in found if each is not None), None)
+
     def close(self) -> None:
         """Close the archives."""
         while self._opened:

@@ -247,6 +247,8 @@ def heading(task: TaskRecord) -> tuple[str, str]:
         f"took {formatting.duration(task.elapsed_s(formatting.utc_now()))}"
         if task.ended_at
         else "",
+        formatting.which_try(task),
+        formatting.demands(task.demands),
         formatting.place(task),
         task.id,
         formatting.notebook_name(task.notebook),

@@ -38,6 +38,8 @@ from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.values.payloads import Payloads
 from ipytaskpersist.values.pickle_files import Prepared
 
+OTHER_TASKS = ("rerun_of", "try_of")
+"""Provenance that is the id of another task."""
 LIVE_REASON = "was running when it was exported"
 
 
@@ -188,10 +190,15 @@ class _Taker:
 
     def _with_new_ids(self, task: PortableTask) -> PortableTask:
         """Return the task with its references to other tasks changed to their new ids."""
-        earlier = self._renamed.get(str(task.provenance.get("rerun_of")))
-        if earlier is None:
-            return task
-        return replace(task, provenance={**task.provenance, "rerun_of": earlier})
+        provenance = {
+            name: self._renamed.get(value, value) if name in OTHER_TASKS else value
+            for name, value in task.provenance.items()
+        }
+        schedule = task.schedule
+        if schedule is not None and schedule.first_task is not None:
+            first = self._renamed.get(schedule.first_task, schedule.first_task)
+            schedule = replace(schedule, first_task=first)
+        return replace(task, provenance=provenance, schedule=schedule)
 
 
 class _Taken:

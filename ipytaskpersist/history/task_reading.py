@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.records import Progress, TaskState
 from ipytaskpersist.base.redaction import without_values
+from ipytaskpersist.base.retries import CAUSES, Retries
+from ipytaskpersist.base.schedules import MISSED, Schedule
 from ipytaskpersist.history.fields import (
     LARGEST,
     LINE_CHARACTERS,
@@ -30,7 +34,7 @@ SOURCE_CHARACTERS = 16_000_000
 PROVENANCE_CHARACTERS = 64_000
 POST_MORTEM_CHARACTERS = 64_000
 PROGRESS_AT_MOST = 1e18
-TEXTS = ("directory", "python", "executable", "host", "rerun_of", "original_id")
+TEXTS = ("directory", "python", "executable", "host", "rerun_of", "try_of", "original_id")
 """What must be a text in a provenance."""
 SESSION_ID = r"[A-Za-z0-9_.:@+-]{1,200}"
 
@@ -97,9 +101,64 @@ def task_of(document: Any, place: str = "") -> PortableTask:
         tags=_tags(known),
         history=_history(known),
         process=known.maybe(lambda name: _process(known.inside(name)), "process"),
+        **_queue(known),
     )
     check_states(task, known)
     return task
+
+
+def _queue(known: Fields) -> Document:
+    """What a file of an earlier version lacks: group, demands, tries and schedule."""
+    read: dict[str, Callable[[str], Any]] = {
+        "group": known.printable,
+        "priority": lambda name: known.whole(name, -LARGEST),
+        "paused_s": known.number,
+        "gpu_ids": known.texts,
+        "try_number": lambda name: known.whole(name, 1, NUMBERS_AT_MOST),
+        "demands": lambda name: _demands(known.inside(name)),
+        "retries": lambda name: _retries(known.inside(name)),
+        "schedule": lambda name: _schedule(known.inside(name)),
+    }
+    return {name: value(name) for name, value in read.items() if known.has(name)}
+
+
+def _demands(known: Fields) -> Demands:
+    return Demands(
+        cpus=known.maybe(known.number, "cpus", NUMBERS_AT_MOST),
+        memory_bytes=known.maybe(known.whole, "memory_bytes"),
+        gpus=known.maybe(known.whole, "gpus"),
+        gpu_memory_bytes=known.maybe(known.whole, "gpu_memory_bytes"),
+    )
+
+
+def _retries(known: Fields) -> Retries:
+    causes = known.texts("causes")
+    if not {*causes} <= {*CAUSES}:
+        raise known.refuse("causes", f"are not all of {', '.join(CAUSES)}")
+    return Retries(
+        count=known.whole("count", 0, NUMBERS_AT_MOST),
+        causes=causes,
+        delay_s=known.number("delay_s"),
+        max_delay_s=known.number("max_delay_s"),
+        memory_factor=known.maybe(known.number, "memory_factor"),
+        most_memory_bytes=known.maybe(known.whole, "most_memory_bytes"),
+    )
+
+
+def _schedule(known: Fields) -> Schedule:
+    every_s = known.maybe(known.number, "every_s")
+    cron = known.maybe(known.text, "cron")
+    if (every_s is None) == (cron is None):
+        raise known.refuse("cron", "and every_s exclude each other, and one is needed")
+    return Schedule(
+        every_s=every_s,
+        cron=cron,
+        zone=known.text("zone"),
+        missed=known.choice("missed", MISSED),
+        first_at=known.number("first_at"),
+        due_at=known.number("due_at"),
+        first_task=known.maybe(known.printable, "first_task"),
+    )
 
 
 def check_states(task: PortableTask, known: Fields) -> None:

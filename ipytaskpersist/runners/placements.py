@@ -45,6 +45,8 @@ class _Place:
         self.link = link
         self.tasks: dict[int, Placed] = {}
         self.is_reading = False
+        self.forgetting = 0
+        """How many answers are awaited to the request to remove what tasks have left."""
         self.unreachable_since: float | None = None
         """Since when it does not answer, in seconds since the epoch."""
         self.again_at = 0.0
@@ -99,7 +101,7 @@ class Placements:
     @property
     def has_tasks(self) -> bool:
         """Whether a place has tasks whose end is not recorded, or that are not forgotten there."""
-        return any(place.tasks for place in self._places.values())
+        return any(place.tasks or place.forgetting for place in self._places.values())
 
     # What is due.
 
@@ -250,6 +252,9 @@ class Placements:
             self._on_end(task)
         elif state in ("lost", "absent") and not piece:
             why = str(look.get("why") or "its keeper is gone")
+            # What it has left over there would run unseen.
+            request = {"verb": "signal", "folder": task.folder, "what": "kill"}
+            place.link.ask(request, lambda _answer, _data: None)
             self._fail(place, task, TaskState.INTERRUPTED, f"lost at {task.name}: {why}")
 
     def _begin(self, task: Placed) -> None:
@@ -300,8 +305,13 @@ class Placements:
         for task in done:
             del place.tasks[task.record.task_key]
         if folders:
+            place.forgetting += 1
             request = {"verb": "forget", "folders": folders}
-            place.link.ask(request, lambda _answer, _data: None)
+            place.link.ask(request, partial(self._has_forgotten, place))
+
+    @staticmethod
+    def _has_forgotten(place: _Place, _answer: Json, _data: bytes) -> None:
+        place.forgetting -= 1
 
     def may_leave(self) -> bool:
         """Return whether nothing is to be done at places, or it was tried long enough."""

@@ -85,18 +85,7 @@ class TaskChanges:
                 raise InvalidRequest(
                     f"task {task.label} is {task.state}; cancel it first: %bg_cancel {task.number}"
                 )
-            last = task if task.archive else self._store.tasks.last_try(task)
-            if not last.state.is_final:  # it needs what the first try was given
-                raise InvalidRequest(
-                    f"task {task.label} is tried again as task {last.label}; cancel that first: "
-                    f"%bg_cancel {last.number}"
-                )
-            following = None if task.archive else self._store.tasks.next_run(task)
-            if following is not None and following.is_given_by(task):
-                raise InvalidRequest(
-                    f"task {task.label} has what task {following.label} is to be given, which is "
-                    f"due by the same schedule; cancel that first: %bg_cancel {following.number}"
-                )
+            self._refuse_needed(task)
         reconciling.end_left(*tasks)  # no command would find them later
         self._archives.delete(tasks)
         threads = self._runners.existing_threads
@@ -105,6 +94,34 @@ class TaskChanges:
             if threads is not None and not task.archive:
                 threads.forget(task.key)
         self._upkeep.soon()
+
+    def archive(self, tasks: Sequence[TaskRecord]) -> dict[str, int]:
+        """Move ended tasks to the archives of their months. Return how many went into each.
+
+        Tasks that are archived already stay where they are.
+        """
+        for task in tasks:
+            if not task.state.is_final:
+                raise InvalidRequest(
+                    f"task {task.label} is {task.state.value}; it can be archived when it has ended"
+                )
+            self._refuse_needed(task)
+        return self._archives.archive([task for task in tasks if not task.archive])
+
+    def _refuse_needed(self, task: TaskRecord) -> None:
+        """Raise `InvalidRequest` if a later try or run of a task needs what it was given."""
+        last = task if task.archive else self._store.tasks.last_try(task)
+        if not last.state.is_final:
+            raise InvalidRequest(
+                f"task {task.label} is tried again as task {last.label}; cancel that first: "
+                f"%bg_cancel {last.number}"
+            )
+        following = None if task.archive else self._store.tasks.next_run(task)
+        if following is not None and following.inputs_of == task.id:
+            raise InvalidRequest(
+                f"task {task.label} has what task {following.label} is to be given, which is "
+                f"due by the same schedule; cancel that first: %bg_cancel {following.number}"
+            )
 
     def delete_session(self, session: SessionRecord) -> None:
         """Remove an ended session's tasks, and the session itself, for good."""

@@ -530,9 +530,7 @@ class Launcher:
             fresh = before.interpreter == FRESH_ASKED
             usual = self._python_process(Options(fresh=fresh))
             process = replace(process, command=usual.command, interpreter=usual.interpreter)
-            first = store.tasks.with_inputs(task)
-            given = store.results.get(first.key, INPUTS)
-            inputs = self._payloads.copy(first, given) if given is not None else None
+            inputs = self._inputs_again(task)
         new = self._new(
             task.source, Request(task.name), task.kind, PROCESS, again, is_call=task.is_call
         )
@@ -540,6 +538,18 @@ class Launcher:
         if task.kind == "python" and not is_notebook:
             self._results.expect(record)
         return record
+
+    def _inputs_again(self, task: TaskRecord) -> Prepared:
+        """Copy what a task was given."""
+        first = self._archives.with_inputs(task)
+        if first is not None:
+            given = self._archives.store_of(first).results.get(first.key, INPUTS)
+        if first is None or given is None:
+            raise InvalidRequest(
+                f"what task {task.label} was given was kept with task {task.inputs_of}, which was "
+                f"deleted; %bg_show {task.number} shows its source, for a cell of your own"
+            )
+        return self._payloads.copy(first, given)
 
     # Common to all tasks.
 

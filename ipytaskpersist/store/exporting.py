@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from ipytaskpersist.base.demands import COLUMNS as DEMANDS
+from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.records import STREAM_KINDS, OutputKind, Progress, ResultRecord, TaskState
+from ipytaskpersist.base.retries import Retries
+from ipytaskpersist.base.schedules import Schedule
+from ipytaskpersist.store.booking import gpu_ids_of
 from ipytaskpersist.store.compression import Unreadable, unpack
 from ipytaskpersist.store.file.database import Database
 from ipytaskpersist.store.outputs import LOST
@@ -41,7 +47,8 @@ TASK = {
     **{name: name for name in ("cleared_at", "cell_id", "execution_count", "source", "is_call")},
     **{name: name for name in ("max_output_bytes", "dropped_bytes", "provenance")},
     "rerun_of": "(SELECT id FROM tasks AS earlier WHERE earlier.key = tasks.rerun_of)",
-    **{name: name for name in ("progress", "post_mortem")},
+    **{name: name for name in ("progress", "post_mortem", "group_name", "priority", "gpu_ids")},
+    **{name: name for name in (*DEMANDS, "paused_s", "try_number", "retry", "schedule")},
 }
 PROCESS = (
     *("command", "script", "script_as", "directory", "pty", "timeout_s", "grace_s", "options"),
@@ -81,8 +88,15 @@ def task(database: Database, key: int) -> PortableTask | None:
     progress, post_mortem = known["progress"], known["post_mortem"]
     known["progress"] = None if progress is None else Progress(**json.loads(progress))
     known["post_mortem"] = None if post_mortem is None else json.loads(post_mortem)
+    retries = Retries.from_json(known.pop("retry"))
+    known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
+    known["schedule"] = Schedule.from_json(known["schedule"])
     return PortableTask(
-        **known,
+        **{name: value for name, value in known.items() if name not in (*DEMANDS, "group_name")},
+        group=known["group_name"],
+        demands=Demands(**{name: known[name] for name in DEMANDS}),
+        # The environment is not exported.
+        retries=None if retries is None else replace(retries, environment_of=None),
         tags=_tags(database, key),
         history=_history(database, key),
         process=_process(database, key),

@@ -353,6 +353,14 @@ def _insert(
         "post_mortem": None if task.post_mortem is None else json.dumps(task.post_mortem),
         "provenance": json.dumps(provenance),
         "rerun_of": _earlier(connection, task),
+        "group_name": task.group,
+        "priority": task.priority,
+        "paused_s": task.paused_s,
+        "gpu_ids": json.dumps([*task.gpu_ids]) if task.gpu_ids else None,
+        "try_number": task.try_number,
+        "retry": None if task.retries is None else task.retries.as_json(),
+        "schedule": None if task.schedule is None else task.schedule.as_json(),
+        **task.demands.columns,
     }
     key = _insert_row(connection, "tasks", row)
     for tag in task.tags:

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipytaskpersist.base.records import OutputKind, Progress, TaskState
+from ipytaskpersist.base.demands import Demands
+from ipytaskpersist.base.records import DEFAULT_GROUP, OutputKind, Progress, TaskState
+from ipytaskpersist.base.retries import Retries
+from ipytaskpersist.base.schedules import Schedule
 
 OF_THIS_STORE = ("imported_at", "rerun_as")
 """Provenance that concerns this store alone: a task's import, and the task that reran it."""
@@ -112,6 +115,15 @@ class PortableTask:
     tags: Sequence[str] = ()
     history: Sequence[PortableEvent] = ()
     process: PortableProcess | None = None
+    group: str = DEFAULT_GROUP
+    priority: int = 0
+    demands: Demands = field(default_factory=Demands)
+    gpu_ids: Sequence[str] = ()
+    paused_s: float = 0.0
+    try_number: int = 1
+    retries: Retries | None = None
+    """The rule of its tries. Which was the first is in the provenance, as `try_of`."""
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)

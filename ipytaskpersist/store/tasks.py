@@ -87,7 +87,8 @@ FIELDS = {
     "try_of": "tasks.try_of",
     "try_number": "tasks.try_number",
     "unreachable_since": "tasks.unreachable_since",
-    "first_try": "(SELECT first.number FROM tasks AS first WHERE first.key = tasks.try_of)",
+    "first_try": """iif(tasks.try_number = 1, NULL, (SELECT first.number FROM tasks AS first
+        WHERE first.id = json_extract(tasks.provenance, '$.try_of')))""",
 }
 """Where the fields of a `TaskRecord` come from; `LAST_LINE` may follow them."""
 COLUMNS = ", ".join(FIELDS.values())
@@ -126,6 +127,12 @@ def _event(row: Any) -> EventRecord:
     at = from_timestamp(seconds)
     assert at is not None, "the column cannot be null"
     return EventRecord(TaskState(state), reason, at)
+
+
+def _number_in(task_id: str) -> int | None:
+    """Return the number of a task that is not in this file: its id ends with it."""
+    number = task_id.rpartition("-")[2]
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else None
 
 
 def _places(kept: str | None) -> tuple[str, ...]:
@@ -292,6 +299,8 @@ class Tasks:
         known["gpu_ids"] = gpu_ids_of(known["gpu_ids"])
         known["retries"] = Retries.from_json(known["retries"])
         known["schedule"] = Schedule.from_json(known["schedule"])
+        if known["try_number"] > 1 and known["first_try"] is None:
+            known["first_try"] = _number_in(known["provenance"].get("try_of", ""))
         return TaskRecord(**known, archive=self._archive)
 
     def insert(
@@ -420,9 +429,7 @@ class Tasks:
 
         The task itself if that is gone.
         """
-        first = (None if task.try_of is None else self.get(task.try_of)) or task
-        first_run = first.schedule and first.schedule.first_task
-        return (self.by_id(first_run) if first_run else None) or first
+        return (None if task.inputs_of == task.id else self.by_id(task.inputs_of)) or task
 
     def next_run(self, task: TaskRecord) -> TaskRecord | None:
         """Return the run that waits for the next time of a task's schedule; None if none does."""
@@ -815,11 +822,13 @@ class Tasks:
     def ended_before(self, at: float, *, except_tag: str) -> list[TaskRecord]:
         """Return the tasks that ended before a time and lack this tag, the earliest end first.
 
-        Without those that have the inputs of later runs.
+        Without those that have the inputs of later tries and runs.
         """
         rows = self._database.rows(
             f"""SELECT {COLUMNS} {FROM} WHERE tasks.ended_at < ? AND NOT EXISTS
                 (SELECT 1 FROM tags WHERE task_key = tasks.key AND tag = ?)
+            AND NOT EXISTS (SELECT 1 FROM tasks AS later WHERE later.try_of = tasks.key
+                AND later.state IN ('pending', 'running'))
             AND NOT EXISTS (SELECT 1 FROM tasks AS later WHERE later.notebook_key =
                 tasks.notebook_key AND later.state IN ('pending', 'running')
                 AND json_extract(later.schedule, '$.first_task') = tasks.id)

@@ -88,6 +88,7 @@ def copy_chosen(connection: Any) -> None:
         for table in BELONGING:
             _copy_belonging(connection, table)
         connection.execute(LINK_RERUNS)
+        connection.execute(LINK_TRIES)
 
 
 ORIGIN_TASKS = """origin.tasks AS old JOIN temp.chosen ON chosen.id = old.id"""
@@ -96,6 +97,13 @@ LINK_RERUNS = """UPDATE main.tasks SET rerun_of = (SELECT earlier.key FROM main.
     WHERE rerun_of IS NULL AND json_extract(provenance, '$.rerun_of') IS NOT NULL
     AND (id IN (SELECT id FROM temp.chosen)
          OR json_extract(provenance, '$.rerun_of') IN (SELECT id FROM temp.chosen))"""
+
+LINK_TRIES = """UPDATE main.tasks SET try_of = coalesce((SELECT first.key FROM main.tasks AS first
+        WHERE first.id = json_extract(main.tasks.provenance, '$.try_of')), try_of)
+    WHERE try_number > 1 AND json_extract(provenance, '$.imported_at') IS NULL
+    AND (id IN (SELECT id FROM temp.chosen)
+         OR json_extract(provenance, '$.try_of') IN (SELECT id FROM temp.chosen))"""
+"""An imported try is not linked: a file could make it one of any task."""
 
 
 def copy_sessions(connection: Any, ids: str) -> None:
@@ -127,8 +135,8 @@ def _columns(connection: Any, table: str) -> list[str]:
 
 
 def _copy_rows_of_tasks(connection: Any) -> None:
-    mapped = {"notebook_key", "rerun_of"}
-    columns = [name for name in _columns(connection, "tasks") if name not in mapped]
+    keys = {"notebook_key", "rerun_of", "try_of", "doomed_by"}
+    columns = [name for name in _columns(connection, "tasks") if name not in keys]
     connection.execute(
         f"""INSERT INTO main.tasks (notebook_key, {", ".join(columns)})
         SELECT here.key, {", ".join(f"old.{name}" for name in columns)} FROM {ORIGIN_TASKS}

@@ -17,7 +17,8 @@ COPIED = """notebook_key, session_id, name, kind, runner, source, cell_id, execu
 ADD_TASK = f"""INSERT INTO tasks ({COPIED}, id, number, state, created_at, due_at, waits_for,
         memory_bytes, provenance, rerun_of, try_of, try_number, retry)
     SELECT {COPIED}, ?2, ?3, 'pending', ?4, ?5, ?5 IS NOT NULL, ?6,
-        json_set(json_remove(provenance, '$.rerun_as'), '$.rerun_of', id), key,
+        json_set(json_remove(provenance, '$.rerun_as'), '$.rerun_of', id,
+            '$.try_of', coalesce(json_extract(provenance, '$.try_of'), id)), key,
         coalesce(try_of, key), try_number + 1,
         json_set(retry, '$.environment_of', coalesce(json_extract(retry, '$.environment_of'), id))
     FROM tasks WHERE key = ?1"""

@@ -142,7 +142,7 @@ def ending(task: TaskRecord) -> str:
 
 def which_try(task: TaskRecord) -> str:
     """Return ``try 2 of 4 of task 7``; empty for the first try."""
-    if task.retries is None or task.try_of is None:
+    if task.retries is None or task.try_number == 1:
         return ""
     first = "" if task.first_try is None else f" of task {task.first_try}"
     return f"try {task.try_number} of {task.retries.count + 1}{first}"
