@@ -27,6 +27,8 @@ POLLED_LOOK_S = 0.02
 """Poll interval where changes are not reported."""
 UNPROMPTED_LOOK_S = 0.5
 """Poll interval when inotify works but has reported nothing."""
+IDLE_LOOK_S = 5.0
+"""The same for a supervisor that has nothing to do, once inotify has reported something."""
 
 
 class StoreWatch:
@@ -37,6 +39,8 @@ class StoreWatch:
         self._selector = selector
         self._files: FileWatch | None = None
         self._looked_at = 0.0
+        self._has_reported = False
+        """Whether the system has shown that it does report what others write."""
         self._signalled_at = 0.0
         """When the store was first written since the last look. Infinite if it was not."""
         self._replacements = 0
@@ -54,17 +58,24 @@ class StoreWatch:
 
     def read(self) -> None:
         """Take a report."""
+        self._has_reported = True
         self._signalled_at = min(self._signalled_at, time.monotonic())
         if self._files is not None:
             self._files.clear()
 
-    def next_look_at(self, *, is_warm: bool) -> float:
-        """Return when to look again, by the monotonic clock. `is_warm`: a task starts at once."""
+    def next_look_at(self, *, is_warm: bool, is_idle: bool, due_in_s: float) -> float:
+        """Return when to look again, by the monotonic clock.
+
+        `is_warm`: a task starts at once. `is_idle`: there is nothing to do before `due_in_s`.
+        """
         if self._files is None:
             return self._looked_at + POLLED_LOOK_S
         let_reply_s = WARM_REPLY_S if is_warm else LET_REPLY_S
         prompted = max(self._signalled_at + let_reply_s, self._looked_at + LOOK_S)
-        return min(prompted, self._looked_at + UNPROMPTED_LOOK_S)
+        if not is_idle or not self._has_reported:
+            return min(prompted, self._looked_at + UNPROMPTED_LOOK_S)
+        due_at = max(time.monotonic() + due_in_s, self._looked_at + UNPROMPTED_LOOK_S)
+        return min(prompted, due_at, self._looked_at + IDLE_LOOK_S)
 
     def look(self, now: float) -> None:
         """Begin a look: what is written from now on is for the next one."""

@@ -11,6 +11,7 @@ To stay small, it imports neither IPython nor sqlite_utils. A test checks that.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import selectors
 import signal
@@ -99,6 +100,8 @@ class Supervisor:
         self._owners = Watch()
         """Observations of owners that this process cannot look into."""
         self._child_has_ended = False
+        self._waking = -1
+        """Descriptor whose other end the selector watches."""
         self._selector = selectors.DefaultSelector()
         self._watch = StoreWatch(store, self._selector)
         self._kernel = KernelWatch(store, session_id)
@@ -154,7 +157,7 @@ class Supervisor:
         try:
             self._recorder.start()
             self._watch.begin()
-            self._kernel.begin()
+            self._kernel.begin(self._wake)
             while not self._stopping and not self._has_retired():
                 if not self._guarded("a turn", self._turn):
                     time.sleep(PRESS_S)
@@ -192,12 +195,18 @@ class Supervisor:
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self._selector.register(read, selectors.EVENT_READ, None)
+        self._waking = write
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._stop)
         for number in (signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 # Use a handler, because tasks would inherit an ignored signal.
                 signal.signal(number, lambda *_: None)
+
+    def _wake(self) -> None:
+        """End the waiting, from another thread."""
+        with suppress(OSError):  # it is full, or this process ends
+            os.write(self._waking, b"\0")
 
     def _stop(self, *_signal: object) -> None:
         self._stopping = True
@@ -229,7 +238,16 @@ class Supervisor:
     @property
     def _look_at(self) -> float:
         """When to look at the store again, by the monotonic clock."""
-        return self._watch.next_look_at(is_warm=self._warm.is_ready)
+        due_in_s = math.inf if self._due_at is None else self._due_at - time.time()
+        return self._watch.next_look_at(
+            is_warm=self._warm.is_ready, is_idle=self._is_idle, due_in_s=due_in_s
+        )
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do, but perhaps for a task that waits for its time."""
+        has_some = self._tasks or self._waiting or self._is_blocked or self._placements.has_tasks
+        return self._kernel.is_watched and not has_some and not self._warm.is_wanted
 
     def _take_output(self) -> None:
         """Wait a moment for output and read it, channels before streams."""

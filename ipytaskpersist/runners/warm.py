@@ -153,6 +153,11 @@ class ForkServer:
             self.packages, self.is_ready = message["ready"], True
         return message
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a process waits for the next task."""
+        return self._waiting is not None
+
     def prefork(self) -> None:
         """Have it fork a process that waits for the next task. Raises `NotForked`."""
         if self._waiting is None:

@@ -134,6 +134,13 @@ class WarmStarts:
         """Whether a usual task would start from a server now."""
         return self._server is not None and self._server.is_ready
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a server is to be started, or it prepares itself or a process for a task."""
+        server = self._server
+        is_prepared = server is None or (server.is_ready and server.has_waiting)
+        return self._wanted is not None or not is_prepared
+
     def turn(self, now: float) -> None:
         """Do what is due: start a server, have it import more, or end one that hangs."""
         if self._server is not None and not self._server.is_ready:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def test_it_is_paused_and_goes_on(far: Far, kernel: NotebookKernel) -> None:
     kernel.run(COUNTER.format(stop=far.stop))
     far.counts()
     kernel.run("%bg_pause counter")
-    (leader,) = [each for each in processes_with(far.task().id) if "stop" in each.cmdline()[-1]]
+    (leader,) = processes_with(far.task().id, "stop")
     until(lambda: leader.status() == psutil.STATUS_STOPPED, message="that it stands still")
     kernel.run("%bg_continue counter")
     far.counts()
@@ -211,15 +211,14 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def processes_with(task_id: str) -> list[psutil.Process]:
-    """The processes of a task over there, which is here."""
+def processes_with(task_id: str, word: str) -> list[psutil.Process]:
+    """The processes of a task over there, which is here, with a word in their command."""
     found = []
     for process in psutil.process_iter():
-        try:
-            if process.environ().get("IPYTASKPERSIST_TASK") == task_id and process.cmdline():
+        with suppress(psutil.Error):
+            is_of_task = process.environ().get("IPYTASKPERSIST_TASK") == task_id
+            if is_of_task and word in " ".join(process.cmdline()):
                 found.append(process)
-        except psutil.Error:
-            continue
     return found
 
 
