@@ -75,6 +75,8 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
     }
 
 
+FACTS = ("host", "worker", "job", "node")
+"""What is shown of where at its place a task runs."""
 _STREAMS = (OutputKind.STDOUT, OutputKind.STDERR)
 
 
@@ -92,6 +94,7 @@ def _process_document(process: ProcessRecord) -> dict[str, Any]:
         "peak_memory_bytes": process.peak_memory_bytes,
         "timeout_s": process.timeout_s,
         "env": dict(process.options.env),
+        "place": None if process.place is None else {**process.place, "task": dict(process.far)},
     }
 
 
@@ -266,12 +269,19 @@ def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]
         *_whole_notebook(task, process),
         ("command", _command(process) if task.kind == "shell" else ""),
         ("pid", "" if process.pid is None else str(process.pid)),
+        (f"on {task.place}", _elsewhere(process)),
         ("interpreter", process.interpreter or ""),
         ("time limit", "" if process.timeout_s is None else f"{process.timeout_s:g} s"),
         ("CPU time", "" if process.cpu_s is None else f"{process.cpu_s:.2f} s"),
         ("peak memory", _size(process.peak_memory_bytes)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _elsewhere(process: ProcessRecord) -> str:
+    """Return where at its place a task runs, as far as that is known; empty for here."""
+    known = [f"{name} {process.far[name]}" for name in FACTS if process.far.get(name)]
+    return legible(", ".join(known))
 
 
 def _whole_notebook(task: TaskRecord, process: ProcessRecord) -> list[tuple[str, str]]:

@@ -283,3 +283,17 @@ def test_a_task_whose_keeper_is_gone_is_interrupted(far: Far, kernel: NotebookKe
     assert (task.reason or "").startswith("lost at far: ")
     lines = far.text().splitlines()
     assert lines == [f"line {number}" for number in range(len(lines))]
+
+
+def test_it_is_archived_exported_and_shown_with_its_place(far: Far, kernel: NotebookKernel) -> None:
+    kernel.run("%%background --shell --on far once\necho kept")
+    far.ended()
+    shown = json.loads(kernel.run("%bg_show once --json").text)
+    assert shown["process"]["place"]["name"] == "far"
+    assert shown["process"]["place"]["task"]["host"]
+    kernel.run(f"%bg_export once --output {far.folder}/once.jsonl")
+    kernel.run("%bg_archive once")
+    assert "kept" in kernel.run("%bg_output once").text
+    assert "shell command on far" in kernel.run("%bg_show once").text
+    kernel.run("%bg_rerun once")
+    until(lambda: "completed" in kernel.run("%bg_list").text, message="its second run")
