@@ -233,6 +233,7 @@ def test_a_later_run_by_a_schedule_is_run_again_from_the_archive(
         return all(task.state.is_final for task in tasks())
 
     until(has_been_cancelled, 60, "the end of the schedule")
+
     def run_again() -> TaskRecord:
         """Run the second one again, which sums up what the first was given."""
         said = say("%bg_rerun 2")
