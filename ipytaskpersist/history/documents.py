@@ -31,6 +31,8 @@ def task_document(task: PortableTask) -> Document:
     options = (document["process"] or {}).get("options", {})
     if "env" in options:
         options["env"] = without_values(options["env"])
+    if document["retries"] is not None:
+        del document["retries"]["environment_of"]  # that is not exported
     return document
 
 
