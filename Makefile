@@ -33,6 +33,7 @@ test:  ## run all tests, in parallel
 	@sh .ci/peers
 	@sh .ci/axe || true
 	@sh .ci/chromium || true
+	@sh .ci/engines || true
 	@sh .ci/tests --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-browser:  ## run the tests in JupyterLab, Notebook 7 and Chromium alone
