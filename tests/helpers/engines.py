@@ -1,0 +1,278 @@
+"""Real engines on this machine for the tests of places, each with everything of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from kernels import PATIENCE, until
+
+from ipytaskpersist.places.connecting import connection_command
+from ipytaskpersist.places.messages import (
+    FarEnd,
+    Frame,
+    MessageReader,
+    SpoolReader,
+    as_end,
+    pack,
+)
+
+ANSWER_S = 60
+SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def program(name: str) -> str | None:
+    """Find a program, also among those for administrators."""
+    return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *SBIN]))
+
+
+def need(engine: str, *programs: str) -> None:
+    """Skip a test for which programs are missing, or fail where none may be skipped."""
+    missing = [name for name in programs if program(name) is None]
+    if missing:
+        words = f"{engine} is missing here: no {', '.join(missing)} (see .ci/engines)"
+        if os.environ.get("IPYTASKPERSIST_REQUIRE_ENGINES"):
+            pytest.fail(words, pytrace=False)
+        pytest.skip(words)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process that a test has started."""
+    process.terminate()
+    try:
+        process.wait(10 * PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# The other side of a connection.
+
+
+class Link:
+    """Asks a place, as a supervisor does it: through the standard streams of its command."""
+
+    def __init__(
+        self, spec: Mapping[str, Any], state_dir: Path, changed: Mapping[str, Any] | None = None
+    ) -> None:
+        """`changed` are constants of the command's module with other values."""
+        command = connection_command(spec, state_dir)
+        code = command.index("-c") + 1
+        command[code] = command[code].replace(
+            "main()",
+            f"import sys; vars(sys.modules[main.__module__]).update({changed or {}}); main()",
+        )
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        self._messages = MessageReader()
+        self._answers: list[tuple[dict[str, Any], bytes]] = []
+        self._spools: dict[str, SpoolReader] = {}
+        self._frames: dict[str, list[Frame]] = {}
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(20 * PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self.process.stdout.close()  # type: ignore[union-attr]
+
+    def ask(self, verb: str, data: bytes = b"", **request: Any) -> tuple[dict[str, Any], bytes]:
+        """Send a request and return the answer."""
+        self.send(verb, data, **request)
+        return self.receive()
+
+    def send(self, verb: str, data: bytes = b"", **request: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(pack({"verb": verb, **request}, data))
+
+    def receive(self) -> tuple[dict[str, Any], bytes]:
+        """Wait for the answer to the first request that has none yet."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + ANSWER_S * PATIENCE
+        while not self._answers:
+            left_s = max(0.0, deadline - time.monotonic())
+            assert select.select([self.process.stdout], [], [], left_s)[0], "no answer"
+            data = os.read(self.process.stdout.fileno(), 1 << 20)
+            assert data, f"the command ended instead of answering: {self.process.wait()}"
+            self._answers += self._messages.feed(data)
+        return self._answers.pop(0)
+
+    def start(self, folder: str, script: str, **brief: Any) -> dict[str, Any]:
+        """Have a shell script run in a folder of its own, as soon as the place has room for it."""
+        task = {
+            "task_id": "abcdefgh-1", "command": ["sh", "-c", script], "script": None,
+            "script_as": None, "pty": False, "directory": "", "environment": {},
+            "timeout_s": None, "memory_bytes": None, "grace_s": 1.0, "channel": False, **brief,
+        }  # fmt: skip
+
+        def ask() -> dict[str, Any]:
+            answer, _ = self.ask("start", folder=folder, brief=task, detach=True)
+            return {} if answer.get("pending") else answer
+
+        return until(ask, message="a start")
+
+    def read_on(self, folder: str) -> bytes:
+        """Wait for more of a spool, or its end, through whatever happens on the way."""
+        spool = self._spools.setdefault(folder, SpoolReader())
+        answer, data = self.ask("read", tasks=[[folder, spool.wanted]], at_most=1 << 20, wait_s=2)
+        if "error" in answer:
+            assert answer.get("unreachable"), answer
+            time.sleep(0.05)
+        self.frames(folder).extend(spool.feed(data))
+        return data
+
+    def frames(self, folder: str) -> list[Frame]:
+        """What has been read of a spool."""
+        return self._frames.setdefault(folder, [])
+
+    def end_of(self, folder: str) -> FarEnd:
+        """Read a spool to its end, and return what it says there."""
+
+        def has_end() -> bool:
+            self.read_on(folder)
+            return any(frame.kind == b"Z" for frame in self.frames(folder))
+
+        until(has_end, ANSWER_S, f"the end of {folder}")
+        return as_end(self.frames(folder)[-1].data)
+
+    def printed(self, folder: str, stream: bytes = b"o") -> bytes:
+        return b"".join(frame.data for frame in self.frames(folder) if frame.kind == stream)
+
+    def look(self, folder: str) -> dict[str, Any]:
+        answer, _ = self.ask("look", folders=[folder])
+        assert "error" not in answer, answer
+        return dict(answer["looks"][0])
+
+    def state_of(self, folder: str) -> str:
+        return str(self.look(folder)["state"])
+
+
+# ssh.
+
+
+def _is_sshd(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.name().startswith("sshd"))
+    return False
+
+
+class SshServer:
+    """An ssh server on loopback, with keys and settings of its own on both sides."""
+
+    def __init__(self, folder: Path, shell: str = "", home: Path | None = None) -> None:
+        need("an ssh server", "ssh", "sshd", "ssh-keygen", *([shell] if shell else []))
+        folder.mkdir(mode=0o700, parents=True)
+        self.folder = folder
+        self.port = free_port()
+        for name in ("host", "user", "stranger"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / f"{name}_key"],
+                check=True, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+        lines = [
+            f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {folder}/host_key",
+            f"AuthorizedKeysFile {folder}/authorized_keys", f"PidFile {folder}/pid",
+            "StrictModes no", "UsePAM no", "PasswordAuthentication no", "PermitRootLogin yes",
+            "KbdInteractiveAuthentication no", "PrintMotd no", "MaxStartups 100", "MaxSessions 100",
+        ]  # fmt: skip
+        if home is not None:
+            lines.append(f"SetEnv HOME={home}")
+        if shell:
+            # A login shell reads a command in the same way.
+            lines.append(f'ForceCommand {program(shell)} -c "$SSH_ORIGINAL_COMMAND"')
+        (folder / "sshd_config").write_text("\n".join(lines) + "\n")
+        self.trust("host_key.pub")
+        self.config = folder / "config"
+        self.write_config()
+        self.server: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def trust(self, key: str) -> None:
+        """Write down which key the host has, as one who has confirmed it."""
+        words = (self.folder / key).read_text().split()[:2]
+        known = f"[127.0.0.1]:{self.port} {' '.join(words)}\n"
+        (self.folder / "known_hosts").write_text(known)
+
+    def write_config(self, *more: str, key: str = "user_key") -> None:
+        lines = [
+            "Host far", "HostName 127.0.0.1", f"Port {self.port}", f"User {getpass.getuser()}",
+            f"IdentityFile {self.folder}/{key}", "IdentitiesOnly yes", "IdentityAgent none",
+            f"UserKnownHostsFile {self.folder}/known_hosts", "GlobalKnownHostsFile /dev/null",
+            *more,
+        ]  # fmt: skip
+        self.config.write_text("\n".join(lines) + "\n")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {
+            "name": "far", "kind": "ssh", "host": "far", "options": ["-F", str(self.config)],
+        }  # fmt: skip
+
+    def start(self) -> None:
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        self.server = subprocess.Popen(
+            [str(program("sshd")), "-D", "-f", str(self.folder / "sshd_config"),
+             "-E", str(self.folder / "log")],
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        until(lambda: accepts(self.port), message="an ssh server")
+
+    def stop(self) -> None:
+        """End the server. Its connections go on, in processes of their own."""
+        if self.server is not None:
+            end(self.server)
+            self.server = None
+
+    def connections(self) -> list[psutil.Process]:
+        """The server's processes that serve connections, without what was started through them."""
+        assert self.server is not None
+        below = psutil.Process(self.server.pid).children(recursive=True)
+        return [process for process in below if _is_sshd(process)]
+
+    def cut(self) -> None:
+        """Kill all connections, as a network that fails does it."""
+        for process in self.connections():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.cut()
+        self.stop()

@@ -1,0 +1,52 @@
+"""Engines for the tests of places."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import Link, SshServer
+
+
+@pytest.fixture
+def make_ssh_server(tmp_path: Path) -> Iterator[Callable[..., SshServer]]:
+    """Start ssh servers: `make_ssh_server(shell="fish")`."""
+    with ExitStack() as servers:
+
+        def make(**options: Any) -> SshServer:
+            folder = tmp_path / f"sshd-{len(list(tmp_path.glob('sshd-*')))}"
+            return servers.enter_context(closing(SshServer(folder, **options)))
+
+        yield make
+
+
+@pytest.fixture
+def ssh_server(make_ssh_server: Callable[..., SshServer]) -> SshServer:
+    return make_ssh_server()
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder with a path short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="places-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[Callable[..., Link]]:
+    """Connect to places: `link(spec)`, `link(spec, SILENCE_S=1.0)`."""
+    with ExitStack() as links:
+
+        def connect(
+            spec: dict[str, Any], state_dir: Path = tmp_path / "state", **changed: Any
+        ) -> Link:
+            state_dir.mkdir(mode=0o700, exist_ok=True)
+            return links.enter_context(Link(spec, state_dir, changed))
+
+        yield connect
