@@ -12,6 +12,7 @@ from typing import Any
 
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.places import agent
+from ipytaskpersist.places.far.files import Refused, write_all
 from ipytaskpersist.places.messages import pack
 
 Json = dict[str, Any]
@@ -37,11 +38,11 @@ class Streams:
         self.requests = agent.Requests()
         self._answers = os.dup(1)
         os.dup2(2, 1)  # whatever else is printed is no answer
-        agent.write_all(self._answers, agent.GREETING)
+        write_all(self._answers, agent.GREETING)
 
     def write(self, answer: Message) -> None:
         """Write an answer. Raises `BrokenPipeError`."""
-        agent.write_all(self._answers, pack(*answer))
+        write_all(self._answers, pack(*answer))
 
 
 def serve(answer: Answer) -> None:
@@ -51,7 +52,7 @@ def serve(answer: Answer) -> None:
         while True:
             try:
                 found = answer(*streams.requests.take(), streams.requests.wait)
-            except (agent.Refused, Unreachable) as error:
+            except (Refused, Unreachable) as error:
                 found = unreachable(str(error))
             streams.write(found)
 

@@ -8,9 +8,11 @@ import select
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +278,66 @@ class SshServer:
         if self.server is not None:
             self.cut()
         self.stop()
+
+
+# Dask.
+
+
+class DaskCluster:
+    """A scheduler and workers of Dask on loopback, each a process."""
+
+    def __init__(self, folder: Path) -> None:
+        need_dask()
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.port = free_port()
+        self.scheduler: subprocess.Popen[bytes] | None = None
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.start_scheduler()
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": "cluster", "kind": "dask", "address": self.address}
+
+    def _start(self, kind: str, *words: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{kind}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli.dask_" + kind, *words, "--no-dashboard"],
+                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                # What a test says of its own state is nothing that a cluster knows.
+                env={k: v for k, v in os.environ.items() if not k.startswith("IPYTASKPERSIST")},
+            )  # fmt: skip
+
+    def start_scheduler(self) -> None:
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", str(self.port))
+        until(lambda: accepts(self.port), message="a Dask scheduler")
+
+    def stop_scheduler(self) -> None:
+        if self.scheduler is not None:
+            end(self.scheduler)
+            self.scheduler = None
+
+    def add_worker(self, *words: str, name: str = "") -> subprocess.Popen[bytes]:
+        """Start a worker of one thread, without a nanny, which would start it again."""
+        name = name or f"worker-{len(self.workers)}"
+        worker = self._start(
+            "worker", self.address, "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1",
+            "--name", name, "--local-directory", str(self.folder / name), *words,
+        )  # fmt: skip
+        self.workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self.workers:
+            end(worker)
+        self.stop_scheduler()
+
+
+def need_dask() -> None:
+    """Skip a test without Dask, or fail where none may be skipped."""
+    if find_spec("distributed") is None:
+        need("Dask", "the package distributed")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import Link, SshServer
+from engines import DaskCluster, Link, SshServer
 
 
 @pytest.fixture
@@ -28,6 +28,13 @@ def make_ssh_server(tmp_path: Path) -> Iterator[Callable[..., SshServer]]:
 @pytest.fixture
 def ssh_server(make_ssh_server: Callable[..., SshServer]) -> SshServer:
     return make_ssh_server()
+
+
+@pytest.fixture
+def dask_cluster(tmp_path: Path) -> Iterator[DaskCluster]:
+    """A Dask scheduler, without workers so far."""
+    with closing(DaskCluster(tmp_path / "dask")) as cluster:
+        yield cluster
 
 
 @pytest.fixture
