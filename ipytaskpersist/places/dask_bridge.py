@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -351,5 +352,6 @@ def main() -> None:
     """Connect the standard streams with the agents of a cluster's workers."""
     spec, _state_directory = arguments()
     # What the client would print about lost connections is answered in words.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)
+    warnings.simplefilter("ignore")
     asyncio.run(serve(spec))

@@ -210,11 +210,11 @@ async def connected_client(address: str) -> Any:
             f"Dask is not installed here ({error}): pip install 'ipytaskpersist[dask]'"
         ) from None
     here, there = await versions(address)
-    # Across versions the protocol differs, and all that is said then is that a connection was lost.
-    if here.split(".")[:2] != there.split(".")[:2]:
+    # 2026.8 gets on with 2026.1, but with 2024.8 all that is said is that a connection was lost.
+    if here.split(".")[0] != there.split(".")[0]:
         raise Unreachable(
             f"the Dask scheduler at {address} runs distributed {there}, and this environment has "
-            f"{here}; they must be of the same month: pip install 'distributed=={there}' here, or "
+            f"{here}; they must be of the same year: pip install 'distributed=={there}' here, or "
             "update the cluster"
         )
     try:

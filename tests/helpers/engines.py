@@ -78,14 +78,16 @@ class Link:
     """Asks a place, as a supervisor does it: through the standard streams of its command."""
 
     def __init__(
-        self, spec: Mapping[str, Any], state_dir: Path, changed: Mapping[str, Any] | None = None
+        self, spec: Mapping[str, Any], state_dir: Path, hidden: str = "", **changed: Any
     ) -> None:
-        """`changed` are constants of the command's module with other values."""
+        """`changed` are constants of the command's module; `hidden` cannot be imported there."""
         command = connection_command(spec, state_dir)
         code = command.index("-c") + 1
+        if hidden:
+            command[code] = f"import sys; sys.modules[{hidden!r}] = None; {command[code]}"
         command[code] = command[code].replace(
             "main()",
-            f"import sys; vars(sys.modules[main.__module__]).update({changed or {}}); main()",
+            f"import sys; vars(sys.modules[main.__module__]).update({changed}); main()",
         )
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
@@ -134,13 +136,17 @@ class Link:
             self._answers += self._messages.feed(data)
         return self._answers.pop(0)
 
-    def start(self, folder: str, script: str, **brief: Any) -> dict[str, Any]:
-        """Have a shell script run in a folder of its own, as soon as the place has room for it."""
-        task = {
+    def brief(self, script: str, **more: Any) -> dict[str, Any]:
+        """What a task is for the agent."""
+        return {
             "task_id": "abcdefgh-1", "command": ["sh", "-c", script], "script": None,
             "script_as": None, "pty": False, "directory": "", "environment": {},
-            "timeout_s": None, "memory_bytes": None, "grace_s": 1.0, "channel": False, **brief,
+            "timeout_s": None, "memory_bytes": None, "grace_s": 1.0, "channel": False, **more,
         }  # fmt: skip
+
+    def start(self, folder: str, script: str, **brief: Any) -> dict[str, Any]:
+        """Have a shell script run in a folder of its own, as soon as the place has room for it."""
+        task = self.brief(script, **brief)
 
         def ask() -> dict[str, Any]:
             answer, _ = self.ask("start", folder=folder, brief=task, detach=True)
@@ -303,17 +309,20 @@ class DaskCluster:
     def spec(self) -> dict[str, Any]:
         return {"name": "cluster", "kind": "dask", "address": self.address}
 
-    def _start(self, kind: str, *words: str) -> subprocess.Popen[bytes]:
+    def _start(self, kind: str, *words: str, before: str = "") -> subprocess.Popen[bytes]:
+        """Start a program of Dask's, in which our package cannot be imported."""
+        code = (
+            f"import sys; sys.modules['ipytaskpersist'] = None\n{before}\n"
+            f"from distributed.cli.dask_{kind} import main; main()"
+        )
         with (self.folder / f"{kind}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "distributed.cli.dask_" + kind, *words, "--no-dashboard"],
+                [sys.executable, "-c", code, *words, "--no-dashboard", "--host", "127.0.0.1"],
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                # What a test says of its own state is nothing that a cluster knows.
-                env={k: v for k, v in os.environ.items() if not k.startswith("IPYTASKPERSIST")},
             )  # fmt: skip
 
-    def start_scheduler(self) -> None:
-        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", str(self.port))
+    def start_scheduler(self, before: str = "") -> None:
+        self.scheduler = self._start("scheduler", "--port", str(self.port), before=before)
         until(lambda: accepts(self.port), message="a Dask scheduler")
 
     def stop_scheduler(self) -> None:
@@ -325,8 +334,8 @@ class DaskCluster:
         """Start a worker of one thread, without a nanny, which would start it again."""
         name = name or f"worker-{len(self.workers)}"
         worker = self._start(
-            "worker", self.address, "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1",
-            "--name", name, "--local-directory", str(self.folder / name), *words,
+            "worker", self.address, "--nthreads", "1", "--no-nanny", "--name", name,
+            "--local-directory", str(self.folder / name), *words,
         )  # fmt: skip
         self.workers.append(worker)
         return worker

@@ -54,6 +54,6 @@ def link(tmp_path: Path) -> Iterator[Callable[..., Link]]:
             spec: dict[str, Any], state_dir: Path = tmp_path / "state", **changed: Any
         ) -> Link:
             state_dir.mkdir(mode=0o700, exist_ok=True)
-            return links.enter_context(Link(spec, state_dir, changed))
+            return links.enter_context(Link(spec, state_dir, **changed))
 
         yield connect
