@@ -214,15 +214,13 @@ class DaskBridge:
         return (await self._cluster.ask(worker, (request, data)))[0]
 
     def _folder_of(self, request: Json) -> str:
-        """Return the folder of the task that a request is about."""
+        """Return the folder of the task that a request is about, or to which its path belongs."""
         if "folder" in request:
             return str(request["folder"])
         path = PurePosixPath(request["path"] if "path" in request else request["pattern"])
         above = PurePosixPath(self._spec["folder"])
-        known = [*self._hosts, *self._reserved]
-        for folder in (*known, *(str(above / each) for each in path.parts)):
-            if path.is_relative_to(folder):
-                return folder
+        if path.is_relative_to(above) and path != above:
+            return str(above / path.relative_to(above).parts[0])
         raise KeyError("folder")
 
     async def _signal(self, request: Json, data: bytes) -> Message:
@@ -242,8 +240,11 @@ class DaskBridge:
             if folder in self._reserved
         }
         for worker, theirs in (await self._by_worker(folders, looks)).items():
-            content, _ = await self._told(worker, {**request, "folders": theirs})
-            looks.update(zip(theirs, content["looks"], strict=True))
+            try:
+                content, _ = await self._told(worker, {**request, "folders": theirs})
+                looks.update(zip(theirs, content["looks"], strict=True))
+            except Unreachable as error:
+                looks.update(dict.fromkeys(theirs, _out_of_reach(error)))
         return {"looks": [looks[folder] for folder in folders]}, b""
 
     async def _by_worker(
@@ -261,7 +262,7 @@ class DaskBridge:
                 worker = await self._cluster.worker_of(self._hosts[folder])
                 found.setdefault(worker, []).append(folder)
             except Unreachable as error:
-                looks[folder] = {"state": "unknown", "error": str(error), "size": 0}
+                looks[folder] = _out_of_reach(error)
         return found
 
     async def _forget(self, request: Json, _data: bytes) -> Message:
@@ -317,6 +318,10 @@ class DaskBridge:
         news = [found.get(folder, (b"", looks.get(folder))) for folder in tasks]
         answers = [[len(data), look] for data, look in news]
         return {"tasks": answers}, b"".join(data for data, _look in news)
+
+
+def _out_of_reach(error: Unreachable) -> Json:
+    return {"state": "unknown", "error": str(error), "size": 0}
 
 
 def _is_news(task: list[Any]) -> bool:

@@ -120,11 +120,17 @@ class DaskCluster:
 
     async def _run(self, worker: str, text: str, given: Json) -> Any:
         """Evaluate text on a worker, without a thread of its pool, all of which may be busy."""
-        running = self._client.run(eval, text, given, workers=[worker], on_error="return")
-        try:
-            reply = (await asyncio.wait_for(running, REPLY_S))[worker]
-        except TimeoutError:
-            reply = TimeoutError(f"no answer for {REPLY_S:.0f} s")
+        run = self._client.run(eval, text, given, workers=[worker], on_error="return")
+        running = asyncio.ensure_future(run)
+        ends_at = time.monotonic() + REPLY_S
+        # The scheduler goes on trying to reach a worker that has died meanwhile.
+        while not (await asyncio.wait({running}, timeout=WORKERS_S))[0]:
+            is_there = worker in await self.workers()
+            if not is_there or time.monotonic() > ends_at:
+                running.cancel()
+                why = f"no answer for {REPLY_S:.0f} s" if is_there else "it has died"
+                raise Unreachable(f"the worker {worker} did not answer: {why}")
+        reply = running.result()[worker]
         if isinstance(reply, Exception):
             self._workers_at = 0.0
             raise Unreachable(f"the worker {worker} did not answer: {in_words(reply)}")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -137,9 +138,9 @@ class Link:
         return self._answers.pop(0)
 
     def brief(self, script: str, **more: Any) -> dict[str, Any]:
-        """What a task is for the agent."""
+        """What a task is for the agent. Its id is one of its own: by it processes are ended."""
         return {
-            "task_id": "abcdefgh-1", "command": ["sh", "-c", script], "script": None,
+            "task_id": f"{uuid.uuid4().hex[:8]}-1", "command": ["sh", "-c", script], "script": None,
             "script_as": None, "pty": False, "directory": "", "environment": {},
             "timeout_s": None, "memory_bytes": None, "grace_s": 1.0, "channel": False, **more,
         }  # fmt: skip
@@ -340,9 +341,15 @@ class DaskCluster:
         self.workers.append(worker)
         return worker
 
-    def close(self) -> None:
+    def end_workers(self) -> None:
+        for worker in self.workers:
+            worker.terminate()
         for worker in self.workers:
             end(worker)
+        self.workers.clear()
+
+    def close(self) -> None:
+        self.end_workers()
         self.stop_scheduler()
 
 
@@ -350,3 +357,106 @@ def need_dask() -> None:
     """Skip a test without Dask, or fail where none may be skipped."""
     if find_spec("distributed") is None:
         need("Dask", "the package distributed")
+
+
+# Slurm.
+
+SLURM_CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld}
+SlurmdPort={slurmd}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/none
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+ReturnToService=2
+KillWait=2
+MinJobAge={min_job_age}
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP DefMemPerCPU=100
+"""
+
+
+class Slurm:
+    """A Slurm cluster of this machine alone, with settings and a munge of its own."""
+
+    def __init__(self, folder: Path, min_job_age: int = 300) -> None:
+        need("Slurm", "munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
+        for each in (folder, folder / "state", folder / "spool"):
+            each.mkdir(mode=0o755)
+        self.folder = folder
+        self.host = socket.gethostname().partition(".")[0]
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        self.config = folder / "slurm.conf"
+        self.config.write_text(
+            SLURM_CONF.format(
+                folder=folder, host=self.host, ctld=free_port(), slurmd=free_port(),
+                user=getpass.getuser(), min_job_age=min_job_age,
+            )
+        )  # fmt: skip
+        self.environment = {**os.environ, "SLURM_CONF": str(self.config)}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._start(
+            "munged", "--foreground", "--force", f"--key-file={key}",
+            f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid",
+            f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log",
+        )  # fmt: skip
+        until((folder / "munge.socket").exists, message="munged")
+        self.start_controller()
+        self._start("slurmd", "-D", "-f", str(self.config), "-N", self.host)
+        until(self.is_ready, 60, "a node of Slurm")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": "cluster", "kind": "slurm"}
+
+    def _start(self, name: str, *words: str) -> None:
+        with (self.folder / f"{name}.out").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(program(name)), *words],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", "-D", "-f", str(self.config))
+
+    def stop(self, name: str) -> None:
+        end(self.processes.pop(name))
+
+    def run(self, *command: str) -> str:
+        """Run one of Slurm's programs, and return what it printed."""
+        ended = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return ended.stdout + ended.stderr
+
+    def is_ready(self) -> bool:
+        return "idle" in self.run("sinfo", "--noheader", "--format=%T")
+
+    def close(self) -> None:
+        """End all jobs, and then what runs them."""
+        self.run("scancel", "--full", "--signal=KILL", f"--user={getpass.getuser()}")
+        self.run("scancel", f"--user={getpass.getuser()}")
+        for name in ("slurmd", "slurmctld", "munged"):
+            if name in self.processes:
+                self.stop(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import DaskCluster, Link, SshServer
+from engines import DaskCluster, Link, Slurm, SshServer, accepts
 
 
 @pytest.fixture
@@ -30,10 +30,30 @@ def ssh_server(make_ssh_server: Callable[..., SshServer]) -> SshServer:
     return make_ssh_server()
 
 
+@pytest.fixture(scope="module")
+def dask_scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A Dask scheduler, for all tests of a module."""
+    with closing(DaskCluster(tmp_path_factory.mktemp("dask") / "cluster")) as cluster:
+        yield cluster
+
+
 @pytest.fixture
-def dask_cluster(tmp_path: Path) -> Iterator[DaskCluster]:
+def dask_cluster(dask_scheduler: DaskCluster) -> Iterator[DaskCluster]:
     """A Dask scheduler, without workers so far."""
-    with closing(DaskCluster(tmp_path / "dask")) as cluster:
+    yield dask_scheduler
+    dask_scheduler.end_workers()
+    if not accepts(dask_scheduler.port):
+        dask_scheduler.start_scheduler()
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    """A Slurm cluster of this machine with two CPUs, for all tests of a module."""
+    # Paths of sockets are limited, and the folder must be readable for all of Slurm's programs.
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder,
+        closing(Slurm(Path(folder) / "s")) as cluster,
+    ):
         yield cluster
 
 
