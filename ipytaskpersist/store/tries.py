@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING
-from ipytaskpersist.base.retries import Retries, causes_of
+from ipytaskpersist.base.retries import TRIES_AGAIN, Retries, causes_of
 
 COPIED = """notebook_key, session_id, name, kind, runner, source, cell_id, execution_count, is_call,
     max_output_bytes, notify, group_name, priority, cpus, gpus, gpu_memory_bytes, checkpoint_place,
@@ -90,4 +90,4 @@ def _add(
 
 def tries_again(number: int) -> str:
     """Return what the reason of an end says besides, when another try follows."""
-    return f"task {number} tries again"
+    return f"task {number}{TRIES_AGAIN}"

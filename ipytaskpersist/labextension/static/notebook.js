@@ -118,17 +118,17 @@ export class OpenNotebook {
     const answer = await this.server.ask("notebook", { path: this.path, cells }).catch(() => null);
     if (!answer || this.panel.isDisposed) return;
     this.tasksSeen = answer.seen;
-    for (const { id, cell } of questions) if (answer.cells[id]) this.show(id, cell, answer.cells[id]);
+    for (const question of questions) if (answer.cells[question.id]) this.show(question, answer.cells[question.id]);
     this.soon(this, () => this.trust());
     this.changed();
   }
 
-  show(id, cell, found) {
+  show({ id, cell, marked }, found) {
     const task = found.task.id;
-    if (cell.isDisposed || clearedOf(cell) === task || !placeOf(cell, task)) return;
+    if (cell.isDisposed || clearedOf(cell) === task || !placeOf(cell, task, marked)) return;
     for (const [key] of this.of(cell, task)) this.drop(key);
     this.drop(id);
-    this.shown.set(id, new TaskOutputs(cell, found, this));
+    this.shown.set(id, new TaskOutputs(cell, found, marked, this));
     this.shown.get(id).draw();
   }
 
