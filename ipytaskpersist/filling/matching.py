@@ -80,6 +80,14 @@ class Matching:
         task = self.task(task_id)
         return task if task is None or task.archive else self._store.tasks.last_try(task)
 
+    def earlier_try(self, cell: Cell, task: TaskRecord) -> str | None:
+        """Return the mark of a cell with the outputs of an earlier try of its task; else None."""
+        marked = self.task(cell.marked) if cell.marked and cell.marked != task.id else None
+        if marked is None or marked.archive or task.archive:
+            return None
+        is_same = (marked.try_of or marked.key) == (task.try_of or task.key)
+        return cell.marked if is_same else None
+
     def notebook_key(
         self, place: Place, cells: Sequence[Cell] = (), marked: Sequence[TaskRecord] = ()
     ) -> int | None:

@@ -62,6 +62,9 @@ def test_a_mark_of_a_task_that_was_tried_again_shows_its_latest_try(
     assert shown(matching, path, Cell("elsewhere", "edited", first.id)) == [second.id]
     assert shown(matching, path, Cell("elsewhere", "edited", second.id)) == [second.id]
     assert matching.task(first.id) == first
+    other = add_task(store, session)
+    for marked, earlier in ((first, first.id), (second, None), (other, None)):
+        assert matching.earlier_try(Cell("", "", marked.id), second) == earlier
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,12 @@ export class OpenNotebook {
 
   ask(cell) {
     this.asked.add(cell);
-    this.timer ??= setTimeout(() => this.askNow(), GATHER_MS);
+    this.timer ??= setTimeout(() => this.pace.do(this.asked, () => this.askBetween()), GATHER_MS);
+  }
+
+  /** Ask when no cell is being drawn: until it is, it lacks the cards that are still to be put there. */
+  *askBetween() {
+    this.askNow();
   }
 
   async askNow() {
@@ -118,17 +123,17 @@ export class OpenNotebook {
     const answer = await this.server.ask("notebook", { path: this.path, cells }).catch(() => null);
     if (!answer || this.panel.isDisposed) return;
     this.tasksSeen = answer.seen;
-    for (const question of questions) if (answer.cells[question.id]) this.show(question, answer.cells[question.id]);
+    for (const { id, cell } of questions) if (answer.cells[id]) this.show(id, cell, answer.cells[id]);
     this.soon(this, () => this.trust());
     this.changed();
   }
 
-  show({ id, cell, marked }, found) {
+  show(id, cell, found) {
     const task = found.task.id;
-    if (cell.isDisposed || clearedOf(cell) === task || !placeOf(cell, task, marked)) return;
+    if (cell.isDisposed || clearedOf(cell) === task || !placeOf(cell, task, found.follows)) return;
     for (const [key] of this.of(cell, task)) this.drop(key);
     this.drop(id);
-    this.shown.set(id, new TaskOutputs(cell, found, marked, this));
+    this.shown.set(id, new TaskOutputs(cell, found, this));
     this.shown.get(id).draw();
   }
 
@@ -167,7 +172,7 @@ export class OpenNotebook {
   dispose() {
     clearTimeout(this.timer);
     this.writer.dispose();
-    for (const each of [this, ...this.shown.values()]) this.pace.stop(each);
+    for (const each of [this, this.asked, ...this.shown.values()]) this.pace.stop(each);
     this.shown.clear();
   }
 }

@@ -6,13 +6,12 @@ import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
 const settled = new WeakMap();
 
 export class TaskOutputs {
-  /** `marked` is the task whose outputs the cell has: an earlier try of it, if another has followed. */
-  constructor(cell, { task, outputs, position, complete }, marked, notebook) {
-    Object.assign(this, { cell, task, outputs, position, complete, marked, notebook });
+  constructor(cell, { task, outputs, position, complete, follows }, notebook) {
+    Object.assign(this, { cell, task, outputs, position, complete, follows, notebook });
   }
 
   get range() {
-    return placeOf(this.cell, this.task.id, this.marked);
+    return placeOf(this.cell, this.task.id, this.follows);
   }
 
   get isFollowed() {
