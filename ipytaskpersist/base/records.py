@@ -12,7 +12,7 @@ from typing import Any
 from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
-from ipytaskpersist.base.retries import Retries
+from ipytaskpersist.base.retries import TRIES_AGAIN, Retries
 from ipytaskpersist.base.schedules import Schedule
 
 
@@ -322,6 +322,11 @@ class TaskRecord:
         """Whether it is a whole notebook that was cut off or failed, and was not run again yet."""
         is_cut = self.state.is_final and self.state is not TaskState.COMPLETED
         return self.is_whole_notebook and is_cut and "rerun_as" not in self.provenance
+
+    @property
+    def was_tried_again(self) -> bool:
+        """Whether another try has followed it."""
+        return self.retries is not None and (self.reason or "").endswith(TRIES_AGAIN)
 
     @property
     def is_next_run(self) -> bool:

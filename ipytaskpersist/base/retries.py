@@ -18,6 +18,8 @@ TIMED_OUT = "timed out after "
 WAS_OUT_OF_MEMORY = "(out of memory)"
 USED = "used "
 """How the reason begins of a task that was ended because it used more memory than it may."""
+TRIES_AGAIN = " tries again"
+"""How the reason ends of a task that another try has followed."""
 MAX_DELAY_S = 3600.0
 
 

@@ -122,8 +122,8 @@ def show(surface: Surface, manager: BackgroundTasks, ref: str | None, as_json: b
 @as_json
 @surface_and_manager
 def result(surface: Surface, manager: BackgroundTasks, ref: str | None, as_json: bool) -> Any:
-    """Show the value of a task's last expression."""
-    task = manager.tasks.find(ref)
+    """Show the value of a task's last expression; of one that was tried again, the last try's."""
+    task = manager.tasks.last_try(manager.tasks.find(ref))
     if not task.state.is_final:
         raise TaskNotDone(
             f"task {task.label} is {task.state.value}, so it has no result yet; "

@@ -225,8 +225,9 @@ def _left_out(named: str, fold: Fold) -> Output:
 
 
 def _say_state(surface: Surface, manager: BackgroundTasks, task: TaskRecord) -> None:
-    """Say on stderr that more may follow, if the task had not ended when its output was read."""
+    """Say on stderr if the task had not ended when its output was read, or was tried again."""
     if task.state.is_final:
+        _say_try(surface, manager, task)
         return
     now = manager.tasks.refresh(task)
     named = _named(manager, now)
@@ -239,6 +240,19 @@ def _say_state(surface: Surface, manager: BackgroundTasks, task: TaskRecord) -> 
         text = f"task {now.label} is still running ({since}): %bg_output {named} --follow goes on"
     sys.stdout.flush()
     print(surface.in_words(text), file=sys.stderr)
+
+
+def _say_try(surface: Surface, manager: BackgroundTasks, task: TaskRecord) -> None:
+    last = manager.tasks.last_try(task) if task.was_tried_again else task
+    if last.key == task.key or task.retries is None:
+        return
+    named = _named(manager, last)
+    text = (
+        f"task {task.label} was try {task.try_number} of {task.retries.count + 1}; the latest is "
+        f"task {last.number} ({last.state.value}): %bg_output {named} shows its output"
+    )
+    sys.stdout.flush()
+    print(surface.in_words(legible(text)), file=sys.stderr)
 
 
 def _show_json(
@@ -282,6 +296,11 @@ def _follow(
 ) -> None:
     try:
         _follow_to_the_end(surface, manager, task, kinds)
+        while (following := manager.tasks.last_try(task)).key != task.key:
+            surface.end_of_output()
+            print(_goes_on(manager.tasks.refresh(task), following), file=sys.stderr)
+            task = following
+            _follow_to_the_end(surface, manager, task, kinds)
     except KeyboardInterrupt:
         surface.end_of_output()
         back = surface.in_words(f"%bg_output {_named(manager, task)} --follow")
@@ -292,6 +311,13 @@ def _follow(
         surface.exit(INTERRUPTED)
     finally:
         surface.end_of_output()
+
+
+def _goes_on(ended: TaskRecord, following: TaskRecord) -> str:
+    """Return what is said between the output of one try and that of a later one."""
+    facts = (formatting.which_try(following), formatting.waits_for(following))
+    said = f"task {ended.label} {ended.state.value}: {ended.reason}"
+    return legible(f"{said} ({', '.join(filter(None, facts))})")
 
 
 def _follow_to_the_end(

@@ -50,6 +50,10 @@ class Card:
     """Whether its last expression had a value."""
     output: CardOutput = field(default_factory=CardOutput)
     """Its figures, and once it has ended all of its output up to a bound."""
+    earlier_try: TaskRecord | None = None
+    """The try before it; None for a first try."""
+    next_run: TaskRecord | None = None
+    """The run that waits for the next time of its schedule; None if none does."""
 
 
 class CardReader:
@@ -67,6 +71,7 @@ class CardReader:
         self._output = CardOutput()
         self._memory_bytes: int | None = None
         self._memory_at = 0.0
+        self._earlier_try: TaskRecord | None = None
 
     def read(self, task: TaskRecord, now: datetime, *, cards: int = 1) -> Card:
         """Return the current card of a task; `cards` is how many are updated side by side."""
@@ -83,6 +88,8 @@ class CardReader:
             also_running(store, task),
             task.state is TaskState.COMPLETED and store.results.get(task.key) is not None,
             self._output,
+            self._try_before(store, task),
+            _next_run(store, task),
         )
 
     def _read_output(self, store: TaskStore, task: TaskRecord, figure_characters: int) -> None:
@@ -98,6 +105,11 @@ class CardReader:
             self._output = read_output(store, task.key, self._counts)
         elif self._counts.figures:
             self._output = latest_figure(store, task.key, figure_characters) or self._output
+
+    def _try_before(self, store: TaskStore, task: TaskRecord) -> TaskRecord | None:
+        if self._earlier_try is None and task.try_number > 1 and task.rerun_of is not None:
+            self._earlier_try = store.tasks.get(task.rerun_of)
+        return self._earlier_try
 
     def _memory(self, store: TaskStore, task: TaskRecord) -> int | None:
         if task.runner != "process":
@@ -121,6 +133,13 @@ def _failed_at(store: TaskStore, task: TaskRecord) -> str:
     found = store.tasks.post_mortem(task.key) if task.state is TaskState.FAILED else None
     places = [frame["place"] for frame in found["frames"]] if found else []
     return next((each for each in reversed(places) if each.startswith("cell line ")), "")
+
+
+def _next_run(store: TaskStore, task: TaskRecord) -> TaskRecord | None:
+    """Return the run that is due next. One that waits is that run itself."""
+    may_have_one = task.schedule is not None or task.try_number > 1
+    is_waiting = task.state is TaskState.PENDING and task.schedule is not None
+    return store.tasks.next_run(task) if may_have_one and not is_waiting else None
 
 
 def _not_back(store: TaskStore, task: TaskRecord) -> str:

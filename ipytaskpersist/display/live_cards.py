@@ -59,6 +59,7 @@ class _Shown:
     display_id: str
     """Empty for a task that was not launched by this session: only `Pages` have its card."""
     task: TaskRecord
+    """The task, or its latest try."""
     reader: CardReader
     context: Context
     """Context of the launching cell, by which some front ends find the cell of a display."""
@@ -66,8 +67,13 @@ class _Shown:
     """Monotonic time."""
     passed_on: int = 0
     """The last of its displays that was checked for displays of the foreground."""
-    is_asked_for: bool = False
-    """Whether a page that has loaded the card wants it to be updated."""
+    asked_for: frozenset[str] = frozenset()
+    """Ids of the tasks, of which this is the latest try, whose card pages want to be updated."""
+
+    def go_on_with(self, task: TaskRecord, reader: CardReader) -> None:
+        """Show the next try of the task from now on."""
+        self.task, self.reader = task, reader
+        self.updated_at, self.passed_on = 0.0, 0
 
 
 class Cards:
@@ -92,6 +98,7 @@ class Cards:
         """That of the latest launching cell."""
         self._manager = manager
         self._shown: dict[int, _Shown] = {}
+        """By the row of the task with which each card began."""
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._commits = CommitWatch(manager.store.database)
@@ -170,14 +177,15 @@ class Cards:
             with suppress(BackgroundError):
                 task = self._manager.store.tasks.by_id(self._asked.popleft())
                 if task is not None and self._manager.tasks.is_own(task):
-                    self._answer(task)
+                    self._answer(task.id, self._manager.tasks.last_try(task))
 
-    def _answer(self, task: TaskRecord) -> None:
-        shown = self._shown.get(task.key)
+    def _answer(self, asked_for: str, task: TaskRecord) -> None:
+        """Have a page that has the card of a task receive that of its latest try."""
+        shown = next((each for each in self._shown.values() if each.task.key == task.key), None)
         if shown is None:
             shown = _Shown("", task, CardReader(self._manager), self._context, 0.0)
             self._shown[task.key] = shown
-        shown.is_asked_for, shown.updated_at = True, 0.0
+        shown.asked_for, shown.updated_at = shown.asked_for | {asked_for}, 0.0
 
     def _reconcile(self) -> None:
         """Check whether a supervisor has died: this may be the only process that checks."""
@@ -199,9 +207,10 @@ class Cards:
     def _update(self, key: int, shown: _Shown) -> None:
         try:
             task = self._manager.tasks.refresh(shown.task)
-            self._publish_if_new(shown, task)
             if shown.display_id and task.runner == "process" and displays.has_displays():
                 self._pass_on_displays(shown)
+            task = self._latest_try(shown, task)
+            self._publish_if_new(shown, task)
             # A task that was only presumed dead may go on.
             if task.state.is_final and task.declared_dead != "presumed":
                 del self._shown[key]
@@ -217,6 +226,15 @@ class Cards:
                 f"({type(error).__name__}: {error})",
             )
 
+    def _latest_try(self, shown: _Shown, task: TaskRecord) -> TaskRecord:
+        """Return the task, or the next try of one that has ended, which its card then shows."""
+        if not task.state.is_final or task.retries is None:
+            return task
+        last = self._manager.tasks.last_try(task)
+        if last.key != task.key:
+            shown.go_on_with(last, CardReader(self._manager))
+        return last
+
     def _publish_if_new(self, shown: _Shown, task: TaskRecord) -> None:
         is_due = time.monotonic() - shown.updated_at >= CLOCK_S
         if is_due or task != shown.task:
@@ -227,8 +245,12 @@ class Cards:
     def _show_again(self, shown: _Shown, card: Card) -> None:
         if shown.display_id:
             self._publish(card, shown.display_id, update=True)
-        if shown.is_asked_for and self._pages is not None:
-            self._pages.send({"task": card.task.id, "html": card_html(card)})
+        if shown.asked_for and self._pages is not None:
+            # From now on the pages have the card of this try.
+            html, latest = card_html(card), frozenset({card.task.id})
+            for task_id in shown.asked_for | latest:
+                self._pages.send({"task": task_id, "html": html})
+            shown.asked_for = latest
 
     def _pass_on_displays(self, shown: _Shown) -> None:
         """Update the displays of the foreground that a process task has updated."""

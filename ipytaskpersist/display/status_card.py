@@ -20,6 +20,7 @@ from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.display import double_runs
 from ipytaskpersist.display.card_content import Card
 from ipytaskpersist.display.card_output import SHOWN_ANYWAY, details_html, figures_html
+from ipytaskpersist.store.tries import tries_again
 from ipytaskpersist.text.formatting import (
     DIM,
     EDGE,
@@ -32,14 +33,19 @@ from ipytaskpersist.text.formatting import (
     how_far,
     next_commands,
     reference,
+    schedule,
+    shorten,
     size,
     time_left,
     utc_clock,
     utc_date,
     waits_for,
+    which_try,
 )
 
 NAME_CHARACTERS = 200
+REASON_CHARACTERS = 80
+"""Length of the reason of an earlier try."""
 STALE_S = 3
 """Seconds without an update after which a card in a trusted page no longer looks live."""
 PENDING, RUNNING = STATE_STYLES[TaskState.PENDING], STATE_STYLES[TaskState.RUNNING]
@@ -243,19 +249,42 @@ def _facts(card: Card) -> tuple[str, ...]:
     memory = "" if card.memory_bytes is None else size(card.memory_bytes)
     is_above = card.output.needs_unfolding(card.counts)
     counts, updated = "" if is_above else card.counts.in_words(), f"updated {utc_clock(card.now)}"
+    tried = _try(card)
     if task.state is TaskState.PENDING:
-        return where, waits_for(task) or "waits to be started", updated
+        return where, tried, waits_for(task) or "waits to be started", updated
+    following = _next_run(card)
     if task.state is TaskState.RUNNING:
-        return held_up(task), f"{where}, {outlives}", counts, memory, updated
+        runs = held_up(task), f"{where}, {outlives}", tried
+        return *runs, counts, memory, following, updated
     peak, on = f"peak {memory}" if memory else "", f"on {utc_date(task.ended_at or card.now)}"
     if task.state is TaskState.INTERRUPTED:
-        return where, task.reason or "", f"{counts} kept" if counts else "", on
+        kept = f"{counts} kept" if counts else ""
+        return where, tried, task.reason or "", kept, on, following
     if task.state is TaskState.CANCELLED or (
         task.state is TaskState.FAILED and not _is_exception(task)
     ):
         said = ending(task)
-        return where, "" if said == task.state.value else said, counts, on, peak
-    return where, counts, on, peak
+        said = "" if said == task.state.value else said
+        return where, tried, said, counts, on, peak, following
+    return where, tried, counts, on, peak, following
+
+
+def _try(card: Card) -> str:
+    """Return ``try 2 of 4 of task 7``, and why there is one if it has not ended; else empty."""
+    which, before = which_try(card.task), card.earlier_try
+    if before is None or card.task.state.is_final:
+        return which
+    reason = (before.reason or "").removesuffix(tries_again(card.task.number)).rstrip("; ")
+    return f"{which}, after {shorten(reason or before.state.value, REASON_CHARACTERS)}"
+
+
+def _next_run(card: Card) -> str:
+    """Return when the schedule's next run is due, with the date; empty if none is."""
+    run = card.next_run
+    if run is None or run.waiting is None or run.waiting.due_at is None:
+        return ""
+    due_at = run.waiting.due_at
+    return f"{schedule(run)}, next at {utc_clock(due_at)}, {utc_date(due_at)} (task {run.number})"
 
 
 # As text.
@@ -267,8 +296,8 @@ def card_text(card: Card) -> str:
     parts = [f"{look.glyph} {task.state.value}", task.label, _measures(card)]
     if task.state.is_final and task.state is not TaskState.COMPLETED:
         parts.append(ending(task))
-    parts += [waits_for(task), held_up(task) if not task.state.is_final else ""]
-    parts.append(card.counts.in_words())
+    parts += [_try(card), _next_run(card) or waits_for(task)]
+    parts += [held_up(task) if not task.state.is_final else "", card.counts.in_words()]
     if not task.state.is_final:
         parts.append(f"updated {_seen_at(card)}")
     head = legible(" · ".join(dict.fromkeys(filter(None, parts)))) + f"   {_commands(card)}"

@@ -107,7 +107,7 @@ def _notebook_document(task: TaskRecord, process: ProcessRecord | None) -> dict[
         "kernel": run.kernel,
         "parameters": dict(run.parameters),
         "saved_as": str(run.saved_as(task.id)),
-        "resumes": run.resumes or None,
+        "resumes": run.goes_on_from or None,
     }
 
 
@@ -293,7 +293,7 @@ def _whole_notebook(task: TaskRecord, process: ProcessRecord) -> list[tuple[str,
         ("runs", legible(run.path)),
         ("parameters", legible(notebook_parameters.in_words(run.parameters))),
         ("saved as", legible(str(run.saved_as(task.id)))),
-        ("resumes", legible(run.resumes)),
+        ("resumes", legible(run.goes_on_from)),
     ]
 
 

@@ -63,7 +63,7 @@ class Matching:
 
     def tasks(self, place: Place, cells: Sequence[Cell]) -> list[TaskRecord | None]:
         """Return the task of each cell; None for a cell that shows none."""
-        marked = [self.task(cell.marked) if cell.marked else None for cell in cells]
+        marked = [self.latest_try(cell.marked) if cell.marked else None for cell in cells]
         key = self.notebook_key(place, cells, [task for task in marked if task is not None])
         latest = self._latest(key, cells)
         return [
@@ -74,6 +74,19 @@ class Matching:
     def task(self, task_id: str) -> TaskRecord | None:
         """Return the task with this id, archived or not."""
         return self._first(lambda store: store.tasks.by_id(task_id))
+
+    def latest_try(self, task_id: str) -> TaskRecord | None:
+        """Return the latest try of the task with this id, archived or not."""
+        task = self.task(task_id)
+        return task if task is None or task.archive else self._store.tasks.last_try(task)
+
+    def earlier_try(self, cell: Cell, task: TaskRecord) -> str | None:
+        """Return the mark of a cell with the outputs of an earlier try of its task; else None."""
+        marked = self.task(cell.marked) if cell.marked and cell.marked != task.id else None
+        if marked is None or marked.archive or task.archive:
+            return None
+        is_same = (marked.try_of or marked.key) == (task.try_of or task.key)
+        return cell.marked if is_same else None
 
     def notebook_key(
         self, place: Place, cells: Sequence[Cell] = (), marked: Sequence[TaskRecord] = ()

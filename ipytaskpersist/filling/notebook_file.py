@@ -161,7 +161,7 @@ def _filled(
     begin = 0
     for part in parts:
         yield from outputs[begin : part.start]
-        known = task if part is parts[-1] else matching.task(part.task)
+        known = task if part is parts[-1] else matching.latest_try(part.task)
         kept = outputs[part.start : part.end]
         yield from kept if known is None else _outputs_of(known, cell, manager, states)
         begin = part.end

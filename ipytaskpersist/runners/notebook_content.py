@@ -20,7 +20,7 @@ INJECTED = "injected-parameters"
 SKIPPED = "skip-execution"
 """Tag of a cell that is not run, as nbclient has it."""
 MARK = "ipytaskpersist"
-"""Name in a cell's metadata under which a saved notebook says what has become of it."""
+"""Name in the metadata of a saved notebook and of its cells, for its task and what became of it."""
 COMPLETED = "completed"
 VERSION = 4
 
@@ -94,6 +94,17 @@ def forget_outputs(notebook: NotebookNode) -> None:
             cell.outputs, cell.execution_count = [], None
             cell.metadata.pop(MARK, None)
             cell.metadata.pop("execution", None)
+
+
+def task(notebook: NotebookNode) -> str:
+    """Return the id of the task that has saved a notebook; empty if it is not known."""
+    mark = notebook.metadata.get(MARK)
+    return str(mark.get("task", "")) if isinstance(mark, Mapping) else ""
+
+
+def set_task(notebook: NotebookNode, task_id: str) -> None:
+    """Note which task saves a notebook."""
+    notebook.metadata[MARK] = {"task": task_id}
 
 
 def state(cell: NotebookNode) -> str:

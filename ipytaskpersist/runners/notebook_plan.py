@@ -1,4 +1,5 @@
-"""Which cells of a whole notebook are run: all, or those without which a resumed one cannot go on.
+"""Which cells of a whole notebook are run: all, or those without which it cannot go on where an
+earlier run has ended, which it resumes or tries again.
 
 Cells are told by their place among those that run and by their source. The saved notebook of the
 earlier run says which of them have completed.
@@ -27,7 +28,7 @@ class Plan:
     cells: Sequence[int]
     """The cells to run, in order, as places among those that a whole run runs."""
     said: str = ""
-    """What a resumed run does, in words; empty for a whole run."""
+    """What a run does that goes on, in words; empty for a whole run."""
 
 
 def number(place: int) -> str:
@@ -42,10 +43,10 @@ def plan(run: NotebookRun, notebook: NotebookNode) -> Plan:
     """
     now = _cells(notebook)
     whole = Plan(range(len(now)))
-    if not run.resumes:
+    if not run.goes_on_from:
         return whole
     try:
-        earlier = _cells(notebook_content.read(Path(run.resumes)))
+        earlier = _cells(_earlier(run))
     except InvalidRequest as error:
         return Plan(whole.cells, f"runs all cells, because {error}")
     start = _first_to_run(now, earlier)
@@ -63,6 +64,16 @@ def plan(run: NotebookRun, notebook: NotebookNode) -> Plan:
         notebook_content.keep(now[place], earlier[place])
     said = [_runs_again(again, found.names), _goes_on(start, len(now))]
     return Plan([*again, *range(start, len(now))], "; ".join(filter(None, [*said, changed])))
+
+
+def _earlier(run: NotebookRun) -> NotebookNode:
+    """Read the saved notebook to go on from. Raise `InvalidRequest` if there is none."""
+    path = Path(run.goes_on_from)
+    notebook = notebook_content.read(path)
+    # With an output file of its own, a try that saved nothing leaves what was there before it.
+    if run.tries and str(path) != run.resumes and notebook_content.task(notebook) not in run.tries:
+        raise InvalidRequest(f"no earlier try has saved {path}")
+    return notebook
 
 
 def _cells(notebook: NotebookNode) -> list[NotebookNode]:

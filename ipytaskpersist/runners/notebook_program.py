@@ -143,6 +143,7 @@ class Program:
 
     def __init__(self, run: NotebookRun, task_id: str, sender: Sender) -> None:
         self._run = run
+        self._task_id = task_id
         self._sender = sender
         self._outputs = Outputs(sender)
         self._path = run.saved_as(task_id)
@@ -156,6 +157,7 @@ class Program:
             notebook_content.forget_outputs(notebook)
             notebook_content.assign(notebook, self._run.parameters)
             what = plan(self._run, notebook)
+            notebook_content.set_task(notebook, self._task_id)
             notebook_content.save(notebook, self._path)
             if what.said:
                 self._outputs.say(what.said)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,19 @@ class NotebookRun:
     """Where the executed notebook is saved; empty for beside the notebook, under the task's id."""
     resumes: str = ""
     """The saved notebook of the run that this one resumes; empty to run all cells."""
+    tries: Sequence[str] = ()
+    """Ids of the earlier tries of the task. The store adds to them for each new one."""
 
     def saved_as(self, task_id: str) -> Path:
         """Return where the executed notebook is saved."""
         path = Path(self.path)
         return Path(self.output) if self.output else path.with_name(f"{path.stem}-{task_id}.ipynb")
+
+    @property
+    def goes_on_from(self) -> str:
+        """The saved notebook of the latest try that has left one, else of what this run resumes."""
+        saved = map(self.saved_as, reversed(self.tries))
+        return next((str(path) for path in saved if path.is_file()), self.resumes)
 
     @property
     def is_python(self) -> bool:

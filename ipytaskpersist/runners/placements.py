@@ -25,6 +25,8 @@ WAIT_S = 0.1
 AT_MOST_BYTES = 4 * 1024 * 1024
 AGAIN_S = 1.0
 """Time before a place is asked again that did not answer, or has no room."""
+LOOK_S = 1.0
+"""How often the tasks are looked at that have not begun."""
 FORGET_S = 10.0
 """For how long a supervisor that has nothing left to do tries to remove what is left over there."""
 
@@ -45,6 +47,8 @@ class _Place:
         self.link = link
         self.tasks: dict[int, Placed] = {}
         self.is_reading = False
+        self.look_at = 0.0
+        """When to look again at the tasks that have not begun, by the monotonic clock."""
         self.forgetting = 0
         """How many answers are awaited to the request to remove what tasks have left."""
         self.unreachable_since: float | None = None
@@ -112,6 +116,7 @@ class Placements:
                 place.again_at = now + AGAIN_S
                 self._tell(place)
                 self._forget(place)
+                self._look(place, now)
                 self._read(place)
 
     def soon(self, task: Placed) -> None:
@@ -250,12 +255,32 @@ class Placements:
             return
         if task.is_over:
             self._on_end(task)
+        elif state == "ended" and not piece:
+            reason = f"its spool at {task.name} was cut; what came before is kept"
+            self._fail(place, task, TaskState.FAILED, reason)
         elif state in ("lost", "absent") and not piece:
             why = str(look.get("why") or "its keeper is gone")
             # What it has left over there would run unseen.
             request = {"verb": "signal", "folder": task.folder, "what": "kill"}
             place.link.ask(request, lambda _answer, _data: None)
             self._fail(place, task, TaskState.INTERRUPTED, f"lost at {task.name}: {why}")
+
+    def _look(self, place: _Place, now: float) -> None:
+        """Look at the tasks that have not begun: they send nothing, and may wait in a queue."""
+        there = [each for each in place.tasks.values() if each.is_there and not each.has_begun]
+        waiting = [each for each in there if not each.is_over]
+        if not waiting or now < place.look_at:
+            return
+        place.look_at = now + LOOK_S
+        request = {"verb": "look", "folders": [task.folder for task in waiting]}
+        place.link.ask(request, partial(self._has_looked, place, waiting))
+
+    def _has_looked(self, place: _Place, tasks: list[Placed], answer: Json, _data: bytes) -> None:
+        if self._is_unreachable(place, answer):
+            return
+        for task, look in zip(tasks, answer.get("looks", ()), strict=False):
+            if not task.is_over and look.get("state") in ("running", "pending"):
+                self._take(place, task, b"", look)
 
     def _begin(self, task: Placed) -> None:
         task.has_begun = True

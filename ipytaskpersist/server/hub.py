@@ -81,7 +81,10 @@ class Hub:
         return True
 
     def filled(self, place: Place, cells: list[Cell]) -> dict[str, Any]:
-        """Return task, outputs and position of each cell that has a task."""
+        """Return task, outputs and position of each cell that has a task.
+
+        And, of a cell that has an earlier try's outputs, that try.
+        """
         if not self.is_there:
             return {"cells": {}, "seen": 0}
         seen, room = self.store.tasks.latest_key(), ANSWER_BYTES
@@ -95,6 +98,7 @@ class Hub:
                     "outputs": [entry.output for entry in held.entries],
                     "position": held.position,
                     "complete": held is document.now,
+                    "follows": self.matching.earlier_try(cell, task),
                 }
         return {"cells": found, "seen": seen}
 

@@ -155,11 +155,11 @@ def again(
     run = asked_of(before)
     _read(_existing(run.path))
     saved = run.saved_as(task.id)  # missing if the task ended before its first cell
-    earlier = str(saved) if saved.is_file() else run.resumes
+    earlier = str(saved) if saved.is_file() else run.goes_on_from
     return replace(
         process,
         command=python_command("runners.notebook_program", "-u"),
-        script=replace(run, resumes=earlier if resume else "").as_json(),
+        script=replace(run, resumes=earlier if resume else "", tries=()).as_json(),
         interpreter=before.interpreter,
     )
 

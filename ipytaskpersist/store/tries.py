@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ipytaskpersist.base.records import FRESH_ASKED, FRESH_SETTING
-from ipytaskpersist.base.retries import Retries, causes_of
+from ipytaskpersist.base.retries import TRIES_AGAIN, Retries, causes_of
 
 COPIED = """notebook_key, session_id, name, kind, runner, source, cell_id, execution_count, is_call,
     max_output_bytes, notify, group_name, priority, cpus, gpus, gpu_memory_bytes, checkpoint_place,
@@ -29,6 +29,10 @@ ADD_PROCESS = f"""INSERT INTO processes (task_key, {PROCESS}, interpreter)
         iif(interpreter IN (?3, ?4) OR interpreter LIKE 'kernel %', interpreter, NULL)
     FROM processes WHERE task_key = ?1"""
 """The interpreter is what was asked for, or the kernel of a whole notebook, not what was found."""
+NOTE_TRY = """UPDATE processes SET script = json_insert(script, '$.tries[#]', ?2)
+    WHERE task_key = ?1 AND (SELECT json_extract(provenance, '$.whole_notebook') FROM tasks
+        WHERE key = ?1) IS NOT NULL"""
+"""A whole notebook goes on from what its earlier tries have saved, under their ids."""
 LEAVE = """UPDATE tasks SET notify = NULL, cleared_at = ?2,
     provenance = json_set(provenance, '$.rerun_as', ?3) WHERE key = ?1"""
 """The end of the last try alone is told, and the list shows that one."""
@@ -57,7 +61,8 @@ def add_try(
     number = next_number(connection, notebook_key)
     delay_s = retries.delay_after(try_number)
     new_id = f"{task_id.rpartition('-')[0]}-{number}"
-    _add(connection, key, (new_id, number), delay_s, memory_bytes)
+    new_key = _add(connection, key, (new_id, number), delay_s, memory_bytes)
+    connection.execute(NOTE_TRY, (new_key, task_id))
     return number
 
 
@@ -81,15 +86,16 @@ def copy_parts(connection: Any, key: int, new_key: int) -> None:
 
 def _add(
     connection: Any, key: int, new: tuple[str, int], delay_s: float, memory_bytes: int | None
-) -> None:
+) -> int:
     (new_id, number), now = new, time.time()
     values = (key, new_id, number, now, now + delay_s if delay_s else None, memory_bytes)
     new_key = connection.execute(ADD_TASK, values).lastrowid
     copy_parts(connection, key, new_key)
     connection.execute("UPDATE dependencies SET on_key = ?2 WHERE on_key = ?1", (key, new_key))
     connection.execute(LEAVE, (key, now, new_id))
+    return int(new_key)
 
 
 def tries_again(number: int) -> str:
     """Return what the reason of an end says besides, when another try follows."""
-    return f"task {number} tries again"
+    return f"task {number}{TRIES_AGAIN}"

@@ -211,6 +211,8 @@ def next_verbs(task: TaskRecord) -> tuple[str, ...]:
         return ("cancel",)
     if task.state is TaskState.RUNNING:
         return "output", "continue" if task.pause_requested else "cancel"
+    if task.was_tried_again:
+        return ("output",)
     if task.can_go_on:
         return "output", "resume"
     if task.state is TaskState.FAILED:

@@ -209,6 +209,36 @@ def test_what_a_notebook_shows_survives_whatever_happens_to_its_tab(
     wait_shown(open_page(application, renamed), wanted, "in a notebook that was renamed")
 
 
+TRIED = (
+    "n=$(cat runs | wc -l); echo run >> runs; until [ -e go$n ]; do sleep 0.05; done; "
+    "echo ran $n; exit $((1 - n))"
+)
+
+
+def test_one_of_several_tasks_of_a_cell_is_followed_to_its_latest_try_without_its_kernel(
+    open_page: Open, server: JupyterServer, application: str
+) -> None:
+    server.add_kernel("own", "7.4", {})
+    path = server.add_notebook("own", "own")
+    (path.parent / "runs").touch()
+    notebook = open_page(application, path).load_extension()
+    lines = ("--shell echo other", f"--shell --retries 3 --name tried {TRIED}", "--shell echo last")
+    place = notebook.run_cell("\n".join(f"%background {line}" for line in lines)).place
+    notebook.cell(place).wait_output("other[\\s\\S]*running[\\s\\S]*last")
+    notebook.save()
+    os.kill(pid_of_kernel(server, path), signal.SIGKILL)
+    notebook.reload()
+    (path.parent / "go0").touch()
+    second = "other[\\s\\S]*running[\\s\\S]*tried[\\s\\S]*try 2 of 4 of task 2[\\s\\S]*last"
+    notebook.cell(place).wait_output(second)
+    assert "ran 0" not in notebook.cell(place).text
+    (path.parent / "go1").touch()
+    notebook.cell(place).wait_output("other[\\s\\S]*tried[\\s\\S]*ran 1[\\s\\S]*last")
+    notebook.reload().cell(place).wait_output("other[\\s\\S]*tried[\\s\\S]*ran 1[\\s\\S]*last")
+    states = STATE.findall(notebook.cell(place).text)
+    assert states == ["completed"] * 3
+
+
 def is_live(notebook: NotebookPage) -> bool:
     return bool(notebook.page.locator("body.ipytaskpersist-live").count())
 

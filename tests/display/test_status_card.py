@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from histories import add_task, begin_session
-from kernels import NotebookKernel
+from kernels import Cell, Message, NotebookKernel
 
 from ipytaskpersist.base.records import OutputKind, Progress, TaskRecord, TaskState
 from ipytaskpersist.display import card_output
@@ -299,6 +301,95 @@ def test_a_card_and_each_update_of_it_carry_the_id_of_their_task(
         kernel.take_until(lambda cell=cell: "completed" in cell.text, 30, "the end")  # type: ignore[misc]
         assert cell.outputs[0].metadata == mark
     assert kernel.run("%bg_wait").outputs[0].metadata == {}, "it launched nothing"
+
+
+def test_a_card_goes_on_with_the_latest_try(
+    kernel: NotebookKernel, store: TaskStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "runs"
+    cell = kernel.run(
+        "%%background --shell --retries 2 --delay 2s flaky\n"
+        f"echo run >> {file}; echo run $(wc -l < {file}); [ $(wc -l < {file}) -ge 2 ] || exit 7"
+    )
+
+    def shown() -> str:
+        return str(cell.outputs[0].data["text/plain"])
+
+    def marked() -> str:
+        return str(cell.outputs[0].metadata["ipytaskpersist"]["task"])
+
+    kernel.take_until(lambda: "(flaky) · try 2" in shown(), 30, "the second try")
+    _first, second = store.tasks.select(Selection())
+    assert "pending · 2 (flaky) · try 2 of 3 of task 1, after exit status 7 · starts at" in shown()
+    assert "%bg_cancel 2" in shown()
+    assert marked() == second.id
+    kernel.take_until(lambda: "completed" in shown(), 30, "its end")
+    assert "try 2 of 3 of task 1" in shown()
+    assert "run 2" in shown()
+    assert marked() == second.id
+    assert len(cell.outputs) == 1
+
+
+class PageWithCards(NotebookKernel):
+    """A page that was loaded with cards, and asks for what became of their tasks."""
+
+    comm = ""
+    received: Sequence[Message] = ()
+
+    def _take_output(self, cell: Cell | None, message: Message) -> None:
+        content = message["content"]
+        if message["msg_type"] == "comm_open":
+            is_it = "const CARD" in content["data"]["state"].get("_esm", "")
+            self.comm = content["comm_id"] if is_it else self.comm
+        elif message["msg_type"] == "comm_msg" and content["comm_id"] == self.comm:
+            self.received = [*self.received, content["data"]["content"]]
+        super()._take_output(cell, message)
+
+    def ask(self, *task_ids: str) -> None:
+        data = {"method": "custom", "content": {"tasks": task_ids}}
+        message = {"comm_id": self.comm, "data": data}
+        self._connected.shell_channel.send(self._connected.session.msg("comm_msg", message))
+
+    def html_for(self, task_id: str) -> str:
+        """The latest card that it has in the place of this task's."""
+        found = [each["html"] for each in self.received if each["task"] == task_id]
+        return str(found[-1]) if found else ""
+
+
+def test_a_page_with_the_card_of_an_earlier_try_receives_that_of_the_latest(
+    store: TaskStore, state_dir: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    body = f"while [ ! -e {gate} ]; do sleep 0.05; done; echo run >> {gate}; "
+    body += f"[ $(wc -l < {gate}) -ge 2 ] && sleep 600; exit 7"
+    with PageWithCards(state_dir) as page:
+        page.run("%load_ext ipytaskpersist")
+        page.run(f"%%background --shell --retries 3 --delay 1s flaky\n{body}")
+        page.take_until(lambda: page.comm, 30, "the comm of loaded pages")
+        (first,) = store.tasks.select(Selection())
+        page.ask(first.id)
+        page.take_until(lambda: "running" in page.html_for(first.id), 30, "the first try")
+        gate.touch()
+        page.take_until(lambda: "try 2 of 4" in page.html_for(first.id), 30, "the second try")
+        second = store.tasks.last_try(first)
+        assert f"ipytaskpersist-of-{second.id}" in page.html_for(first.id)
+        page.take_until(lambda: "running" in page.html_for(second.id), 30, "its updates")
+        sent = len([each for each in page.received if each["task"] == first.id])
+        page.ask(first.id)  # another page, with the notebook as it was saved
+        page.take_until(
+            lambda: len([each for each in page.received if each["task"] == first.id]) > sent,
+            30,
+            "the card for another page",
+        )
+        page.run("%bg_cancel flaky --yes")
+
+
+def test_the_card_of_a_run_says_when_the_next_one_is_due(kernel: NotebookKernel) -> None:
+    cell = kernel.run("%%background --shell --every 1h nightly\ntrue")
+    kernel.take_until(lambda: "completed" in cell.text, 30, "the end of the first run")
+    for shown in cell.outputs[0].data.values():
+        assert re.search(r"every 1h, next at [\d:]+ UTC, \d+ \w+ \d+ \(task 2\)", shown)
+    kernel.run("%bg_cancel 2")
 
 
 def test_a_failed_task_s_card_names_the_line_of_its_cell(kernel: NotebookKernel) -> None:

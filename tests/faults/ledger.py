@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ipytaskpersist.base.paths import StateDirectory
+from ipytaskpersist.base.process_tree import MARK
 from ipytaskpersist.base.records import OutputKind, TaskRecord, TaskState
+from ipytaskpersist.base.retries import causes_of
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
@@ -42,6 +44,16 @@ class Job:
     group: str = ""
     after: str = ""
     """The job that has to complete first."""
+    retries: int = 0
+    """How often it is tried again."""
+    fails: int = 0
+    """How many of its runs fail, when they have printed all."""
+    every: str = ""
+    """After how long it runs again."""
+    memory: str = ""
+    """How much memory it books."""
+    notes: str = ""
+    """The file to which each of its runs adds its task's id; empty for none."""
 
     @property
     def cell(self) -> str:
@@ -49,6 +61,9 @@ class Job:
         options = "" if self.how == "thread" else f" --{self.how}"
         options += f" --group {self.group}" if self.group else ""
         options += f" --after {self.after}" if self.after else ""
+        options += f" --retries {self.retries}" if self.retries else ""
+        options += f" --every {self.every}" if self.every else ""
+        options += f" --memory {self.memory}" if self.memory else ""
         source = self._shell if self.how == "shell" else self._python
         return f"%%background{options} {self.name}\n{source}"
 
@@ -61,7 +76,17 @@ class Job:
         line = f"line_of_{self.name}"  # tasks in threads share the notebook's variables
         return (
             f"import time\nfor {line} in range({self.lines}):\n"
-            f"    print(f'{self.name} line {{{line}}}')\n{pause}{end}{self.value!r}"
+            f"    print(f'{self.name} line {{{line}}}')\n{pause}{end}{self._noted}{self.value!r}"
+        )
+
+    @property
+    def _noted(self) -> str:
+        if not self.notes:
+            return ""
+        return (
+            f"import os, pathlib\nwith open({self.notes!r}, 'a') as file_of_{self.name}:\n"
+            f"    print(os.environ[{MARK!r}], file=file_of_{self.name})\n"
+            f"assert len(pathlib.Path({self.notes!r}).read_text().split()) > {self.fails}\n"
         )
 
     @property
@@ -87,8 +112,15 @@ class Job:
         end = "; while :; do sleep 0.1; done" if self.is_endless else ""
         return (
             f"i=0; while [ $i -lt {self.lines} ]; do echo {self.name} line $i; {pause}"
-            f"i=$((i+1)); done{end}"
+            f"i=$((i+1)); done{end}{self._noted_by_shell}"
         )
+
+    @property
+    def _noted_by_shell(self) -> str:
+        if not self.notes:
+            return ""
+        has_run_often = f"[ $(wc -l < {self.notes}) -gt {self.fails} ]"
+        return f"; echo ${MARK} >> {self.notes}; {has_run_often} || exit 7"
 
     def printed(self, size_bytes: int) -> bytes:
         """The first so many bytes of what it prints."""
@@ -221,6 +253,49 @@ class Ledger:
                     f"{name} began though {job.after} is {first.state.value}"
                 )
 
+    def tries_are_kept(self) -> None:
+        """Whether each try has one successor at most, and one if its end asks for it."""
+        with closing(TaskStore(StateDirectory(self.state_dir)).open()) as store:
+            chains: dict[int, list[TaskRecord]] = {}
+            for task in store.tasks.select(Selection()):
+                if task.retries is not None:
+                    chains.setdefault(task.try_of or task.key, []).append(task)
+            for tries in chains.values():
+                _is_one_chain(tries)
+                last, retries = tries[-1], tries[-1].retries
+                assert retries is not None
+                causes = causes_of(last.state.value, last.reason, last.exit_code)
+                is_lost = retries.follow(last.try_number, causes) and not last.cancel_requested_at
+                assert not is_lost, f"{last.id} ({last.reason}) was not tried again"
+
+    def runs_are_kept(self) -> None:
+        """Whether each run of a schedule that was claimed has one successor, due after it."""
+        with closing(TaskStore(StateDirectory(self.state_dir)).open()) as store:
+            series: dict[str, list[TaskRecord]] = {}
+            for task in store.tasks.select(Selection()):
+                if task.schedule is not None:
+                    series.setdefault(task.schedule.first_task or task.id, []).append(task)
+            for runs in series.values():
+                due = [task.schedule.due_at for task in runs if task.schedule is not None]
+                assert due == sorted({*due}), f"{[task.id for task in runs]} are due at {due}"
+                waiting = [task.id for task in runs if task.started_at is None]
+                assert waiting == [runs[-1].id], f"{waiting} have not begun of {len(runs)} runs"
+
+    def all_ran_once(self) -> None:
+        """Whether no task ran twice, of those jobs that note it."""
+        for job in self.jobs.values():
+            if job.notes and Path(job.notes).exists():
+                ran = Path(job.notes).read_text().split()
+                assert len(ran) == len({*ran}), f"of {job.name} ran {ran}"
+                assert {*ran} <= self.read().keys(), f"of {job.name} ran {ran}"
+
+    def shares_are_kept(self) -> None:
+        """Whether no more than one task runs of those of which two would not fit."""
+        with closing(TaskStore(StateDirectory(self.state_dir)).open()) as store:
+            tasks = store.tasks.select(Selection(states=[TaskState.RUNNING]))
+            booked = [task.id for task in tasks if task.demands.memory_bytes]
+            assert len(booked) <= 1, f"{booked} run at once"
+
     def results_are_there(self) -> None:
         """Whether every task that completed gives its value."""
         directory = StateDirectory(self.state_dir)
@@ -260,6 +335,17 @@ class Ledger:
                 if not any(is_alive(pid, start) for pid, start in owners):
                     orphans.append(f"{task.id} ({task.runner}, {task.name})")
             return orphans
+
+
+def _is_one_chain(tries: list[TaskRecord]) -> None:
+    """Whether these are the tries of one task, each but the last one followed by the next."""
+    ids = [task.id for task in tries]
+    numbers = [task.try_number for task in tries]
+    assert numbers == [*range(1, len(tries) + 1)], f"{ids} are the tries {numbers}"
+    for task, following in pairwise(tries):
+        assert task.state.is_final, f"{task.id} is {task.state.value}, and was tried again"
+        assert task.provenance["rerun_as"] == following.id, task.provenance
+    assert "rerun_as" not in tries[-1].provenance
 
 
 def _event(store: TaskStore, key: int, state: TaskState) -> int | None:

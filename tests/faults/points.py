@@ -109,6 +109,21 @@ POINTS = {
     "task stopped": Point("runners.supervised", "Supervised.pause", "after", _SUPERVISOR),
     "pause recorded": Point("store.queue", "Queue.paused", "after", _SUPERVISOR),
     "room to go on": Point("store.queue", "Queue.may_continue", "after", _SUPERVISOR),
+    # Tries: the next one is added by the transaction that ends the one before.
+    "try to add": Point("store.tries", "add_try", "before", ("supervisor", "command")),
+    "try added": Point("store.tries", "add_try", "after", ("supervisor", "command")),
+    "try ended": Point("store.tasks", "Tasks.end", "after", _SUPERVISOR),
+    "try claimed": Point("store.processes", "Processes.claim", "after", _SUPERVISOR),
+    # Schedules: the next run is added by the transaction that claims the one before.
+    "run to add": Point("store.occurrences", "add_next_run", "before", _SUPERVISOR),
+    "run added": Point("store.occurrences", "add_next_run", "after", _SUPERVISOR),
+    "run claimed": Point("store.processes", "Processes.claim", "after", _SUPERVISOR),
+    "run ended": Point("store.tasks", "Tasks.end", "after", _SUPERVISOR),
+    # Shares of the machine: they are booked by the claim, and free when the task has ended.
+    "share decided": Point("store.claiming", "decide", "after", _SUPERVISOR),
+    "share booked": Point("store.processes", "Processes.claim", "after", _SUPERVISOR),
+    "share used": Point("store.processes", "Processes.started", "after", _SUPERVISOR),
+    "share to free": Point("store.tasks", "Tasks.end", "before", _SUPERVISOR),
     # A fork server, and the processes that it forks.
     "fork asked for": Point("runners.fork_server", "ForkServer._fork", "before", _FORK_SERVER),
     "process forked": Point(

@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import psutil
 from kernels import until
 from layout import SCHEMAS
 
@@ -95,7 +97,8 @@ class Round:
             return [], Round.work_and_strike
         role = self.dice.choice(POINTS[point].roles)
         often = point.startswith(("transaction", "statement", "output"))
-        hit = self.dice.randint(1, 12) if often and role != "command" else 1
+        most = 12 if often else 3 if point.startswith(("try", "run", "share")) else 1
+        hit = 1 if role == "command" else self.dice.randint(1, most)
         choices = AT_POINTS if role in ("supervisor", "child", "fork server") else INTERRUPTED
         fault = Fault(role, point, hit, self._signal(choices))
         self.tell(fault.text)
@@ -351,6 +354,97 @@ class Round:
         self._wait_for_all()
         self.ledger.queue_is_kept(GROUP, WIDTH)
 
+    def try_again(self) -> None:
+        """Launch jobs that fail at first, and lose those who watch over them, now and then."""
+        actor = self.actor()
+        for _turn in range(self.dice.randint(1, 3)):
+            job = self._noting(self.job(self.dice.choice(["shell", "process"])))
+            job = replace(job, retries=5, fails=self.dice.randint(0, 3))
+            self.ledger.jobs[job.name] = job
+            actor = self._launched_by(actor, job)
+        if self.dice.random() < 0.3 or self._is_hit("command"):
+            self._lose_all_but_tasks()
+            self.command("list", "--all")
+        self._wait_for_all()
+        self.ledger.tries_are_kept()
+        self.ledger.all_ran_once()
+
+    def repeat(self) -> None:
+        """Have a job run every two seconds for a while, whatever becomes of its supervisor."""
+        job = replace(self._noting(self.job("shell")), lines=3, pause_s=0, every="2s")
+        self.ledger.jobs[job.name] = job
+        self._launched_by(self.actor(), job)
+        if self.dice.random() < 0.3:
+            time.sleep(self.dice.uniform(0, 2))
+            self._lose_all_but_tasks()
+        until(lambda: self._has_run(job, 4), SETTLE_S, f"four runs of {job.name}")
+        until(self._has_ended_all_runs, SETTLE_S, "the end of the schedule")
+        self.ledger.runs_are_kept()
+        self.ledger.all_ran_once()
+
+    def share(self) -> None:
+        """Launch jobs of two sessions that book so much memory that two do not fit."""
+        share = f"{int(psutil.virtual_memory().available * 0.55 / 1e6)}M"
+        actors = [self.actor(), self.actor()]
+        for turn in range(self.dice.randint(3, 5)):
+            job = replace(self.job(self.dice.choice(["shell", "process"])), memory=share)
+            self.ledger.jobs[job.name] = job
+            actors[turn % 2] = self._launched_by(actors[turn % 2], job)
+            self.ledger.shares_are_kept()
+        if self.dice.random() < 0.3:
+            self._lose_all_but_tasks()
+        until(self._all_have_ended_in_turn, SETTLE_S, "the end of all that book memory")
+        last = replace(self.job("shell"), memory=share)
+        self.ledger.jobs[last.name] = last
+        self.launch(self.world.session(armed=False), last)
+        self._wait_for_all()
+        states = {seen.name: seen.state for seen in self.ledger.read().values()}
+        assert states[last.name] is TaskState.COMPLETED, "what was booked is free again"
+
+    def _noting(self, job: Job) -> Job:
+        """The job, each run of which notes that it ran."""
+        return replace(job, notes=str(self.world.folder / f"ran-{job.name}"))
+
+    def _launched_by(self, actor: Actor | None, job: Job) -> Actor | None:
+        """Launch a job. Returns the actor, or None if it has gone."""
+        try:
+            if actor is None:
+                actor = self.world.session(armed=False)
+            self.launch(actor, job)
+        except Gone:
+            self.tell("the session has gone")
+            return None
+        return actor
+
+    def _is_hit(self, role: str) -> bool:
+        return any(fault.role == role for fault in self.world.faults)
+
+    def _has_run(self, job: Job, times: int) -> bool:
+        self._look_for_the_dead()
+        path = Path(job.notes)
+        if job.name not in self.ledger.acknowledged and not self.ledger.live():
+            return True  # its launch was not acknowledged
+        return path.exists() and len(path.read_text().split()) >= times
+
+    def _has_ended_all_runs(self) -> bool:
+        live = self.ledger.live()
+        for name in {task.name for task in live}:  # its latest run, which is the one that waits
+            self.command("cancel", name, "--yes", armed=False)
+        return not live
+
+    def _all_have_ended_in_turn(self) -> bool:
+        self.ledger.shares_are_kept()
+        return self._all_have_ended()
+
+    def _lose_all_but_tasks(self) -> None:
+        """Kill kernels, sessions and supervisors with all that is theirs but the tasks."""
+        self.tell("all are killed that watch over tasks")
+        tasks = self.world.processes_of_tasks()
+        for process in self.world.processes():
+            if process.pid not in tasks:
+                with suppress(psutil.Error):
+                    process.kill()
+
     def archive(self) -> None:
         """Move ended tasks to the archive and back, several times."""
         ids = self.ended_tasks()
@@ -439,9 +533,7 @@ class Round:
         self.launch(actor, self.job("thread", is_endless=True))
         self.launch(actor, self.job(self.dice.choice(["shell", "process"]), is_endless=True))
         until(lambda: any(seen.stdout for seen in self.ledger.read().values()))
-        for process in self.world.processes():
-            if process.pid not in self.world.processes_of_tasks():
-                process.kill()
+        self._lose_all_but_tasks()
         self.command("list", "--all")
 
     def leave(self) -> None:
@@ -476,6 +568,7 @@ class Round:
         self.tell("all have left")
         self.ledger.look()
         self.ledger.results_are_there()
+        self.ledger.all_ran_once()
         self.ledger.is_sound()
 
     def _is_all_cancelled(self) -> bool:
@@ -512,7 +605,9 @@ class Round:
 
     def _look_for_the_dead(self) -> None:
         """What every reading verb does first: most often without the start of a terminal."""
-        if self.dice.random() < 0.3:
+        # What is left to be adopted is adopted by a process of this world.
+        may_adopt = any(job.retries or job.every for job in self.ledger.jobs.values())
+        if may_adopt or self.dice.random() < 0.3:
             said = self.command("list", "--all", armed=False)
             if said.is_done:
                 return
@@ -566,6 +661,18 @@ PLAYS: dict[str, Play] = {
     "task stopped": Round.queue,
     "pause recorded": Round.queue,
     "room to go on": Round.queue,
+    "try to add": Round.try_again,
+    "try added": Round.try_again,
+    "try ended": Round.try_again,
+    "try claimed": Round.try_again,
+    "run to add": Round.repeat,
+    "run added": Round.repeat,
+    "run claimed": Round.repeat,
+    "run ended": Round.repeat,
+    "share decided": Round.share,
+    "share booked": Round.share,
+    "share used": Round.share,
+    "share to free": Round.share,
     "cancel asked": Round.cancel,
     "session to end": Round.leave,
     "supervisor to leave": Round.leave,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from histories import add_task, begin_session
 
-from ipytaskpersist.base.records import SessionRecord, TaskRecord
+from ipytaskpersist.base.records import SessionRecord, TaskRecord, TaskState
+from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.filling.matching import Cell, Matching, Place
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.store.task_store import TaskStore
@@ -50,6 +51,20 @@ def test_a_mark_comes_before_all_but_a_later_run_of_the_same_cell(
     assert shown(matching, path, Cell("c", SOURCE, first.id)) == [later.id]
     assert shown(matching, path, Cell("c", SOURCE, "deleted-1")) == [later.id]
     assert shown(matching, path, Cell("e", SOURCE, "deleted-1")) == [None]
+
+
+def test_a_mark_of_a_task_that_was_tried_again_shows_its_latest_try(
+    store: TaskStore, session: SessionRecord, matching: Matching, path: Path
+) -> None:
+    first = add_task(store, session, state=TaskState.FAILED, retries=Retries(2))
+    second = store.tasks.last_try(first)
+    assert (first.was_tried_again, second.try_number) == (True, 2)
+    assert shown(matching, path, Cell("elsewhere", "edited", first.id)) == [second.id]
+    assert shown(matching, path, Cell("elsewhere", "edited", second.id)) == [second.id]
+    assert matching.task(first.id) == first
+    other = add_task(store, session)
+    for marked, earlier in ((first, first.id), (second, None), (other, None)):
+        assert matching.earlier_try(Cell("", "", marked.id), second) == earlier
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,28 @@ def test_it_goes_on_at_the_first_cell_that_did_not_complete_or_has_changed(
         assert [output.text for output in cell.outputs] == texts
 
 
+def test_a_try_goes_on_from_the_latest_earlier_one_that_has_saved_the_notebook(
+    tmp_path: Path,
+) -> None:
+    path, resumes = str(tmp_path / "a.ipynb"), saved(tmp_path, 1)
+    run = NotebookRun(path, "python3", "python", resumes=resumes, tries=("x-1", "x-2"))
+    assert run.goes_on_from == resumes, "none has saved anything"
+    first = notebook_content.read(Path(resumes))
+    notebook_content.set_task(first, "x-1")
+    notebook_content.set_state(first.cells[4], notebook_content.COMPLETED)
+    notebook_content.save(first, run.saved_as("x-1"))
+    assert run.goes_on_from == str(run.saved_as("x-1"))
+    assert plan(run, notebook_of(SOURCES)).said.endswith("goes on at [3]")
+
+
+def test_a_try_does_not_go_on_from_what_another_task_has_saved_in_its_file(tmp_path: Path) -> None:
+    output = saved(tmp_path, 5)
+    run = NotebookRun("a.ipynb", "python3", "python", output=output, tries=("x-1",))
+    found = plan(run, notebook_of(SOURCES))
+    assert list(found.cells) == [0, 1, 2, 3, 4]
+    assert found.said == f"runs all cells, because no earlier try has saved {output}"
+
+
 def test_in_another_language_or_without_the_saved_notebook_all_cells_run(tmp_path: Path) -> None:
     resumes = saved(tmp_path, 3)
     found = plan(NotebookRun("a.ipynb", "ir", "R", resumes=resumes), notebook_of(SOURCES))

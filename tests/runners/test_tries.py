@@ -72,6 +72,8 @@ def test_tries_take_over_what_belongs_to_the_task(
         "number": 2, "of": 4, "first_task": first.number, "causes": list(CAUSES),
     }  # fmt: skip
 
+    _says_which_try_it_shows(kernel)
+
     # Variables come back from the try that has completed, which is given them again.
     python = tmp_path / "python"
     say(
@@ -99,6 +101,30 @@ def test_tries_take_over_what_belongs_to_the_task(
     assert "need --retries N" in say("%%background --shell --delay 3s\ntrue")
     assert "it knows oom, reboot" in say("%%background --shell --retries 1 --on-cause rain\ntrue")
     until(lambda: not [*store.directory.environments.iterdir()], 30, "no environment is left")
+
+
+def _says_which_try_it_shows(kernel: NotebookKernel) -> None:
+    said = kernel.run("%bg_output 1").stream("stderr").splitlines()
+    assert said == [
+        "task 1 (flaky) was try 1 of 4; the latest is task 4 (completed): %bg_output 4 shows its "
+        "output"
+    ]
+    assert kernel.run("%bg_output flaky").stream("stderr") == ""
+    assert "task 4 (flaky) is a shell command" in kernel.run("%bg_result 1", check=False).text
+
+
+def test_following_goes_on_with_the_next_try(
+    make_kernel: Callable[..., NotebookKernel], tmp_path: Path
+) -> None:
+    kernel = make_kernel(notebook=tmp_path / "a.ipynb")
+    body = f"echo run $(($(cat {tmp_path}/runs | wc -l) + 1)); {counts(tmp_path / 'runs', 2)}"
+    kernel.run(f"%%background --shell --retries 2 --delay 0.5s flaky\n{body}")
+    followed = kernel.run("%bg_output flaky --follow")
+    assert followed.stream("stdout") == "run 1\nrun 2\n"
+    said = "task 1 (flaky) failed: exit status 7; task 2 tries again (try 2 of 3 of task 1"
+    assert said in followed.stream("stderr")
+    offered = kernel.run("%bg_list --cleared").text
+    assert "%bg_rerun 1" not in offered
 
 
 @pytest.mark.parametrize("lost", ["supervisor", "kernel", "machine"])

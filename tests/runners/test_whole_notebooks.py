@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,12 @@ import psutil
 from kernels import NotebookKernel, command_of, until
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from programs import run_command, run_python
+
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.output.replay import stream_bytes
+from ipytaskpersist.session.whole_notebooks import asked_of
+from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.store.tasks import Selection
 
 PARAMETERS = "day = 'none'\nrows = 1"
 REPORT = (
@@ -123,6 +130,56 @@ def _goes_on_where_it_failed(reader: Reader, path: Path, saved: Path) -> None:
     reader.say("%bg_rerun 1")
     assert reader.show("report")["whole_notebook"]["resumes"] is None
     reader.say("%bg_cancel report")
+
+
+FLAKY = (
+    "import os, pathlib, time\nseen = pathlib.Path('seen')\nnumbers = [1, 2, 3]",
+    "print('only once')",
+    "tries = len(seen.read_text().split()) if seen.exists() else 0\n"
+    "seen.write_text(f'{seen.read_text() if tries else str()} {os.getpid()}')",
+    "print('try', tries + 1, flush=True)\nif tries == 0:\n    sum(numbers) / 0\n"
+    "while tries == 1:\n    time.sleep(0.05)\nsum(numbers) / tries",
+)
+
+
+def test_each_try_of_a_notebook_goes_on_at_the_cell_in_which_the_one_before_has_ended(
+    store: TaskStore, state_dir: Path, tmp_path: Path
+) -> None:
+    """After a cell that failed, and after its process was killed in the middle of it."""
+    path, seen = tmp_path / "flaky.ipynb", tmp_path / "seen"
+    write(path, FLAKY)
+
+    def tasks() -> list[TaskRecord]:
+        return store.tasks.select(Selection())
+
+    def printed(task: TaskRecord) -> str:
+        return b"".join(stream_bytes(store, task.key)).decode()
+
+    assert run_command(state_dir, "run", str(path), "--retries", "3").returncode == 0
+    until(lambda: len(tasks()) == 2 and "try 2" in printed(tasks()[1]), 90, "the second try")
+    runner = psutil.Process(int(seen.read_text().split()[1])).parent()
+    assert runner is not None
+    os.kill(runner.pid, signal.SIGKILL)
+    until(lambda: len(tasks()) == 3 and tasks()[2].state.is_final, 60, "the third try")
+    assert [(task.state.value, task.reason) for task in tasks()] == [
+        ("failed", "cell [4]: ZeroDivisionError: division by zero; task 2 tries again"),
+        ("failed", "killed by SIGKILL; task 3 tries again"),
+        ("completed", None),
+    ]
+    for task in tasks()[1:]:
+        assert re.match(r"runs again \[1\] \[3\], .*; goes on at \[4\]\n", printed(task))
+        assert "only once" not in printed(task)
+    second, third = (tmp_path / f"flaky-{task.id}.ipynb" for task in tasks()[1:])
+    cells = saved_cells(third)
+    assert cells[1].outputs[0].text == "only once\n"
+    assert cells[3].outputs[-1].data["text/plain"] == "3.0"
+    shown = json.loads(run_command(state_dir, "show", "3", "--json").stdout)
+    assert shown["whole_notebook"]["resumes"] == str(second)
+    assert run_command(state_dir, "rerun", "3").returncode == 0
+    process = store.processes.get(tasks()[3].key)
+    assert process is not None
+    assert asked_of(process).goes_on_from == ""
+    run_command(state_dir, "cancel", "4", "--yes")
 
 
 THREE = """

@@ -28,11 +28,12 @@ export function isWhole(cell) {
 
 /**
  * Where the outputs of a task stand in a cell: [from, to]; null where the cell was run since by hand.
- * In a background cell, what an earlier task of the cell has left belongs to it, too.
+ * `follows` is the earlier try of it whose outputs the cell has, if there is one. In a background cell,
+ * what an earlier task of the cell has left belongs to it, too.
  */
-export function placeOf(cell, task) {
+export function placeOf(cell, task, follows) {
   const outputs = outputsOf(cell.outputs);
-  const isOurs = (output) => markOf(output) === task || (markOf(output) && isWhole(cell));
+  const isOurs = (output) => markOf(output) && ([task, follows].includes(markOf(output)) || isWhole(cell));
   const first = outputs.findIndex(isOurs);
   if (first < 0) return outputs.length ? null : [0, 0];
   return [first, isWhole(cell) ? outputs.length : outputs.findLastIndex(isOurs) + 1];

@@ -107,7 +107,12 @@ export class OpenNotebook {
 
   ask(cell) {
     this.asked.add(cell);
-    this.timer ??= setTimeout(() => this.askNow(), GATHER_MS);
+    this.timer ??= setTimeout(() => this.pace.do(this.asked, () => this.askBetween()), GATHER_MS);
+  }
+
+  /** Ask when no cell is being drawn: until it is, it lacks the cards that are still to be put there. */
+  *askBetween() {
+    this.askNow();
   }
 
   async askNow() {
@@ -125,7 +130,7 @@ export class OpenNotebook {
 
   show(id, cell, found) {
     const task = found.task.id;
-    if (cell.isDisposed || clearedOf(cell) === task || !placeOf(cell, task)) return;
+    if (cell.isDisposed || clearedOf(cell) === task || !placeOf(cell, task, found.follows)) return;
     for (const [key] of this.of(cell, task)) this.drop(key);
     this.drop(id);
     this.shown.set(id, new TaskOutputs(cell, found, this));
@@ -167,7 +172,7 @@ export class OpenNotebook {
   dispose() {
     clearTimeout(this.timer);
     this.writer.dispose();
-    for (const each of [this, ...this.shown.values()]) this.pace.stop(each);
+    for (const each of [this, this.asked, ...this.shown.values()]) this.pace.stop(each);
     this.shown.clear();
   }
 }

@@ -6,8 +6,12 @@ import { clearedOf, closed, placeOf, setCleared } from "./marks.js";
 const settled = new WeakMap();
 
 export class TaskOutputs {
-  constructor(cell, { task, outputs, position, complete }, notebook) {
-    Object.assign(this, { cell, task, outputs, position, complete, notebook });
+  constructor(cell, { task, outputs, position, complete, follows }, notebook) {
+    Object.assign(this, { cell, task, outputs, position, complete, follows, notebook });
+  }
+
+  get range() {
+    return placeOf(this.cell, this.task.id, this.follows);
   }
 
   get isFollowed() {
@@ -31,11 +35,11 @@ export class TaskOutputs {
   /** Make the cell's outputs those of the task, unless it would show less while more is on its way. */
   *steps() {
     const { cell, task, notebook } = this;
-    if (!notebook.writer.isHere || cell.isDisposed || clearedOf(cell) === task.id || !placeOf(cell, task.id)) return;
+    if (!notebook.writer.isHere || cell.isDisposed || clearedOf(cell) === task.id || !this.range) return;
     setCleared(cell, null);
     const wanted = closed(this.outputs, cell, task.id).map((output) => this.settled(output));
     yield;
-    const [from, to] = placeOf(cell, task.id) ?? [];
+    const [from, to] = this.range ?? [];
     if (from === undefined || (!this.complete && wanted.length < to - from)) return;
     const present = cell.outputs.toJSON();
     const outputs = [...present.slice(0, from), ...wanted, ...present.slice(to)];
