@@ -329,6 +329,26 @@ def test_a_keeper_that_comes_after_all_was_removed_starts_nothing(far: FarEnds) 
     assert "no task is stored" in json.loads(keeper.communicate()[0])["error"]
 
 
+def test_a_task_asked_to_end_as_its_keeper_comes_has_one_end(far: FarEnds, tmp_path: Path) -> None:
+    for number in range(5):
+        task = far.task(f"t-{number}")
+        task.start("sh", "-c", f"echo x >> {tmp_path}/{number}; sleep 100", detach=False)
+        keeper = keep(task)
+        if number >= 3:
+            _wait_for_file(task.folder / "asked")
+        task.signal("end")
+        end = task.end()
+        assert end.reason == "asked"
+        keeper.communicate()
+        started = (tmp_path / str(number)).exists()
+        assert (end.status is not None) or not started
+        assert [frame.kind for frame in task.frames].count(b"Z") == 1
+
+
+def _wait_for_file(path: Path) -> None:
+    until(path.exists)
+
+
 # What is known of a task.
 
 
