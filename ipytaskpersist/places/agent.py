@@ -53,7 +53,7 @@ from ipytaskpersist.places.far.files import (
     write_once,
 )
 from ipytaskpersist.places.far.keeper import LOOK_S, PIPE_BYTES, keep, withdraw
-from ipytaskpersist.places.far.looks import CLAIMS, is_ours, look_at, read_claim, size_of
+from ipytaskpersist.places.far.looks import LOCAL, is_ours, look_at, read_claim, size_of
 from ipytaskpersist.places.far.processes import MARK, SHARE_OF_TIME, end_left, identity, is_there
 
 GREETING = b"\nipytaskpersist agent\n"
@@ -197,8 +197,7 @@ def share_of_time(began_at: float) -> float:
 def has_more(folder: Path, offset: int) -> bool:
     """Return whether a spool has another size than the reader knows."""
     try:
-        claim = CLAIMS.get(folder)
-        if claim is not None and is_ours(claim):
+        if folder in LOCAL:
             return os.stat(folder / "spool").st_size != offset  # noqa: PTH116 - in the hot path
         return size_of(folder) != offset
     except OSError:
@@ -315,7 +314,6 @@ def forget(request: Json) -> Json:
             continue
         try:
             shutil.rmtree(folder)
-            CLAIMS.pop(folder, None)
         except OSError as error:
             kept[each] = in_words(error)
     return {"kept": kept}
