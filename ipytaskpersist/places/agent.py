@@ -34,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from ipytaskpersist.places.far.files import (
     write_once,
 )
 from ipytaskpersist.places.far.keeper import LOOK_S, PIPE_BYTES, keep, withdraw
-from ipytaskpersist.places.far.looks import CLAIMS, is_ours, look_at, read_claim, size_of
+from ipytaskpersist.places.far.looks import LOCAL, is_ours, look_at, read_claim, size_of
 from ipytaskpersist.places.far.processes import MARK, SHARE_OF_TIME, end_left, identity, is_there
 
 GREETING = b"\nipytaskpersist agent\n"
@@ -65,7 +66,7 @@ MOST_FILES = 10_000
 START_S = 60.0
 DETACHED_LOOK_S = 1.0
 """How often a detached keeper looks. Its server, on the same machine, wakes it for a signal."""
-BOOT = "import sys; TEXT = sys.stdin.buffer.read(int(sys.argv.pop())).decode(); exec(TEXT)"
+BOOT = "import marshal, sys; exec(marshal.loads(sys.stdin.buffer.read(int(sys.argv.pop()))))"
 LIVING = ("claimed", "running")
 PARTS = ("far/files", "far/processes", "far/spool", "far/keeper", "far/looks", "agent")
 """The modules of which the text is made. Each imports from those before it."""
@@ -95,6 +96,14 @@ def without_imports(module: Path) -> str:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith(IMPORTED):
             del lines[node.lineno - 1 : node.end_lineno]
     return "\n".join(lines)
+
+
+@cache
+def own_code() -> bytes:
+    """Return the compiled text, for this interpreter. To compile it takes as long as a start."""
+    import marshal
+
+    return marshal.dumps(compile(own_text(), "agent", "exec", dont_inherit=True))
 
 
 def hello(_request: Json) -> Json:
@@ -128,10 +137,10 @@ def start(request: Json) -> Json:
 
 def detach(folder: Path, brief: Json) -> Json:
     """Start a keeper that outlives this process and everything that started it."""
-    text = own_text().encode()
+    code = own_code()
     # A process of its own instead of a fork of this one, which may have threads and much memory.
     keeper = subprocess.Popen(
-        [sys.executable or "python3", "-S", "-c", BOOT, "detached", str(folder), str(len(text))],
+        [sys.executable or "python3", "-S", "-c", BOOT, "detached", str(folder), str(len(code))],
         env={**os.environ, MARK: ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -139,7 +148,7 @@ def detach(folder: Path, brief: Json) -> Json:
         start_new_session=True,
     )
     try:
-        said, _ = keeper.communicate(text + json.dumps(brief).encode(), timeout=START_S)
+        said, _ = keeper.communicate(code + json.dumps(brief).encode(), timeout=START_S)
         return json.loads(said.splitlines()[-1])  # type: ignore[no-any-return]
     except subprocess.TimeoutExpired:
         raise Refused(f"the keeper has not answered within {START_S:g} s") from None
@@ -188,8 +197,7 @@ def share_of_time(began_at: float) -> float:
 def has_more(folder: Path, offset: int) -> bool:
     """Return whether a spool has another size than the reader knows."""
     try:
-        claim = CLAIMS.get(folder)
-        if claim is not None and is_ours(claim):
+        if folder in LOCAL:
             return os.stat(folder / "spool").st_size != offset  # noqa: PTH116 - in the hot path
         return size_of(folder) != offset
     except OSError:
@@ -229,7 +237,12 @@ def ask(folder: Path, what: str) -> None:
 
 def wake(claim: Json | None) -> None:
     """Let a keeper on this machine look at once."""
-    if claim and is_ours(claim) and is_there(claim["pid"], claim["start"]):
+    if (
+        claim
+        and not claim.get("withdrawn")
+        and is_ours(claim)
+        and is_there(claim["pid"], claim["start"])
+    ):
         with suppress(OSError):
             os.kill(claim["pid"], signal.SIGHUP)
 
@@ -301,7 +314,6 @@ def forget(request: Json) -> Json:
             continue
         try:
             shutil.rmtree(folder)
-            CLAIMS.pop(folder, None)
         except OSError as error:
             kept[each] = in_words(error)
     return {"kept": kept}

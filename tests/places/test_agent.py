@@ -20,7 +20,7 @@ from kernels import until
 from ipytaskpersist.places import agent
 from ipytaskpersist.places.far.files import read_json, write_json
 from ipytaskpersist.places.far.processes import identity
-from ipytaskpersist.places.messages import agent_text, agent_version
+from ipytaskpersist.places.messages import MessageReader, agent_text, agent_version, pack
 
 OLDER = sorted(Path.home().glob(".pyenv/versions/3.9.*/bin/python3"))
 
@@ -109,6 +109,20 @@ def test_a_bad_request_is_answered_in_words_and_the_next_one_met(far: FarEnds) -
     large = agent.LARGEST_JSON + 1
     assert "too large" in _refusal_of(far, agent.MESSAGE.pack(large, 2) + bytes(large + 2))
     assert far.ask("hello")
+
+
+def test_a_request_may_come_right_behind_the_text() -> None:
+    """As it does from a program that sends both to a Python in a far shell."""
+    text = agent_text().encode()
+    boot = f"import sys; TEXT = sys.stdin.buffer.read({len(text)}).decode(); exec(TEXT)"
+    sent = text + pack({"verb": "hello"}) + pack({"verb": "look", "folders": []})
+    ended = subprocess.run(
+        [sys.executable, "-c", boot, "serve"], input=sent, capture_output=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    (hello, _), (looked, _) = MessageReader().feed(ended.stdout)
+    assert hello["version"] == agent_version()
+    assert looked == {"looks": []}
 
 
 def _refusal_of(far: FarEnds, request: bytes) -> str:
@@ -329,6 +343,26 @@ def test_a_keeper_that_comes_after_all_was_removed_starts_nothing(far: FarEnds) 
     assert "no task is stored" in json.loads(keeper.communicate()[0])["error"]
 
 
+def test_a_task_asked_to_end_as_its_keeper_comes_has_one_end(far: FarEnds, tmp_path: Path) -> None:
+    for number in range(5):
+        task = far.task(f"t-{number}")
+        task.start("sh", "-c", f"echo x >> {tmp_path}/{number}; sleep 100", detach=False)
+        keeper = keep(task)
+        if number >= 3:
+            _wait_for_file(task.folder / "asked")
+        task.signal("end")
+        end = task.end()
+        assert end.reason == "asked"
+        keeper.communicate()
+        started = (tmp_path / str(number)).exists()
+        assert (end.status is not None) or not started
+        assert [frame.kind for frame in task.frames].count(b"Z") == 1
+
+
+def _wait_for_file(path: Path) -> None:
+    until(path.exists)
+
+
 # What is known of a task.
 
 
@@ -376,6 +410,17 @@ def test_a_keeper_on_another_host_is_never_lost_only_silent(far: FarEnds) -> Non
     assert look["silent_s"] > 1e8
     assert far.ask("forget", folders=[str(task.folder)])["kept"]
     assert sorted(path.name for path in task.folder.iterdir()) == ["claim", "state"]
+
+
+def test_a_folder_that_was_forgotten_is_that_of_a_new_task(far: FarEnds) -> None:
+    """Also for a server that has looked at the first one."""
+    with closing(FarEnds(far.home)) as other:
+        first = far.start("true")
+        until(lambda: far.task().state() == other.task().state() == "ended")
+        far.ask("forget", folders=[str(first.folder)])
+        second = far.start("sleep", "100")
+        assert other.task().state() == "running"
+        second.signal("kill")
 
 
 def test_a_keeper_touches_the_state_of_its_task(far: FarEnds) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from far_ends import FarEnds, is_running
+from far_ends import FarEnds, FarTask, is_running
 from kernels import until
 
 from ipytaskpersist.places.far.files import append_line
 
 COUNT = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; sleep 0.01; done"
 NUMBERS = "".join(f"{number}\n" for number in range(1, 301))
+WHOLE = "".join(f"{number}\n" for number in range(1, 1_000_001))
 STUBBORN = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
 ELSEWHERE = "setsid sleep 100 & echo $!; wait"
 """Starts a process that leaves the session of its task."""
@@ -93,6 +94,31 @@ def test_a_keeper_belongs_to_no_task(far: FarEnds, monkeypatch: pytest.MonkeyPat
     task.wait_for("\n")
     assert task.text() == "a1b2c3d4-1\n"
     assert psutil.Process(task.keeper).environ()["IPYTASKPERSIST_TASK"] == ""
+
+
+def test_a_keeper_killed_in_the_midst_of_output_leaves_a_whole_beginning(far: FarEnds) -> None:
+    for number in range(1, 6):
+        task = far.start("seq", "100000000", name=f"flood-{number}")
+        _wait_for_size(task, 300_000 * number)
+        psutil.Process(task.keeper).kill()
+        _wait_for_state(task, "lost")
+        task.signal("kill")
+        _pull_all(task)
+        assert len(task.text()) > 100_000
+        assert WHOLE.startswith(task.text()[: len(WHOLE)])
+
+
+def _wait_for_size(task: FarTask, size: int) -> None:
+    until(lambda: task.look()["size"] > size)
+
+
+def _wait_for_state(task: FarTask, state: str) -> None:
+    until(lambda: task.state() == state)
+
+
+def _pull_all(task: FarTask) -> None:
+    while task.reader.wanted < task.look()["size"]:
+        task.pull()
 
 
 # Signals.

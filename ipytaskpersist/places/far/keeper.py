@@ -217,10 +217,8 @@ class Keeper:
         """Wait a moment for output and read it, the channel first. Read nothing while blocked."""
         wake_at = min(self._look_at, self._spool.due_at)
         poll = select.poll()
-        for descriptor in [
-            self._signals.descriptor,
-            *(() if self._spool.is_blocked else self._readers),
-        ]:
+        poll.register(self._signals.descriptor, select.POLLIN)
+        for descriptor in () if self._spool.is_blocked else self._readers:
             poll.register(descriptor, select.POLLIN)
         wait_s = max(0.0, wake_at - time.monotonic())
         ready = [descriptor for descriptor, _event in poll.poll(wait_s * 1000)]
@@ -287,7 +285,7 @@ class Keeper:
             _size, data = read_fresh(self._folder / "asked", self._asked_bytes, READ_BYTES)
             lines = data[: data.rfind(b"\n") + 1]
             self._asked_bytes += len(lines)
-            for line in lines.decode().split():
+            for line in lines.decode(errors="replace").split():
                 self._obey(line)
 
     def _obey(self, what: str) -> None:
@@ -422,7 +420,7 @@ def record_end(folder: Path, spool: Spool, end: Json) -> None:
 
 def withdraw(folder: Path, brief: Json) -> bool:
     """End a task that is stored, instead of a keeper. Returns whether none has claimed it."""
-    is_mine = write_once(folder / "claim", claim_of(brief))
+    is_mine = write_once(folder / "claim", {**claim_of(brief), "withdrawn": True})
     if is_mine:
         remove(folder / "brief")
         end = {"status": None, "reason": "asked", "error": UNSTARTED}

@@ -18,8 +18,8 @@ from ipytaskpersist.places.far.processes import is_there, machine, of_task
 
 SILENT_S = 60.0
 """A keeper of another boot of this host is gone when it has been silent for so long."""
-CLAIMS: dict[Path, Json] = {}
-"""The claims that were read: they never change."""
+LOCAL: set[Path] = set()
+"""Folders whose task is kept on this machine, so that a ``stat`` shows how they are now."""
 
 
 def look_at(folder: Path) -> Json:
@@ -36,12 +36,12 @@ def look_at(folder: Path) -> Json:
 
 def read_claim(folder: Path) -> Json | None:
     """Return the identity of a task's keeper, if it has one."""
-    if folder not in CLAIMS:
-        found = read_json(folder / "claim")
-        if not found:
-            return found
-        CLAIMS[folder] = found
-    return CLAIMS[folder]
+    claim = read_json(folder / "claim")
+    if claim and is_ours(claim):
+        LOCAL.add(folder)
+    else:
+        LOCAL.discard(folder)
+    return claim
 
 
 def size_of(folder: Path) -> int:
@@ -56,10 +56,6 @@ def look_at_claimed(folder: Path, claim: Json) -> Json:
     # The order matters: a keeper that was there may record the end before it is looked at.
     is_gone = is_certainly_gone(claim)
     state = read_json(folder / "state")
-    if state is None:
-        CLAIMS.pop(folder, None)
-        if read_json(folder / "claim") is None:
-            return {"state": "absent"}
     if state and "end" in state:
         return {"state": "ended", **state}
     silent_s = silence_of(folder, claim)

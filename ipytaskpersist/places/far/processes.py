@@ -77,8 +77,8 @@ def of_task(task_id: str, leader: int | None) -> list[Process]:
 
     `leader` is the pid of the task's own process, which its parent has not reaped.
     """
-    pids = (int(path.name) for path in PROC.glob("[0-9]*") if path.name != str(os.getpid()))
-    table = [found for found in map(find, pids) if found is not None]
+    pids = [int(path.name) for path in folders_of_processes() if path.name.isdecimal()]
+    table = [found for found in map(find, pids) if found is not None and found.pid != os.getpid()]
     marks = {process.pid: mark_of(process.pid) for process in table}
     children: dict[int, list[Process]] = {}
     for process in table:
@@ -92,6 +92,14 @@ def of_task(task_id: str, leader: int | None) -> list[Process]:
             found[process.pid] = process
             left += children.get(process.pid, [])
     return [process for process in found.values() if not process.is_zombie]
+
+
+def folders_of_processes() -> list[Path]:
+    """Return what is in ``/proc``. Without it, signals reach only the process group of a task."""
+    try:
+        return list(PROC.iterdir())
+    except OSError:
+        return []
 
 
 def send_all(processes: Iterable[Process], number: int) -> None:
