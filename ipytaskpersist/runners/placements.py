@@ -49,8 +49,9 @@ class _Place:
         self.is_reading = False
         self.look_at = 0.0
         """When to look again at the tasks that have not begun, by the monotonic clock."""
-        self.forgetting = 0
-        """How many answers are awaited to the request to remove what tasks have left."""
+        self.left: set[str] = set()
+        """Folders of ended tasks that are still there."""
+        self.is_forgetting = False
         self.unreachable_since: float | None = None
         """Since when it does not answer, in seconds since the epoch."""
         self.again_at = 0.0
@@ -99,20 +100,21 @@ class Placements:
     @property
     def next_at(self) -> float:
         """When something is due, by the monotonic clock."""
-        times = [place.again_at for place in self._places.values() if place.tasks]
+        places = self._places.values()
+        times = [place.again_at for place in places if place.tasks or place.left]
         return min(times, default=float("inf"))
 
     @property
     def has_tasks(self) -> bool:
         """Whether a place has tasks whose end is not recorded, or that are not forgotten there."""
-        return any(place.tasks or place.forgetting for place in self._places.values())
+        return any(place.tasks or place.left for place in self._places.values())
 
     # What is due.
 
     def turn(self, now: float) -> None:
         """Ask the places for what is due."""
         for place in self._places.values():
-            if place.tasks and now >= place.again_at:
+            if (place.tasks or place.left) and now >= place.again_at:
                 place.again_at = now + AGAIN_S
                 self._tell(place)
                 self._forget(place)
@@ -326,17 +328,19 @@ class Placements:
     def _forget(self, place: _Place) -> None:
         """Remove what ended tasks have left over there, once all of it is recorded here."""
         done = [task for task in place.tasks.values() if task.is_committed]
-        folders = [task.folder for task in done if task.is_there]
+        place.left.update(task.folder for task in done if task.is_there)
         for task in done:
             del place.tasks[task.record.task_key]
-        if folders:
-            place.forgetting += 1
-            request = {"verb": "forget", "folders": folders}
-            place.link.ask(request, partial(self._has_forgotten, place))
+        if place.left and not place.is_forgetting:
+            place.is_forgetting = True
+            request = {"verb": "forget", "folders": sorted(place.left)}
+            place.link.ask(request, partial(self._has_forgotten, place, {*place.left}))
 
-    @staticmethod
-    def _has_forgotten(place: _Place, _answer: Json, _data: bytes) -> None:
-        place.forgetting -= 1
+    def _has_forgotten(self, place: _Place, folders: set[str], answer: Json, _data: bytes) -> None:
+        place.is_forgetting = False
+        if not self._is_unreachable(place, answer) and "error" not in answer:
+            # A keeper may be there for a moment after the last that its task has sent.
+            place.left -= folders - {*(answer.get("kept") or ())}
 
     def may_leave(self) -> bool:
         """Return whether nothing is to be done at places, or it was tried long enough."""
