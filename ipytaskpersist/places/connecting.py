@@ -119,9 +119,7 @@ def check(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = spec.get("name")
     if not _is_word(name) or name in ("", HERE):
-        raise InvalidSetting(
-            f"a place cannot be named {name!r}; take a word such as 'cluster'"
-        )
+        raise InvalidSetting(f"a place cannot be named {name!r}; take a word such as 'cluster'")
     kind = KINDS.get(str(spec.get("kind")))
     if kind is None:
         raise InvalidSetting(
