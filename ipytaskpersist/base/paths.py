@@ -168,6 +168,11 @@ class StateDirectory:
         return self.environments / f"{task_id}.json"
 
     @property
+    def ssh(self) -> Path:
+        """The sockets of ssh's master connections, one for each host and login."""
+        return self.root / "ssh"
+
+    @property
     def backups(self) -> Path:
         """Copies of the store, made by `backup` and before it is migrated or replaced."""
         return self.root / "backups"

@@ -70,7 +70,8 @@ class Job:
     def how_ended(self) -> str:
         """Return how it ended, in words."""
         words = ENDS.get(self.state, "it ended without a record of the task's end")
-        has_reason = self.reason not in ("", "None", "Cancelled")
+        # One that was cancelled while it waited still has the reason of that.
+        has_reason = self.reason not in ("", "None") and self.state != "CANCELLED"
         return f"{words} ({self.reason})" if has_reason else words
 
 

@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.private_files import make_private
 from ipytaskpersist.errors import StoreError
 from ipytaskpersist.places import agent
@@ -128,7 +129,7 @@ def master_options(program: str, login: list[str], host: str, state_directory: P
 def socket_folder(state_directory: Path, name: str) -> Path | None:
     """Return a private folder in which the path of a socket is short enough, or None."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folders = [state_directory / "ssh"]
+    folders = [StateDirectory(state_directory).ssh]
     folders += [Path(runtime) / "ipytaskpersist-ssh"] if runtime else []
     for folder in folders:
         if len(os.fsencode(folder / name)) <= SOCKET_PATH_BYTES and '"' not in str(folder):

@@ -256,11 +256,24 @@ def test_nothing_is_missing_after_the_connection_was_killed(
     kill(first.process)
     second = link(place_of(dask_cluster, tmp_path))
     assert second.start(folder, numbers(file))["already"]
-    # Its worker is still occupied.
-    assert pending(second, folder_of(tmp_path, 2)) == "all workers are busy"
     second.end_of(folder)
     assert second.printed(folder) == ALL_NUMBERS
     assert file.read_text() == "started\n"
+
+
+def test_a_worker_stays_occupied_without_the_connection(
+    link: Connect, dask_cluster: DaskCluster, tmp_path: Path
+) -> None:
+    dask_cluster.add_worker()
+    first = running(link, dask_cluster, tmp_path)
+    folder = folder_of(tmp_path)
+    first.start(folder, ENDLESS)
+    kill(first.process)
+    second = link(place_of(dask_cluster, tmp_path))
+    assert pending(second, folder_of(tmp_path, 2)) == "all workers are busy"
+    second.ask("signal", folder=folder, what="end")
+    assert second.end_of(folder).reason == "asked"
+    assert second.start(folder_of(tmp_path, 2), "echo done")["started"]
 
 
 def test_a_task_outlives_the_scheduler(

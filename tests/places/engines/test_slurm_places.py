@@ -86,7 +86,7 @@ def test_a_job_that_waits_says_for_what_and_can_be_cancelled(
     far.ask("signal", folder=second, what="end")
     end = far.end_of(second)
     assert (end.status, end.reason) == (None, "asked")
-    until(lambda: look["job"] not in slurm.run("squeue"))
+    until(lambda: look["job"] not in slurm.run("squeue", "--noheader", "--format=%i").split())
     far.ask("signal", folder=first, what="end")
     assert far.end_of(first).reason == "asked"
     assert far.end_of(third).status == 0
@@ -128,7 +128,7 @@ def test_scancel_lets_a_task_end_and_its_end_is_recorded(
     assert far.printed(folder) == b"ready\nbye\n"
 
 
-def test_a_keeper_that_was_killed_is_lost_and_slurm_ends_its_task(
+def test_a_keeper_that_was_killed_is_lost_and_what_is_left_can_be_ended(
     link: Connect, slurm: Slurm, tmp_path: Path
 ) -> None:
     far = link(place_of(slurm, tmp_path))
@@ -140,6 +140,8 @@ def test_a_keeper_that_was_killed_is_lost_and_slurm_ends_its_task(
     look = until(lambda: (look := far.look(folder))["state"] == "lost" and "why" in look and look)
     assert look["why"].startswith(f"job {number} is over: ")
     assert far.printed(folder) == b"ready\n"
+    assert look["left"] == [task]  # with control groups, Slurm itself would have ended it
+    far.ask("signal", folder=folder, what="kill")
     until(lambda: not psutil.pid_exists(task), message="the task's end")
 
 
