@@ -145,6 +145,7 @@ def test_after_a_breaking_migration_nothing_is_written_and_nothing_is_lost(
     supervisor = world.supervisor()
     os.kill(supervisor, signal.SIGSTOP)  # or it would have the next task at once
     world.kernel.run("%%background --process waiting\n1")
+    world.kernel.run("%%background --shell --in 1s later\necho later")
     world.newer("list")
     version = store.database.row("PRAGMA user_version")
     os.kill(supervisor, signal.SIGCONT)
@@ -159,6 +160,9 @@ def test_after_a_breaking_migration_nothing_is_written_and_nothing_is_lost(
     waiting = world.shown()["waiting"]
     assert waiting["state"] == "interrupted"
     assert "newer version" in waiting["reason"]
+    # A supervisor of the newer version would start it after the kernel has ended; here is none.
+    assert world.shown()["later"]["state"] == "pending"
+    world.newer("cancel", "later", "--yes")
     for flags in ("", "--process", "--shell"):
         refused = world.kernel.run(f"%%background {flags} refused\ntrue", check=False)
         assert "newer version" in refused.text + str(refused.error)
@@ -190,6 +194,7 @@ def test_after_a_breaking_migration_nothing_is_written_and_nothing_is_lost(
     assert len(world.told()) == 2, world.told()
     (session,) = store.sessions.select(None)[-1:]
     assert session.end_reason == "kernel shut down"
+    assert world.shown()["later"]["state"] == "cancelled"
     log = world.directory.supervisor_log(session.id)
     assert log.stat().st_size < 1000, log.read_text()[:3000]
 
