@@ -1,8 +1,8 @@
-"""Which cells of a whole notebook are run: all, or those without which it cannot go on where an
-earlier run has ended, which it resumes or tries again.
+"""Which cells of a whole notebook are run: all, or those without which it cannot go on.
 
-Cells are told by their place among those that run and by their source. The saved notebook of the
-earlier run says which of them have completed.
+It goes on where an earlier run has ended, which it resumes or tries again. Cells are told by their
+place among those that run and by their source. The saved notebook of the earlier run says which of
+them have completed.
 """
 
 from __future__ import annotations

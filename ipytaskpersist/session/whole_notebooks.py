@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'ipytaskpersist[notebooks]'"
 ENDING = ".ipynb"
+NAMED_AT_MOST = 5
 
 
 def source_of(asked: WholeNotebook, source: str) -> str:
@@ -91,10 +92,25 @@ def _existing(typed: str) -> Path:
         raise InvalidRequest(f"{path} is a directory, and --notebook takes a notebook's file")
     if path.is_file():
         return path
-    others = [each.name for each in path.parent.glob(f"*{ENDING}")] if path.parent.is_dir() else []
-    alike = difflib.get_close_matches(path.name, others, n=1)
-    hint = f"; did you mean {alike[0]}?" if alike else ""
-    raise InvalidRequest(f"there is no notebook {path}{hint}")
+    raise InvalidRequest(legible(f"there is no notebook {path}; {_what_is_there(path)}"))
+
+
+def _what_is_there(path: Path) -> str:
+    """Return what to say of a notebook that is not there: which others its folder has."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder} either"
+    others = sorted(each.name for each in folder.glob(f"*{ENDING}"))
+    # Without the ending, which all have in common.
+    alike = difflib.get_close_matches(path.stem, [Path(name).stem for name in others], n=1)
+    if alike:
+        return f"did you mean {alike[0]}{ENDING}?"
+    if not others:
+        return f"{folder} has no notebooks: give the path of one, such as reports/week{ENDING}"
+    more = len(others) - NAMED_AT_MOST
+    return f"in {folder} are {', '.join(others[:NAMED_AT_MOST])}" + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def _kernel(named: Mapping[str, Any], path: Path) -> tuple[str, str]:

@@ -359,10 +359,13 @@ class Round:
         actor = self.actor()
         for _turn in range(self.dice.randint(1, 3)):
             job = self._noting(self.job(self.dice.choice(["shell", "process"])))
-            job = replace(job, retries=5, fails=self.dice.randint(0, 3))
+            job = replace(job, retries=5, fails=self.dice.randint(1, 3))
+            if self._is_hit("command"):  # it is to find a task that was running
+                job = replace(job, lines=20, pause_s=0.1)
             self.ledger.jobs[job.name] = job
             actor = self._launched_by(actor, job)
         if self.dice.random() < 0.3 or self._is_hit("command"):
+            until(lambda: any(seen.stdout for seen in self.ledger.read().values()))
             self._lose_all_but_tasks()
             self.command("list", "--all")
         self._wait_for_all()

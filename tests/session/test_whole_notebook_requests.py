@@ -96,7 +96,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("asked", "words"),
     [
         (WholeNotebook("repot.ipynb"), r"no notebook .*repot.ipynb; did you mean report.ipynb\?"),
-        (WholeNotebook("nowhere/a.ipynb"), "no notebook"),
+        (WholeNotebook("nowhere/a.ipynb"), r"no notebook .*; there is no folder .*nowhere either"),
+        (WholeNotebook("xyz.ipynb"), r"in .* are cells.ipynb, link.*, r.ipynb and 2 more$"),
+        (WholeNotebook("jupyter/x.ipynb"), "jupyter has no notebooks: give the path of one, such"),
         (WholeNotebook("closed"), "is a directory"),
         (WholeNotebook("text.ipynb"), "is not a notebook"),
         (WholeNotebook("list.ipynb"), "is not a notebook"),
