@@ -146,7 +146,10 @@ def bring(shell: Any, carried: Carried, say: Callable[[str], None]) -> None:
     reloader = getattr(shell.magics_manager.registry.get("AutoreloadMagics"), "_reloader", None)
     for name, value in carried.autoreload.items():
         setattr(reloader, name, value)
+    lines = shell.magics_manager.magics["line"]
     for name, command in carried.aliases.items():
+        if name in lines and not isinstance(lines[name], Alias):
+            continue  # a kernel has magics of its own for what is an alias in a terminal: %less
         try:
             shell.alias_manager.define_alias(name, command)
         except AliasError as error:

@@ -85,6 +85,15 @@ def test_commands_that_a_task_starts_print_into_it(terminal: IPython) -> None:
     assert "command" in terminal.run("%bg_output")
 
 
+def test_a_process_has_the_aliases_of_a_terminal_without_a_word(terminal: IPython) -> None:
+    terminal.run('get_ipython().run_cell_magic("background", "--process apart", "print(6 * 7)")')
+    terminal.run("%bg_wait apart")
+    # A kernel has magics of its own for some of them, such as %less.
+    shown = terminal.run("%bg_output apart")
+    assert "42" in shown
+    assert "alias" not in shown
+
+
 def test_what_a_task_returns_does_not_become_the_last_output(terminal: IPython) -> None:
     terminal.run("6 * 7")
     terminal.run("%%background", "1000 + 1")
