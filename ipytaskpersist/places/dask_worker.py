@@ -47,17 +47,19 @@ def hold(agent: Any, folder: str, topic: str, patience_s: float) -> None:
     """Occupy a thread of the worker, and the resources asked for, until a task has ended.
 
     Dask does not know of the task's processes, and would give their share of the worker to others.
-    First the bridge is told which worker it is. Ends as well when for some time the task has not
-    been started, and no file has arrived for it: the bridge may have gone.
+    Until the task is started, the bridge is told which worker it is. Ends as well when for some
+    time the task has not been started, and no file has arrived for it: the bridge may have gone.
     """
     from distributed import get_worker
 
     worker = get_worker()
-    worker.log_event(topic, {"folder": folder, "worker": worker.address})
     RELEASED.discard(folder)
     changed_at = time.time()
     while folder not in RELEASED and worker.status.name in ("running", "paused"):
         state = agent.look_at(agent.place(folder))["state"]
+        if state == "absent":
+            # Said again and again: a worker that is just connecting loses what it says.
+            worker.log_event(topic, {"folder": folder, "worker": worker.address})
         with suppress(OSError):
             changed_at = max(changed_at, agent.place(folder).stat().st_mtime)
         is_abandoned = state == "absent" and time.time() - changed_at > patience_s
