@@ -609,7 +609,10 @@ class Round:
     def _look_for_the_dead(self) -> None:
         """What every reading verb does first: most often without the start of a terminal."""
         # What is left to be adopted is adopted by a process of this world.
-        may_adopt = any(job.retries or job.every for job in self.ledger.jobs.values())
+        jobs = self.ledger.jobs.values()
+        may_adopt = any(
+            job.retries or job.every or job.group or job.after or job.memory for job in jobs
+        )
         if may_adopt or self.dice.random() < 0.3:
             said = self.command("list", "--all", armed=False)
             if said.is_done:
