@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -42,6 +43,8 @@ class FarEnds:
         home.mkdir(exist_ok=True)
         self.home = home
         self.folder = home / "tasks"
+        # The agent ends a task's processes by its id, and other tests run beside this one.
+        self.session = secrets.token_hex(4)
         self._command = command or (sys.executable,)
         self._process: subprocess.Popen[bytes] | None = None
         self._reader = MessageReader()
@@ -95,11 +98,11 @@ class FarEnds:
         answer, _binary = self.receive()
         return str(answer["error"])
 
-    def task(self, name: str = "a1b2c3d4-1") -> FarTask:
+    def task(self, name: str = "1") -> FarTask:
         """Return a task of this name, which may not exist yet."""
-        return FarTask(self, self.folder / name)
+        return FarTask(self, self.folder / f"{self.session}-{name}")
 
-    def start(self, *command: str, name: str = "a1b2c3d4-1", **brief: Any) -> FarTask:
+    def start(self, *command: str, name: str = "1", **brief: Any) -> FarTask:
         """Start a task."""
         task = self.task(name)
         answer = task.start(*command, **brief)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -79,7 +80,7 @@ def test_the_text_is_a_function_too(tmp_path: Path) -> None:
     exec(names["TEXT"], names)
     answer = names["answer"]
     assert callable(answer)
-    brief = {"task_id": "dask-1", "command": ["echo", "hello"]}
+    brief = {"task_id": f"{secrets.token_hex(4)}-1", "command": ["echo", "hello"]}
     folder = str(tmp_path / "dask-1")
     started, _data = answer({"verb": "start", "folder": folder, "brief": brief}, b"")
     assert started["started"]
@@ -207,7 +208,7 @@ def test_a_variable_is_changed_or_removed(far: FarEnds) -> None:
     script = 'echo "$GREETING ${SECRET-removed} $IPYTASKPERSIST_TASK ${HOME:+home}"'
     task = far.start("sh", "-c", script, environment={"GREETING": "hé\nllo", "SECRET": None})
     task.end()
-    assert task.text() == "hé\nllo removed a1b2c3d4-1 home\n"
+    assert task.text() == f"hé\nllo removed {task.folder.name} home\n"
     other = far.start("sh", "-c", "echo $SECRET", name="other")
     other.end()
     assert other.text() == "of the far end\n"

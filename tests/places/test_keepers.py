@@ -92,7 +92,7 @@ def test_a_keeper_belongs_to_no_task(far: FarEnds, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("IPYTASKPERSIST_TASK", "outer-1")
     task = far.start("sh", "-c", "echo $IPYTASKPERSIST_TASK; sleep 100")
     task.wait_for("\n")
-    assert task.text() == "a1b2c3d4-1\n"
+    assert task.text() == f"{task.folder.name}\n"
     assert psutil.Process(task.keeper).environ()["IPYTASKPERSIST_TASK"] == ""
 
 
