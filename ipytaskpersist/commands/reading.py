@@ -94,7 +94,10 @@ def list_(
     if selection.limit is not None and total >= selection.limit:
         total = (manager.archives if archived else manager.store.tasks).count(selection)
     has_archives, produced = bool(manager.directory.months()), produced_by(manager, tasks)
-    surface.listing(Listing(tasks, total, every_notebook, now, archived, has_archives, produced))
+    expected = manager.queueing.expected(tasks)
+    surface.listing(
+        Listing(tasks, total, every_notebook, now, archived, has_archives, produced, expected)
+    )
     surface.ends_shown(tasks)
 
 

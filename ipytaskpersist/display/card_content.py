@@ -54,6 +54,8 @@ class Card:
     """The try before it; None for a first try."""
     next_run: TaskRecord | None = None
     """The run that waits for the next time of its schedule; None if none does."""
+    starts: str = ""
+    """When it will probably start, if it waits for its group; empty when that is not known."""
 
 
 class CardReader:
@@ -90,6 +92,7 @@ class CardReader:
             self._output,
             self._try_before(store, task),
             _next_run(store, task),
+            self._manager.queueing.expected([task]).get(task.key, ""),
         )
 
     def _read_output(self, store: TaskStore, task: TaskRecord, figure_characters: int) -> None:

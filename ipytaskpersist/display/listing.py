@@ -54,6 +54,8 @@ class Listing:
     """Whether there are archived tasks, which another list would show."""
     produced: Mapping[str, Produced] = field(default_factory=dict)
     """What the tasks have produced, by their ids."""
+    expected: Mapping[int, str] = field(default_factory=dict)
+    """When the tasks that wait will probably start, in words, by their rows."""
 
     @property
     def live(self) -> Sequence[TaskRecord]:
@@ -103,7 +105,8 @@ class Listing:
             left = time_left(task, self.now)
             parts += [how_far(task.progress), f"{left} left" if left else ""]
             last = last or task.progress.drawn or task.progress.text
-        return " · ".join(filter(None, [*parts, ending(task), last]))
+        start = self.expected.get(task.key, "")
+        return " · ".join(filter(None, [*parts, ending(task), start, last]))
 
 
 def produced_by(manager: BackgroundTasks, tasks: Iterable[TaskRecord]) -> dict[str, Produced]:

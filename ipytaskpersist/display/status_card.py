@@ -251,7 +251,7 @@ def _facts(card: Card) -> tuple[str, ...]:
     counts, updated = "" if is_above else card.counts.in_words(), f"updated {utc_clock(card.now)}"
     tried = _try(card)
     if task.state is TaskState.PENDING:
-        return where, tried, waits_for(task) or "waits to be started", updated
+        return where, tried, waits_for(task) or "waits to be started", card.starts, updated
     following = _next_run(card)
     if task.state is TaskState.RUNNING:
         runs = held_up(task), f"{where}, {outlives}", tried
@@ -296,7 +296,7 @@ def card_text(card: Card) -> str:
     parts = [f"{look.glyph} {task.state.value}", task.label, _measures(card)]
     if task.state.is_final and task.state is not TaskState.COMPLETED:
         parts.append(ending(task))
-    parts += [_try(card), _next_run(card) or waits_for(task)]
+    parts += [_try(card), _next_run(card) or waits_for(task), card.starts]
     parts += [held_up(task) if not task.state.is_final else "", card.counts.in_words()]
     if not task.state.is_final:
         parts.append(f"updated {_seen_at(card)}")

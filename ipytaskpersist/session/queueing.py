@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ipytaskpersist.session.task_settings import TaskSettings
 
 SHOWN_AT_MOST = 30
+EXPECTED_S = 5.0
+"""For how long it is kept when the tasks of a group will probably start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Queueing:
         self._settings = settings
         self._store = store
         self._tasks = tasks
+        self._expected: dict[str, tuple[float, Mapping[int, str]]] = {}
+        """When and as what it was found by group when its waiting tasks start, in words by row."""
 
     # Launches.
 
@@ -166,6 +170,29 @@ class Queueing:
         """Return how many tasks of its group start before a waiting one, and when it starts."""
         (overview,) = self.overview([self.group(task.group)])
         return self._store.queue.ahead(task.key), overview.start_of(task)
+
+    def expected(self, tasks: Sequence[TaskRecord]) -> dict[int, str]:
+        """Return when those of these tasks that wait for their group will probably start, by row.
+
+        Each in words: ``in about 12:30``. Many cards ask for it, so it is kept for some seconds.
+        """
+        waiting = [task for task in tasks if task.state is TaskState.PENDING and not task.archive]
+        names = {task.group for task in waiting if task.waiting and task.waiting.width is not None}
+        now = time.monotonic()
+        for name in names:
+            known = self._expected.get(name)
+            if known is None or now - known[0] >= EXPECTED_S:
+                (found,) = self.overview([self.group(name)])
+                starts = {
+                    task.key: start for task in found.tasks if (start := found.start_of(task))
+                }
+                self._expected[name] = (now, starts)
+        starts_of = {name: self._expected[name][1] for name in names}
+        return {
+            task.key: starts_of[task.group][task.key]
+            for task in waiting
+            if task.key in starts_of.get(task.group, {})
+        }
 
     def change_group(
         self, name: str, width: int | None, *, unlimited: bool, paused: bool | None

@@ -57,6 +57,8 @@ def test_a_waiting_task_says_its_place_and_when_it_starts(store: TaskStore) -> N
     assert "any moment" in table
     assert "in about 0:0" in table
     assert "gpu: 1 of 1 running, 4 waiting" in run_command(store.directory.root, "stats").stdout
+    listed = run_command(store.directory.root, "list", "--all").stdout
+    assert "group gpu is full: 1 of 1 · in about 0" in listed
     shown = run_command(store.directory.root, "show", waiting[1].id).stdout
     assert "1 task of its group first" in " ".join(shown.split())
     assert "usually takes" in shown
