@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import stores
@@ -14,14 +16,15 @@ from benchmarks.inside_commands import TREE_SIZE
 from benchmarks.results import BenchmarkError, Row
 from benchmarks.supervising import WATCHES, core_percent, supervisor_of
 from ipytaskpersist.base.process_identity import ProcessIdentity
-from ipytaskpersist.base.records import Options, TaskState
+from ipytaskpersist.base.records import LIVE_STATES, Options, TaskRecord, TaskState
+from ipytaskpersist.runners.starting import start_supervisor
 from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.queue import Admission
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import NewTask, Selection
 
 PENDING = (100, 10_000, 100_000)
-WIDTH = 4
+WIDTH, NARROW = 4, 3
 TASK_SPOOLER = "tsp"
 """Debian's name of task-spooler."""
 
@@ -85,6 +88,7 @@ def queue(bench: Bench) -> list[Row]:
         Row("queue", "adding 500 tasks to a full group", "s", adding).at_most(1),
         Row("queue", "from an end until the next task of its group runs", "ms", slots).at_most(30),
         Row("queue", f"pausing a tree of {TREE_SIZE} processes", "ms", pauses).at_most(50),
+        *supervisors(bench),
         *waiting(bench),
     ]
 
@@ -102,6 +106,59 @@ def beside(count: int) -> list[Row]:
     took = time.perf_counter() - begun
     subprocess.run([TASK_SPOOLER, "-K"], check=True)
     return [Row("queue", what, "s", (took,))]
+
+
+def supervisors(bench: Bench) -> list[Row]:
+    """One group of a width, run by one supervisor and by four."""
+    count = bench.scale.tasks // 5
+    rows = {}
+    for number in (1, 4):
+        bench.say(f"running `true` {count:,} times by {number} supervisors")
+        rows[number] = group_run(bench.new_state(), count, number)
+    what = f"{count:,} tasks of `true` through a group of width {NARROW}"
+    one = Row("queue", f"{what}, by one supervisor", "s", (rows[1][0],))
+    return [
+        Row("queue", f"{what}, by four", "s", (rows[4][0],)).at_most_times(1.2, one, "one"),
+        one,
+        Row("queue", "how many of them ran at once, at most", "", (rows[4][1],)).at_most(NARROW),
+    ]
+
+
+def group_run(state: Path, count: int, number: int) -> tuple[float, int]:
+    """Run tasks of so many sessions in one group. Returns the seconds, and the most at once."""
+    own = ProcessIdentity.own()
+    with stores.opened(state) as store:
+        store.queue.set_width("few", NARROW)
+        store.queue.pause_group("few", time.time())
+        sessions = [
+            store.sessions.begin(replace(stores.past_session(state), process=own))
+            for _ in range(number)
+        ]
+        for session in sessions:
+            start_supervisor(store, session.id)
+        with store.database.transaction():
+            for index in range(count):
+                session = sessions[index % number]
+                add(store, session.notebook_key, session.id)
+        begun = time.perf_counter()
+        store.queue.pause_group("few", None)
+        while store.tasks.count(Selection(states=LIVE_STATES)):
+            time.sleep(0.05)
+        took = time.perf_counter() - begun
+        tasks = store.tasks.select(Selection())
+        for session in sessions:
+            store.sessions.end(session.id, "measured")  # its supervisor leaves
+    return took, most_at_once(tasks)
+
+
+def most_at_once(tasks: Sequence[TaskRecord]) -> int:
+    """How many tasks ran at the same time, at most."""
+    changes = [(task.started_at, 1) for task in tasks] + [(task.ended_at, -1) for task in tasks]
+    running = most = 0
+    for _at, change in sorted(change for change in changes if change[0] is not None):
+        running += change
+        most = max(most, running)
+    return most
 
 
 def waiting(bench: Bench) -> list[Row]:

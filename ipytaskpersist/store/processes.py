@@ -174,7 +174,10 @@ class Processes:
         that asks for a part of it. What is known of the tasks' environments is kept no longer than
         needed: until the last try, and while a schedule goes on.
         """
+        asked_at = time.monotonic()
         with self._database.transaction() as connection:
+            # Another claim may have been waited for, and a task that ended before it.
+            at += time.monotonic() - asked_at
             settle(connection, session_id, at)
             chosen = ready(connection, session_id, "process", limit, machine)
             keys = chosen.keys
