@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -44,7 +44,7 @@ class FarEnds:
         self.home = home
         self.folder = home / "tasks"
         # The agent ends a task's processes by its id, and other tests run beside this one.
-        self.session = secrets.token_hex(4)
+        self.session = hashlib.sha256(os.fsencode(home)).hexdigest()[:8]
         self._command = command or (sys.executable,)
         self._process: subprocess.Popen[bytes] | None = None
         self._reader = MessageReader()

@@ -286,10 +286,10 @@ def test_a_task_is_not_started_again_after_its_end(far: FarEnds) -> None:
 def test_a_folder_of_another_user_is_refused(far: FarEnds) -> None:
     if os.geteuid():
         pytest.skip("only root can give a folder away")
-    far.folder.mkdir()
-    (far.folder / "x").mkdir()
-    os.chown(far.folder / "x", 12345, 12345)
-    assert "another user" in far.task("x").start("true")["error"]
+    task = far.task()
+    task.folder.mkdir(parents=True)
+    os.chown(task.folder, 12345, 12345)
+    assert "another user" in task.start("true")["error"]
 
 
 # In the foreground, as Slurm runs a keeper.
