@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import DaskCluster, Link, Slurm, SshServer, accepts
+from engines import DaskCluster, Link, Slurm, SshServer
 
 
 @pytest.fixture
@@ -42,8 +42,9 @@ def dask_cluster(dask_scheduler: DaskCluster) -> Iterator[DaskCluster]:
     """A Dask scheduler, without workers so far."""
     yield dask_scheduler
     dask_scheduler.end_workers()
-    if not accepts(dask_scheduler.port):
-        dask_scheduler.start_scheduler()
+    # It would have the next worker occupied by what occupied the last one, for up to two minutes.
+    dask_scheduler.stop_scheduler()
+    dask_scheduler.start_scheduler()
 
 
 @pytest.fixture(scope="module")
