@@ -3,7 +3,7 @@
 It needs Python 3.9 and its standard library, nothing of this package, and is sent as text. The
 text is run in one of three ways: ``serve`` answers requests on its standard streams, ``answer``
 is the same as a function, and ``keep FOLDER`` is the keeper of one task, in the foreground.
-Whoever executes the text with a program of its own sets the global ``TEXT`` to it beforehand.
+A program that executes the text itself sets the global ``TEXT`` to it beforehand.
 
 Each task has a folder of its own on the far end:
 
@@ -426,7 +426,7 @@ def keep_stored(folder: Path) -> int:
 
 
 def keep_detached(folder: Path) -> int:
-    """Keep the task that the standard input describes, as a child of nobody."""
+    """Keep the task that the standard input describes, detached from its starter."""
     brief = json.loads(sys.stdin.buffer.read())
     if os.fork():
         os._exit(0)

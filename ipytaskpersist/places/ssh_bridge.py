@@ -326,7 +326,7 @@ class SshBridge:
         self._next_attempt_at = 0.0
 
     def run(self) -> None:
-        """Pass on until there are no more requests, or nobody reads the answers."""
+        """Pass on until there are no more requests, or the supervisor has gone."""
         try:
             with suppress(EOFError, BrokenPipeError):
                 while True:

@@ -229,10 +229,8 @@ class Placements:
 
     def _has_read(self, place: _Place, tasks: list[Placed], answer: Json, data: bytes) -> None:
         place.is_reading = False
-        if self._is_unreachable(place, answer):
-            return
-        if "error" in answer:
-            self._warn(place, str(answer["error"]))
+        # A place that cannot say what its tasks have sent is out of reach, whatever the reason.
+        if self._is_unreachable(place, {**answer, "unreachable": "error" in answer}):
             return
         position = 0
         for task, (count, look) in zip(tasks, answer.get("tasks", ()), strict=False):
@@ -318,10 +316,6 @@ class Placements:
         for task in tasks:
             if not task.has_begun:
                 self._waits(task, why)
-
-    def _warn(self, place: _Place, words: str) -> None:
-        for task in place.tasks.values():
-            self._waits(task, words)
 
     # What is left there.
 

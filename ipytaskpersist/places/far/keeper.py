@@ -478,7 +478,7 @@ def claimed_and_started(folder: Path, brief: Json, every_s: float) -> tuple[Keep
 
 
 def to_log(folder: Path) -> None:
-    """Let go of the standard streams of whoever started this process."""
+    """Let go of the standard streams of the program that started this process."""
     os.chdir("/")
     log = open_private(folder / "log", os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
