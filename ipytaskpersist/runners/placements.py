@@ -205,8 +205,8 @@ class Placements:
         place.link.ask({"verb": "look", "folders": [task.folder]}, take)
 
     def _was_told(self, place: _Place, task: Placed, what: str, answer: Json, _data: bytes) -> None:
-        if self._is_unreachable(place, answer):
-            task.signals.append(what)
+        if self._is_unreachable(place, answer) or "error" in answer:
+            task.signals.append(what)  # a cancellation must not be lost
 
     # What they have sent.
 
