@@ -130,6 +130,19 @@ def test_flipped_bits_crash_nothing_and_lose_little(
     assert lost < rounds * TASKS * (0.02 if many == 1 else 0.5)
 
 
+@pytest.mark.parametrize("damaged", [b"TABLE tasks", b"INTEGER PRIMARY", b"name TEXT"])
+def test_a_damaged_definition_loses_nothing(
+    original: Path, state_dir: Path, damaged: bytes
+) -> None:
+    """The definition of a table is the same in every store of its version."""
+    content = bytearray(original.read_bytes())
+    at = content.index(damaged, content.index(b"CREATE TABLE tasks"))
+    content[at + len(damaged) - 1] ^= 1
+    found, said = look(put(original, state_dir, bytes(content)))
+    assert lost_from(found) == 0
+    assert_said("repaired-whole", said)
+
+
 def lengths() -> list[int]:
     chance = random.Random(7)
     fixed = [15, 16, 17, 99, 100, 101, 1023, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 10 * PAGE]

@@ -125,7 +125,7 @@ def _schema(connection: Any) -> set[tuple[str, str]]:
     return columns | {each for each in names if not each[1].startswith(("sqlite_", "_sqlite"))}
 
 
-def _opened(path: Path, _cleanup: ExitStack | None = None) -> Any:
+def _opened(path: Path) -> Any:
     return sqlite3.connect(f"{path.absolute().as_uri()}?{read_options(path)}", uri=True)
 
 
@@ -134,11 +134,60 @@ def _opened_to_the_cut(path: Path, cleanup: ExitStack) -> Any:
 
     Reading the file drops this process's locks on it, which it no longer needs.
     """
+    return sqlite3.connect(_copied_with_log(path, cleanup))
+
+
+def _copied_with_log(path: Path, cleanup: ExitStack) -> Path:
+    """Return a copy of a file and its log, which is removed with the clean-up."""
     copy = Path(cleanup.enter_context(_folder_beside(path))) / "copy.db"
     shutil.copyfile(path, copy)
     with suppress(FileNotFoundError):
         shutil.copyfile(log_of(path), log_of(copy))
+    return copy
+
+
+def _opened_by_known_schema(path: Path, cleanup: ExitStack) -> Any:
+    """Open a file; if a definition in its schema is damaged, a copy that has the one it should have.
+
+    SQLite finds a table through its definition, so that one wrong letter there would hide all rows.
+    """
+    source = _opened(path)
+    wrong = _damaged_definitions(source)
+    if not wrong:
+        return source
+    source.close()
+    copy = _copied_with_log(path, cleanup)
+    with closing(sqlite3.connect(copy)) as target, target:
+        target.execute("PRAGMA writable_schema = ON")
+        target.executemany(
+            "UPDATE sqlite_master SET type = ?, name = ?, tbl_name = ?, sql = ? WHERE rowid = ?",
+            wrong,
+        )
     return sqlite3.connect(copy)
+
+
+def _damaged_definitions(source: Any) -> list[tuple[str, str, str, str, int]]:
+    """Return the right type, name, table, definition and row of each that the schema has wrong.
+
+    A row is known by its name, and if that is damaged too by its place: the migrations of a version
+    create everything in the same order. Without a readable schema of this version there are none.
+    """
+    select = "SELECT rowid, type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    with closing(sqlite3.connect(":memory:")) as reference, suppress(*UNREADABLE):
+        source.execute("PRAGMA writable_schema = ON")
+        source.text_factory = lambda data: data.decode("utf-8", "replace")
+        if source.execute("PRAGMA user_version").fetchone()[0] != len(STEPS):
+            return []
+        migrate(reference)
+        known = {
+            name: (row, kind, name, *rest) for row, kind, name, *rest in reference.execute(select)
+        }
+        found = source.execute(select).fetchall()
+        names = {name for _row, _kind, name, *_rest in found}
+        missing = {each[0]: each for name, each in known.items() if name not in names}
+        pairs = ((each, known.get(each[2], missing.get(each[0]))) for each in found)
+        return [(*right[1:], each[0]) for each, right in pairs if right and right[1:] != each[1:]]
+    return []
 
 
 def _folder_beside(path: Path) -> TemporaryDirectory[str]:
@@ -267,7 +316,7 @@ class Saved:
 
 def salvage(damaged: Path, fresh: OpenStore, saved: Saved) -> None:
     """Copy every readable row into an empty store, under its old key."""
-    open_it = _opened_to_the_cut if saved.has_lost_log else _opened
+    open_it = _opened_to_the_cut if saved.has_lost_log else _opened_by_known_schema
     with ExitStack() as cleanup:
         source = cleanup.enter_context(closing(open_it(damaged, cleanup)))
         source.text_factory = lambda data: data.decode("utf-8", "replace")
