@@ -12,9 +12,11 @@ import array
 import json
 import os
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from time import sleep
 from typing import Any
 
@@ -123,7 +125,7 @@ class Sender:
     def _send(self, code: bytes, data: bytes) -> None:
         if os.getpid() != self._owner:
             return  # a forked child, whose frames would interleave with the parent's
-        with self._lock:
+        with self._alone():
             self._wait_until_read()
             rest = memoryview(HEADER.pack(code, len(data)) + data)
             try:
@@ -132,6 +134,10 @@ class Sender:
             except BrokenPipeError:
                 # The supervisor is dead. Output would be lost, and the task could not be cancelled.
                 os._exit(EXIT_UNHEARD)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Keep other threads out. A finalizing interpreter has ended them, maybe as one sent."""
+        return nullcontext() if sys.is_finalizing() else self._lock
 
     def _wait_until_read(self) -> None:
         """Wait until the supervisor has read earlier output that bypassed Python's streams."""

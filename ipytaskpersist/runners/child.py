@@ -454,6 +454,11 @@ class ProcessShell(ZMQInteractiveShell):
     def enable_gui(self, gui: Any = None) -> None:
         """Do nothing: a process task has no GUI event loop."""
 
+    def atexit_operations(self) -> None:
+        """Drop the variables only if no daemon thread is left, which would miss them."""
+        self._atexit_once_called = len(sys._current_frames()) > 1
+        super().atexit_operations()  # type: ignore[no-untyped-call]
+
 
 def _like(shell_class: tuple[str, str] | None) -> type[ProcessShell]:
     """Name the class like the notebook's shell class, by which libraries detect a front end."""

@@ -25,7 +25,7 @@ from IPython.core.completer import CompletionSplitter
 from ipytaskpersist.base.detached import NO_TASK
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_tree import MARK
-from ipytaskpersist.runners import child, freshness, shown_environment
+from ipytaskpersist.runners import child, freshness, leaving, shown_environment
 from ipytaskpersist.runners.adoption import end_with_parent
 from ipytaskpersist.runners.channel import DESCRIPTOR
 from ipytaskpersist.runners.fork_work import FORK, GO, IMPORT, READY, Work
@@ -250,4 +250,11 @@ def main() -> None:
     task = ForkServer(root, connection).serve()
     become(task)
     sys.modules.pop(__name__, None)
-    child.main(task.work.rows)
+    shared, status = frozenset(sys.modules), None
+    try:
+        child.main(task.work.rows)
+    except SystemExit as end:
+        status = end.code
+    if isinstance(status, int):
+        leaving.leave(status, shared)
+    sys.exit(status)

@@ -267,6 +267,62 @@ def test_it_ends_and_prints_as_in_a_fresh_interpreter(notebook: Notebook, source
     assert told(notebook.in_warm(source)) == fresh
 
 
+UNFINISHED = """
+import sys, threading, zipfile, pathlib
+pathlib.Path('holder.py').write_text('file = None\\n')
+import holder
+
+class Told:
+    def __init__(self, name): self.name, self.stays_here = name, threading.Lock()
+    def __del__(self): print('deleted', self.name)
+
+def written(name):
+    file = open(name, 'w')
+    file.write('written')
+    return file
+
+holder.file = written('module.txt')
+sys.modules['json'].kept_for_test = written('library.txt')
+variable, listed = written('variable.txt'), [written('listed.txt')]
+archive = zipfile.ZipFile('archive.zip', 'w')
+archive.writestr('inside', 'written')
+variable_told, holder.told = Told('variable'), Told('module')
+"""
+DAEMON = """
+ticking = 0
+def tick():
+    global ticking
+    while True:
+        ticking += 1
+threading.Thread(target=tick, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("more", ["", DAEMON], ids=["alone", "daemon thread"])
+def test_what_a_task_leaves_unfinished_is_finished_at_its_end(
+    notebook: Notebook, more: str, tmp_path: Path
+) -> None:
+    def left(flags: str) -> tuple[str, dict[str, bytes]]:
+        folder = tmp_path / f"left-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (notebook.process if flags else notebook.in_warm)(
+            f"import os; os.chdir({str(folder)!r}); import sys; sys.path.insert(0, '')"
+            f"{UNFINISHED}{more}",
+            flags,
+        )
+        files = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
+        archive = files.pop("archive.zip")
+        return notebook.printed(), {**files, "archive.zip": archive[-22:]}
+
+    fresh = left("--fresh")
+    assert fresh[1]["module.txt"] == b"written"
+    printed, files = left("")
+    assert files == fresh[1]
+    # At the very end, an interpreter no longer prints.
+    assert printed.startswith("deleted variable\n" if not more else "")
+    assert printed.startswith(fresh[0])
+
+
 DRAWS = """
 import json, multiprocessing, os, random, secrets, ssl, tempfile, uuid
 import numpy

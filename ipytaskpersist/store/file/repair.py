@@ -147,9 +147,9 @@ def _copied_with_log(path: Path, cleanup: ExitStack) -> Path:
 
 
 def _opened_by_known_schema(path: Path, cleanup: ExitStack) -> Any:
-    """Open a file; if a definition in its schema is damaged, a copy that has the one it should have.
+    """Open a file, or a copy that has the right definitions if some in its schema are damaged.
 
-    SQLite finds a table through its definition, so that one wrong letter there would hide all rows.
+    SQLite finds a table through its definition: one wrong letter there would hide all rows.
     """
     source = _opened(path)
     wrong = _damaged_definitions(source)
