@@ -39,7 +39,12 @@ LOOKED_AT = 50
 ORDER = "priority DESC, coalesce(place, key)"
 PLAIN = f"{READY} AND cpus IS NULL AND memory_bytes IS NULL AND gpus IS NULL"
 """SQL for a task that waits for room in its group and asks for nothing else."""
-IS_PAUSED = "SELECT 1 FROM groups WHERE name = ? AND paused_at IS NOT NULL"
+ROOM = f"""SELECT paused_at IS NOT NULL, width - iif(width IS NULL, 0,
+    (SELECT count(*) FROM tasks INDEXED BY tasks_slots WHERE group_name = ?1 AND {IN_SLOT})
+    + (SELECT count(*) FROM tasks INDEXED BY tasks_submitted
+        WHERE group_name = ?1 AND {SUBMITTED}))
+    FROM groups WHERE name = ?1"""
+"""Whether a group is paused, and what its width leaves."""
 
 Lane = tuple[str, str, str]
 """Group, session and runner."""
@@ -78,8 +83,8 @@ def ready(
         if room is None:
             found += [key for *_order, key in _first(connection, lane, left)]
         elif room > 0:
-            next_of_all = _next(connection, lane, room)
-            found += [key for key, each in next_of_all if each == lane][:left]
+            next_of_all = _next(connection, lane, room, left)
+            found += [key for key, each in next_of_all if each == lane]
         if len(found) >= at_most:
             break
     return Ready(found)
@@ -144,37 +149,37 @@ def _groups(connection: Any) -> Iterator[str]:
 
 def _room(connection: Any, group: str) -> int | None:
     """Return how many more tasks of a group may start; None for any number."""
-    if connection.execute(IS_PAUSED, (group,)).fetchone() is not None:
-        return 0
-    return width_left(connection, group)
+    is_paused, left = _paused_and_left(connection, group)
+    return 0 if is_paused else left
 
 
 def width_left(connection: Any, group: str) -> int | None:
     """Return how many more tasks a group's width allows; None for any number."""
-    row = connection.execute("SELECT width FROM groups WHERE name = ?", (group,)).fetchone()
-    if row is None or row[0] is None:
-        return None
-    return max(0, int(row[0]) - _running(connection, group))
+    return _paused_and_left(connection, group)[1]
 
 
-def _running(connection: Any, group: str) -> int:
-    """Return how many tasks take part of a group's width: here, at places, or on the way there."""
-    query = f"""SELECT
-        (SELECT count(*) FROM tasks INDEXED BY tasks_slots WHERE group_name = ?1 AND {IN_SLOT})
-        + (SELECT count(*) FROM tasks INDEXED BY tasks_submitted
-            WHERE group_name = ?1 AND {SUBMITTED})"""
-    return int(connection.execute(query, (group,)).fetchone()[0])
+def _paused_and_left(connection: Any, group: str) -> tuple[bool, int | None]:
+    """Return whether a group is paused, and what its width leaves to those that do not run yet.
+
+    Those at places and on the way there take part of it, too.
+    """
+    is_paused, left = connection.execute(ROOM, (group,)).fetchone() or (False, None)
+    return bool(is_paused), None if left is None else max(0, int(left))
 
 
-def _next(connection: Any, lane: Lane, room: int) -> list[tuple[int, Lane]]:
+def _next(
+    connection: Any, lane: Lane, room: int, own_at_most: int | None = None
+) -> list[tuple[int, Lane]]:
     """Return the next tasks of the group of a lane, each with its own lane.
 
-    Tasks of an owner that gives no sign of life are passed over: no process would start them.
+    Of the lane itself no more than `own_at_most`. Tasks of an owner that gives no sign of life are
+    passed over: no process would start them.
     """
     waiting = []
     for each in _lanes(connection, lane[0]):
         if each == lane or _is_served(connection, each):
-            waiting += [(*order, each) for order in _first(connection, each, room)]
+            at_most = room if each != lane or own_at_most is None else min(room, own_at_most)
+            waiting += [(*order, each) for order in _first(connection, each, at_most)]
     return [(key, each) for _priority, _place, key, each in sorted(waiting)[:room]]
 
 

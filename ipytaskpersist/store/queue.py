@@ -15,7 +15,7 @@ from ipytaskpersist.base.demands import Demands
 from ipytaskpersist.base.records import DEFAULT_GROUP
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.store.booking import Booking, Machine, bookings_on, is_anything_asked
-from ipytaskpersist.store.claiming import IS_PAUSED, ORDER, ready, width_left
+from ipytaskpersist.store.claiming import ORDER, ready, width_left
 from ipytaskpersist.store.file.database import Database
 from ipytaskpersist.store.file.migrations import DEMANDING, IN_SLOT, TO_PAUSE
 from ipytaskpersist.store.occurrences import leave_out_missed
@@ -102,6 +102,8 @@ def settle(connection: Any, session_id: str, at: float) -> None:
     session's own supervisor sees it. A cancelled task may keep others from ever starting; so this
     goes on through the whole chain.
     """
+    if not connection.execute(IS_UNSETTLED, (at, session_id)).fetchone()[0]:
+        return
     leave_out_missed(connection, session_id, at)
     connection.execute(
         """UPDATE tasks INDEXED BY tasks_due SET waits_for = waits_for - 1, due_at = NULL
@@ -112,6 +114,11 @@ def settle(connection: Any, session_id: str, at: float) -> None:
         pass
 
 
+IS_UNSETTLED = """SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_due
+        WHERE due_at <= ? AND state = 'pending' AND (schedule IS NULL OR session_id = ?))
+    OR EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_doomed
+        WHERE doomed_by IS NOT NULL AND state = 'pending')"""
+"""Whether `settle` would do anything."""
 CANCEL_DOOMED = """UPDATE tasks SET state = 'cancelled', notify = NULL,
     ended_at = max(?, created_at),
     reason = coalesce((
@@ -122,6 +129,7 @@ CANCEL_DOOMED = """UPDATE tasks SET state = 'cancelled', notify = NULL,
         WHERE doomed_by IS NOT NULL AND state = 'pending')"""
 
 
+IS_PAUSED = "SELECT 1 FROM groups WHERE name = ? AND paused_at IS NOT NULL"
 PRIORITIES_BESIDE = """SELECT max(priority), min(priority) FROM tasks WHERE state = 'pending'
     AND group_name = (SELECT group_name FROM tasks WHERE key = ?)"""
 """The highest and the lowest priority of the tasks that wait in a task's group."""
@@ -149,14 +157,7 @@ class Queue:
         """Return whether `claim` would do anything now. Reads only."""
         with self._database.errors():
             connection = self._database.connection
-            row = connection.execute(
-                """SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_due
-                    WHERE due_at <= ? AND state = 'pending'
-                    AND (schedule IS NULL OR session_id = ?))
-                OR EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_doomed
-                    WHERE doomed_by IS NOT NULL AND state = 'pending')""",
-                (at, session_id),
-            ).fetchone()
+            row = connection.execute(IS_UNSETTLED, (at, session_id)).fetchone()
             found = ready(connection, session_id, runner, 1, machine)
             return bool(row[0] or found.keys or found.lacks)
 
