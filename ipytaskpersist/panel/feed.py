@@ -85,7 +85,8 @@ class Feed:
         }
 
     def _row(self, task: TaskRecord) -> Row:
-        return row_of(task, self._manager.session.notebook_key())
+        start = self._manager.queueing.expected([task]).get(task.key, "")
+        return row_of(task, self._manager.session.notebook_key(), start)
 
     def _key(self) -> int | None:
         return None if self.everywhere else self._manager.session.notebook_key() or -1

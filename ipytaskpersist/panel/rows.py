@@ -13,8 +13,11 @@ Row = dict[str, Any]
 TEXT_CHARACTERS = 240
 
 
-def row_of(task: TaskRecord, own_notebook: int | None) -> Row:
-    """Return the task as one row. Times are seconds since the epoch."""
+def row_of(task: TaskRecord, own_notebook: int | None, start: str = "") -> Row:
+    """Return the task as one row. Times are seconds since the epoch.
+
+    `start` says when it will probably start, if that is known: ``in about 12:30``.
+    """
     progress = None if task.state.is_final else task.progress
     return {
         "id": task.id,
@@ -28,7 +31,7 @@ def row_of(task: TaskRecord, own_notebook: int | None) -> Row:
         "created": task.created_at.timestamp(),
         "started": task.started_at.timestamp() if task.started_at else None,
         "ended": task.ended_at.timestamp() if task.ended_at else None,
-        "line": text(last_line(task)),
+        "line": text(" · ".join(filter(None, (last_line(task), start)))),
         "fraction": progress.fraction if progress else None,
         "counts": progress is not None,
         "asked": task.cancel_requested_at is not None,

@@ -10,7 +10,9 @@ from histories import add_task, add_tasks
 from programs import run_command
 
 from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.panel.feed import Feed
 from ipytaskpersist.session.estimates import simulate, starts_in
+from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.session.notebook_identity import session_identity
 from ipytaskpersist.store.queue import Admission
 from ipytaskpersist.store.task_store import TaskStore
@@ -59,6 +61,9 @@ def test_a_waiting_task_says_its_place_and_when_it_starts(store: TaskStore) -> N
     assert "gpu: 1 of 1 running, 4 waiting" in run_command(store.directory.root, "stats").stdout
     listed = run_command(store.directory.root, "list", "--all").stdout
     assert "group gpu is full: 1 of 1 · in about 0" in listed
+    feed = Feed(BackgroundTasks(), lambda _message: None, everywhere=True)
+    lines = {row["id"]: row["line"] for row in feed.everything()["tasks"]}
+    assert "group gpu is full: 1 of 1 · in about 0" in lines[waiting[1].id]
     shown = run_command(store.directory.root, "show", waiting[1].id).stdout
     assert "1 task of its group first" in " ".join(shown.split())
     assert "usually takes" in shown
