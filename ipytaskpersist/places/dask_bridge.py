@@ -64,6 +64,9 @@ class DaskBridge:
         """The hosts of tasks that are known to be there."""
         self._file_hosts: dict[str, str] = {}
         """The hosts to which files were brought for tasks that are not started yet."""
+        self._starting: set[str] = set()
+        """Tasks whose host is settled, and which are just being started there."""
+        self._releases: dict[str, asyncio.Future[None]] = {}
 
     async def answer(self, request: Json, data: bytes, pause: agent.Pause) -> Message:
         """Answer a request. What cannot be done is an ``error`` in words."""
@@ -142,10 +145,20 @@ class DaskBridge:
         return reservation.worker
 
     def _note_choice(self, folder: str, worker: str) -> None:
-        # Without a reservation the task was started: its worker died, and Dask tries another one.
         if reservation := self._reserved.get(folder):
             reservation.worker = worker
             reservation.chosen.set()
+        elif folder not in self._starting and folder not in self._releases:
+            # The task was started. Its worker has died, and Dask occupies another one for it.
+            self._releases[folder] = asyncio.ensure_future(self._release(folder, worker))
+
+    async def _release(self, folder: str, worker: str) -> None:
+        try:
+            await self._cluster.release(folder, worker)
+        except (Unreachable, OSError, TimeoutError):
+            pass  # the worker says again that it is occupied
+        finally:
+            del self._releases[folder]
 
     def _has_moved(self, folder: str, worker: str) -> bool:
         """Return whether the files of a task are on another host than its worker."""
@@ -179,9 +192,13 @@ class DaskBridge:
             return {"pending": True, "why": await self._why(folder)}, b""
         if self._has_moved(folder, worker):
             return self._bring_again(folder)
-        if folder in self._reserved:
-            await self._settle(folder)
-        ((content, _),) = await self._cluster.ask(worker, (request, data))
+        self._starting.add(folder)
+        try:
+            if folder in self._reserved:
+                await self._settle(folder)
+            ((content, _),) = await self._cluster.ask(worker, (request, data))
+        finally:
+            self._starting.discard(folder)
         return {**content, "worker": worker}, b""
 
     async def _settle(self, folder: str) -> None:

@@ -31,7 +31,7 @@ ASK = (
     "(lambda worker: worker.answer_all(worker.AGENT, requests) if worker else b'')"
     "(__import__('sys').modules.get(name))"
 )
-RELEASE = "__import__('sys').modules[name].RELEASED.add(folder)"
+RELEASE = "(lambda worker: worker.release(worker.AGENT, folder))(__import__('sys').modules[name])"
 
 
 class DaskCluster:
@@ -170,7 +170,11 @@ class DaskCluster:
         await asyncio.wait_for(self._client.cancel([future]), REPLY_S)
         if worker:
             # Dask frees the worker in its books, and lets run what runs there.
-            await self._run(worker, RELEASE, {"name": _module_name(), "folder": folder})
+            await self.release(folder, worker)
+
+    async def release(self, folder: str, worker: str) -> None:
+        """Occupy a worker no longer for a task that is not started there. Raises `Unreachable`."""
+        await self._run(worker, RELEASE, {"name": _module_name(), "folder": folder})
 
     async def why_waiting(self, future: Any) -> str:
         """Return why the scheduler has not chosen a worker, in words."""

@@ -68,6 +68,12 @@ def hold(agent: Any, folder: str, topic: str, patience_s: float) -> None:
         time.sleep(LOOK_S)
 
 
+def release(agent: Any, folder: str) -> None:
+    """Occupy the worker no longer for a task, unless the task has been started on its host."""
+    if agent.look_at(agent.place(folder))["state"] == "absent":
+        RELEASED.add(folder)
+
+
 def own_text() -> str:
     """Return the text of this module."""
     return Path(__file__).read_text(encoding="utf-8")

@@ -223,6 +223,22 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def test_no_worker_is_occupied_for_a_task_that_is_forgotten(
+    link: Connect, dask_cluster: DaskCluster, tmp_path: Path
+) -> None:
+    """Dask occupies another worker if one dies before it has noticed the end of its task."""
+    worker = dask_cluster.add_worker("--resources", "GPU=1")
+    far = running(link, dask_cluster, tmp_path, resources={"GPU": 1})
+    first, second = folder_of(tmp_path, 1), folder_of(tmp_path, 2)
+    far.start(first, "true")
+    far.end_of(first)
+    assert far.ask("forget", folders=[first])[0] == {"kept": {}}
+    kill(worker)
+    dask_cluster.add_worker("--resources", "GPU=1")
+    until(lambda: far.start(second, "echo done").get("started"))
+    far.end_of(second)
+
+
 def test_a_host_without_a_worker_is_said_and_read_when_there_is_one_again(
     link: Connect, dask_cluster: DaskCluster, tmp_path: Path
 ) -> None:
