@@ -292,6 +292,8 @@ class TaskRecord:
     """The times at which it runs; None for once, and for a further try of a run."""
     unreachable_since: datetime | None = None
     """Since when its place does not answer; None while it does."""
+    unreachable_why: str | None = None
+    """Why it does not, in words."""
     last_line: str | None = None
     """Last line of its output as a terminal would show it, if the query asked for it."""
     archive: str = ""
@@ -367,6 +369,7 @@ class TaskRecord:
             "unreachable_since": self.unreachable_since.isoformat()
             if self.unreachable_since
             else None,
+            "unreachable_why": self.unreachable_why,
             "paused_at": self.paused_at.isoformat() if self.paused_at else None,
             "paused_s": self.paused_s,
             "waiting": None if self.waiting is None else self.waiting.as_json(),

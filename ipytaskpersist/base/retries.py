@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-OUT_OF_MEMORY, REBOOT, TIMEOUT, SIGNAL, ERROR, SUPERVISOR = CAUSES = (
-    *("oom", "reboot", "timeout", "signal", "error", "supervisor"),
+OUT_OF_MEMORY, REBOOT, TIMEOUT, SIGNAL, ERROR, SUPERVISOR, PLACE = CAUSES = (
+    *("oom", "reboot", "timeout", "signal", "error", "supervisor", "place"),
 )
 """The out-of-memory killer ended it; the machine was rebooted; its time was over; another signal
-ended it; it ended by itself with an error; its supervisor died."""
+ended it; it ended by itself with an error; its supervisor died; its place lost it."""
 REBOOTED = "machine rebooted"
 SUPERVISOR_STOPPED = "supervisor stopped"
 """It was told to end, as it is when the machine shuts down in order."""
+LOST_AT = "lost at "
+"""How the reason begins of a task that its place has lost, with a node, a job or its keeper."""
 TIMED_OUT = "timed out after "
 WAS_OUT_OF_MEMORY = "(out of memory)"
 USED = "used "
@@ -73,6 +75,8 @@ def causes_of(state: str, reason: str | None, exit_code: int | None) -> tuple[st
     if state == "interrupted":
         if said == REBOOTED:
             return (REBOOT,)
+        if said.startswith(LOST_AT):
+            return (PLACE,)
         return (SUPERVISOR, REBOOT) if said == SUPERVISOR_STOPPED else (SUPERVISOR,)
     if state != "failed":
         return ()

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.base.retries import LOST_AT
 from ipytaskpersist.output.recording import WAITING_CHARACTERS
 from ipytaskpersist.places.messages import SpoolDamaged
 from ipytaskpersist.runners.link import Json, Link
@@ -53,6 +54,7 @@ class _Place:
         """Folders of ended tasks that are still there."""
         self.is_forgetting = False
         self.unreachable_since: float | None = None
+        self.unreachable_why: str | None = None
         """Since when it does not answer, in seconds since the epoch."""
         self.again_at = 0.0
 
@@ -263,7 +265,7 @@ class Placements:
             # What it has left over there would run unseen.
             request = {"verb": "signal", "folder": task.folder, "what": "kill"}
             place.link.ask(request, lambda _answer, _data: None)
-            self._fail(place, task, TaskState.INTERRUPTED, f"lost at {task.name}: {why}")
+            self._fail(place, task, TaskState.INTERRUPTED, f"{LOST_AT}{task.name}: {why}")
 
     def _look(self, place: _Place, now: float) -> None:
         """Look at the tasks that have not begun: they send nothing, and may wait in a queue."""
@@ -302,20 +304,22 @@ class Placements:
         is_lost = bool(answer.get("unreachable"))
         if is_lost:
             place.again_at = time.monotonic() + AGAIN_S
-        if is_lost and place.unreachable_since is None:
-            place.unreachable_since = time.time()
-            self._say_reach(place.tasks.values(), place.unreachable_since, str(answer["error"]))
+        why = str(answer["error"]) if is_lost else None
+        if is_lost and why != place.unreachable_why:
+            place.unreachable_since = place.unreachable_since or time.time()
+            place.unreachable_why = why
+            self._say_reach(place.tasks.values(), place.unreachable_since, why)
         elif not is_lost and place.unreachable_since is not None:
-            place.unreachable_since = None
-            self._say_reach(place.tasks.values(), None, "")
+            place.unreachable_since = place.unreachable_why = None
+            self._say_reach(place.tasks.values(), None, None)
         return is_lost
 
-    def _say_reach(self, tasks: Iterable[Placed], since: float | None, why: str) -> None:
+    def _say_reach(self, tasks: Iterable[Placed], since: float | None, why: str | None) -> None:
         keys = [task.record.task_key for task in tasks]
-        self._recorder.post(lambda store: store.elsewhere.unreachable(keys, since))
+        self._recorder.post(lambda store: store.elsewhere.unreachable(keys, since, why))
         for task in tasks:
             if not task.has_begun:
-                self._waits(task, why)
+                self._waits(task, why or "")
 
     # What is left there.
 

@@ -44,12 +44,13 @@ class Elsewhere:
                 "UPDATE processes SET far = ? WHERE task_key = ?", (json.dumps(dict(far)), key)
             )
 
-    def unreachable(self, keys: Collection[int], since: float | None) -> None:
-        """Record since when the place of these tasks does not answer; None: it does again."""
+    def unreachable(self, keys: Collection[int], since: float | None, why: str | None) -> None:
+        """Record since when and why the place of these tasks does not answer; None: it does."""
         self._database.write(
-            """UPDATE tasks SET unreachable_since = ?1 WHERE unreachable_since IS NOT ?1
-            AND key IN (SELECT value FROM json_each(?2)) AND state IN ('pending', 'running')""",
-            (since, json.dumps([*keys])),
+            """UPDATE tasks SET unreachable_since = ?1, lacks = iif(state = 'running', ?2, lacks)
+            WHERE (unreachable_since IS NOT ?1 OR state = 'running' AND lacks IS NOT ?2)
+            AND key IN (SELECT value FROM json_each(?3)) AND state IN ('pending', 'running')""",
+            (since, why, json.dumps([*keys])),
         )
 
     def take_over(self, session_id: str, supervisor_key: int) -> list[ProcessRecord]:

@@ -87,6 +87,7 @@ FIELDS = {
     "try_of": "tasks.try_of",
     "try_number": "tasks.try_number",
     "unreachable_since": "tasks.unreachable_since",
+    "unreachable_why": "iif(tasks.unreachable_since IS NULL, NULL, tasks.lacks)",
     "first_try": """iif(tasks.try_number = 1, NULL, (SELECT first.number FROM tasks AS first
         WHERE first.id = json_extract(tasks.provenance, '$.try_of')))""",
 }

@@ -149,9 +149,10 @@ def which_try(task: TaskRecord) -> str:
 
 
 def held_up(task: TaskRecord) -> str:
-    """Return ``paused since 14:02:26 UTC``, or since when its place is unreachable; or nothing."""
+    """Return ``paused since 14:02:26 UTC``, or since when and why its place is unreachable."""
     if task.unreachable_since is not None and not task.state.is_final:
-        return f"unreachable since {utc_clock(task.unreachable_since)}"
+        why = f": {legible(task.unreachable_why)}" if task.unreachable_why else ""
+        return f"unreachable since {utc_clock(task.unreachable_since)}{why}"
     return _paused(task)
 
 

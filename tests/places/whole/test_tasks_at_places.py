@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -149,7 +150,8 @@ def test_a_place_that_cannot_be_reached_is_said_and_nothing_is_lost(
     far.server.stop()
     until(lambda: far.task().unreachable_since, message="that it is noticed")
     assert far.task().state is TaskState.RUNNING
-    assert "unreachable since" in kernel.run("%bg_list").text
+    until(lambda: "refused" in (far.task().unreachable_why or ""), message="why")
+    assert re.search(r"unreachable since [0-9:]+ UTC: ", kernel.run("%bg_list").text)
     far.stop.touch()  # it ends unseen
     far.server.start()
     assert far.ended().state is TaskState.COMPLETED
