@@ -19,6 +19,8 @@ from ipytaskpersist.errors import InvalidRequest, TaskNotFound
 
 HELP = {"help_option_names": ["-h", "--help"]}
 STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+FOR_ANOTHER = "ipytaskpersist.for_another"
+"""Where a context keeps the words of a command line for another machine."""
 COUNTED_BACK = re.compile(r"-\d+")
 
 
@@ -80,6 +82,20 @@ class Verbs(click.Group):
             import_module(f"ipytaskpersist.commands.{MODULE_OF[cmd_name]}")
         return self.commands.get(cmd_name)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the verb. Another machine parses what follows `--at`."""
+        given = [*args]
+        rest = super().parse_args(ctx, args)
+        if ctx.params.get("at") is not None:
+            ctx.meta[FOR_ANOTHER] = given[1 if given[0].startswith("--at=") else 2 :]
+        return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb, here or on another machine."""
+        if ctx.params.get("at") is not None:
+            ctx.exit(ctx.obj.run_there(ctx.params["at"], ctx.meta[FOR_ANOTHER]))
+        return super().invoke(ctx)
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         """Complete verbs, without importing any, and options."""
         names = [CompletionItem(name) for name in VERBS if name.startswith(incomplete)]
@@ -99,7 +115,10 @@ def every_verb() -> dict[str, click.Command]:
 
 
 @click.group(cls=Verbs, context_settings=HELP)
-def verbs() -> None:
+@click.option(
+    "--at", metavar="PLACE", help="Tasks of another machine: ssh://host, or a place's name."
+)
+def verbs(at: str | None) -> None:
     """Background cells that outlive their kernel."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ from ipytaskpersist.display import console, double_runs, revived_widgets
 from ipytaskpersist.display.card_content import CardReader
 from ipytaskpersist.display.listing import Listing, list_html
 from ipytaskpersist.display.status_card import bundle, cards_text
-from ipytaskpersist.errors import ConfirmationNeeded
+from ipytaskpersist.errors import ConfirmationNeeded, InvalidRequest
 from ipytaskpersist.output.replay import Output, with_kept
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session.cell_runs import also_running
@@ -52,6 +53,21 @@ class Surface:
         self._passage: TerminalFilter | None = None
         self._widget_texts: dict[str, str] = {}
         """Last shown text of each widget of the followed task, by model id."""
+
+    def run_there(self, target: str, arguments: Sequence[str]) -> int:
+        """Run a command line on another machine. Return its exit status."""
+        from ipytaskpersist.places.second_client import run_there
+
+        if self.is_ipython:
+            line = shlex.join(["jupyter", "bg", "--at", target, *arguments])
+            raise InvalidRequest(f"--at works in a terminal, and in a cell as !{line}")
+        return run_there(
+            target,
+            arguments,
+            self.manager.places,
+            self.manager.store.directory.root,
+            is_terminal=sys.stdin.isatty() and sys.stdout.isatty(),
+        )
 
     def listing(self, listing: Listing) -> None:
         """Show a list of tasks."""

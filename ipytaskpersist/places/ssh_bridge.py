@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,16 +85,22 @@ TOO_OLD = "ipytaskpersist needs Python 3.9 there and found "
 
 def ssh_command(spec: Json, state_directory: Path, text: bytes) -> list[str]:
     """Return the command that starts the agent on the host. Raises `Unreachable` without an ssh."""
+    login = login_command(spec, OWN_OPTIONS, state_directory)
+    return [*login, "--", spec["host"], far_command(spec["python"], len(text))]
+
+
+def login_command(spec: Json, options: Sequence[str], state_directory: Path) -> list[str]:
+    """Return the command of a login to a place, but for the host. Raises `Unreachable`."""
     program = shutil.which("ssh")
     if program is None:
         raise Unreachable("there is no program 'ssh' here; install OpenSSH's client")
     login = [*spec["options"]]
     login += ["-p", str(spec["port"])] if spec["port"] else []
     login += ["-l", spec["user"]] if spec["user"] else []
-    options = [*OWN_OPTIONS, *master_options(program, login, spec["host"], state_directory)]
+    shared = master_options(program, login, spec["host"], state_directory)
     # Of several values of an option ssh takes the first: the user's.
-    settings = [word for option in options for word in ("-o", option)]
-    return [program, *login, *settings, "--", spec["host"], far_command(spec["python"], len(text))]
+    settings = [word for option in (*options, *shared) for word in ("-o", option)]
+    return [program, *login, *settings]
 
 
 def far_command(python: str, size: int) -> str:
