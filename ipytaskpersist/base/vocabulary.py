@@ -34,6 +34,7 @@ MODULE_OF = {
     "service": "serving",
     "sessions": "overview",
     "show": "reading",
+    "stack": "inspecting",
     "stats": "overview",
     "tag": "keeping",
     "unarchive": "keeping",

@@ -1,0 +1,86 @@
+"""The verbs that look into running tasks: stack."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.commands import completion
+from ipytaskpersist.commands.definition import (
+    as_json,
+    one_reference,
+    print_json,
+    surface_and_manager,
+    verbs,
+)
+from ipytaskpersist.commands.surfaces import Surface, stopped_by_interrupt
+from ipytaskpersist.errors import InvalidRequest
+from ipytaskpersist.inspection import stack_text
+from ipytaskpersist.inspection.stacks import Look
+from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.text import durations, formatting
+
+
+@verbs.command()
+@one_reference(completion.tasks)
+@click.option(
+    "--times", type=click.IntRange(1, 1000), default=1, metavar="N",
+    help="Look N times, and show what has moved in between.",
+)  # fmt: skip
+@click.option(
+    "--every", default="1s", metavar="TIME",
+    help="The time between two looks, such as 0.5s or 1m. Default: 1s.",
+)  # fmt: skip
+@as_json
+@surface_and_manager
+def stack(
+    surface: Surface,
+    manager: BackgroundTasks,
+    ref: str | None,
+    times: int,
+    every: str,
+    as_json: bool,
+) -> None:
+    """Show what a running task does now: its threads, coroutines and processes, as a traceback."""
+    every_s = durations.parse_age(every)
+    task = manager.tasks.find(ref, live=True)
+    looks: list[Look] = []
+    with stopped_by_interrupt(f"no more looks; task {task.label} goes on"):
+        for count in range(times):
+            if count:
+                time.sleep(every_s)
+            try:
+                looks.append(manager.inspecting.look(task))
+            except InvalidRequest:
+                if not looks:
+                    raise
+                break
+            if not as_json:
+                click.echo(surface.in_words(_text(task, looks)))
+    if as_json:
+        print_json({**_head(task), "looks": [look.as_json() for look in looks]})
+    elif len(looks) < times:
+        now = manager.tasks.refresh(task)
+        click.echo(surface.in_words(f"task {now.label} is {now.state.value} now"))
+
+
+def _head(task: TaskRecord) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "number": task.number,
+        "name": task.name or None,
+        "kind": task.kind,
+        "runner": task.runner,
+    }
+
+
+def _text(task: TaskRecord, looks: list[Look]) -> str:
+    """Return the first look as a whole, and of a later one what has moved."""
+    *before, look = looks
+    if before:
+        return f"{formatting.utc_clock(look.at)}: {stack_text.of_change(before[-1], look)}"
+    since = formatting.duration(task.elapsed_s(look.at))
+    return f"task {task.label}, running for {since}\n{look}"
