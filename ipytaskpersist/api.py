@@ -23,7 +23,7 @@ from ipytaskpersist.capture.progress import progress_of
 from ipytaskpersist.display.card_content import CardReader
 from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.errors import InvalidRequest, TaskNotFound
-from ipytaskpersist.inspection.stacks import Look
+from ipytaskpersist.inspection.looks import Look
 from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session import results

@@ -18,8 +18,7 @@ from ipytaskpersist.commands.definition import (
 )
 from ipytaskpersist.commands.surfaces import Surface, stopped_by_interrupt
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.inspection import stack_text
-from ipytaskpersist.inspection.stacks import Look
+from ipytaskpersist.inspection.looks import Look, change
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.text import durations, formatting
 
@@ -81,6 +80,6 @@ def _text(task: TaskRecord, looks: list[Look]) -> str:
     """Return the first look as a whole, and of a later one what has moved."""
     *before, look = looks
     if before:
-        return f"{formatting.utc_clock(look.at)}: {stack_text.of_change(before[-1], look)}"
+        return f"{formatting.utc_clock(look.at)}: {change(before[-1], look)}"
     since = formatting.duration(task.elapsed_s(look.at))
     return f"task {task.label}, running for {since}\n{look}"

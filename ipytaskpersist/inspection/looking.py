@@ -17,8 +17,9 @@ from ipytaskpersist.base.process_tree import PROC, Process
 from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.inspection import asking
 from ipytaskpersist.inspection.listening import CAN_BE_ASKED
+from ipytaskpersist.inspection.looks import Look
 from ipytaskpersist.inspection.observing import AROUND, observe
-from ipytaskpersist.inspection.stacks import Frame, Look, ProcessStacks, Stack
+from ipytaskpersist.inspection.stacks import Frame, ProcessStacks, Stack
 
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 

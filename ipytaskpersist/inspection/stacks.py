@@ -1,10 +1,9 @@
-"""The records of what a task does at one moment. All are frozen."""
+"""The records of calls, stacks and processes at one moment. All are frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 
@@ -109,27 +108,3 @@ class ProcessStacks:
             "threads": [each.as_json() for each in self.stacks if not each.is_asyncio],
             "asyncio_tasks": [each.as_json() for each in self.stacks if each.is_asyncio],
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a task did at one moment."""
-
-    at: datetime
-    took_s: float
-    """How long the look has taken, in seconds."""
-    processes: Sequence[ProcessStacks]
-    """The task's own process, or its kernel, first."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the look as ``stack --json`` prints it."""
-        return {
-            "at": self.at.isoformat(),
-            "took_s": round(self.took_s, 4),
-            "processes": [process.as_json() for process in self.processes],
-        }
-
-    def __str__(self) -> str:
-        from ipytaskpersist.inspection.stack_text import of_look
-
-        return of_look(self)

@@ -10,7 +10,7 @@ from ipytaskpersist.base.process_tree import Process, Snapshot
 from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.inspection.looking import look_at_kernel, look_at_processes
-from ipytaskpersist.inspection.stacks import Look
+from ipytaskpersist.inspection.looks import Look
 from ipytaskpersist.session.finding import TaskFinder
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.text import formatting

@@ -15,7 +15,8 @@ from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.inspection import listening
-from ipytaskpersist.inspection.stacks import Look, ProcessStacks, Stack
+from ipytaskpersist.inspection.looks import Look
+from ipytaskpersist.inspection.stacks import ProcessStacks, Stack
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection

@@ -1,20 +1,40 @@
-"""What tasks do as text, in the form of a traceback."""
+"""A look at what a task does, as a record and as text in the form of a traceback."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from ipytaskpersist.base.legible import legible
-from ipytaskpersist.inspection.stacks import Frame, Look, ProcessStacks, Stack
+from ipytaskpersist.inspection.stacks import Frame, ProcessStacks, Stack
 
 
-def of_look(look: Look) -> str:
-    """Return everything that a look has found."""
-    return "\n".join(line for process in look.processes for line in _process(process, look))
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a task did at one moment."""
+
+    at: datetime
+    took_s: float
+    """How long the look has taken, in seconds."""
+    processes: Sequence[ProcessStacks]
+    """The task's own process, or its kernel, first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the look as ``stack --json`` prints it."""
+        return {
+            "at": self.at.isoformat(),
+            "took_s": round(self.took_s, 4),
+            "processes": [process.as_json() for process in self.processes],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(line for process in self.processes for line in _process(process, self))
 
 
-def of_change(before: Look, look: Look) -> str:
+def change(before: Look, look: Look) -> str:
     """Return what has moved since the look before, in full, and what has not, in a line."""
     old = {(process.pid, _name(stack)): _keys(stack) for process, stack in _stacks(before)}
     lines: list[str] = []
