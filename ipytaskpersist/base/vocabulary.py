@@ -37,6 +37,7 @@ MODULE_OF = {
     "stack": "inspecting",
     "stats": "overview",
     "tag": "keeping",
+    "top": "inspecting",
     "unarchive": "keeping",
     "wait": "changing",
 }

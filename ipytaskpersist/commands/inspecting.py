@@ -1,13 +1,15 @@
-"""The verbs that look into running tasks: stack."""
+"""The verbs that look into running tasks: stack, top."""
 
 from __future__ import annotations
 
+import sys
 import time
+from itertools import islice
 from typing import Any
 
 import click
 
-from ipytaskpersist.base.records import TaskRecord
+from ipytaskpersist.base.records import TaskRecord, TaskState
 from ipytaskpersist.commands import completion
 from ipytaskpersist.commands.definition import (
     as_json,
@@ -17,10 +19,15 @@ from ipytaskpersist.commands.definition import (
     verbs,
 )
 from ipytaskpersist.commands.surfaces import Surface, stopped_by_interrupt
+from ipytaskpersist.display import console
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.inspection.looks import Look, change
 from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.store.tasks import Selection
 from ipytaskpersist.text import durations, formatting
+
+CLEAR = "\x1b[H\x1b[2J"
+"""Moves to the first line of a terminal and clears it."""
 
 
 @verbs.command()
@@ -83,3 +90,50 @@ def _text(task: TaskRecord, looks: list[Look]) -> str:
         return f"{formatting.utc_clock(look.at)}: {change(before[-1], look)}"
     since = formatting.duration(task.elapsed_s(look.at))
     return f"task {task.label}, running for {since}\n{look}"
+
+
+@verbs.command()
+@click.option("--all", "every_notebook", is_flag=True, help="The tasks of every notebook.")
+@click.option(
+    "--times", type=click.IntRange(min=1), metavar="N",
+    help="Look N times. Default: until Ctrl-C in a terminal, once elsewhere.",
+)  # fmt: skip
+@click.option(
+    "--every", default="1s", metavar="TIME",
+    help="The time over which is measured, such as 0.5s or 1m. Default: 1s.",
+)  # fmt: skip
+@click.option("--pss", is_flag=True, help="Count memory that processes share once. Takes longer.")
+@as_json
+@surface_and_manager
+def top(
+    surface: Surface,
+    manager: BackgroundTasks,
+    every_notebook: bool,
+    times: int | None,
+    every: str,
+    pss: bool,
+    as_json: bool,
+) -> None:
+    """Show what the running tasks use: processors, memory, GPU memory, disks, processes."""
+    from ipytaskpersist.display.tables import render
+    from ipytaskpersist.display.top import top_document, top_tables
+
+    key = None if every_notebook else manager.session.notebook_key() or -1
+    is_live = not as_json and not surface.is_ipython and console.is_terminal(sys.stdout)
+    looks = manager.inspecting.top(
+        lambda: manager.tasks.select(Selection(key, states=[TaskState.RUNNING])),
+        durations.parse_age(every),
+        shared_once=pss,
+    )
+    wanted = islice(looks, times or (None if is_live else 1))
+    with stopped_by_interrupt(""):
+        if as_json:
+            documents = [top_document(each) for each in wanted]
+            print_json(documents[0] if len(documents) == 1 else {"looks": documents})
+            return
+        for count, each in enumerate(wanted):
+            tables = top_tables(each, every_notebook=every_notebook)
+            shown = render(*tables, plain=surface.is_ipython)
+            if count and is_live and console.can_move():
+                click.echo(CLEAR, nl=False)
+            click.echo(shown)

@@ -10,8 +10,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
 from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.process_tree import PROC, Process
 from ipytaskpersist.base.records import TaskRecord
@@ -21,7 +19,7 @@ from ipytaskpersist.inspection.looks import Look
 from ipytaskpersist.inspection.observing import AROUND, observe
 from ipytaskpersist.inspection.stacks import Frame, ProcessStacks, Stack
 
-STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+STOPPED = ("stopped", "tracing-stop")
 
 
 def look_at_processes(task: TaskRecord, processes: Sequence[Process], *, is_python: bool) -> Look:
@@ -91,6 +89,8 @@ def _of_file(frame: Frame) -> Frame:
 
 
 def _process(process: Process, state: str, stacks: tuple[Stack, ...], note: str) -> ProcessStacks:
+    import psutil
+
     cpu_s = None
     with suppress(psutil.Error, OSError):
         times = psutil.Process(process.pid).cpu_times()
@@ -108,6 +108,8 @@ def _process(process: Process, state: str, stacks: tuple[Stack, ...], note: str)
 
 
 def _state(pid: int) -> str:
+    import psutil
+
     with suppress(psutil.Error, OSError):
         return str(psutil.Process(pid).status())
     return "gone"
