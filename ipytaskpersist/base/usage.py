@@ -94,7 +94,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     """Return the points with those joined that are old enough for it, or show nothing new.
 
     One of a second is kept for each second of the last minute, one of a minute for what was an hour
-    ago, and so on. So a day takes some five hundred.
+    ago, and so on. So a day takes some six hundred.
     """
     kept: list[Point] = []
     for point in points:

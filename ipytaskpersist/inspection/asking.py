@@ -25,6 +25,7 @@ LOOK_S = 0.0005
 LARGE_BYTES = 1_000_000
 """Size of the old answers at which they are removed."""
 IN_C = "its main thread is in a call in C, so the names of the other threads are unknown"
+CUT = "; only the hundred latest are shown, and not the main one"
 Answer = tuple[list[Stack], str]
 """The stacks of a process, and a note on what is missing."""
 
@@ -54,7 +55,8 @@ class AnswersFile:
             if time.monotonic() > deadline:
                 return None
             time.sleep(LOOK_S)
-        return dumps.parse(self._read(self._start).decode("utf-8", "replace")), IN_C
+        text = self._read(self._start).decode("utf-8", "replace")
+        return dumps.parse(text), f"{IN_C}{CUT}" if dumps.is_cut(text) else IN_C
 
     def _is_whole(self) -> bool:
         """Return whether a dump has come, and nothing more for a while."""

@@ -17,9 +17,14 @@ CALL = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 def parse(text: str) -> list[Stack]:
     """Return the stacks in a dump. It ends with the oldest thread, a process's main one."""
     stacks = [*reversed([*_stacks(text)])]
-    if stacks and stacks[0].name.startswith("0x"):
+    if stacks and stacks[0].name.startswith("0x") and not is_cut(text):
         stacks[0] = replace(stacks[0], name=MAIN)
     return [stack for stack in stacks if stack.frames]
+
+
+def is_cut(text: str) -> bool:
+    """Return whether a dump lacks the oldest threads: it has at most a hundred."""
+    return text.rstrip().endswith("...")
 
 
 def _stacks(text: str) -> Iterator[Stack]:

@@ -48,7 +48,7 @@ def look_at_kernel(task: TaskRecord, kernel: Process, children: Sequence[Process
     else:
         both = look_at_processes(task, [kernel, *children], is_python=True).processes
         stacks, note, below = [*both[0].stacks], both[0].note, both[1:]
-    owners = asking.tasks_of_threads(kernel.pid) if note == asking.IN_C else {}
+    owners = asking.tasks_of_threads(kernel.pid) if note.startswith(asking.IN_C) else {}
     own = tuple(stack for stack in stacks if task.id in (stack.task_id, owners.get(stack.ident)))
     state = _state(kernel.pid)
     return Look(at, time.perf_counter() - began, [_process(kernel, state, own, note), *below])

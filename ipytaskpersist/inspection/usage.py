@@ -79,8 +79,8 @@ def _from_proc(process: Process) -> Sequence[float] | None:
     except OSError:
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()
-    if fields[START].decode() != process.start:
-        return None  # a later process with its pid
+    if fields[START].decode() != process.start or fields[RESIDENT] == b"0":
+        return None  # a later process with its pid, or one that is ending
     cpu_s = sum(map(int, fields[TIMES])) / TICKS
     memory_bytes = int(fields[RESIDENT]) * PAGE_BYTES
     return memory_bytes, cpu_s, int(fields[THREADS]), *_disk_bytes(process.pid)

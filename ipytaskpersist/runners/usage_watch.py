@@ -22,6 +22,7 @@ SHARE_OF_RUN = 6
 """In between, it is saved each time that the task has run for this part longer."""
 FAMILY_S = 10.0
 """How often new processes of the tasks are looked for. A task's own is known from its start."""
+ROOM = 100
 SHARE_OF_TIME = 400
 """The time between two looks is at least so many times that which a look takes."""
 
@@ -37,6 +38,8 @@ class _Watched:
     is_new: bool = False
     """Whether there is something that is not in the store."""
     began_at: float = field(default_factory=time.monotonic)
+    room: int = ROOM
+    """Number of points at which they are thinned."""
     saved_at: float = field(default_factory=time.monotonic)
 
     def is_due(self, now: float) -> bool:
@@ -109,6 +112,9 @@ class UsageWatch:
         point, watched.counters = counters.since(watched.counters), counters
         is_quiet = bool(watched.points) and watched.points[-1].is_like(point)
         watched.points.append(point)
+        if len(watched.points) > watched.room:
+            watched.points = thinned(watched.points)
+            watched.room = len(watched.points) + ROOM
         watched.is_new |= not is_quiet
         return is_quiet
 
