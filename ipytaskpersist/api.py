@@ -23,6 +23,7 @@ from ipytaskpersist.capture.progress import progress_of
 from ipytaskpersist.display.card_content import CardReader
 from ipytaskpersist.display.status_card import bundle
 from ipytaskpersist.errors import InvalidRequest, TaskNotFound
+from ipytaskpersist.inspection.looks import Look
 from ipytaskpersist.output import replay
 from ipytaskpersist.running.running_task import active_task
 from ipytaskpersist.session import results
@@ -505,6 +506,14 @@ class Task:
         said = progress_of(done, total, text)
         active.progress(said)
         return said
+
+    def stack(self) -> Look:
+        """Return what it does now: its threads, asyncio tasks and processes, with their calls.
+
+        ``str`` of it is what ``%bg_stack`` shows. Raise `InvalidRequest` for a task that does not
+        run, that runs at another place, or that is out of sight on another machine.
+        """
+        return self._manager.inspecting.look(self._record)
 
     def cancel(self) -> bool:
         """Request its cancellation. Return False if it had ended and had left no process."""

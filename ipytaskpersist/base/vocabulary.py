@@ -34,8 +34,10 @@ MODULE_OF = {
     "service": "serving",
     "sessions": "overview",
     "show": "reading",
+    "stack": "inspecting",
     "stats": "overview",
     "tag": "keeping",
+    "top": "inspecting",
     "unarchive": "keeping",
     "wait": "changing",
 }

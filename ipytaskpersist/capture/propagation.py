@@ -101,6 +101,7 @@ def _thread_start(plain: Callable[..., None]) -> Callable[..., None]:
             plain(self)
             return
         # Wrap the whole thread, because an exception is printed after `run` has ended.
+        self.ipytaskpersist_task = task.record.id
         starter = Submitter.here()
         self._bootstrap_inner = partial(starter.context().run, self._bootstrap_inner)
         if getattr(self, "_context", self) is None:

@@ -16,6 +16,7 @@ from ipytaskpersist.base.records import (
     TaskState,
 )
 from ipytaskpersist.display.card_output import SHOWN_ANYWAY, CardOutput, latest_figure, read_output
+from ipytaskpersist.display.memory import memory_curve
 from ipytaskpersist.output import replay
 from ipytaskpersist.output.counts import OutputCounter, OutputCounts
 from ipytaskpersist.session.cell_runs import also_running
@@ -40,6 +41,8 @@ class Card:
     """How much it has printed and displayed."""
     memory_bytes: int | None = None
     """Current memory of its processes; after its end the peak of any one of them."""
+    memory_curve: str = ""
+    """Its memory over time, in one line of characters."""
     failed_at: str = ""
     """The line of the cell that failed: ``cell line 4``."""
     not_back: str = ""
@@ -73,6 +76,7 @@ class CardReader:
         self._output = CardOutput()
         self._memory_bytes: int | None = None
         self._memory_at = 0.0
+        self._memory_curve = ""
         self._earlier_try: TaskRecord | None = None
 
     def read(self, task: TaskRecord, now: datetime, *, cards: int = 1) -> Card:
@@ -85,6 +89,7 @@ class CardReader:
             self._lines,
             self._counts,
             self._memory(store, task),
+            self._memory_curve,
             _failed_at(store, task),
             _not_back(store, task),
             also_running(store, task),
@@ -121,6 +126,7 @@ class CardReader:
             return self._memory_bytes
         self._memory_at = time.monotonic()
         process = store.processes.get(task.key)
+        self._memory_curve = memory_curve(store.processes.usage(task.key))
         self._memory_bytes = None if process is None else _memory_of(task, process)
         return self._memory_bytes
 

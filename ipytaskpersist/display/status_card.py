@@ -247,6 +247,8 @@ def _facts(card: Card) -> tuple[str, ...]:
     where = f"{where} on {task.place}" if task.place else where
     outlives = "outlives the kernel" if task.runner == "process" else "ends with the kernel"
     memory = "" if card.memory_bytes is None else size(card.memory_bytes)
+    if memory and card.memory_curve:
+        memory += f" {card.memory_curve}"
     is_above = card.output.needs_unfolding(card.counts)
     counts, updated = "" if is_above else card.counts.in_words(), f"updated {utc_clock(card.now)}"
     tried = _try(card)

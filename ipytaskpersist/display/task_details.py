@@ -20,6 +20,7 @@ from ipytaskpersist.base.records import (
     TaskState,
 )
 from ipytaskpersist.base.schedules import SKIP
+from ipytaskpersist.display import memory
 from ipytaskpersist.display.drawing import Table, Text
 from ipytaskpersist.display.listing import Listing, produced_by
 from ipytaskpersist.display.tables import details, history_line, render, task_table, variables
@@ -62,6 +63,7 @@ def _task_document(manager: BackgroundTasks, task: TaskRecord) -> dict[str, Any]
         "result": None if kept is None else _result_document(kept),
         "variables": {each.name: _result_document(each) for each in variables},
         "process": None if process is None else _process_document(process),
+        "usage": memory.document(store.processes.usage(task.key)),
         "whole_notebook": _notebook_document(task, process),
         "rerun_of": task.provenance.get("rerun_of"),
         "checkpoint": None if (latest := manager.checkpoint(task)) is None else latest.as_json(),
@@ -142,8 +144,14 @@ def _task_text(manager: BackgroundTasks, task: TaskRecord) -> str:
         *_what_is_kept(manager, task),
         *_history(manager, task),
     ]
-    parts = [render(details(rows), plain=plain), _source(task), *_failure(manager, task)]
+    table, plot = render(details(rows), plain=plain), _memory_plot(manager, task)
+    parts = [table, *plot, _source(task), *_failure(manager, task)]
     return "\n\n".join(parts)
+
+
+def _memory_plot(manager: BackgroundTasks, task: TaskRecord) -> list[str]:
+    used = manager.tasks.store_of(task).processes.usage(task.key)
+    return [memory.memory_plot(used)] if used is not None and len(used.points) > 1 else []
 
 
 def _source(task: TaskRecord) -> str:
@@ -262,7 +270,8 @@ def _checkpoint(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, s
 
 
 def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]]:
-    process = manager.tasks.store_of(task).processes.get(task.key)
+    store = manager.tasks.store_of(task)
+    process, used = store.processes.get(task.key), store.processes.usage(task.key)
     if process is None:
         return []
     facts = [
@@ -274,6 +283,7 @@ def _process(manager: BackgroundTasks, task: TaskRecord) -> list[tuple[str, str]
         ("time limit", "" if process.timeout_s is None else f"{process.timeout_s:g} s"),
         ("CPU time", "" if process.cpu_s is None else f"{process.cpu_s:.2f} s"),
         ("peak memory", _size(process.peak_memory_bytes)),
+        ("memory", "" if used is None else memory.in_words(used)),
     ]
     return [(name, value) for name, value in facts if value]
 

@@ -46,6 +46,7 @@ from ipytaskpersist.cells import execution, mentions, notebook_magics, variables
 from ipytaskpersist.cells.execution import Outcome, compile_cell, run_cell, run_function
 from ipytaskpersist.cells.install import install_in_process
 from ipytaskpersist.cells.notebook_magics import Carried
+from ipytaskpersist.inspection import listening
 from ipytaskpersist.isolation import random_states
 from ipytaskpersist.isolation.carried_settings import Left, OfProcess
 from ipytaskpersist.runners import prepared_shell, task_rows
@@ -159,6 +160,7 @@ class Child:
         is_durable = getattr(setting, "is_durable", False)
         self._payloads = Payloads(self._directory, is_durable=is_durable)
         shell, task = make_shell(setting, module), self._task()
+        listening.begin(task)
         task.checkpoints = Checkpoints(self._directory, self._record, shell.user_ns)
         self._termination = Termination(task.ending)
         patches = install(shell, task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,30 @@ def find() -> list[Gpu]:
         hidden = f": {VISIBLE} hides them" if found else ""
         raise NoGpus(f"NVIDIA's driver shows no GPU{hidden}")
     return visible
+
+
+def memory_by_process() -> dict[int, int] | None:
+    """Return how much memory of GPUs processes use, in bytes, by their ids.
+
+    None where no driver answers.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # the library is missing, or its driver
+        return None
+    used: Counter[int] = Counter()
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                used[int(each.pid)] += int(each.usedGpuMemory or 0)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    return dict(used)
 
 
 def _gpu(library: Any, index: int) -> Gpu:

@@ -50,6 +50,7 @@ from ipytaskpersist.runners.store_watch import POLLED_LOOK_S, StoreWatch
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
 from ipytaskpersist.runners.task_end import TaskEnd
 from ipytaskpersist.runners.task_rows import TaskRows
+from ipytaskpersist.runners.usage_watch import UsageWatch
 from ipytaskpersist.runners.warm import ForkServer
 from ipytaskpersist.runners.warm_starts import WarmStarts
 from ipytaskpersist.store import environments, problems
@@ -113,6 +114,7 @@ class Supervisor:
         """Messages already logged, which would otherwise recur every turn."""
         self._memory = MemoryEvents()
         self._memory_watch = MemoryWatch()
+        self._usage_watch = UsageWatch()
         self._machine = MachineReader()
         store.session_id, store.say = session_id, self._warn
         self._limit = OpenFiles()
@@ -229,6 +231,8 @@ class Supervisor:
             self._press_at = now + max(PRESS_S, 5 * (time.monotonic() - now))
         if now >= self._memory_watch.next_at:
             self._enforce_memory()
+        if now >= self._usage_watch.next_at:
+            self._guarded("looking at what tasks use", self._look_at_usage)
         self._placements.turn(now)
         has_ended_some = self._finish()
         if self._waiting and (has_ended_some or now >= self._retry_at):
@@ -252,7 +256,8 @@ class Supervisor:
     def _take_output(self) -> None:
         """Wait a moment for output and read it, channels before streams."""
         streams: list[tuple[Supervised, int]] = []
-        wake_at = min(self._look_at, self._memory_watch.next_at, self._placements.next_at)
+        watches = (self._memory_watch, self._usage_watch, self._placements)
+        wake_at = min(self._look_at, *(each.next_at for each in watches))
         if self._limited:
             wake_at = min(wake_at, self._press_at)
         for key, _events in self._selector.select(max(0.0, wake_at - time.monotonic())):
@@ -446,6 +451,7 @@ class Supervisor:
         if process.timeout_s is not None:
             self._limited.add(task)
         self._memory_watch.add(task)
+        self._usage_watch.add(task)
         self._count_live()
         start = task.leader.start if task.leader else None
         self._recorder.post(
@@ -534,6 +540,13 @@ class Supervisor:
             limit = short_size(task.record.memory_bytes or 0)
             reason = f"{USED}{size(task.memory_bytes)} of its {limit}"
             self._ask_to_end(task, TaskState.FAILED, reason, snapshot, at_once=True)
+
+    def _look_at_usage(self) -> None:
+        def save(texts: Mapping[int, str]) -> None:
+            if not self._recorder.is_aside:
+                self._recorder.post(lambda store: store.processes.note_usage(texts))
+
+        self._usage_watch.look(save)
 
     def _pause_and_continue(self) -> None:
         running = {task.record.task_key: task for task in self._tasks.values()}
@@ -630,6 +643,7 @@ class Supervisor:
     def _record_end(self, task: Supervised | Placed, end: End) -> None:
         key = task.record.task_key
         task.note_checkpoint()
+        usage = self._usage_watch.discard(task) if isinstance(task, Supervised) else None
         task_end = TaskEnd(
             key, end.state, end.reason, end.exit_code, time.time(), task.results, task.post_mortem
         )
@@ -637,6 +651,8 @@ class Supervisor:
         def record(store: TaskStore) -> None:
             if task.used is not None:
                 store.processes.used(key, *task.used)
+            if usage is not None and not self._recorder.is_aside:
+                store.processes.note_usage({key: usage.as_stored()})
             task_end.record(store, task.recording)
             if task.record.keeps_environment:
                 reconciling.forget_environments(store)

@@ -27,6 +27,7 @@ from ipytaskpersist.cells.execution import (
     close_loop_of_thread,
 )
 from ipytaskpersist.errors import NoThread
+from ipytaskpersist.inspection import listening
 from ipytaskpersist.isolation import working_directory
 from ipytaskpersist.isolation.context_variables import Contexts
 from ipytaskpersist.isolation.thread_settings import Launched, ThreadSettings
@@ -134,6 +135,7 @@ class ThreadRunner:
         self._active: dict[int, RunningTask] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._ended: dict[int, threading.Event] = {}
+        self._listener = listening.begin(None)
 
     def reserve(self) -> Worker:
         """Return a thread for a task about to be recorded: a task without one would wait for ever.
@@ -283,6 +285,8 @@ class ThreadRunner:
     def _outcome(self, task: RunningTask, work: Work) -> Outcome:
         try:
             task.begin()
+            if self._listener is not None:
+                self._listener.note_threads()
             outcome = work(task)
         except BaseException as error:
             if task.cancelled:
@@ -366,6 +370,8 @@ class ThreadRunner:
         while self._idle:
             self._idle.pop().retire()
         self._guarded.close()
+        if self._listener is not None:
+            self._listener.end()
 
     def end_children(self) -> None:
         """End all child processes of the tasks, because this process is ending."""

@@ -117,6 +117,11 @@ class Cancellation:
         """Whether the cell has a thread in which it can be cancelled."""
         return self._thread_id != 0
 
+    @property
+    def thread_id(self) -> int:
+        """Identifier of the cell's thread; 0 before it has one."""
+        return self._thread_id
+
     def runs_in(self, thread_id: int) -> bool:
         """Whether this is the cell's thread."""
         return thread_id == self._thread_id

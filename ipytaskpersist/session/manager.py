@@ -15,6 +15,7 @@ from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.upkeep import UpkeepTimer
 from ipytaskpersist.session.changing import TaskChanges
 from ipytaskpersist.session.finding import TaskFinder
+from ipytaskpersist.session.inspecting import Inspecting
 from ipytaskpersist.session.own_session import OwnSession
 from ipytaskpersist.session.provenance import GitWatch
 from ipytaskpersist.session.queueing import Queueing
@@ -57,6 +58,7 @@ class BackgroundTasks(TaskSettings):
         self.session = OwnSession(self, self.store, self.upkeep)
         self.runners = Runners(self, self.store, self.payloads, self.session, self.git)
         self.tasks = TaskFinder(self.store, self.archives, self.session, self.runners)
+        self.inspecting = Inspecting(self.store, self.tasks)
         self.waiting = Waiting(self.store, self.tasks, self.runners)
         self.changes = TaskChanges(
             self.store,

@@ -12,6 +12,7 @@ from ipytaskpersist.base.process_identity import ProcessIdentity, pid_namespace
 from ipytaskpersist.base.records import Options, ProcessRecord, SupervisorRecord, from_timestamp
 from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.base.schedules import Schedule
+from ipytaskpersist.base.usage import Usage
 from ipytaskpersist.store.booking import Machine, gpu_ids_of, lend, note_lacks
 from ipytaskpersist.store.claiming import ready
 from ipytaskpersist.store.file.database import Database, storable
@@ -244,6 +245,19 @@ class Processes:
             "UPDATE processes SET cpu_s = ?, peak_memory_bytes = ? WHERE task_key = ?",
             (cpu_s, peak_memory_bytes, task_key),
         )
+
+    def note_usage(self, texts: Mapping[int, str]) -> None:
+        """Record what tasks have used over time (`Usage.as_stored`), by the tasks' rows."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "UPDATE processes SET usage = ? WHERE task_key = ?",
+                [(text, key) for key, text in texts.items()],
+            )
+
+    def usage(self, task_key: int) -> Usage | None:
+        """Return what a task has used over time; None when that is not known."""
+        row = self._database.row("SELECT usage FROM processes WHERE task_key = ?", (task_key,))
+        return None if row is None or row[0] is None else Usage.from_stored(row[0])
 
     def last_peak(self, notebook_key: int, name: str) -> int | None:
         """Return the peak memory of the last task with this name in a notebook, in bytes.

@@ -5,7 +5,7 @@
 #include <string.h>
 
 typedef struct { unsigned long long total, free, used; } memory_t;
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, DRIVER_NOT_LOADED = 9 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9 };
 
 static int line_of(unsigned int wanted, char *uuid, memory_t *memory)
 {
@@ -65,4 +65,27 @@ int nvmlDeviceGetName(void *handle, char *name, unsigned int length)
     (void)handle;
     snprintf(name, length, "Fake GPU");
     return SUCCESS;
+}
+
+typedef struct { unsigned int pid; unsigned long long used; unsigned int instance, compute; } process_t;
+
+/* The processes are in a file of their own, with one line each: index of the GPU, pid, bytes. */
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned int *count, process_t *found)
+{
+    const char *path = getenv("FAKE_GPU_PROCESSES");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    unsigned int room = found ? *count : 0, index, pid;
+    unsigned long long used;
+    *count = 0;
+    if (file == NULL)
+        return SUCCESS;
+    while (fscanf(file, "%u %u %llu", &index, &pid, &used) == 3) {
+        if (index + 1 != (unsigned int)(size_t)handle)
+            continue;
+        if (*count < room)
+            found[*count] = (process_t){pid, used, 0, 0};
+        ++*count;
+    }
+    fclose(file);
+    return *count > room ? INSUFFICIENT_SIZE : SUCCESS;
 }

@@ -180,7 +180,9 @@ def test_gpus_are_lent_by_what_their_driver_says_is_free(
         (tmp_path / "new").rename(file)
 
     have(24, 9)
+    processes = tmp_path / "processes"
     env = {"LD_LIBRARY_PATH": str(driver), "FAKE_GPUS": str(file)}
+    env["FAKE_GPU_PROCESSES"] = str(processes)
     shared = Shared(make_kernel(notebook=tmp_path / "a.ipynb", env=env), tmp_path)
     refuses(shared, {
         "--shell --gpus 3": "--gpus 3 is more than this machine has: 2 GPUs",
@@ -196,6 +198,10 @@ def test_gpus_are_lent_by_what_their_driver_says_is_free(
     assert shared.await_lack("large") == "GPU 1 has 1 of 20 GB free"
     until(lambda: "got GPU-1a" in shared.say("%bg_output small --raw"), 30, "its environment")
     assert "1 GPU with 8 GB" in shared.say("%bg_show small")
+    pid = json.loads(shared.say("%bg_show small --json"))["process"]["pid"]
+    processes.write_text(f"0 1 {GB}\n1 {pid} {3 * GB}\n")
+    used = json.loads(shared.say("%bg_top --json --every 0.1s"))["tasks"]
+    assert {each["name"]: each["gpu_bytes"] for each in used} == {"whole": 0, "small": 3 * GB}
     shared.end("small")
     until(lambda: shared.await_lack("large") == "GPU 1 has 9 of 20 GB free", 30, "the new figure")
     have(24, 23)  # the stranger has ended

@@ -308,6 +308,8 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["group", STEERING, "--width", "1"], ["group", f"x{STEERING}"], ["groups"],
         ["groups", "--json"], ["move", STEERING, "--first"], ["move", ids[0], "--before", STEERING],
         *([verb, "--group", STEERING] for verb in ("pause", "continue")), ["pause", ids[0]],
+        *(["stack", task] for task in ids), ["stack", STEERING], ["stack", ids[0], "--json"],
+        ["top", "--all", "--times", "1"], ["top", "--all", "--json"], ["top", "--every", STEERING],
         ["run", STEERING], ["run", "evil.ipynb"], ["run", "evil.ipynb", "-p", STEERING],
         ["places"], ["places", "--json"],
         ["places", STEERING], ["service", STEERING], ["service", "status"], ["service", "run"],

@@ -26,8 +26,8 @@ DOCUMENTATION = ROOT.parent / "docs" / "commands.md"
 
 WINGS = (
     "commands", "server", "panel", "filling", "display", "session", "doctor", "history", "runners",
-    "cells", "notify", "output", "values", "capture", "isolation", "places", "store", "running",
-    "text", "base",
+    "cells", "notify", "output", "values", "capture", "isolation", "places", "store",
+    "inspection", "running", "text", "base",
 )  # fmt: skip
 """A wing imports only from the wings that stand after it."""
 DOOR = {"__init__", "__main__", "extension", "api", "errors"}

@@ -784,6 +784,15 @@ M013_COLUMNS = (
 )
 
 
+@additive_step
+def m014_usage(db: Database) -> None:
+    """What a task's processes have used over time, as JSON."""
+    db.conn.execute(M014_COLUMN)
+
+
+M014_COLUMN = "ALTER TABLE processes ADD COLUMN usage TEXT"
+
+
 @contextmanager
 def without_triggers(connection: Any) -> Iterator[None]:
     """Take the triggers away for as long as finished rows are copied in, in one transaction.

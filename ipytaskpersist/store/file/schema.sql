@@ -169,7 +169,7 @@ CREATE TABLE processes (
         pid INTEGER,
         process_start TEXT,
         cpu_s REAL,
-        peak_memory_bytes INTEGER, pid_namespace INTEGER, interpreter TEXT, whole_environment INTEGER NOT NULL DEFAULT 0, runs_at TEXT, spool_offset INTEGER NOT NULL DEFAULT 0, far TEXT,
+        peak_memory_bytes INTEGER, pid_namespace INTEGER, interpreter TEXT, whole_environment INTEGER NOT NULL DEFAULT 0, runs_at TEXT, spool_offset INTEGER NOT NULL DEFAULT 0, far TEXT, usage TEXT,
         CHECK ((script IS NULL) = (script_as IS NULL))
     ) STRICT;
 
@@ -399,10 +399,13 @@ VALUES ('ipytaskpersist', 'm012_environments', strftime('%Y-%m-%d %H:%M:%f000+00
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
 VALUES ('ipytaskpersist', 'm013_places', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
 
+INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
+VALUES ('ipytaskpersist', 'm014_usage', strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now'));
+
 INSERT INTO sqlite_sequence VALUES ('events', 0);
 
 INSERT INTO sqlite_sequence VALUES ('outputs', 0);
 
-PRAGMA user_version = 13;
+PRAGMA user_version = 14;
 
-PRAGMA application_id = 851981;
+PRAGMA application_id = 917517;

@@ -1,0 +1,1 @@
+"""What a running task does now: the stacks of its threads, coroutines and processes."""
