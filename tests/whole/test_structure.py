@@ -25,7 +25,7 @@ ROOT = Path(ipytaskpersist.__file__).parent
 DOCUMENTATION = ROOT.parent / "docs" / "commands.md"
 
 WINGS = (
-    "commands", "server", "panel", "filling", "display", "session", "doctor", "history", "runners",
+    "commands", "agents", "server", "panel", "filling", "display", "session", "doctor", "history", "runners",
     "cells", "notify", "output", "values", "capture", "isolation", "places", "store", "running",
     "text", "base",
 )  # fmt: skip
