@@ -5,6 +5,7 @@ The SDK speaks the protocol. Tools run in threads, because they read a database 
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ def make_server(tools: Sequence[Tool], version: str, instructions: str) -> Serve
     ) -> types.CallToolResult:
         tool = known.get(params.name)
         if tool is None:
-            return _result(Answer(f'{{"error":"there is no tool; there are {", ".join(known)}"}}'))
+            said = f"this server has no such tool; it has {', '.join(known)}"
+            return _result(Answer(json.dumps({"error": said}), is_error=True))
         return _result(await _call(context, tool, params.arguments or {}))
 
     return Server(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipytaskpersist.agents.bounding import brief
 from ipytaskpersist.agents.tools import Progress
@@ -14,9 +14,11 @@ from ipytaskpersist.base.records import TaskRecord
 from ipytaskpersist.commands.surfaces import Surface, Waiting
 from ipytaskpersist.errors import ConfirmationNeeded
 from ipytaskpersist.output import replay
-from ipytaskpersist.session.launcher import Launched
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.text import formatting
+
+if TYPE_CHECKING:
+    from ipytaskpersist.session.launcher import Launched
 
 LAST_LINES = 5
 COMMAND = re.compile(r"(?:%bg_|jupyter bg )(\w+)")

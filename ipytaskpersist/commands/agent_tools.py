@@ -13,13 +13,12 @@ from uuid import uuid4
 
 import click
 
-from ipytaskpersist.agents import open_kernels
 from ipytaskpersist.agents.bounding import bounded, brief, without_empty
 from ipytaskpersist.agents.captured_prints import captured_prints
 from ipytaskpersist.agents.tools import Answer, CallEnded, Picture, Progress, Tool
 from ipytaskpersist.base.foreign_errors import describe
 from ipytaskpersist.commands.agent_surface import AgentSurface
-from ipytaskpersist.commands.definition import every_verb, json_text, run
+from ipytaskpersist.commands.definition import json_text, run, verbs
 from ipytaskpersist.commands.launching import background
 from ipytaskpersist.errors import BackgroundError, InvalidRequest
 from ipytaskpersist.output.window import newest_shown
@@ -53,6 +52,7 @@ HIDDEN = (
     "session",
 )
 """Options that have no use in a call, or take what only a person may decide."""
+FLAG = re.compile(r"--([a-z][a-z-]*)")
 OF_RUN = (
     *("shell", "process", "notebook", "parameters", "named", "key", "cwd", "env", "timeout"),
     *("after", "cpus", "memory", "gpus", "retries", "tags"),
@@ -82,9 +82,10 @@ def tools_of(manager: BackgroundTasks, allowed: Allowed) -> list[Tool]:
 
 def _offered() -> tuple[list[click.Command], list[click.Command]]:
     """Return the commands that read, and those that change something."""
-    commands = every_verb()
+    context = click.Context(verbs)
     reading, changing = (
-        [commands[name] for name in names if name in commands] for names in (READING, CHANGING)
+        [found for name in names if (found := verbs.get_command(context, name)) is not None]
+        for names in (READING, CHANGING)
     )
     return reading, changing
 
@@ -116,7 +117,10 @@ def _schema_of(param: click.Parameter) -> dict[str, Any]:
     if _is_several(param):
         schema = {"type": "array", "items": schema}
     text = getattr(param, "help", None)
-    return {**schema, "description": _first_sentence(text)} if text else schema
+    if not text:
+        return schema
+    said = FLAG.sub(lambda flag: flag[1].replace("-", "_"), _first_sentence(text))
+    return {**schema, "description": said}
 
 
 def _is_several(param: click.Parameter) -> bool:
@@ -336,6 +340,8 @@ class LaunchCall(Call):
     ) -> None:
         if not code.strip() or arguments.get("notebook"):
             raise InvalidRequest("kernel takes code to run, not a whole notebook")
+        from ipytaskpersist.agents import open_kernels
+
         key = str(arguments.get("key") or uuid4().hex)
         words = self.line({**arguments, "key": key})
         store = self.manager.store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import sys
@@ -91,6 +92,7 @@ def _configuration(directory: Path, flags: list[str], port: int | None) -> dict[
 
 
 def _serve(manager: BackgroundTasks, port: int | None, *, changes: bool, kernels: bool) -> None:
+    gc.disable()  # the SDK makes thousands of classes, and none of them is garbage
     try:
         from ipytaskpersist.agents import protocol
     except ImportError as error:
@@ -104,6 +106,8 @@ def _serve(manager: BackgroundTasks, port: int | None, *, changes: bool, kernels
 
     tools = tools_of(manager, Allowed(changes, kernels))
     version = importlib.metadata.version("ipytaskpersist")
+    gc.freeze()
+    gc.enable()
     server = protocol.make_server(tools, version, INSTRUCTIONS + ("" if changes else ONLY_READS))
     if port is None:
         protocol.serve_stdio(server)
