@@ -89,8 +89,8 @@ def background(
     the task is ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and
     `outputs` name the variables that a Python process receives and leaves; by default those that
     the source uses and assigns. `fresh` has it begin in a fresh interpreter instead of a copy of a
-    warm one. `tags` are words by which lists find the task again. A second call with the same `key` in
-    this notebook starts nothing and returns the task of the first one. `notify` sends
+    warm one. `tags` are words by which lists find the task again. A second call with the same `key`
+    in this notebook starts nothing and returns the task of the first one. `notify` sends
     a notification of its end to the places of the setting `notify`, and to the places given here.
     `if_running` says what to do while the task of an earlier run of the same cell still runs:
     ``ask``, ``attach`` (which returns that task), ``replace`` or ``new``; by default the setting

@@ -14,7 +14,7 @@ _captured: ContextVar[tuple[io.StringIO, io.StringIO] | None] = ContextVar(
 
 
 class _Diverted(io.TextIOBase):
-    """A standard stream whose text goes to the call that prints it, else to the process's stderr."""
+    """A standard stream whose text goes to the call that prints it, else to the real stderr."""
 
     encoding = "utf-8"
     errors = "replace"

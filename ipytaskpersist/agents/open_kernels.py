@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -128,8 +129,9 @@ def _connection_file(session: SessionRecord) -> str:
     with suppress(psutil.Error):
         process = psutil.Process(session.pid)
         words = process.cmdline()
-        given = [after for before, after in zip(words, words[1:], strict=False)
-                 if before in CONNECTION]
+        given = [
+            after for before, after in pairwise(words) if before in CONNECTION
+        ]
         given += [word.partition("=")[2] for word in words if word.startswith(CONNECTION[1:])]
         for path in filter(None, given):
             found = Path(process.cwd()) / path

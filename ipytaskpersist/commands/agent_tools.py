@@ -73,7 +73,7 @@ class Allowed:
 def tools_of(manager: BackgroundTasks, allowed: Allowed) -> list[Tool]:
     """Return the tools for what is allowed."""
     reading, changing = _offered()
-    calls = [VerbCall(manager, command, is_reading=True) for command in reading]
+    calls: list[Call] = [VerbCall(manager, command, is_reading=True) for command in reading]
     if allowed.changes:
         calls += [VerbCall(manager, command, is_reading=False) for command in changing]
         calls.append(LaunchCall(manager, allowed))
@@ -201,12 +201,23 @@ class Call:
 
     def line(self, arguments: Arguments) -> list[str]:
         """Return the words of the command line that the arguments mean."""
-        given = [(self.params[name], value) for name, value in arguments.items()
-                 if name in self.params and value is not None]
-        options = [word for param, value in given if isinstance(param, click.Option)
-                   for word in _words(param, value)]
-        refs = [word for param, value in given if isinstance(param, click.Argument)
-                for word in _words(param, value)]
+        given = [
+            (self.params[name], value)
+            for name, value in arguments.items()
+            if name in self.params and value is not None
+        ]
+        options = [
+            word
+            for param, value in given
+            if isinstance(param, click.Option)
+            for word in _words(param, value)
+        ]
+        refs = [
+            word
+            for param, value in given
+            if isinstance(param, click.Argument)
+            for word in _words(param, value)
+        ]
         return [*options, "--", *refs]
 
     def answer(
@@ -314,7 +325,10 @@ class LaunchCall(Call):
         params = [param for param in background.params if param.name in OF_RUN]
         super().__init__(manager, "run", params, RUNS)
         self._lock = threading.Lock()
-        self.more = {"code": {"type": "string"}, **({"kernel": OF_KERNEL} if allowed.kernels else {})}
+        self.more = {
+            "code": {"type": "string"},
+            **({"kernel": OF_KERNEL} if allowed.kernels else {}),
+        }
 
     def _run(
         self, surface: AgentSurface, arguments: Arguments, printed: StringIO, noted: StringIO

@@ -641,8 +641,8 @@ class Launcher:
     def _require_shell(self) -> InteractiveShell:
         if self._shell is None:
             raise InvalidRequest(
-                "a Python cell can run in a thread of IPython or a notebook only; start one and type "
-                "%load_ext ipytaskpersist, or run it in a process of its own"
+                "Python runs in a thread of IPython or a notebook only; start one and type "
+                "%load_ext ipytaskpersist, or run it in a process of its own: process=True"
             )
         return self._shell
 

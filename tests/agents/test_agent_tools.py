@@ -92,7 +92,7 @@ print(bg.background("echo once >> made", shell=True, key="same").id)
 """
     made = run_together(f"import os; os.chdir({str(tmp_path)!r})\n{code}", state, 3)
     assert len({each.stdout for each in made}) == 1, made
-    until(lambda: (tmp_path / "made").exists(), 30, "the task has run")
+    until((tmp_path / "made").exists, 30, "the task has run")
     assert (tmp_path / "made").read_text() == "once\n"
     end_processes_of(state)
 
@@ -228,7 +228,7 @@ def test_servers_and_kernels_are_killed_and_nothing_is_lost_or_run_twice(tmp_pat
                 part = agent.call("output", ref=ids[0], from_byte=position)
                 text, position = text + part["text"], part["next"]
                 agent.call("wait", refs=ids, timeout=0.5)
-            while {each["state"] for each in agent.call("wait", refs=ids)["tasks"]} != {"completed"}:
+            while any(task["state"] == "running" for task in agent.call("wait", refs=ids)["tasks"]):
                 pass
             text += agent.call("output", ref=ids[0], from_byte=position)["text"]
             assert agent.call("result", ref=ids[1])["text"] == "42"

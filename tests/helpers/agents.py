@@ -56,9 +56,7 @@ class Agent:
             )
         client: Any = self._portal.wrap_async_context_manager(Client(transport, mode=mode))
         self._client: Client = self._cleanup.enter_context(client)
-        self._server = [
-            child for child in psutil.Process().children() if child.pid not in before
-        ]
+        self._server = [child for child in psutil.Process().children() if child.pid not in before]
 
     def __enter__(self) -> Agent:
         return self

@@ -25,9 +25,9 @@ ROOT = Path(ipytaskpersist.__file__).parent
 DOCUMENTATION = ROOT.parent / "docs" / "commands.md"
 
 WINGS = (
-    "commands", "agents", "server", "panel", "filling", "display", "session", "doctor", "history", "runners",
-    "cells", "notify", "output", "values", "capture", "isolation", "places", "store", "running",
-    "text", "base",
+    "commands", "agents", "server", "panel", "filling", "display", "session", "doctor", "history",
+    "runners", "cells", "notify", "output", "values", "capture", "isolation", "places", "store",
+    "running", "text", "base",
 )  # fmt: skip
 """A wing imports only from the wings that stand after it."""
 DOOR = {"__init__", "__main__", "extension", "api", "errors"}
