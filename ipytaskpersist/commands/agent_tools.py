@@ -334,10 +334,10 @@ class LaunchCall(Call):
         self, surface: AgentSurface, arguments: Arguments, printed: StringIO, noted: StringIO
     ) -> Answer:
         kernel, code = arguments.get("kernel"), str(arguments.get("code") or "")
-        with self._lock:
-            if kernel is not None:
-                self._launch_there(surface, arguments, str(kernel), code)
-            else:
+        if kernel is not None:
+            self._launch_there(surface, arguments, str(kernel), code)
+        else:
+            with self._lock:
                 self._launch_here(surface, arguments, code)
         return Answer(_encoded(self.answer(surface, noted, ANSWER_BYTES)))
 
