@@ -129,9 +129,7 @@ def _connection_file(session: SessionRecord) -> str:
     with suppress(psutil.Error):
         process = psutil.Process(session.pid)
         words = process.cmdline()
-        given = [
-            after for before, after in pairwise(words) if before in CONNECTION
-        ]
+        given = [after for before, after in pairwise(words) if before in CONNECTION]
         given += [word.partition("=")[2] for word in words if word.startswith(CONNECTION[1:])]
         for path in filter(None, given):
             found = Path(process.cwd()) / path

@@ -115,7 +115,8 @@ def _pieces(
         else:
             high = middle
     position = _bytes_before(store, task_key, kinds, low)
-    for record in store.outputs.of(task_key, kinds=kinds, after=low - 1, until=last):
+    read = store.outputs.of(task_key, kinds=kinds, after=low - 1, until=last, at_once=2)
+    for record in read:
         if position >= end:
             return
         yield record.data[max(0, begin - position) : end - position]
