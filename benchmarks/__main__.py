@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    agents,
     cards,
     commands,
     encryption,
@@ -69,6 +70,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Row]]] = {
     "claim": queueing.claiming,
     "queue": queueing.queue,
     "search": searching.searching,
+    "agents": agents.agents,
     "card": cards.card,
     "panel": panel.panel,
     "page": page.page,

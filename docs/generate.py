@@ -41,6 +41,8 @@ VARIABLES = {
     "threads. The trait `wait_at_exit_s` takes precedence.",
     "IPYTASKPERSIST_NOTEBOOK": "The path of the notebook to which this process belongs. The trait "
     "`notebook` comes before it; `JPY_SESSION_NAME`, which a Jupyter server sets, after it.",
+    "IPYTASKPERSIST_MCP_TOKEN": "The token of `jupyter bg mcp --http`; a new one for each start "
+    "without it. Tasks do not inherit it.",
     "IPYTASKPERSIST_TASK": "Set in each process of a process or shell task: the task's id. A "
     "process that has it belongs to the task, and ends when the task is cancelled. In what a task "
     "in a thread has started the id is followed by the kernel's identity: it ends with the kernel.",

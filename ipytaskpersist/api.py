@@ -61,6 +61,7 @@ def background(
     outputs: Sequence[str] | None = None,
     fresh: bool = False,
     tags: Sequence[str] = (),
+    key: str = "",
     notify: bool | Sequence[str] = False,
     if_running: str = "",
     after: Sequence[Task | str | int] = (),
@@ -89,7 +90,8 @@ def background(
     the task is ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and
     `outputs` name the variables that a Python process receives and leaves; by default those that
     the source uses and assigns. `fresh` has it begin in a fresh interpreter instead of a copy of a
-    warm one. `tags` are words by which lists find the task again. `notify` sends
+    warm one. `tags` are words by which lists find the task again. A second call with the same `key`
+    in this notebook starts nothing and returns the task of the first one. `notify` sends
     a notification of its end to the places of the setting `notify`, and to the places given here.
     `if_running` says what to do while the task of an earlier run of the same cell still runs:
     ``ask``, ``attach`` (which returns that task), ``replace`` or ``new``; by default the setting
@@ -139,7 +141,7 @@ def background(
     needs = _needs(cpus, memory, gpus, gpu_memory)
     place = replace(needs, after=_references(after), group=group, priority=priority, at=_time(at))
     request = Request(
-        *(name, where, options, tags, bool(notify), notify_to, if_running),
+        *(name, where, options, tags, key, bool(notify), notify_to, if_running),
         place=place,
         retries=retries_of(retries, on_cause, delay, max_delay, memory_factor),
         schedule=schedule_of(every, cron, missed),
@@ -158,6 +160,7 @@ def run_notebook(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     tags: Sequence[str] = (),
+    key: str = "",
     notify: bool | Sequence[str] = False,
     if_running: str = "",
     after: Sequence[Task | str | int] = (),
@@ -198,6 +201,7 @@ def run_notebook(
         name,
         options=options,
         tags=tags,
+        key=key,
         notify=bool(notify),
         notify_to=[] if isinstance(notify, bool) else list(notify),
         if_running=if_running,

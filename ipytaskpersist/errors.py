@@ -39,6 +39,10 @@ class AlreadyRunAgain(BackgroundError):
     """The interrupted task has already been run again elsewhere."""
 
 
+class AlreadyLaunched(BackgroundError):
+    """Another process has just launched the task with this key."""
+
+
 class TaskNotDone(BackgroundError):
     """The task has not ended, so the requested data does not exist yet."""
 

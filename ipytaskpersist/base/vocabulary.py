@@ -20,6 +20,7 @@ MODULE_OF = {
     "keep": "keeping",
     "list": "reading",
     "load": "launching",
+    "mcp": "agents",
     "move": "queueing",
     "output": "task_output",
     "panel": "panel",

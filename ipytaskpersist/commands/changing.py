@@ -59,7 +59,7 @@ def wait(
         waiting.close()
     surface.ends_shown(ended)
     late = [task for task in ended if not task.state.is_final]
-    if late and (check or not surface.is_ipython):
+    if late and (check or surface.has_exit_status):
         labels = ", ".join(task.label for task in late)
         raise TaskNotDone(f"still running after {timeout:g} s: {labels}")
     failed = [task for task in ended if task.state.is_final and task.exit_code != 0]

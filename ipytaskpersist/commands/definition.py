@@ -163,9 +163,10 @@ def print_json(document: Any) -> None:
     click.echo(json_text(document))
 
 
-def json_text(document: Any) -> str:
-    """Return a JSON document."""
-    text = json.dumps(document, ensure_ascii=False, indent=2)
+def json_text(document: Any, indent: int | None = 2) -> str:
+    """Return a JSON document; without an indent, in one line."""
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(document, ensure_ascii=False, indent=indent, separators=separators)
     # JSON escapes less than needed: escape characters that control a terminal or reverse text.
     return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

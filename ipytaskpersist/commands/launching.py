@@ -172,6 +172,10 @@ OF_TASKS: Decorators = (
         help="What to do while this cell's task still runs. Default: the setting if_running.",
     ),
     click.option(
+        "--key", default="", metavar="WORD",
+        help="A second launch with the same key starts nothing and gives the same task.",
+    ),
+    click.option(
         "--tag", "tags", multiple=True, metavar="TAG", shell_complete=completion.tags,
         help="A word by which list finds it again. May be given several times.",
     ),
@@ -259,7 +263,7 @@ def _request(
         given.pop("retries"), causes, *(given.pop(option) for option in BETWEEN_TRIES)
     )
     schedule = schedule_of(given.pop("every"), given.pop("cron"), given.pop("missed") or "")
-    apart = ("tags", "notify", "notify_to", "if_running")
+    apart = ("tags", "key", "notify", "notify_to", "if_running")
     more = {option: given.pop(option) for option in apart} | {"on": given.pop("on", "")}
     more |= {"notebook": notebook, "retries": retries, "schedule": schedule}
     return Request(name, where, Options(**given), place=place, **more)

@@ -139,15 +139,16 @@ def result(surface: Surface, manager: BackgroundTasks, ref: str | None, as_json:
             f"task {task.label} is a shell command, which has no result; "
             f"%bg_output {task.number} shows what it printed"
         )
-    value = manager.results.value(task)
+    value = manager.results.value(task) if surface.loads_values else None
     if as_json:
         kept = manager.tasks.store_of(task).results.get(task.key)
+        known = {"value": _json_or_none(value)} if surface.loads_values else {}
         print_json(
             {
                 "id": task.id,
                 "number": task.number,
                 "name": task.name or None,
-                "value": _json_or_none(value),
+                **known,
                 "text": kept.text if kept else None,
             }
         )

@@ -47,6 +47,9 @@ class Surface:
     """A terminal. The base class, because every surface can at least print."""
 
     is_ipython = False
+    has_exit_status = True
+    loads_values = True
+    """Whether a result may be loaded here. Loading a pickle runs its code."""
 
     def __init__(self, manager: BackgroundTasks) -> None:
         self.manager = manager
@@ -214,6 +217,7 @@ class IPythonSurface(Surface):
     """The IPython terminal."""
 
     is_ipython = True
+    has_exit_status = False
 
     def __init__(self, manager: BackgroundTasks, shell: InteractiveShell) -> None:
         super().__init__(manager)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.output import replay
 from ipytaskpersist.output.folding import COMMAND, Fold, FoldedOutputs, text_bytes
 from ipytaskpersist.output.replay import Output
+from ipytaskpersist.output.window import AT_MOST, Window, newest_shown, window
 from ipytaskpersist.session.manager import BackgroundTasks
 from ipytaskpersist.store.file.database import CommitWatch
 from ipytaskpersist.store.task_store import TaskStore
@@ -77,6 +78,14 @@ class Part:
 @click.option("--raw", is_flag=True, help="The bytes of its streams as they were written.")
 @click.option("--head", type=click.IntRange(min=0), metavar="N", help="Only the first N lines.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@click.option(
+    "--at-most", type=click.IntRange(min=1), metavar="N",
+    help="At most N bytes of its text: the last ones, or those from --from-byte on.",
+)  # fmt: skip
+@click.option(
+    "--from-byte", type=click.IntRange(min=0), metavar="N",
+    help=f"Its text from byte N on, {AT_MOST:,} bytes or --at-most; says where the next begins.",
+)  # fmt: skip
 @click.option("--follow", is_flag=True, help="Go on until the task ends; interrupt to leave.")
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -94,6 +103,8 @@ def output(
     raw: bool,
     head: int | None,
     tail: int | None,
+    at_most: int | None,
+    from_byte: int | None,
     follow: bool,
     save: Path | None,
     as_json: bool,
@@ -105,12 +116,22 @@ def output(
     refuse_together({"--head": head is not None, "--tail": tail is not None, "--follow": follow})
     ways = {"--follow": follow, "--save": save is not None, "--raw": raw, "--json": as_json}
     refuse_together(ways)
+    by_bytes = {"--at-most": at_most is not None, "--from-byte": from_byte is not None}
+    bounded = next((flag for flag, is_given in by_bytes.items() if is_given), "")
+    for flag, is_given in {"--head": head is not None, **ways, "--json": False}.items():
+        refuse_together({bounded: bool(bounded), flag: is_given})
+    refuse_together({"--from-byte": from_byte is not None, "--tail": tail is not None})
     refuse_together({"--all": every_task, "references": bool(refs)})
     find = manager.tasks.find_live if follow else manager.tasks.find_all
     tasks = _all(manager) if every_task else find(refs)
     chosen = {OutputKind.STDOUT: stdout, OutputKind.STDERR: stderr}
     part = Part(tuple(kind for kind, wanted in chosen.items() if wanted), head, tail)
-    if follow:
+    if bounded:
+        task = _only(tasks, bounded)
+        read = partial(window, from_byte=from_byte, at_most=at_most or AT_MOST, tail=tail)
+        found = read(manager.tasks.store_of(task), task.key, part.kinds)
+        _show_window(surface, manager, task, found, as_json=as_json)
+    elif follow:
         _follow(surface, manager, _only(tasks, "--follow"), part.kinds)
     elif as_json:
         in_list = every_task or len(refs) > 1 or len(tasks) > 1
@@ -121,6 +142,32 @@ def output(
         _say_state(surface, manager, task)
     else:
         _show_all(surface, manager, tasks, part, raw=raw)
+
+
+def _show_window(
+    surface: Surface, manager: BackgroundTasks, task: TaskRecord, found: Window, *, as_json: bool
+) -> None:
+    """Show a part of a task's text, and say where the next one begins."""
+    if as_json:
+        is_end = found.next == found.size
+        shown = newest_shown(manager.tasks.store_of(task), task.key) if is_end else []
+        document = {
+            "id": task.id,
+            "number": task.number,
+            "name": task.name or None,
+            "state": task.state.value,
+            **found.as_json(),
+            "shown": [each.as_json() for each in shown],
+        }
+        surface.document(json_text(document))
+        return
+    surface.output({"output_type": "stream", "name": "stdout", "text": f"{found.text}\n"})
+    surface.end_of_output()
+    said = f"bytes {found.from_byte:,} to {found.next:,} of {found.size:,}"
+    if found.next < found.size:
+        said += f": %bg_output {_named(manager, task)} --from-byte {found.next} goes on"
+    print(surface.in_words(said), file=sys.stderr)
+    _say_state(surface, manager, task)
 
 
 def _all(manager: BackgroundTasks) -> list[TaskRecord]:

@@ -61,7 +61,13 @@ def _where(task: TaskRecord) -> str:
 
 
 def attached(task: TaskRecord, source: str, now: datetime) -> str:
-    """Return the line that says that nothing was started, because the cell's task still runs."""
+    """Return the line that says that nothing was started.
+
+    The cell's task still runs, or the task of this key is known already.
+    """
+    if task.state.is_final:
+        state = task.state.value
+        return legible(f"nothing was started: task {task.label} was launched before: {state}")
     since = formatting.clock(task.started_at or task.created_at, now)
     text = f"nothing was started: task {task.label} of this cell has run since {since}"
     if task.source != source:

@@ -27,7 +27,7 @@ from ipytaskpersist.base.records import (
 from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.cells import mentions, notebook_magics, shell_commands, variables
 from ipytaskpersist.cells.shell_commands import ShellCommand
-from ipytaskpersist.errors import InvalidRequest, NamesMissing
+from ipytaskpersist.errors import AlreadyLaunched, InvalidRequest, NamesMissing
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.upkeep import UpkeepTimer
 from ipytaskpersist.notify import targets
@@ -36,6 +36,7 @@ from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
 from ipytaskpersist.session import (
     going_on,
+    launch_keys,
     missing_names,
     places,
     provenance,
@@ -162,12 +163,36 @@ class Launcher:
         check(request.options)
         check_tags(request.tags)
         check_name(request.name)
+        if request.key:
+            return self._launch_once(source, request)
         wanted = self._cell_runs.wanted(request)
         earlier = [] if wanted == NEW else self._cell_runs.earlier(self._run_of(source, request))
         if earlier and wanted == ATTACH:
             return Launched(earlier[-1], is_new=False)
         task = self._launch(source, replace(request, if_running=wanted, earlier=earlier))
         return Launched(task, replaced=earlier if wanted == REPLACE else ())
+
+    def _launch_once(self, source: str, request: Request) -> Launched:
+        """Launch a source, unless a task of this notebook has been launched with its key."""
+        tag = launch_keys.tag_of(request.key)
+        known = self._launched_as(tag, source)
+        if known is None:
+            try:
+                return Launched(self._launch(source, replace(request, if_running=NEW)))
+            except AlreadyLaunched:
+                known = self._launched_as(tag, source)
+                if known is None:
+                    raise
+        return Launched(known, is_new=False)
+
+    def _launched_as(self, tag: str, source: str) -> TaskRecord | None:
+        notebook_key = self._session.notebook_key()
+        if notebook_key is None:
+            return None
+        known = self._store.tasks.of_tag(notebook_key, tag)
+        if known is not None:
+            launch_keys.refuse_other(known, tag, source)
+        return known
 
     def _run_of(self, source: str, request: Request) -> CellRun:
         return CellRun(
@@ -330,10 +355,11 @@ class Launcher:
 
     def _launch_python(self, source: str, request: Request) -> TaskRecord:
         from ipytaskpersist.cells.execution import compile_cell
+        from ipytaskpersist.cells.program_shell import shell_of_program
 
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
         process = self._python_process(request.options)
-        shell = self._require_shell()
+        shell = self._shell or shell_of_program()
         cell = compile_cell(shell, source, self._execution_count())  # a mistake shows immediately
         inputs = self._inputs(shell, cell.tree, request.options)
         record = self._launch_process(
@@ -594,6 +620,7 @@ class Launcher:
             rerun_of=again.task.key if again and not again.task.archive else None,
             once=again.once if again else False,
             tags=again.task.tags if again else request.tags,
+            unique_tag=launch_keys.tag_of(request.key) if request.key else "",
             max_output_bytes=self._settings.max_output_bytes,
             notify=self._places(request),
             provenance={**provenance.of_launch(), **before},
@@ -614,8 +641,8 @@ class Launcher:
     def _require_shell(self) -> InteractiveShell:
         if self._shell is None:
             raise InvalidRequest(
-                "a Python cell can only be launched from IPython or a notebook; start one, and "
-                "type %load_ext ipytaskpersist"
+                "Python runs in a thread of IPython or a notebook only; start one and type "
+                "%load_ext ipytaskpersist, or run it in a process of its own: process=True"
             )
         return self._shell
 

@@ -73,6 +73,8 @@ class Request:
     """``thread``, ``process`` or ``shell``; empty to let the source and the trait decide."""
     options: Options = field(default_factory=Options)
     tags: Sequence[str] = ()
+    key: str = ""
+    """What makes a repetition of the launch the same launch; empty for a launch of its own."""
     notify: bool = False
     """Whether to send a notification of its end to the usual places."""
     notify_to: Sequence[str] = ()

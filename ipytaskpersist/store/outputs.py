@@ -138,8 +138,12 @@ class Outputs:
         kinds: Sequence[OutputKind] = (),
         after: int = 0,
         until: int = LAST_SEQUENCE,
+        at_once: int = READ_AT_ONCE,
     ) -> Iterator[OutputRecord]:
-        """Yield the task's outputs in order, a few at a time, after a sequence, up to another."""
+        """Yield the task's outputs in order, after a sequence, up to another.
+
+        They are read `at_once` at a time.
+        """
         condition = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
         values = [kind.value for kind in kinds]
         while True:
@@ -147,10 +151,10 @@ class Outputs:
                 f"""SELECT {COLUMNS} FROM outputs INDEXED BY outputs_task_order
                 WHERE task_key = ? AND sequence > ? AND sequence <= ? {condition}
                 ORDER BY sequence LIMIT ?""",
-                (task_key, after, until, *values, READ_AT_ONCE),
+                (task_key, after, until, *values, at_once),
             )
             yield from (self._database.record(_record, row) for row in rows)
-            if len(rows) < READ_AT_ONCE:
+            if len(rows) < at_once:
                 return
             after = rows[-1][0]
 

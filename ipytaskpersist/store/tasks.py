@@ -22,7 +22,7 @@ from ipytaskpersist.base.records import (
 )
 from ipytaskpersist.base.retries import Retries
 from ipytaskpersist.base.schedules import Schedule
-from ipytaskpersist.errors import AlreadyRunAgain
+from ipytaskpersist.errors import AlreadyLaunched, AlreadyRunAgain
 from ipytaskpersist.store.booking import gpu_ids_of
 from ipytaskpersist.store.file.database import Database, storable
 from ipytaskpersist.store.queue import Admission, add_dependencies
@@ -118,6 +118,9 @@ IS_WHOLE = """(whole_environment OR tasks.retry IS NOT NULL OR tasks.schedule IS
 IS_NEXT_RUN = """(tasks.state = 'pending'
     AND json_extract(tasks.schedule, '$.first_task') IS NOT NULL)"""
 """Whether a task is a later run by a schedule, and waits."""
+HAS_TAG = f"""tasks.notebook_key = ? AND NOT {IS_NEXT_RUN}
+    AND tasks.key IN (SELECT task_key FROM tags WHERE tag = ?)"""
+"""Whether a task of a notebook has a tag, and is not a later run by a schedule that waits."""
 NAMED_AMONG = 10_000
 """Number of latest tasks that are searched to complete a name, or for earlier runs."""
 FROM = "FROM tasks JOIN notebooks ON notebooks.key = tasks.notebook_key"
@@ -177,7 +180,7 @@ def _pending_record(key: int, path: str, row: dict[str, Any], new: NewTask) -> T
         "created_at": from_timestamp(row["created_at"]),
         "checkpoint_at": from_timestamp(row["checkpoint_at"]),
         "provenance": json.loads(row["provenance"]),
-        "tags": tuple(sorted(new.tags)),
+        "tags": tuple(sorted(new.all_tags)),
         "dropped_bytes": 0,
         "notify": tuple(new.notify),
         "retries": new.retries,
@@ -205,6 +208,8 @@ class NewTask:
     once: bool = False
     """Whether it must be the first to run that task again."""
     tags: Sequence[str] = ()
+    unique_tag: str = ""
+    """A further tag, which no other task of its notebook may have yet; empty for none."""
     max_output_bytes: int | None = None
     """Maximum number of bytes of its output to keep; None for all."""
     notify: Sequence[str] = ()
@@ -221,6 +226,11 @@ class NewTask:
     """When it is tried again; None for never. Only a task in a process is."""
     schedule: Schedule | None = None
     """The times at which it runs; None for once. Only a task in a process has one."""
+
+    @property
+    def all_tags(self) -> Sequence[str]:
+        """Its tags, the unique one included."""
+        return (*self.tags, self.unique_tag) if self.unique_tag else self.tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,9 +320,12 @@ class Tasks:
         """Record a pending task under the notebook's next number, durably, and return it.
 
         `complete` is called with the connection and the task's row and id before the commit. Raises
-        `AlreadyRunAgain` when the task had to be the first to run another one again, and is not.
+        `AlreadyRunAgain` when the task had to be the first to run another one again, and is not,
+        and `AlreadyLaunched` when another task of the notebook has its unique tag.
         """
         with self._database.transaction() as connection:
+            if new.unique_tag and self._is_taken(connection, new):
+                raise AlreadyLaunched("another process has just launched the task with this key")
             if new.once and self._was_run_again(connection, new.rerun_of):
                 raise AlreadyRunAgain("another kernel has run the task again")
             (number, path) = connection.execute(
@@ -352,7 +365,7 @@ class Tasks:
             )
             connection.execute(MARK_RUN_AGAIN, (task_id, new.rerun_of))
             connection.execute(IS_NOT_SILENT, (new.session_id,))
-            for tag in new.tags:
+            for tag in new.all_tags:
                 connection.execute(ADD_TAG, (cursor.lastrowid, storable(tag)))
             add_dependencies(connection, cursor.lastrowid, new.admission.after)
             if complete is not None:
@@ -366,6 +379,12 @@ class Tasks:
     def _was_run_again(connection: Any, key: int | None) -> bool:
         query = f"SELECT 1 FROM tasks WHERE key = ? AND {RUN_AGAIN} IS NOT NULL"
         return connection.execute(query, (key,)).fetchone() is not None
+
+    @staticmethod
+    def _is_taken(connection: Any, new: NewTask) -> bool:
+        query = f"SELECT 1 FROM tasks WHERE {HAS_TAG}"
+        values = (new.notebook_key, storable(new.unique_tag))
+        return connection.execute(query, values).fetchone() is not None
 
     def start(self, key: int, at: float) -> bool:
         """Change the state from pending to running. Return whether the task was pending."""
@@ -745,6 +764,13 @@ class Tasks:
             (notebook_key, back - 1),
         )
         return None if row is None else self._database.record(self._record, row)
+
+    def of_tag(self, notebook_key: int, tag: str) -> TaskRecord | None:
+        """Return the notebook's latest task that has a tag.
+
+        Those that wait by a schedule do not count.
+        """
+        return self._first(HAS_TAG, (notebook_key, storable(tag)))
 
     def by_id_prefix(self, notebook_key: int, prefix: str) -> list[TaskRecord]:
         """Return the notebook's tasks whose id starts with `prefix`."""

@@ -118,6 +118,8 @@ def beginning(line: str) -> str:
 
 def visible_lines(text: str) -> list[str]:
     """Return the lines that a terminal would show of `text`, without colours."""
+    if MOVES.search(text) is None and "\t" not in text:
+        return [row[:ROW_CHARACTERS].rstrip() for row in text.split("\n")]
     screen = Screen()
     screen.feed(text)
     return [row.rstrip() for row in screen.rows]

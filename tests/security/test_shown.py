@@ -313,6 +313,7 @@ def test_no_verb_lets_a_text_steer_the_terminal(
         ["run", STEERING], ["run", "evil.ipynb"], ["run", "evil.ipynb", "-p", STEERING],
         ["places"], ["places", "--json"],
         ["places", STEERING], ["service", STEERING], ["service", "status"], ["service", "run"],
+        ["mcp", "--cwd", STEERING], ["mcp", STEERING], ["output", ids[0], "--at-most", "4000"],
     ]  # fmt: skip
     shown = at_terminal(state_dir, tmp_path, lines)
     assert set(VERBS) <= set(shown), "each verb is attacked"

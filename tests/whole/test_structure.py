@@ -25,8 +25,8 @@ ROOT = Path(ipytaskpersist.__file__).parent
 DOCUMENTATION = ROOT.parent / "docs" / "commands.md"
 
 WINGS = (
-    "commands", "server", "panel", "filling", "display", "session", "doctor", "history", "runners",
-    "cells", "notify", "output", "values", "capture", "isolation", "places", "store",
+    "commands", "agents", "server", "panel", "filling", "display", "session", "doctor", "history",
+    "runners", "cells", "notify", "output", "values", "capture", "isolation", "places", "store",
     "inspection", "running", "text", "base",
 )  # fmt: skip
 """A wing imports only from the wings that stand after it."""
