@@ -32,7 +32,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -63,6 +63,8 @@ LARGEST_DATA = 64 * 1024 * 1024
 PIECE_BYTES = 8 * 1024 * 1024
 """Most bytes of a file in one answer."""
 MOST_FILES = 10_000
+SHARED = "buffers"
+"""Folder beside those of the tasks, with the files that several of them were given."""
 START_S = 60.0
 DETACHED_LOOK_S = 1.0
 """How often a detached keeper looks. Its server, on the same machine, wakes it for a signal."""
@@ -106,8 +108,8 @@ def own_code() -> bytes:
     return marshal.dumps(compile(own_text(), "agent", "exec", dont_inherit=True))
 
 
-def hello(_request: Json) -> Json:
-    """Return what this end is."""
+def hello(request: Json) -> Json:
+    """Return what this end is, and which versions its Python has of some packages."""
     import hashlib
 
     return {
@@ -117,7 +119,19 @@ def hello(_request: Json) -> Json:
         "home": str(Path.home()),
         "time": time.time(),
         "version": hashlib.sha256(own_text().encode()).hexdigest()[:16],
+        "packages": versions_of(request.get("packages") or ()),
     }
+
+
+def versions_of(packages: Iterable[str]) -> Json:
+    """Return the versions of packages, without those that are not installed."""
+    from importlib import metadata
+
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def start(request: Json) -> Json:
@@ -271,6 +285,19 @@ def put(request: Json, data: bytes) -> Json:
     return {"size": offset + len(data)}
 
 
+def link(request: Json) -> Json:
+    """Give a file another name. ``linked`` says whether it has that now.
+
+    It has not if there is no such file, or if the file system has no links.
+    """
+    path, to = place(request["path"]), place(request["to"])
+    if request.get("within") and place(request["within"]) in to.parents:
+        make_folder(to.parent)
+    with suppress(OSError):
+        os.link(path, to)
+    return {"linked": to.exists()}
+
+
 def get(request: Json) -> tuple[Json, bytes]:
     """Return a piece of a file, and the file's size."""
     path = place(request["path"])
@@ -301,22 +328,34 @@ def sizes(request: Json) -> Json:
 
 
 def forget(request: Json) -> Json:
-    """Remove the folders of tasks that are over. Returns why others were kept, in words."""
+    """Remove the folders of tasks that are over, or never were. Returns why others were kept."""
     import shutil
 
     kept = {}
     for each in request["folders"]:
         folder = place(each)
         found = look_at(folder)
-        if found["state"] not in ("ended", "lost") or found.get("left"):
-            if found["state"] != "absent":
-                kept[each] = f"the task is {found['state']}"
+        # Of one that was never started there may be what it was to be given.
+        if found["state"] not in ("ended", "lost", "absent") or found.get("left"):
+            kept[each] = f"the task is {found['state']}"
             continue
         try:
             shutil.rmtree(folder)
+            forget_shared(folder.parent / SHARED)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             kept[each] = in_words(error)
     return {"kept": kept}
+
+
+def forget_shared(folder: Path) -> None:
+    """Remove the files that were linked into folders of tasks, of which there is none any more."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_nlink == 1:
+                    path.unlink()
 
 
 def answer(request: Json, data: bytes, pause: Pause = time.sleep) -> tuple[Json, bytes]:
@@ -348,6 +387,7 @@ VERBS: dict[str, Callable[[Json], Json]] = {
     "look": look,
     "signal": signal_task,
     "sizes": sizes,
+    "link": link,
     "forget": forget,
 }
 

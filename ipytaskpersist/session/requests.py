@@ -181,6 +181,8 @@ def refuse_elsewhere(request: Request) -> None:
         )
     if request.notebook is not None:
         raise InvalidRequest("a whole notebook runs on this machine; leave out --on")
+    if request.where == THREAD:
+        raise InvalidRequest("--thread is a thread of this kernel; leave out --on")
 
 
 def check(options: Options) -> None:

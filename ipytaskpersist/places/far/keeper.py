@@ -44,6 +44,8 @@ from ipytaskpersist.places.far.spool import END, RETRY_S, Channel, Spool
 
 CHANNEL = "IPYTASKPERSIST_CHANNEL"
 """Environment variable with the number of the descriptor for frames."""
+PYTHON_FOLDER = "python"
+"""Folder of a task in Python with what it was given, and what it leaves."""
 READ_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
 LOOK_S = 0.1
@@ -144,7 +146,7 @@ class Keeper:
     def _start_child(self, directory: Path, theirs: list[int]) -> subprocess.Popen[bytes]:
         stdout, stderr = self._open_streams(theirs)
         environment = self._environment()
-        command, passed = list(self._brief["command"]), []
+        command, passed = self._command(), []
         if self._brief.get("channel"):
             self._channel, channel = os.pipe()
             theirs.append(channel)
@@ -166,6 +168,13 @@ class Keeper:
                 pass_fds=passed,
                 start_new_session=True,
             )
+
+    def _command(self) -> list[str]:
+        """Return the command: of a task in Python, the arguments of this Python are given."""
+        command = list(self._brief["command"])
+        if not self._brief.get("python"):
+            return command
+        return [sys.executable or "python3", *command, str(self._folder / PYTHON_FOLDER)]
 
     def _open_streams(self, theirs: list[int]) -> tuple[int, int]:
         """Open what the task gets as descriptors 1 and 2."""

@@ -27,53 +27,6 @@ echo done
 """
 
 
-class Far:
-    """A place, the notebook that uses it, and the store with what came of that."""
-
-    def __init__(self, server: SshServer, folder: Path, notebook: Path, store: TaskStore) -> None:
-        self.server, self.folder, self.notebook, self.store = server, folder, notebook, store
-        spec = {key: value for key, value in server.spec.items() if key != "name"}
-        self.spec = {**spec, "folder": str(folder / "tasks there")}
-        self.stop = folder / "stop"
-
-    def use(self, kernel: NotebookKernel) -> NotebookKernel:
-        kernel.run(f"%config BackgroundTasks.places = {{'far': {self.spec!r}}}")
-        return kernel
-
-    def task(self, number: int = 1) -> TaskRecord:
-        (task,) = [each for each in self.store.tasks.select(Selection()) if each.number == number]
-        return task
-
-    def process(self, number: int = 1) -> ProcessRecord:
-        process = self.store.processes.get(self.task(number).key)
-        assert process is not None
-        return process
-
-    def text(self, number: int = 1) -> str:
-        outputs = self.store.outputs.of(self.task(number).key)
-        return b"".join(output.data for output in outputs).decode()
-
-    def counts(self, more_than: int = 5) -> bool:
-        before = self.text().count("\n")
-        return bool(until(lambda: self.text().count("\n") > before + more_than, message="lines"))
-
-    def ended(self, number: int = 1) -> TaskRecord:
-        until(lambda: self.task(number).state.is_final, message=f"the end of task {number}")
-        return self.task(number)
-
-    def left(self) -> list[Path]:
-        return [*Path(self.spec["folder"]).glob("*")]
-
-    def is_whole(self) -> bool:
-        *counted, last = self.text().splitlines()
-        return counted == [f"line {number}" for number in range(len(counted))] and last == "done"
-
-    def kill_supervisor(self) -> None:
-        (supervisor,) = self.store.supervisors.unfinished()
-        psutil.Process(supervisor.pid).kill()
-        until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="its death")
-
-
 @pytest.fixture
 def far(tmp_path: Path, store: TaskStore) -> Iterator[Far]:
     with closing(SshServer(tmp_path / "ssh")) as server:
