@@ -56,7 +56,13 @@ class Far:
         return self.task(number)
 
     def left(self) -> list[Path]:
-        return [*Path(self.spec["folder"]).glob("*")]
+        """What is there of tasks: their folders, and the files that they share."""
+        entries = [*Path(self.spec["folder"]).glob("*")]
+        return [each for each in entries if each.name != "buffers" or any(each.iterdir())]
+
+    def has_arrivals(self) -> bool:
+        """Whether a part of a file is here that a task has left there."""
+        return any(self.store.directory.payloads.glob(".*.part"))
 
     def is_whole(self) -> bool:
         *counted, last = self.text().splitlines()

@@ -27,19 +27,6 @@ echo done
 """
 
 
-@pytest.fixture
-def far(tmp_path: Path, store: TaskStore) -> Iterator[Far]:
-    with closing(SshServer(tmp_path / "ssh")) as server:
-        found = Far(server, tmp_path, tmp_path / "far.ipynb", store)
-        yield found
-        found.stop.touch()
-
-
-@pytest.fixture
-def kernel(far: Far, make_kernel: MakeKernel) -> NotebookKernel:
-    return far.use(make_kernel(notebook=far.notebook))
-
-
 def test_a_command_prints_fails_and_leaves_nothing_there(far: Far, kernel: NotebookKernel) -> None:
     kernel.run(
         "%%background --shell --on far --env NAME=Ünï --cwd / build\n"
@@ -196,7 +183,6 @@ def test_the_width_of_a_group_holds_for_places(far: Far, kernel: NotebookKernel)
 
 MISTAKES = {
     "--shell --on fra\nls": "no place 'fra'; did you mean 'far'?",
-    "--on far\n1 + 1": "a Python cell cannot run at 'far' yet",
     "--shell --on far --gpus 1\nls": "--gpus is about this machine",
 }
 
