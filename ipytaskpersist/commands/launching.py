@@ -76,7 +76,7 @@ OF_PROCESSES: Decorators = (
 OF_CODE: Decorators = (
     click.option(
         "--on", default="", metavar="PLACE", shell_complete=completion.places,
-        help="Run it at a place: a process or a command on another machine, from the setting places.",
+        help="Run a process or a command at a place: another machine, from the setting places.",
     ),
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
     click.option(

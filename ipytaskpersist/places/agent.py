@@ -52,7 +52,7 @@ from ipytaskpersist.places.far.files import (
     write_all,
     write_once,
 )
-from ipytaskpersist.places.far.keeper import LOOK_S, PIPE_BYTES, keep, withdraw
+from ipytaskpersist.places.far.keeper import LOOK_S, PIPE_BYTES, PYTHON_FOLDER, keep, withdraw
 from ipytaskpersist.places.far.looks import LOCAL, is_ours, look_at, read_claim, size_of
 from ipytaskpersist.places.far.processes import MARK, SHARE_OF_TIME, end_left, identity, is_there
 
@@ -63,6 +63,8 @@ LARGEST_DATA = 64 * 1024 * 1024
 PIECE_BYTES = 8 * 1024 * 1024
 """Most bytes of a file in one answer."""
 MOST_FILES = 10_000
+FIRST_SENT = "signing.key"
+"""The first file that a task in Python is sent. A folder with it is that of a task."""
 SHARED = "buffers"
 """Folder beside those of the tasks, with the files that several of them were given."""
 START_S = 60.0
@@ -335,15 +337,15 @@ def forget(request: Json) -> Json:
     for each in request["folders"]:
         folder = place(each)
         found = look_at(folder)
-        # Of one that was never started there may be what it was to be given.
-        if found["state"] not in ("ended", "lost", "absent") or found.get("left"):
+        is_absent = found["state"] == "absent"
+        if is_absent and not (folder / PYTHON_FOLDER / FIRST_SENT).exists():
+            continue
+        if not is_absent and (found["state"] not in ("ended", "lost") or found.get("left")):
             kept[each] = f"the task is {found['state']}"
             continue
         try:
             shutil.rmtree(folder)
             forget_shared(folder.parent / SHARED)
-        except FileNotFoundError:
-            pass
         except OSError as error:
             kept[each] = in_words(error)
     return {"kept": kept}

@@ -62,7 +62,7 @@ class NoCheckpoints:
 
 
 def versions() -> tuple[str, str]:
-    """Return the versions that must be the same there: Python's, without the last part, and ours."""
+    """Return the versions that must be the same there: Python's first two numbers, and ours."""
     return ".".join(map(str, sys.version_info[:2])), version(PACKAGE)
 
 

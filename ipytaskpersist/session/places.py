@@ -12,7 +12,7 @@ from typing import Any
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.places import trust
+from ipytaskpersist.places import trust as places_trusted
 from ipytaskpersist.places.connecting import HERE, check
 from ipytaskpersist.runners.far_python import PACKAGE
 from ipytaskpersist.runners.link import Json, Link
@@ -107,7 +107,7 @@ def ask(
             def take(answer: Json, _data: bytes, spec: Mapping[str, Any] = spec) -> None:
                 seconds = time.monotonic() - begun_at
                 found[str(spec["name"])] = PlaceFound(
-                    spec, answer, seconds, trust.is_trusted(directory, spec)
+                    spec, answer, seconds, places_trusted.is_trusted(directory, spec)
                 )
 
             link.ask({"verb": "hello", "packages": [PACKAGE, *PACKAGES]}, take)
@@ -126,11 +126,18 @@ def set_trust(
     directory: StateDirectory,
     names: Sequence[str],
     *,
-    is_trusted: bool,
+    trust: bool,
+    distrust: bool,
 ) -> None:
-    """Note whether the user trusts these places. Raise `InvalidRequest` for an unknown name."""
+    """Note that the user trusts these places, or does no longer.
+
+    Raise `InvalidRequest` without a name, for an unknown one, and for both at once.
+    """
+    if trust and distrust:
+        raise InvalidRequest("--trust and --distrust cannot both be meant")
     if not names:
-        raise InvalidRequest("--trust and --distrust need the name of a place: %bg_places gpu1 --trust")
+        flag = "--trust" if trust else "--distrust"
+        raise InvalidRequest(f"{flag} needs the name of a place: %bg_places gpu1 {flag}")
     for spec in [named(places, name) for name in names]:
         if spec is not None:
-            trust.change(directory, spec, is_trusted=is_trusted)
+            places_trusted.change(directory, spec, is_trusted=trust)

@@ -302,7 +302,9 @@ def buffer_files_of(path: Path) -> list[str]:
         file.seek(end - size)
         index = json.loads(file.read(size))
     try:
-        names = [part[0] for known in index.values() if type(known) is dict for part in known["parts"]]
+        names = [
+            part[0] for known in index.values() if type(known) is dict for part in known["parts"]
+        ]
     except (AttributeError, LookupError, TypeError):
         raise ValueError(f"the index of {path} is damaged") from None
     return [*dict.fromkeys(map(str, names))]

@@ -119,9 +119,7 @@ def far_record(
     if not Signatures(directory).is_signed_at(place, task_id, known.name, digest, signature):
         return replace(bare, problem=f"{DAMAGED}: its signature is not that of this task")
     path = str(directory.payload(task_id, digest).relative_to(directory.root))
-    return replace(
-        bare, path=path, size_bytes=known.size_bytes, digest=digest, signature=signature
-    )
+    return replace(bare, path=path, size_bytes=known.size_bytes, digest=digest, signature=signature)
 
 
 def as_post_mortem(data: bytes) -> dict[str, Any] | None:
@@ -153,7 +151,9 @@ class Damaged(Exception):
 class Arriving:
     """A file of a task that arrives piece by piece, and has its name once it is complete."""
 
-    def __init__(self, directory: StateDirectory, task_id: str, name: str, digest: str = "") -> None:
+    def __init__(
+        self, directory: StateDirectory, task_id: str, name: str, digest: str = ""
+    ) -> None:
         """`digest` is the SHA-256 of a pickle; a file of buffers says its size in its name.
 
         Raises `StoreError`.
@@ -167,7 +167,9 @@ class Arriving:
             self._file = new_private(self._temporary)
 
     def _refusals(self) -> Any:
-        return disk_errors.writing(f"what a task has left in {self._path.parent}", self._path.parent)
+        return disk_errors.writing(
+            f"what a task has left in {self._path.parent}", self._path.parent
+        )
 
     def add(self, data: bytes) -> None:
         """Add a piece. Raises `StoreError`."""
@@ -178,7 +180,10 @@ class Arriving:
             self._file.write(data)
 
     def finish(self) -> Path:
-        """Give the file its name. Raises `StoreError`, and `Damaged` if it is not what it is to be."""
+        """Give the file its name.
+
+        Raises `StoreError`, and `Damaged` if its content is not what it is to be.
+        """
         is_whole = self.size == int(self._size[1]) if self._size else True
         if not is_whole or (self._digest and self._hash.hexdigest() != self._digest):
             raise Damaged(DAMAGED)

@@ -15,7 +15,6 @@ from ipytaskpersist.base.records import ProcessRecord, TaskRecord
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import Selection
 
-
 PACKAGE_FOLDER = Path(ipytaskpersist.__file__).parent.parent
 
 

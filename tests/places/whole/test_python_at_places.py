@@ -69,7 +69,9 @@ def test_variables_are_there_and_back_once_the_place_is_trusted(
     )
     assert value(kernel, "bg.task(1).result()") == "59999700000"
     # From now on they are back by themselves. An array that is there already is not sent again.
-    kernel.run("%%background --on far again\ntotal = values.sum() + 1\nheld = values\nheld is values")
+    kernel.run(
+        "%%background --on far again\ntotal = values.sum() + 1\nheld = values\nheld is values"
+    )
     assert far.ended(2).state is TaskState.COMPLETED
     assert value(kernel, "total") == "19999900001"
     # Without trust in it, nothing more is loaded.
@@ -145,7 +147,7 @@ REFUSED = {
     "%%background --on far --pty\n1": "--pty is for shell commands",
     "%background --on far --notebook x.ipynb": "a whole notebook runs on this machine",
     "bg.submit(times, bg.submit(times, 1), on='far')": "cannot be arguments of a task at a place",
-    "%bg_places --trust": "need the name of a place",
+    "%bg_places --trust": "--trust needs the name of a place",
     "%bg_places --trust fra": "did you mean 'far'?",
 }
 

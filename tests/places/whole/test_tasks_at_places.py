@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
 import pytest
-from engines import SshServer
 from kernels import NotebookKernel, until
+from places_in_use import Far
 
-from ipytaskpersist.base.process_identity import ProcessIdentity
-from ipytaskpersist.base.records import ProcessRecord, TaskRecord, TaskState
-from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.store.tasks import Selection
 
 MakeKernel = Callable[..., NotebookKernel]
