@@ -1,22 +1,14 @@
-"""The process of a Python task at a place: its command, and what that runs over there.
-
-It is the same child as here (`runners.child`). In place of the store and the state directory it has
-a folder with what was sent for it, and there it leaves its values.
-"""
+"""The Python of a place: what a Python task's process is started with, and must have, there."""
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ipytaskpersist.errors import InvalidRequest
-from ipytaskpersist.runners import task_rows
 
 PACKAGE = "ipytaskpersist"
-INLINE = "module://matplotlib_inline.backend_inline"
 BOOT = """\
 import json, os, struct, sys
 
@@ -40,7 +32,7 @@ except PackageNotFoundError:
     installed = "none"
 if installed != package:
     refuse(f"it needs ipytaskpersist {package}, and {sys.executable} there has {installed}")
-from ipytaskpersist.runners.far_python import main
+from ipytaskpersist.runners.far_child import main
 main()
 """
 """Run over there. Without the same versions, what was sent could not be read."""
@@ -69,14 +61,3 @@ def versions() -> tuple[str, str]:
 def command() -> list[str]:
     """Return the arguments of the Python over there. Its agent adds the folder (`places.far`)."""
     return ["-u", "-c", BOOT, *versions()]
-
-
-def main() -> None:
-    """Run the task that was sent into the folder in the last argument."""
-    from ipytaskpersist.runners import child
-
-    root = Path(sys.argv[-1])
-    # As in a notebook, though its environment does not come along.
-    os.environ.setdefault("MPLBACKEND", INLINE)
-    sys.argv[1:] = [str(root)]
-    child.main(task_rows.read_sent(root))

@@ -41,9 +41,9 @@ def _without_name(place: Mapping[str, Any]) -> dict[str, Any]:
 
 def _missing(name: str, python: str) -> str:
     return (
-        f"a Python cell cannot run at '{name}': its Python {legible(python)} has no ipytaskpersist; "
-        f"install version {far_python.versions()[1]} there, or set 'python' of the place to one "
-        "that has it"
+        f"a Python cell cannot run at '{name}': its Python {legible(python)} has no "
+        f"ipytaskpersist; install version {far_python.versions()[1]} there, or set 'python' of the "
+        "place to one that has it"
     )
 
 
