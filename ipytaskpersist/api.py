@@ -59,6 +59,8 @@ def background(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     fresh: bool = False,
+    send: Sequence[str | os.PathLike[str]] = (),
+    fetch: Sequence[str] = (),
     tags: Sequence[str] = (),
     notify: bool | Sequence[str] = False,
     if_running: str = "",
@@ -88,8 +90,10 @@ def background(
     the task is ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and
     `outputs` name the variables that a Python process receives and leaves; by default those that
     the source uses and assigns. `fresh` has it begin in a fresh interpreter instead of a copy of a
-    warm one. `tags` are words by which lists find the task again. `notify` sends
-    a notification of its end to the places of the setting `notify`, and to the places given here.
+    warm one. `send` are files and folders that a task at a place is to have there, `fetch` patterns
+    of the files to bring back when it has ended; it runs in a folder of its own then. `tags` are
+    words by which lists find the task again. `notify` sends a notification of its end to the places
+    of the setting `notify`, and to the places given here.
     `if_running` says what to do while the task of an earlier run of the same cell still runs:
     ``ask``, ``attach`` (which returns that task), ``replace`` or ``new``; by default the setting
     `if_running` does.
@@ -133,6 +137,8 @@ def background(
         inputs=None if inputs is None else list(inputs),
         outputs=None if outputs is None else list(outputs),
         fresh=fresh,
+        send=[os.fspath(each) for each in send] or None,
+        fetch=list(fetch) or None,
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
     needs = _needs(cpus, memory, gpus, gpu_memory)

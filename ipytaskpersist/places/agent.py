@@ -52,7 +52,7 @@ from ipytaskpersist.places.far.files import (
     write_all,
     write_once,
 )
-from ipytaskpersist.places.far.keeper import LOOK_S, PIPE_BYTES, PYTHON_FOLDER, keep, withdraw
+from ipytaskpersist.places.far.keeper import LOOK_S, PIPE_BYTES, keep, withdraw
 from ipytaskpersist.places.far.looks import LOCAL, is_ours, look_at, read_claim, size_of
 from ipytaskpersist.places.far.processes import MARK, SHARE_OF_TIME, end_left, identity, is_there
 
@@ -63,8 +63,8 @@ LARGEST_DATA = 64 * 1024 * 1024
 PIECE_BYTES = 8 * 1024 * 1024
 """Most bytes of a file in one answer."""
 MOST_FILES = 10_000
-FIRST_SENT = "signing.key"
-"""The first file that a task in Python is sent. A folder with it is that of a task."""
+FIRST_SENT = "sent"
+"""The first file that is sent to a task, and empty. A folder with it is that of a task."""
 SHARED = "buffers"
 """Folder beside those of the tasks, with the files that several of them were given."""
 START_S = 60.0
@@ -283,6 +283,7 @@ def put(request: Json, data: bytes) -> Json:
     finally:
         os.close(descriptor)
     if request.get("done"):
+        part.chmod(0o700 if request.get("executable") else 0o600)
         part.replace(path)
     return {"size": offset + len(data)}
 
@@ -338,7 +339,7 @@ def forget(request: Json) -> Json:
         folder = place(each)
         found = look_at(folder)
         is_absent = found["state"] == "absent"
-        if is_absent and not (folder / PYTHON_FOLDER / FIRST_SENT).exists():
+        if is_absent and not (folder / FIRST_SENT).exists():
             continue
         if not is_absent and (found["state"] not in ("ended", "lost") or found.get("left")):
             kept[each] = f"the task is {found['state']}"

@@ -27,6 +27,7 @@ from ipytaskpersist.runners.channel import (
     RESULT,
     as_progress,
 )
+from ipytaskpersist.runners.fetching import Fetching
 from ipytaskpersist.runners.supervised import End, Ending
 from ipytaskpersist.text.formatting import short_size, size
 from ipytaskpersist.values.travelling import as_post_mortem, far_record
@@ -77,10 +78,11 @@ class Placed:
         """Whether the store has its end. Set by the writer."""
         self.has_files_there = False
         """Whether the place may have what it was given."""
-        self.bringing: Bringing | None = None
+        self.bringing: Bringing | Fetching | None = None
         """Brings back what it has left. Until that is done, its end is not recorded."""
-        # The records of what a Python task has left are not in the store before its end is.
-        self._spool = SpoolReader(0 if self.is_python else record.spool_offset)
+        # What it has left comes back between the end of its spool and the record of its end.
+        is_read_again = self.is_python or record.options.fetch
+        self._spool = SpoolReader(0 if is_read_again else record.spool_offset)
         self._reported: End | None = None
         self._far_end: FarEnd | None = None
         self._end: End | None = None
@@ -219,7 +221,7 @@ class Placed:
         One that has ended already waits no longer for what it has left there.
         """
         if self.bringing is not None:
-            self.bringing.give_up(f"it was cancelled while that came from {self.name}")
+            self._give_up()
             return
         if self.ending is not None:
             return
@@ -228,6 +230,11 @@ class Placed:
             self.signals.append("kill" if at_once else "end")
         else:
             self.fail(state, reason)
+
+    def _give_up(self) -> None:
+        """Wait no longer for what it has left: its values, then its files."""
+        while (bringing := self.bringing) is not None:
+            bringing.give_up(f"the task was cancelled while that came from {self.name}")
 
     def pause(self) -> list[str]:
         """Have all its processes stopped there."""

@@ -11,17 +11,21 @@ import selectors
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
+from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.base.records import ResultRecord, TaskState
+from ipytaskpersist.base.records import OutputKind, ResultRecord, TaskState
 from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.output.recording import WAITING_CHARACTERS
 from ipytaskpersist.places.messages import SpoolDamaged
 from ipytaskpersist.runners.bringing import Bringing
+from ipytaskpersist.runners.fetching import Fetching
 from ipytaskpersist.runners.link import Json, Link, Take
 from ipytaskpersist.runners.placed import NOT_STARTED, Placed
 from ipytaskpersist.runners.sending import Sending
+from ipytaskpersist.runners.sent_files import has_own_folder
 from ipytaskpersist.values.travelling import FileToSend
 
 WAIT_S = 0.1
@@ -87,16 +91,16 @@ class Placements:
     ) -> None:
         """Hand a task to its place, or follow one that it may have already.
 
-        `given` returns the files that a task in Python is given; None for a command.
+        `given` returns the files that it is given; None for a task that is given none.
         """
         place = self._place_of(task)
         place.tasks[task.record.task_key] = task
         if task.may_run and task.record.far:
             task.is_there = task.has_begun = True
         elif given is None:
-            self._start(place, task, _command(task, environment))
+            self._start(place, task, _brief(task, environment))
         else:
-            self._send(place, task, _python(task, environment), given)
+            self._send(place, task, _brief(task, environment), given)
 
     def _send(self, place: _Place, task: Placed, brief: Json, given: GivenFiles) -> None:
         """Send what a task in Python is given, then ask for its start."""
@@ -109,7 +113,7 @@ class Placements:
 
         try:
             files = given()
-        except BackgroundError as error:
+        except (BackgroundError, OSError) as error:
             self._fail(place, task, TaskState.FAILED, f"{NOT_STARTED}{error}")
             return
         Sending(
@@ -321,8 +325,8 @@ class Placements:
         """Bring back what an ended task has left, and record its end then."""
 
         def has_come(results: list[ResultRecord]) -> None:
-            task.results, task.bringing = results, None
-            self._on_end(task)
+            task.results = results
+            self._fetch(place, task)
 
         task.bringing = Bringing(
             partial(self._ask, place),
@@ -334,6 +338,29 @@ class Placements:
             is_unreachable=partial(self._is_unreachable, place),
         )
         task.bringing.go_on()
+
+    def _fetch(self, place: _Place, task: Placed) -> None:
+        """Fetch the files that the user wants back from an ended task."""
+        options = task.record.options
+        if not options.fetch or not task.has_begun:
+            self._has_fetched(task, [])
+            return
+        task.bringing = Fetching(
+            partial(self._ask, place),
+            task.folder,
+            options.fetch,
+            Path(options.here or "/"),
+            then=partial(self._has_fetched, task),
+            is_unreachable=partial(self._is_unreachable, place),
+            say=task.recording.progress,
+        )
+        task.bringing.go_on()
+
+    def _has_fetched(self, task: Placed, problems: list[str]) -> None:
+        for problem in problems:
+            task.recording.write(OutputKind.STDERR, f"{legible(problem)}\n")
+        task.bringing = None
+        self._on_end(task)
 
     @staticmethod
     def _bring_more(place: _Place) -> None:
@@ -410,8 +437,8 @@ class Placements:
             place.link.end()
 
 
-def _command(task: Placed, environment: Mapping[str, str | None]) -> Json:
-    """Return what an agent is to know of a task that runs a command."""
+def _brief(task: Placed, environment: Mapping[str, str | None]) -> Json:
+    """Return what an agent is to know of a task. Its own Python runs one in Python."""
     record = task.record
     return {
         "task_id": record.task_id,
@@ -420,16 +447,14 @@ def _command(task: Placed, environment: Mapping[str, str | None]) -> Json:
         "script_as": record.script_as,
         "pty": record.pty,
         "directory": record.directory,
+        "own_directory": has_own_folder(record.options),
         "environment": dict(environment),
         "timeout_s": record.timeout_s,
         "memory_bytes": record.memory_bytes,
         "grace_s": record.grace_s,
+        "python": task.is_python,
+        "channel": task.is_python,
     }
-
-
-def _python(task: Placed, environment: Mapping[str, str | None]) -> Json:
-    """Return what an agent is to know of a task in Python, which its own Python runs."""
-    return {**_command(task, environment), "python": True, "channel": True}
 
 
 FACTS = ("host", "pid", "worker", "job", "node", "started_at")

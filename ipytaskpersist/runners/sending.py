@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO
 
-from ipytaskpersist.places.agent import SHARED
-from ipytaskpersist.places.far.keeper import PYTHON_FOLDER
+from ipytaskpersist.places.agent import FIRST_SENT, SHARED
 from ipytaskpersist.runners.link import Json, Take
 from ipytaskpersist.text.formatting import short_size
 from ipytaskpersist.values.travelling import FileToSend
@@ -44,7 +43,7 @@ class Sending:
         """
         self._ask, self._folder = ask, folder
         self._root = folder.rpartition("/")[0]
-        self._files = deque(files)
+        self._files = deque([FileToSend(FIRST_SENT), *files])
         self._then, self._on_refusal = then, on_refusal
         self._is_wanted, self._say = is_wanted, say
         self._source: BinaryIO | None = None
@@ -81,7 +80,7 @@ class Sending:
             self._put(file)
 
     def _there(self, file: FileToSend) -> str:
-        return f"{self._folder}/{PYTHON_FOLDER}/{file.name}"
+        return f"{self._folder}/{file.name}"
 
     def _shared(self, file: FileToSend) -> str:
         return f"{self._root}/{SHARED}/{file.name.rpartition('/')[2]}"
@@ -113,8 +112,14 @@ class Sending:
         source = self._source
         data = file.content if source is None else source.read(PIECE_BYTES)
         end = offset + len(data)
-        is_done = end >= file.size
-        request = {"verb": "put", "path": self._there(file), "offset": offset, "done": is_done}
+        is_done = not data or end >= file.size
+        request = {
+            "verb": "put",
+            "path": self._there(file),
+            "offset": offset,
+            "done": is_done,
+            "executable": file.is_executable,
+        }
         if is_done:
             self._close()
         self._request(request, partial(self._has_put, file, end, is_done=is_done), data)

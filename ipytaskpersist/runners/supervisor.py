@@ -35,7 +35,7 @@ from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
 from ipytaskpersist.notify import dispatch
 from ipytaskpersist.output.recorder import Recorder
 from ipytaskpersist.output.recording import Recording
-from ipytaskpersist.runners import reconciling, revival
+from ipytaskpersist.runners import reconciling, revival, sent_files
 from ipytaskpersist.runners.adoption import Strangers
 from ipytaskpersist.runners.durability import Flushes
 from ipytaskpersist.runners.kernel_watch import KERNEL_S, KernelWatch
@@ -388,12 +388,16 @@ class Supervisor:
         self._tasks[task.pid] = task
         pairs = environment.items()
         changes = {name: value for name, value in pairs if not isinstance(value, bool)}
-        given = partial(self._given_to, task) if task.is_python else None
+        has_files = task.is_python or task.record.options.send
+        given = partial(self._given_to, task) if has_files else None
         self._placements.add(task, changes, given)
         self._count_live()
 
     def _given_to(self, task: Placed) -> list[FileToSend]:
-        return files_to_send(self._store.directory, self._rows(task.record))
+        files = sent_files.files_of(task.record.options)
+        if task.is_python:
+            files += files_to_send(self._store.directory, self._rows(task.record))
+        return files
 
     def _seen_machine(self) -> Machine | None:
         """Return what the machine has free; None if no task that waits asks for any of it."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import INPUTS, ProcessRecord, ResultRecord, TaskRecord
+from ipytaskpersist.places.far.keeper import PYTHON_FOLDER
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.values.travelling import FileToSend, inputs_there
 
@@ -54,7 +55,7 @@ def files_to_send(directory: StateDirectory, rows: TaskRows) -> list[FileToSend]
     assert process.place is not None, "it runs at a place"
     theirs, files = inputs_there(directory, process.place, task, inputs, inputs_of)
     sent = TaskRows(task, process, theirs, task)
-    return [*files, FileToSend(SENT, content=pickle.dumps(sent))]
+    return [*files, FileToSend(f"{PYTHON_FOLDER}/{SENT}", content=pickle.dumps(sent))]
 
 
 def read_sent(root: Path) -> TaskRows:

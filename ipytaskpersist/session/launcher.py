@@ -31,6 +31,7 @@ from ipytaskpersist.errors import InvalidRequest, NamesMissing
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.upkeep import UpkeepTimer
 from ipytaskpersist.notify import targets
+from ipytaskpersist.places.connecting import HERE
 from ipytaskpersist.runners import far_python, reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
@@ -53,6 +54,7 @@ from ipytaskpersist.session.queueing import Queueing
 from ipytaskpersist.session.requests import (
     ATTACH,
     NEEDS_INTERPRETER,
+    NEEDS_PLACE,
     NEEDS_PROCESS,
     NEEDS_PYTHON,
     NEEDS_SHELL,
@@ -69,6 +71,7 @@ from ipytaskpersist.session.requests import (
     refuse,
     refuse_elsewhere,
     refuse_in_thread,
+    with_files,
 )
 from ipytaskpersist.session.results import Results
 from ipytaskpersist.session.runners import Runners
@@ -181,8 +184,12 @@ class Launcher:
         )
 
     def _launch(self, source: str, request: Request) -> TaskRecord:
-        if request.on:
+        if request.on in ("", HERE):
+            refuse(request.options, ("send", "fetch"), NEEDS_PLACE)
+            request = replace(request, on="")
+        else:
             refuse_elsewhere(request)
+            request = with_files(request)
         if request.notebook is not None:
             return self._launch_notebook(source, request, request.notebook)
         command = self._shell_command(source, request)

@@ -20,10 +20,11 @@ from typing import Any, BinaryIO
 from ipytaskpersist.base import disk_errors
 from ipytaskpersist.base.buffer_names import NAME
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.base.private_files import make_private, new_private, open_own, remove
+from ipytaskpersist.base.private_files import make_private, new_private, remove
 from ipytaskpersist.base.records import CHECKPOINT, INPUTS, ResultRecord, TaskRecord
 from ipytaskpersist.errors import ResultUnavailable
 from ipytaskpersist.places import trust
+from ipytaskpersist.places.far.keeper import PYTHON_FOLDER
 from ipytaskpersist.values.bundles import buffer_files_of
 from ipytaskpersist.values.result_records import PROBLEM_CHARACTERS, shortened, where
 from ipytaskpersist.values.signatures import Signatures
@@ -38,16 +39,17 @@ DAMAGED = "it did not arrive as it was written there"
 
 @dataclass(frozen=True, slots=True)
 class FileToSend:
-    """A file that a task is to find in its state directory over there."""
+    """A file that a task is to find over there."""
 
     name: str
-    """Its path in that directory."""
+    """Its path in the folder of the task."""
     path: Path | None = None
     """The file here; None for one that is made for the task."""
     content: bytes = b""
     """What that holds."""
     is_shared: bool = False
     """Whether its name says what it holds, so that tasks over there can share it."""
+    is_executable: bool = False
 
     @property
     def size(self) -> int:
@@ -57,7 +59,7 @@ class FileToSend:
     def open(self) -> BinaryIO:
         """Open the file here. Raises `OSError`."""
         assert self.path is not None, "what is made for the task has no file"
-        return open_own(self.path)
+        return self.path.open("rb")
 
 
 def inputs_there(
@@ -82,9 +84,9 @@ def inputs_there(
     buffers = [(path.with_name(name), pickle.with_name(name)) for name in names]
     signature = signatures.sign_for(place, task.id, INPUTS, digest)
     return replace(inputs, path=str(path), signature=signature), [
-        FileToSend(str(there.key), content=key),
-        FileToSend(str(path), pickle),
-        *(FileToSend(str(theirs), own, is_shared=True) for theirs, own in buffers),
+        FileToSend(f"{PYTHON_FOLDER}/{there.key}", content=key),
+        FileToSend(f"{PYTHON_FOLDER}/{path}", pickle),
+        *(FileToSend(f"{PYTHON_FOLDER}/{theirs}", own, is_shared=True) for theirs, own in buffers),
     ]
 
 

@@ -507,6 +507,8 @@ def test_only_tasks_that_are_over_are_forgotten(far: FarEnds) -> None:
     assert not ended.folder.exists()
     assert (far.home / "mine").exists()
     # What was sent for one that was never started goes, and what it alone shared.
+    where = {"within": str(far.folder), "done": True}
+    far.ask("put", path=f"{far.folder}/never/sent", **where)
     for name, content in (("signing.key", b"key"), ("5.buffers", b"large")):
         path, shared = f"{far.folder}/never/python/{name}", f"{far.folder}/buffers/{name}"
         far.ask("put", content, path=path, within=str(far.folder), done=True)

@@ -20,6 +20,7 @@ from ipytaskpersist.places.far.files import (
     append_line,
     host_name,
     in_words,
+    make_folder,
     open_private,
     place,
     read_fresh,
@@ -44,6 +45,8 @@ from ipytaskpersist.places.far.spool import END, RETRY_S, Channel, Spool
 
 CHANNEL = "IPYTASKPERSIST_CHANNEL"
 """Environment variable with the number of the descriptor for frames."""
+FILES_FOLDER = "files"
+"""Folder in which a task runs whose files are sent there, or wanted back."""
 PYTHON_FOLDER = "python"
 """Folder of a task in Python with what it was given, and what it leaves."""
 READ_BYTES = 256 * 1024
@@ -130,6 +133,9 @@ class Keeper:
         theirs: list[int] = []
         directory = place(self._brief.get("directory") or "~")
         try:
+            if self._brief.get("own_directory"):
+                directory = self._folder / FILES_FOLDER
+                make_folder(directory)
             if not directory.is_dir():
                 return f"the directory {directory} does not exist on {host_name()}"
             self._process = self._start_child(directory, theirs)

@@ -147,6 +147,10 @@ REFUSED = {
     "%%background --on far --pty\n1": "--pty is for shell commands",
     "%background --on far --notebook x.ipynb": "a whole notebook runs on this machine",
     "bg.submit(times, bg.submit(times, 1), on='far')": "cannot be arguments of a task at a place",
+    "%%background --send x\n1": "--send is for a task at a place: add --on NAME",
+    "%%background --on far --send nothing\n1": "--send: there is no file or folder nothing",
+    "%%background --on far --fetch ../x\n1": "--fetch ../x is not in the task's folder",
+    "%%background --on far --fetch x --cwd /\n1": "runs in a folder of its own over there",
     "%bg_places --trust": "--trust needs the name of a place",
     "%bg_places --trust fra": "did you mean 'far'?",
 }
@@ -162,6 +166,46 @@ def test_what_cannot_be_is_said(far: Far, kernel: NotebookKernel) -> None:
     kernel.run("%bg_places --trust far\nlarge = np.zeros(10)")
     kernel.run("%%background --on far ends\nimport os\nos.kill(os.getpid(), 9)")
     assert far.ended(3).reason == "killed by SIGKILL at far"
+
+
+RESULTS = """\
+#!/bin/sh
+mkdir -p results/.hidden
+cp data/more/x.txt results
+echo a > results/a.csv; echo b > results/.hidden/b.csv
+"""
+
+
+def test_files_go_there_and_come_back(far: Far, kernel: NotebookKernel) -> None:
+    (kernel.cwd / "data" / "more").mkdir(parents=True)
+    (kernel.cwd / "data" / "more" / "x.txt").write_text("x" * 5_000_000)
+    (kernel.cwd / "run.sh").write_text(RESULTS)
+    (kernel.cwd / "run.sh").chmod(0o755)
+    (kernel.cwd / "helping.py").write_text("def answer():\n    return 42\n")
+    kernel.run(
+        "%%background --shell --on far --send data --send run.sh --fetch results/ --fetch no*\n"
+        f"./run.sh; while [ ! -e {far.stop} ]; do sleep 0.05; done"
+    )
+    until(lambda: far.task().state is TaskState.RUNNING, message="its beginning")
+    far.stop.touch()
+    for _death in range(2):  # perhaps while they come back, perhaps when all is done
+        far.kill_supervisor()
+        kernel.run("%bg_list")
+        if not until(lambda: far.store.supervisors.unfinished() or far.task().state.is_final):
+            break
+    assert far.ended().state is TaskState.COMPLETED
+    assert far.text() == "nothing was there for --fetch no*\n"
+    results = kernel.cwd / "results"
+    assert sorted(each.name for each in results.iterdir()) == ["a.csv", "x.txt"]
+    assert (results / "x.txt").stat().st_size == 5_000_000
+    # A Python task has its own modules with it.
+    kernel.run(
+        "%%background --on far --send helping.py --fetch out.txt\n"
+        "import helping, pathlib\n_ = pathlib.Path('out.txt').write_text(str(helping.answer()))"
+    )
+    assert far.ended(2).state is TaskState.COMPLETED, far.text(2)
+    assert (kernel.cwd / "out.txt").read_text() == "42"
+    until(lambda: not far.left(), message="the removal of what it has left")
 
 
 @pytest.fixture
