@@ -60,6 +60,8 @@ def background(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     fresh: bool = False,
+    send: Sequence[str | os.PathLike[str]] = (),
+    fetch: Sequence[str] = (),
     tags: Sequence[str] = (),
     key: str = "",
     notify: bool | Sequence[str] = False,
@@ -85,14 +87,16 @@ def background(
 
     `shell` makes the source a shell command, `process` runs Python in its own process; both outlive
     the kernel, and any program can launch a shell command. `on` names the place of the settings
-    where a shell command runs instead of this machine. For these two, `cwd` is the working
+    where either of them runs instead of on this machine. For these two, `cwd` is the working
     directory, `env` adds environment variables, and `timeout` is the number of seconds after which
     the task is ended. `pty` gives a command a terminal, `shell_path` is its shell. `inputs` and
     `outputs` name the variables that a Python process receives and leaves; by default those that
     the source uses and assigns. `fresh` has it begin in a fresh interpreter instead of a copy of a
-    warm one. `tags` are words by which lists find the task again. A second call with the same `key`
-    in this notebook starts nothing and returns the task of the first one. `notify` sends
-    a notification of its end to the places of the setting `notify`, and to the places given here.
+    warm one. `send` are files and folders that a task at a place is to have there, `fetch` patterns
+    of the files to bring back when it has ended; it runs in a folder of its own then. `tags` are
+    words by which lists find the task again. A second call with the same `key` in this notebook
+    starts nothing and returns the task of the first one. `notify` sends a notification of its end
+    to the places of the setting `notify`, and to the places given here.
     `if_running` says what to do while the task of an earlier run of the same cell still runs:
     ``ask``, ``attach`` (which returns that task), ``replace`` or ``new``; by default the setting
     `if_running` does.
@@ -136,6 +140,8 @@ def background(
         inputs=None if inputs is None else list(inputs),
         outputs=None if outputs is None else list(outputs),
         fresh=fresh,
+        send=[os.fspath(each) for each in send] or None,
+        fetch=list(fetch) or None,
     )
     notify_to = [] if isinstance(notify, bool) else list(notify)
     needs = _needs(cpus, memory, gpus, gpu_memory)
@@ -242,6 +248,7 @@ def submit(
     *args: Any,
     name: str | None = None,
     process: bool = False,
+    on: str = "",
     after: Sequence[Task | str | int] | None = None,
     group: str | None = None,
     cpus: float | None = None,
@@ -262,7 +269,7 @@ def submit(
     are what it needs of the machine, and `retries`, `on_cause`, `delay`, `max_delay` and
     `memory_factor` say when it is tried again, as for `background`. An ``async`` function runs to
     its end. With `process` the call runs in its own process, which gets copies of function and
-    arguments and outlives the kernel.
+    arguments and outlives the kernel; with `on` that process is at a place of the settings.
 
     An argument that is a task, or a list with tasks in it, stands for the task's result: the call
     waits until that task has completed, and is given the value where it runs, without a copy in
@@ -280,6 +287,7 @@ def submit(
     given = {
         "name": name is not None,
         "process": process,
+        "on": bool(on),
         "after": after is not None,
         "group": group is not None,
         "cpus": cpus is not None,
@@ -300,7 +308,8 @@ def submit(
     after_all = _references([*(after or ()), *needed])
     place = replace(needs, after=after_all, group=group or "")
     again = retries_of(retries, on_cause, delay, max_delay, memory_factor)
-    request = Request(name, PROCESS if process else THREAD, place=place, retries=again)
+    where = PROCESS if process or on else THREAD
+    request = Request(name, where, place=place, retries=again, on=on)
     return Task(manager, manager.launcher.launch_function(call, _source(function), request))
 
 

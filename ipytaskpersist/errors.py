@@ -55,6 +55,15 @@ class ResultUnavailable(BackgroundError):
     """The task completed, but its value could not be kept or must not be loaded."""
 
 
+class PlaceNotTrusted(ResultUnavailable):
+    """The value comes from a place whose values are not loaded without the user's word."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+        """Why, without the name of the value: it is the same for all that come from there."""
+
+
 class StoreError(BackgroundError):
     """The store cannot be opened, read or written."""
 

@@ -129,6 +129,11 @@ class StateDirectory:
         return self.root / "signing.key"
 
     @property
+    def trusted_places(self) -> Path:
+        """The places from which values may be loaded."""
+        return self.root / "trusted-places.json"
+
+    @property
     def problems(self) -> Path:
         """The store's recorded problems."""
         return self.root / "problems.jsonl"

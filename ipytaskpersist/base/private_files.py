@@ -19,7 +19,7 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """Keeps `open` from following a link, and from blocking on a pipe."""
 
 OURS = re.compile(
-    r"tasks.*|\..*\.part|\.?signing\.key.*|problems\.jsonl|upkeep\.lock"
+    r"tasks.*|\..*\.part|\.?signing\.key.*|problems\.jsonl|trusted-places\.json|upkeep\.lock"
     r"|archive|backups|buffers|checkpoints|environments|logs|payloads|ssh"
     r"|\d{4}-\d\d[-.].*|\w{8,}-\d+(\.json)?|[0-9a-f]+\.pickle|\d+-[0-9a-f]+\.buffers|(supervisor-.*|upkeep|notifier)\.log"
 )

@@ -436,6 +436,12 @@ class Options:
     fresh: bool = False
     """Whether it gets a fresh interpreter, even if there is a warm one. The store keeps this as
     the `ProcessRecord.interpreter`: an earlier version does not know this option."""
+    send: Sequence[str] | None = None
+    """Files and folders that a task at a place is sent, as typed."""
+    fetch: Sequence[str] | None = None
+    """Patterns of the files that it is to bring back."""
+    here: str | None = None
+    """Directory in which these paths are meant here; None for a task without any."""
 
     def as_json(self) -> str:
         """Return the options that were given, as the store keeps them."""

@@ -76,7 +76,16 @@ OF_PROCESSES: Decorators = (
 OF_CODE: Decorators = (
     click.option(
         "--on", default="", metavar="PLACE", shell_complete=completion.places,
-        help="Run a shell command at a place: another machine, from the setting places.",
+        help="Run a process or a command at a place: another machine, from the setting places.",
+    ),
+    click.option(
+        "--send", multiple=True, metavar="PATH", shell_complete=completion.files,
+        help="A file or folder that a task is to have at its place. May be given several times.",
+    ),
+    click.option(
+        "--fetch", multiple=True, metavar="PATTERN",
+        help="Files to bring back from a place at the end: 'results/*.csv'. May be given several "
+        "times.",
     ),
     click.option("--pty", is_flag=True, help="Give the command a terminal to print to."),
     click.option(
@@ -256,6 +265,8 @@ def _request(
     name: str, where: str, notebook: WholeNotebook | None, start_after: str, **given: Any
 ) -> Request:
     given["timeout_s"] = given.pop("timeout")
+    for option in ("send", "fetch"):
+        given[option] = list(given.get(option) or ()) or None
     given["if_running"] = given["if_running"] or ""
     place = PlaceInQueue(**{option: given.pop(option) for option in QUEUE}, delay=start_after)
     causes = given.pop("on_cause") or ()

@@ -51,14 +51,29 @@ def sessions(
 
 @verbs.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completion.places)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Allow that values from these places are loaded here, which can run their code.",
+)
+@click.option("--distrust", is_flag=True, help="Allow it no longer.")
 @as_json
 @surface_and_manager
-def places(surface: Surface, manager: BackgroundTasks, names: Sequence[str], as_json: bool) -> None:
+def places(
+    surface: Surface,
+    manager: BackgroundTasks,
+    names: Sequence[str],
+    trust: bool,
+    distrust: bool,
+    as_json: bool,
+) -> None:
     """Ask the places of the settings whether they answer, and list them. All of them, or some."""
     from ipytaskpersist.display.places import place_table
     from ipytaskpersist.display.tables import render
-    from ipytaskpersist.session.places import ask
+    from ipytaskpersist.session.places import ask, set_trust
 
+    if trust or distrust:
+        set_trust(manager.places, manager.directory, names, trust=trust, distrust=distrust)
     found = ask(manager.places, manager.directory, names)
     if as_json:
         print_json({"places": [place.as_json() for place in found]})

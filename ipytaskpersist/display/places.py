@@ -18,8 +18,14 @@ def place_table(found: Sequence[PlaceFound]) -> Columns:
         Column("kind", [str(place.spec["kind"]) for place in found]),
         Column("at", [_address(place) for place in found], turn=2, share=3),
         Column("Python", [legible(str(place.answer.get("python", ""))) for place in found], turn=1),
+        Column("ipytaskpersist", [_package(place) for place in found], turn=1),
+        Column("trusted", ["yes" if place.is_trusted else "no" for place in found], turn=1),
         Column("answers", [_answer(place) for place in found], least=20),
     )
+
+
+def _package(place: PlaceFound) -> str:
+    return legible(str((place.packages or {}).get("ipytaskpersist", "")))
 
 
 def _address(place: PlaceFound) -> str:

@@ -32,7 +32,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -63,6 +63,10 @@ LARGEST_DATA = 64 * 1024 * 1024
 PIECE_BYTES = 8 * 1024 * 1024
 """Most bytes of a file in one answer."""
 MOST_FILES = 10_000
+FIRST_SENT = "sent"
+"""The first file that is sent to a task, and empty. A folder with it is that of a task."""
+SHARED = "buffers"
+"""Folder beside those of the tasks, with the files that several of them were given."""
 START_S = 60.0
 DETACHED_LOOK_S = 1.0
 """How often a detached keeper looks. Its server, on the same machine, wakes it for a signal."""
@@ -106,8 +110,8 @@ def own_code() -> bytes:
     return marshal.dumps(compile(own_text(), "agent", "exec", dont_inherit=True))
 
 
-def hello(_request: Json) -> Json:
-    """Return what this end is."""
+def hello(request: Json) -> Json:
+    """Return what this end is, and which versions its Python has of some packages."""
     import hashlib
 
     return {
@@ -117,7 +121,19 @@ def hello(_request: Json) -> Json:
         "home": str(Path.home()),
         "time": time.time(),
         "version": hashlib.sha256(own_text().encode()).hexdigest()[:16],
+        "packages": versions_of(request.get("packages") or ()),
     }
+
+
+def versions_of(packages: Iterable[str]) -> Json:
+    """Return the versions of packages, without those that are not installed."""
+    from importlib import metadata
+
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def start(request: Json) -> Json:
@@ -267,8 +283,22 @@ def put(request: Json, data: bytes) -> Json:
     finally:
         os.close(descriptor)
     if request.get("done"):
+        part.chmod(0o700 if request.get("executable") else 0o600)
         part.replace(path)
     return {"size": offset + len(data)}
+
+
+def link(request: Json) -> Json:
+    """Give a file another name. ``linked`` says whether it has that now.
+
+    It has not if there is no such file, or if the file system has no links.
+    """
+    path, to = place(request["path"]), place(request["to"])
+    if request.get("within") and place(request["within"]) in to.parents:
+        make_folder(to.parent)
+    with suppress(OSError):
+        os.link(path, to)
+    return {"linked": to.exists()}
 
 
 def get(request: Json) -> tuple[Json, bytes]:
@@ -301,22 +331,34 @@ def sizes(request: Json) -> Json:
 
 
 def forget(request: Json) -> Json:
-    """Remove the folders of tasks that are over. Returns why others were kept, in words."""
+    """Remove the folders of tasks that are over, or never were. Returns why others were kept."""
     import shutil
 
     kept = {}
     for each in request["folders"]:
         folder = place(each)
         found = look_at(folder)
-        if found["state"] not in ("ended", "lost") or found.get("left"):
-            if found["state"] != "absent":
-                kept[each] = f"the task is {found['state']}"
+        is_absent = found["state"] == "absent"
+        if is_absent and not (folder / FIRST_SENT).exists():
+            continue
+        if not is_absent and (found["state"] not in ("ended", "lost") or found.get("left")):
+            kept[each] = f"the task is {found['state']}"
             continue
         try:
             shutil.rmtree(folder)
+            forget_shared(folder.parent / SHARED)
         except OSError as error:
             kept[each] = in_words(error)
     return {"kept": kept}
+
+
+def forget_shared(folder: Path) -> None:
+    """Remove the files that were linked into folders of tasks, of which there is none any more."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_nlink == 1:
+                    path.unlink()
 
 
 def answer(request: Json, data: bytes, pause: Pause = time.sleep) -> tuple[Json, bytes]:
@@ -348,6 +390,7 @@ VERBS: dict[str, Callable[[Json], Json]] = {
     "look": look,
     "signal": signal_task,
     "sizes": sizes,
+    "link": link,
     "forget": forget,
 }
 

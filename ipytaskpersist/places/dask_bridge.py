@@ -351,6 +351,7 @@ _VERBS = {
     "hello": DaskBridge._hello,
     "start": DaskBridge._start,
     "put": DaskBridge._put,
+    "link": DaskBridge._put,
     "get": DaskBridge._ask_host,
     "sizes": DaskBridge._ask_host,
     "signal": DaskBridge._signal,

@@ -70,7 +70,9 @@ class SlurmBridge:
 
     def _hello(self, request: Json) -> Json:
         self._queue.jobs()  # says whether Slurm can be asked
-        return self._agent(**request)
+        found = self._agent(**request)
+        # The packages of this machine are not those of the nodes.
+        return {name: value for name, value in found.items() if name != "packages"}
 
     # A task's start.
 

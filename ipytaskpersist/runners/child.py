@@ -52,6 +52,7 @@ from ipytaskpersist.isolation.carried_settings import Left, OfProcess
 from ipytaskpersist.runners import prepared_shell, task_rows
 from ipytaskpersist.runners.bystanders import Bystanders
 from ipytaskpersist.runners.channel import DESCRIPTOR, Sender
+from ipytaskpersist.runners.far_python import NoCheckpoints
 from ipytaskpersist.runners.given import Given, NotebookSetup, Setting
 from ipytaskpersist.runners.task_rows import TaskRows
 from ipytaskpersist.running import forks
@@ -161,18 +162,26 @@ class Child:
         self._payloads = Payloads(self._directory, is_durable=is_durable)
         shell, task = make_shell(setting, module), self._task()
         listening.begin(task)
-        task.checkpoints = Checkpoints(self._directory, self._record, shell.user_ns)
+        task.checkpoints = self._checkpoints(shell)
         self._termination = Termination(task.ending)
         patches = install(shell, task)
         execution.be_ready_for_errors()
         self._payloads.be_ready()
-        sys.path[:] = setting.path
+        if self._process.place is None:
+            sys.path[:] = setting.path
+        else:
+            sys.path.insert(0, "")
         random_states.install(patches)
         # Run in the cell's context, where some libraries keep their settings.
         given, apart = getattr(setting, "libraries", {}), getattr(setting, "apart", [])
         self._settings = task.context.run(OfProcess, given, patches, apart)
         task.context.run(_bring_magics, shell, task, setting)
         return shell, task
+
+    def _checkpoints(self, shell: Any) -> Checkpoints | NoCheckpoints:
+        if self._process.place is not None:
+            return NoCheckpoints()
+        return Checkpoints(self._directory, self._record, shell.user_ns)
 
     def _run_given(self, shell: Any, task: RunningTask, given: Given) -> tuple[Outcome, list[str]]:
         """Run the call or the cell. Returns how it ended, and the variables to save."""

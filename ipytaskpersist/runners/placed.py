@@ -12,33 +12,53 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ipytaskpersist.base import process_tree
+from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_tree import Snapshot
 from ipytaskpersist.base.records import OutputKind, ProcessRecord, ResultRecord, TaskState
 from ipytaskpersist.base.retries import TIMED_OUT, USED
 from ipytaskpersist.output.recording import Recording
 from ipytaskpersist.places.messages import FarEnd, Frame, SpoolReader, as_end
-from ipytaskpersist.runners.channel import CHECKPOINTED, OUTCOME, OUTPUTS, PROGRESS, as_progress
+from ipytaskpersist.runners.bringing import Bringing
+from ipytaskpersist.runners.channel import (
+    OUTCOME,
+    OUTPUTS,
+    POST_MORTEM,
+    PROGRESS,
+    RESULT,
+    as_progress,
+)
+from ipytaskpersist.runners.fetching import Fetching
 from ipytaskpersist.runners.supervised import End, Ending
 from ipytaskpersist.text.formatting import short_size, size
+from ipytaskpersist.values.travelling import as_post_mortem, far_record
 
 END = b"Z"
+OF_ITS_END = (RESULT, POST_MORTEM, OUTCOME, END)
+"""Frames that are recorded together, when all of them are here."""
 NOT_STARTED = "could not be started: "
 
 
 class Placed:
     """A task that runs at a place, or waits there."""
 
-    is_python = False
     interpreter: str | None = None
     leader = None
     is_late = is_to_press = False
     stuck = ""
     memory_bytes = peak_memory_bytes = 0
 
-    def __init__(self, record: ProcessRecord, recording: Recording, *, may_run: bool) -> None:
+    def __init__(
+        self,
+        record: ProcessRecord,
+        recording: Recording,
+        directory: StateDirectory,
+        *,
+        may_run: bool,
+    ) -> None:
         """`may_run` tells that the place may have the task already."""
         self.record = record
         self.recording = recording
+        self._directory = directory
         self.results: list[ResultRecord] = []
         self.post_mortem: dict[str, Any] | None = None
         self.readers: dict[int, Callable[[bytes], None]] = {}
@@ -54,10 +74,15 @@ class Placed:
         self.signals: list[str] = []
         """What it is still to be told."""
         self.far: Mapping[str, Any] = record.far
-        self.is_forgotten = False
         self.is_committed = False
         """Whether the store has its end. Set by the writer."""
-        self._spool = SpoolReader(record.spool_offset)
+        self.has_files_there = False
+        """Whether the place may have what it was given."""
+        self.bringing: Bringing | Fetching | None = None
+        """Brings back what it has left. Until that is done, its end is not recorded."""
+        # What it has left comes back between the end of its spool and the record of its end.
+        is_read_again = self.is_python or record.options.fetch
+        self._spool = SpoolReader(0 if is_read_again else record.spool_offset)
         self._reported: End | None = None
         self._far_end: FarEnd | None = None
         self._end: End | None = None
@@ -83,6 +108,11 @@ class Placed:
         """How far its spool was read."""
         return self._spool.wanted
 
+    @property
+    def is_python(self) -> bool:
+        """Whether it runs Python, which reports its own end, and leaves values."""
+        return self.record.kind == "python"
+
     # What it sends.
 
     def take(self, data: bytes) -> None:
@@ -91,9 +121,11 @@ class Placed:
             for frame in self._spool.feed(data):
                 self._take_frame(frame)
         finally:
-            self.recording.come_to(self._spool.offset)
+            self.recording.come_to(max(self._spool.offset, self.record.spool_offset))
 
     def _take_frame(self, frame: Frame) -> None:
+        if frame.end <= self.record.spool_offset and frame.kind not in OF_ITS_END:
+            return  # a supervisor before this one has recorded it
         kind = OUTPUTS.get(frame.kind)
         if kind is OutputKind.STDOUT or kind is OutputKind.STDERR:
             self.recording.write(kind, frame.data)
@@ -101,8 +133,14 @@ class Placed:
             self.recording.add_encoded(kind, frame.data)
         elif frame.kind == PROGRESS:
             self.recording.progress(as_progress(frame.data))
-        elif frame.kind == CHECKPOINTED:
-            self.recording.checkpointed(json.loads(frame.data)["at"])
+        elif frame.kind == RESULT:
+            assert self.record.place is not None
+            of_task = (self._directory, self.record.place, self.record.task_id)
+            result = far_record(*of_task, frame.data)
+            if result is not None:
+                self.results.append(result)
+        elif frame.kind == POST_MORTEM:
+            self.post_mortem = as_post_mortem(frame.data)
         elif frame.kind == OUTCOME:
             fields = json.loads(frame.data)
             self._reported = End(TaskState(fields.pop("state")), **fields)
@@ -117,9 +155,14 @@ class Placed:
             self._end = End(state, reason, None)
 
     @property
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether it has ended, and all that it has sent is here."""
         return self._end is not None or self._far_end is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and what it has left is here, too."""
+        return self.has_ended and self.bringing is None
 
     def has_just_ended(self) -> bool:
         """Whether it has ended since the last check: what it sends says so."""
@@ -154,6 +197,8 @@ class Placed:
         if code is not None and code < 0:
             name = process_tree.signal_name(-code)
             return End(TaskState.FAILED, f"killed by {name} at {self.name}", code)
+        if code == 0 and self.is_python:
+            return End(TaskState.FAILED, "the process ended before its cell did", code)
         if code == 0:
             return End(TaskState.COMPLETED, None, 0)
         return End(TaskState.FAILED, f"exit status {code}", code)
@@ -171,7 +216,13 @@ class Placed:
     def ask_to_end(
         self, state: TaskState, reason: str, _snapshot: Snapshot, *, at_once: bool = False
     ) -> None:
-        """Have it ended at its place: with SIGTERM, and with SIGKILL after the grace period."""
+        """Have it ended at its place: with SIGTERM, and with SIGKILL after the grace period.
+
+        One that has ended already waits no longer for what it has left there.
+        """
+        if self.bringing is not None:
+            self._give_up()
+            return
         if self.ending is not None:
             return
         self.ending = Ending(state, reason, time.monotonic() + self.record.grace_s)
@@ -179,6 +230,11 @@ class Placed:
             self.signals.append("kill" if at_once else "end")
         else:
             self.fail(state, reason)
+
+    def _give_up(self) -> None:
+        """Wait no longer for what it has left: its values, then its files."""
+        while (bringing := self.bringing) is not None:
+            bringing.give_up(f"the task was cancelled while that came from {self.name}")
 
     def pause(self) -> list[str]:
         """Have all its processes stopped there."""
@@ -192,7 +248,7 @@ class Placed:
     # What only a process of this machine has.
 
     def note_checkpoint(self) -> None:
-        """Do nothing: a command has no folder of checkpoints there."""
+        """Do nothing: it has no folder of checkpoints there."""
 
     def close(self) -> None:
         """Do nothing: there is no descriptor to close."""

@@ -9,17 +9,25 @@ from __future__ import annotations
 import json
 import selectors
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
+from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.base.records import TaskState
+from ipytaskpersist.base.records import OutputKind, ResultRecord, TaskState
 from ipytaskpersist.base.retries import LOST_AT
+from ipytaskpersist.errors import BackgroundError
 from ipytaskpersist.output.recording import WAITING_CHARACTERS
 from ipytaskpersist.places.messages import SpoolDamaged
-from ipytaskpersist.runners.link import Json, Link
+from ipytaskpersist.runners.bringing import Bringing
+from ipytaskpersist.runners.fetching import Fetching
+from ipytaskpersist.runners.link import Json, Link, Take
 from ipytaskpersist.runners.placed import NOT_STARTED, Placed
+from ipytaskpersist.runners.sending import Sending
+from ipytaskpersist.runners.sent_files import has_own_folder
+from ipytaskpersist.values.travelling import FileToSend
 
 WAIT_S = 0.1
 """How long the far end waits for news before it answers."""
@@ -30,6 +38,9 @@ LOOK_S = 1.0
 """How often the tasks are looked at that have not begun."""
 FORGET_S = 10.0
 """For how long a supervisor that has nothing left to do tries to remove what is left over there."""
+
+
+GivenFiles = Callable[[], Sequence[FileToSend]]
 
 
 class Writer(Protocol):
@@ -77,14 +88,49 @@ class Placements:
         self._places: dict[str, _Place] = {}
         self._leaving_at: float | None = None
 
-    def add(self, task: Placed, environment: Mapping[str, str | None]) -> None:
-        """Hand a task to its place, or follow one that it may have already."""
+    def add(
+        self, task: Placed, environment: Mapping[str, str | None], given: GivenFiles | None
+    ) -> None:
+        """Hand a task to its place, or follow one that it may have already.
+
+        `given` returns the files that it is given; None for a task that is given none.
+        """
         place = self._place_of(task)
         place.tasks[task.record.task_key] = task
         if task.may_run and task.record.far:
             task.is_there = task.has_begun = True
+        elif given is None:
+            self._start(place, task, _brief(task, environment))
         else:
-            self._start(place, task, environment)
+            self._send(place, task, _brief(task, environment), given)
+
+    def _send(self, place: _Place, task: Placed, brief: Json, given: GivenFiles) -> None:
+        """Send what a task in Python is given, then ask for its start."""
+        task.is_asked = task.has_files_there = True
+        again = partial(self._send, place, task, brief, given)
+
+        def refuse(answer: Json) -> None:
+            task.is_asked = False
+            self._has_started(place, task, again, answer)
+
+        try:
+            files = given()
+        except (BackgroundError, OSError) as error:
+            self._fail(place, task, TaskState.FAILED, f"{NOT_STARTED}{error}")
+            return
+        Sending(
+            partial(self._ask, place),
+            task.folder,
+            files,
+            then=partial(self._start, place, task, brief, again),
+            on_refusal=refuse,
+            is_wanted=lambda: not task.has_ended,
+            say=partial(self._waits, task),
+        ).begin()
+
+    @staticmethod
+    def _ask(place: _Place, request: Json, take: Take, data: bytes) -> None:
+        place.link.ask(request, take, data)
 
     def _place_of(self, task: Placed) -> _Place:
         known = json.dumps(task.record.place, sort_keys=True)
@@ -120,6 +166,7 @@ class Placements:
                 place.again_at = now + AGAIN_S
                 self._tell(place)
                 self._forget(place)
+                self._bring_more(place)
                 self._look(place, now)
                 self._read(place)
 
@@ -127,25 +174,17 @@ class Placements:
         """Tell a task's place what it is to be told without delay."""
         self._place_of(task).again_at = 0.0
 
-    def _start(self, place: _Place, task: Placed, environment: Mapping[str, str | None]) -> None:
-        """Ask a place to start a task. It does so once, however often it is asked."""
-        record, may_run_before = task.record, task.may_run
+    def _start(
+        self, place: _Place, task: Placed, brief: Json, again: Callable[[], None] | None = None
+    ) -> None:
+        """Ask a place to start a task. It does so once, however often it is asked.
+
+        `again` asks for it once more, with what has to come before.
+        """
+        again = again or partial(self._start, place, task, brief)
+        may_run_before = task.may_run
         task.is_asked = task.may_run = True
-        brief = {
-            "task_id": record.task_id,
-            "command": list(record.command),
-            "script": record.script,
-            "script_as": record.script_as,
-            "pty": record.pty,
-            "directory": record.directory,
-            "environment": dict(environment),
-            "timeout_s": record.timeout_s,
-            "memory_bytes": record.memory_bytes,
-            "grace_s": record.grace_s,
-            "channel": False,
-        }
         request = {"verb": "start", "folder": task.folder, "brief": brief, "detach": True}
-        again = partial(self._start, place, task, environment)
 
         def take(answer: Json, _data: bytes) -> None:
             task.is_asked = False
@@ -161,7 +200,7 @@ class Placements:
         is_unreachable = self._is_unreachable(place, answer)
         if task.ending is not None and not task.may_run:
             self._fail(place, task, task.ending.end_state, task.ending.reason)
-        elif is_unreachable:
+        elif is_unreachable or answer.get("again"):
             task.again = again
         elif answer.get("pending"):
             task.again = again
@@ -213,7 +252,7 @@ class Placements:
     # What they have sent.
 
     def _read(self, place: _Place) -> None:
-        there = [each for each in place.tasks.values() if each.is_there and not each.is_over]
+        there = [each for each in place.tasks.values() if each.is_there and not each.has_ended]
         has_room = self._recorder.backlog.characters < WAITING_CHARACTERS
         if place.is_reading or not there:
             return
@@ -238,7 +277,7 @@ class Placements:
         for task, (count, look) in zip(tasks, answer.get("tasks", ()), strict=False):
             piece = data[position : position + count]
             position += count
-            if not task.is_over:
+            if not task.has_ended:
                 self._take(place, task, piece, look or {})
         place.again_at = 0.0
 
@@ -255,8 +294,8 @@ class Placements:
         except SpoolDamaged as error:
             self._fail(place, task, TaskState.FAILED, f"{error}; what came before is kept")
             return
-        if task.is_over:
-            self._on_end(task)
+        if task.has_ended:
+            self._bring(place, task)
         elif state == "ended" and not piece:
             reason = f"its spool at {task.name} was cut; what came before is kept"
             self._fail(place, task, TaskState.FAILED, reason)
@@ -270,7 +309,7 @@ class Placements:
     def _look(self, place: _Place, now: float) -> None:
         """Look at the tasks that have not begun: they send nothing, and may wait in a queue."""
         there = [each for each in place.tasks.values() if each.is_there and not each.has_begun]
-        waiting = [each for each in there if not each.is_over]
+        waiting = [each for each in there if not each.has_ended]
         if not waiting or now < place.look_at:
             return
         place.look_at = now + LOOK_S
@@ -281,8 +320,56 @@ class Placements:
         if self._is_unreachable(place, answer):
             return
         for task, look in zip(tasks, answer.get("looks", ()), strict=False):
-            if not task.is_over and look.get("state") in ("running", "pending"):
+            if not task.has_ended and look.get("state") in ("running", "pending"):
                 self._take(place, task, b"", look)
+
+    def _bring(self, place: _Place, task: Placed) -> None:
+        """Bring back what an ended task has left, and record its end then."""
+
+        def has_come(results: list[ResultRecord]) -> None:
+            task.results = results
+            self._fetch(place, task)
+
+        task.bringing = Bringing(
+            partial(self._ask, place),
+            self._directory,
+            task.record.task_id,
+            task.folder,
+            task.results,
+            then=has_come,
+            is_unreachable=partial(self._is_unreachable, place),
+        )
+        task.bringing.go_on()
+
+    def _fetch(self, place: _Place, task: Placed) -> None:
+        """Fetch the files that the user wants back from an ended task."""
+        options = task.record.options
+        if not options.fetch or not task.has_begun:
+            self._has_fetched(task, [])
+            return
+        task.bringing = Fetching(
+            partial(self._ask, place),
+            task.folder,
+            options.fetch,
+            Path(options.here or "/"),
+            then=partial(self._has_fetched, task),
+            is_unreachable=partial(self._is_unreachable, place),
+            say=task.recording.progress,
+        )
+        task.bringing.go_on()
+
+    def _has_fetched(self, task: Placed, problems: list[str]) -> None:
+        for problem in problems:
+            task.recording.write(OutputKind.STDERR, f"{legible(problem)}\n")
+        task.bringing = None
+        self._on_end(task)
+
+    @staticmethod
+    def _bring_more(place: _Place) -> None:
+        """Go on with what a place that did not answer was asked for."""
+        for task in [*place.tasks.values()]:
+            if task.bringing is not None and task.bringing.is_silent:
+                task.bringing.go_on()
 
     def _begin(self, task: Placed) -> None:
         task.has_begun = True
@@ -295,7 +382,7 @@ class Placements:
 
     def _fail(self, place: _Place, task: Placed, state: TaskState, reason: str) -> None:
         task.fail(state, reason)
-        self._on_end(task)
+        self._bring(place, task)
 
     # Whether they answer.
 
@@ -326,7 +413,7 @@ class Placements:
     def _forget(self, place: _Place) -> None:
         """Remove what ended tasks have left over there, once all of it is recorded here."""
         done = [task for task in place.tasks.values() if task.is_committed]
-        place.left.update(task.folder for task in done if task.is_there)
+        place.left.update(task.folder for task in done if task.is_there or task.has_files_there)
         for task in done:
             del place.tasks[task.record.task_key]
         if place.left and not place.is_forgetting:
@@ -352,6 +439,26 @@ class Placements:
         """End the programs that carry the messages. The tasks go on."""
         for place in self._places.values():
             place.link.end()
+
+
+def _brief(task: Placed, environment: Mapping[str, str | None]) -> Json:
+    """Return what an agent is to know of a task. Its own Python runs one in Python."""
+    record = task.record
+    return {
+        "task_id": record.task_id,
+        "command": list(record.command),
+        "script": record.script,
+        "script_as": record.script_as,
+        "pty": record.pty,
+        "directory": record.directory,
+        "own_directory": has_own_folder(record.options),
+        "environment": dict(environment),
+        "timeout_s": record.timeout_s,
+        "memory_bytes": record.memory_bytes,
+        "grace_s": record.grace_s,
+        "python": task.is_python,
+        "channel": task.is_python,
+    }
 
 
 FACTS = ("host", "pid", "worker", "job", "node", "started_at")

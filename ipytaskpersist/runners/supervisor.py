@@ -35,7 +35,7 @@ from ipytaskpersist.errors import BackgroundError, StoreError, StoreNewer
 from ipytaskpersist.notify import dispatch
 from ipytaskpersist.output.recorder import Recorder
 from ipytaskpersist.output.recording import Recording
-from ipytaskpersist.runners import reconciling, revival
+from ipytaskpersist.runners import reconciling, revival, sent_files
 from ipytaskpersist.runners.adoption import Strangers
 from ipytaskpersist.runners.durability import Flushes
 from ipytaskpersist.runners.kernel_watch import KERNEL_S, KernelWatch
@@ -49,7 +49,7 @@ from ipytaskpersist.runners.placements import Placements
 from ipytaskpersist.runners.store_watch import POLLED_LOOK_S, StoreWatch
 from ipytaskpersist.runners.supervised import LIMITS, CannotStart, End, Supervised
 from ipytaskpersist.runners.task_end import TaskEnd
-from ipytaskpersist.runners.task_rows import TaskRows
+from ipytaskpersist.runners.task_rows import TaskRows, files_to_send
 from ipytaskpersist.runners.usage_watch import UsageWatch
 from ipytaskpersist.runners.warm import ForkServer
 from ipytaskpersist.runners.warm_starts import WarmStarts
@@ -57,6 +57,7 @@ from ipytaskpersist.store import environments, problems
 from ipytaskpersist.store.booking import Machine
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.text.formatting import short_size, size
+from ipytaskpersist.values.travelling import FileToSend
 
 ENDS_S = 1.0
 """How often ended processes are looked for, even without SIGCHLD."""
@@ -384,16 +385,24 @@ class Supervisor:
         for process in self._store.elsewhere.take_over(self._session_id, self._record.key):
             recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
             recording.go_on(self._store)
-            self._follow(Placed(process, recording, may_run=True))
+            self._follow(Placed(process, recording, self._store.directory, may_run=True))
 
     def _follow(self, task: Placed) -> None:
         """Hand a task to its place, or follow it there."""
         environment = self._with_values(task.record).environment
         self._tasks[task.pid] = task
-        given = environment.items()
-        changes = {name: value for name, value in given if not isinstance(value, bool)}
-        self._placements.add(task, changes)
+        pairs = environment.items()
+        changes = {name: value for name, value in pairs if not isinstance(value, bool)}
+        has_files = task.is_python or task.record.options.send
+        given = partial(self._given_to, task) if has_files else None
+        self._placements.add(task, changes, given)
         self._count_live()
+
+    def _given_to(self, task: Placed) -> list[FileToSend]:
+        files = sent_files.files_of(task.record.options)
+        if task.is_python:
+            files += files_to_send(self._store.directory, self._rows(task.record))
+        return files
 
     def _seen_machine(self) -> Machine | None:
         """Return what the machine has free; None if no task that waits asks for any of it."""
@@ -425,7 +434,8 @@ class Supervisor:
         """Start a task. Returns False if it must wait until another one ends."""
         recording = Recording(self._recorder, process.task_key, process.max_output_bytes)
         if process.place is not None:
-            return self._start_elsewhere(Placed(process, recording, may_run=False))
+            placed = Placed(process, recording, self._store.directory, may_run=False)
+            return self._start_elsewhere(placed)
         task = Supervised(process, recording, self._store.directory)
         try:
             if self._tasks and not self._limit.has_room():

@@ -1,18 +1,24 @@
 """What a Python task's process needs of the store: its rows.
 
 A fresh interpreter reads them itself. A fork server's process is given them, which takes less time
-than to open the store.
+than to open the store. At a place there is no store: they are sent in a file.
 """
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.records import INPUTS, ProcessRecord, ResultRecord, TaskRecord
+from ipytaskpersist.places.far.keeper import PYTHON_FOLDER
 from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.values.travelling import FileToSend, inputs_there
+
+SENT = "rows"
+"""Name of the file with the rows of a task at a place."""
 
 
 class TaskRows(NamedTuple):
@@ -40,4 +46,22 @@ def read(root: Path, task_id: str) -> TaskRows:
     store = TaskStore(StateDirectory(root)).open()
     rows = TaskRows.of(store, store.tasks.by_id(task_id))
     store.close()
+    return rows
+
+
+def files_to_send(directory: StateDirectory, rows: TaskRows) -> list[FileToSend]:
+    """Return all that a task is given at its place, as files. Raises `ResultUnavailable`."""
+    task, process, inputs, inputs_of = rows
+    assert process.place is not None, "it runs at a place"
+    theirs, files = inputs_there(directory, process.place, task, inputs, inputs_of)
+    sent = TaskRows(task, process, theirs, task)
+    return [*files, FileToSend(f"{PYTHON_FOLDER}/{SENT}", content=pickle.dumps(sent))]
+
+
+def read_sent(root: Path) -> TaskRows:
+    """Read the rows that were sent for a task, and remove them. Both ends have the same version."""
+    file = root / SENT
+    rows = pickle.loads(file.read_bytes())
+    file.unlink()
+    assert isinstance(rows, TaskRows)
     return rows

@@ -6,7 +6,7 @@ import ast
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -31,10 +31,12 @@ from ipytaskpersist.errors import AlreadyLaunched, InvalidRequest, NamesMissing
 from ipytaskpersist.history.archives import Archives
 from ipytaskpersist.history.upkeep import UpkeepTimer
 from ipytaskpersist.notify import targets
-from ipytaskpersist.runners import reconciling
+from ipytaskpersist.places.connecting import HERE
+from ipytaskpersist.runners import far_python, reconciling
 from ipytaskpersist.runners.given import Given, NotebookSetup
 from ipytaskpersist.running.interruption import HeldBack, is_from_outside
 from ipytaskpersist.session import (
+    far_versions,
     going_on,
     launch_keys,
     missing_names,
@@ -53,6 +55,7 @@ from ipytaskpersist.session.queueing import Queueing
 from ipytaskpersist.session.requests import (
     ATTACH,
     NEEDS_INTERPRETER,
+    NEEDS_PLACE,
     NEEDS_PROCESS,
     NEEDS_PYTHON,
     NEEDS_SHELL,
@@ -69,6 +72,7 @@ from ipytaskpersist.session.requests import (
     refuse,
     refuse_elsewhere,
     refuse_in_thread,
+    with_files,
 )
 from ipytaskpersist.session.results import Results
 from ipytaskpersist.session.runners import Runners
@@ -79,7 +83,7 @@ from ipytaskpersist.store.file.database import storable
 from ipytaskpersist.store.processes import NewProcess
 from ipytaskpersist.store.task_store import TaskStore
 from ipytaskpersist.store.tasks import CellRun, NewTask
-from ipytaskpersist.values.handed_results import Call
+from ipytaskpersist.values.handed_results import Call, CallWithResults
 from ipytaskpersist.values.importable import Modules
 from ipytaskpersist.values.payloads import GIVEN, SETTING, Payloads
 from ipytaskpersist.values.pickle_files import Prepared
@@ -205,19 +209,18 @@ class Launcher:
         )
 
     def _launch(self, source: str, request: Request) -> TaskRecord:
-        if request.on:
+        if request.on in ("", HERE):
+            refuse(request.options, ("send", "fetch"), NEEDS_PLACE)
+            request = replace(request, on="")
+        else:
             refuse_elsewhere(request)
+            request = with_files(request)
         if request.notebook is not None:
             return self._launch_notebook(source, request, request.notebook)
         command = self._shell_command(source, request)
         if command is not None:
             return self._launch_command(source, request, command)
-        if request.on:
-            raise InvalidRequest(
-                f"a Python cell cannot run at '{legible(request.on)}' yet, only a shell command: "
-                "add --shell, or begin the cell with %%bash"
-            )
-        if (request.where or self._settings.runner) == PROCESS:
+        if request.on or (request.where or self._settings.runner) == PROCESS:
             return self._launch_python(source, request)
         refuse(
             request.options,
@@ -243,11 +246,19 @@ class Launcher:
     def launch_function(self, call: Call, source: str, request: Request) -> TaskRecord:
         """Run a function in the background. Return when the task is durably recorded."""
         check_name(request.name)
-        if request.where == PROCESS:
-            setting = self._setting()
+        if request.on:
+            refuse_elsewhere(request)
+            if isinstance(call, CallWithResults):
+                raise InvalidRequest(
+                    "the results of other tasks cannot be arguments of a task at a place; "
+                    "task.result() gives the value to hand over"
+                )
+        if request.on or request.where == PROCESS:
+            process = self._python_process(request.options, request.on)
+            setting = self._setting(process.place)
             inputs = self._prepare(setting, Given(call=call), {"the call": call})
             new = self._new(source, request, "python", PROCESS, is_call=True)
-            return self._launch_process(new, self._python_process(request.options), inputs)
+            return self._launch_process(new, process, inputs)
         from ipytaskpersist.cells.execution import run_function
 
         refuse_in_thread(request)
@@ -358,10 +369,11 @@ class Launcher:
         from ipytaskpersist.cells.program_shell import shell_of_program
 
         refuse(request.options, ("pty", "shell_path"), NEEDS_SHELL)
-        process = self._python_process(request.options)
         shell = self._shell or shell_of_program()
         cell = compile_cell(shell, source, self._execution_count())  # a mistake shows immediately
-        inputs = self._inputs(shell, cell.tree, request.options)
+        process = self._python_process(request.options, request.on)
+        setting = self._setting(process.place)
+        inputs = self._inputs(shell, cell.tree, request.options, setting)
         record = self._launch_process(
             self._new(source, request, "python", PROCESS), process, inputs
         )
@@ -369,18 +381,17 @@ class Launcher:
         _say_history(record, variables.of_history(source, shell), OF_PROCESS)
         return record
 
-    def _python_process(self, options: Options) -> NewProcess:
-        command = [
-            *python_command("runners.child", "-u"),
-            str(self._store.directory.root),
-        ]
-        return NewProcess(
-            command,
-            directory_of(options),
-            self._settings.cancel_grace_s,
-            options,
-            interpreter=self._interpreter(options),
-        )
+    def _python_process(self, options: Options, on: str = "") -> NewProcess:
+        place = places.named(self._settings.places, on)
+        grace_s = self._settings.cancel_grace_s
+        if place is not None:
+            refuse(options, ("fresh",), "is about this machine; a task at a place is always fresh")
+            far_versions.require(place, self._store.directory)
+            directory = directory_of(options, is_here=False)
+            return NewProcess(far_python.command(), directory, grace_s, options, place=place)
+        command = [*python_command("runners.child", "-u"), str(self._store.directory.root)]
+        interpreter = self._interpreter(options)
+        return NewProcess(command, directory_of(options), grace_s, options, interpreter=interpreter)
 
     def _interpreter(self, options: Options) -> str | None:
         """Return which interpreter a Python task must have; None to let the supervisor decide."""
@@ -388,7 +399,9 @@ class Launcher:
             return FRESH_ASKED
         return None if self._settings.warm_processes else FRESH_SETTING
 
-    def _inputs(self, shell: InteractiveShell, tree: ast.Module, options: Options) -> Prepared:
+    def _inputs(
+        self, shell: InteractiveShell, tree: ast.Module, options: Options, setting: NotebookSetup
+    ) -> Prepared:
         """Prepare a cell's inputs: the variables that it reads, and those that its strings name."""
         namespace = shell.user_ns
         used = variables.used(tree) if options.inputs is None else options.inputs
@@ -398,7 +411,7 @@ class Launcher:
             names = [*mentions.in_strings(tree), *mentions.in_values(given.values())]
             mentioned = self._given(shell, None, [name for name in names if name not in given])
         submodules = mentions.submodules(tree, namespace)
-        setting = replace(self._setting(), submodules=submodules)
+        setting = replace(setting, submodules=submodules)
         modules = self._modules([*mentions.imports(tree), *submodules], given)
         named = given | {module.__name__: module for module in modules}
         if not mentioned:
@@ -417,15 +430,17 @@ class Launcher:
         perhaps = known.not_found(mentions.in_code(given.values()))
         return [*imported, *(m for m in perhaps if m not in imported and self._is_picklable(m))]
 
-    def _setting(self) -> NotebookSetup:
-        """Return what a process task gets besides variables."""
-        setting = setting_of(self._shell, self._settings.settings_apart)
+    def _setting(self, place: Mapping[str, Any] | None = None) -> NotebookSetup:
+        """Return what a process task gets besides variables: here, or at a place."""
+        # The path and the environment of another machine are its own.
+        apart = [] if place is None else ["sys", "os.environ"]
+        setting = setting_of(self._shell, [*self._settings.settings_apart, *apart])
         magics = notebook_magics.of_notebook(self._shell, self._namespace())
         return replace(
             setting,
             magics=magics,
             large_result_bytes=self._settings.large_result_bytes,
-            is_durable=self._store.database.synchronous == "full",
+            is_durable=place is None and self._store.database.synchronous == "full",
         )
 
     def _is_picklable(self, value: Any) -> bool:
@@ -552,6 +567,9 @@ class Launcher:
         is_notebook = task.is_whole_notebook
         if is_notebook:
             process = whole_notebooks.again(task, before, process, resume=again.once)
+        elif task.kind == "python" and before.place is not None:
+            inputs = self._inputs_again(task)
+            process = replace(process, command=far_python.command())
         elif task.kind == "python":
             fresh = before.interpreter == FRESH_ASKED
             usual = self._python_process(Options(fresh=fresh))

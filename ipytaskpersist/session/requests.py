@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ipytaskpersist.base.legible import legible
@@ -140,15 +141,21 @@ FLAGS = {
     "inputs": "--in",
     "outputs": "--out",
     "fresh": "--fresh",
+    "send": "--send",
+    "fetch": "--fetch",
 }
 
 NEEDS_PROCESS = "needs a process: add --process, or --shell for a shell command"
 
 NEEDS_SHELL = "is for shell commands: add --shell"
 
+NEEDS_PLACE = "is for a task at a place: add --on NAME, or leave it out where the files are"
+
 NEEDS_INTERPRETER = "is for Python in a process: a shell command has no interpreter"
 
 NOT_FOR_NOTEBOOKS = "is not for a whole notebook, which has a kernel of its own"
+
+OWN_FOLDER = "a folder of its own"
 
 NEEDS_PYTHON = "is for Python in a process: a shell command has no variables"
 
@@ -183,6 +190,39 @@ def refuse_elsewhere(request: Request) -> None:
         )
     if request.notebook is not None:
         raise InvalidRequest("a whole notebook runs on this machine; leave out --on")
+    if request.where == THREAD:
+        raise InvalidRequest("--thread is a thread of this kernel; leave out --on")
+
+
+def with_files(request: Request) -> Request:
+    """Return a request with the directory in which its files are meant. Raise `InvalidRequest`."""
+    options = request.options
+    if not options.send and not options.fetch:
+        return request
+    if options.cwd is not None:
+        raise InvalidRequest(
+            "with --send or --fetch a task runs in a folder of its own over there; leave out --cwd"
+        )
+    for typed in options.send or ():
+        if not typed_path(typed).exists():
+            raise InvalidRequest(f"--send: there is no file or folder {legible(typed)}")
+    for pattern in options.fetch or ():
+        path = PurePosixPath(pattern)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise InvalidRequest(
+                f"--fetch {legible(pattern)} is not in the task's folder over there; give a path "
+                "or a pattern such as 'results/*.csv'"
+            )
+    sent = [str(typed_path(each)) if each.startswith("~") else each for each in options.send or ()]
+    fetched = [*map(_pattern, options.fetch or ())]
+    here = replace(options, send=sent or None, fetch=fetched or None, here=str(Path.cwd()))
+    return replace(request, options=here)
+
+
+def _pattern(typed: str) -> str:
+    """Return the pattern that is meant. A folder means all that is in it."""
+    pattern = os.path.normpath(typed)
+    return f"{pattern}/**" if typed.endswith("/") else pattern
 
 
 def check(options: Options) -> None:
@@ -215,7 +255,7 @@ def directory_of(options: Options, *, is_here: bool = True) -> str:
     Of a task at a place it is not known whether it does; the home directory there is usual.
     """
     if not is_here:
-        return options.cwd or "~"
+        return OWN_FOLDER if options.here else options.cwd or "~"
     path = typed_path(options.cwd or ".")
     if not is_passable(str(path)) or not path.is_dir():
         shown = str(path) if str(path).isprintable() else ascii(str(path))

@@ -26,6 +26,7 @@ from ipytaskpersist.cells import variables
 from ipytaskpersist.errors import (
     BackgroundError,
     InvalidRequest,
+    PlaceNotTrusted,
     ResultUnavailable,
     TaskFailed,
     TaskNotDone,
@@ -213,7 +214,7 @@ def _take(taking: _Taking, wanted: Sequence[ResultRecord], loaded: Loaded) -> No
             if taking.keep_own and (problems[name] or "").endswith(NOT_ASKED):
                 continue  # the person has said so, and `%bg_show` says it
             for each in (name, *_of_same_figure(name, namespace)):
-                loaded.problems[each] = problems[name] or str(value)
+                loaded.problems[each] = problems[name] or _why(value)
         elif how and taking.keep_own and not (name in present().same or name in returned.found):
             loaded.problems[name] = BOTH_CHANGED
         elif not how and name in taking.assigned:
@@ -287,8 +288,12 @@ def _left(store: TaskStore, payloads: Payloads, task: TaskRecord, loaded: Loaded
     try:
         return Left(*payloads.load(task, kept))
     except ResultUnavailable as error:
-        loaded.problems["what it set in libraries"] = kept.problem or str(error)
+        loaded.problems["what it set in libraries"] = kept.problem or _why(error)
         return Left({}, [])
+
+
+def _why(error: ResultUnavailable) -> str:
+    return error.why if isinstance(error, PlaceNotTrusted) else str(error)
 
 
 class Results:

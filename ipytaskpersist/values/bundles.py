@@ -7,10 +7,12 @@ the file is an index, so that it is signed with the rest.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import xxhash
@@ -283,6 +285,29 @@ def entries_of(data: bytes) -> list[Entry]:
     end = len(data) - LENGTH_BYTES
     index = end - int.from_bytes(data[end:], "little")
     return [_entry(name, known) for name, known in json.loads(data[index:end]).items()]
+
+
+def buffer_files_of(path: Path) -> list[str]:
+    """Return the names of the files of buffers to which a file of values refers.
+
+    Only its index is read. Raises `OSError`, and `ValueError` for what is no such file.
+    """
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ValueError(f"{path} is no file of values")
+        end = file.seek(-LENGTH_BYTES, os.SEEK_END)
+        size = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if size > end:
+            raise ValueError(f"the index of {path} is damaged")
+        file.seek(end - size)
+        index = json.loads(file.read(size))
+    try:
+        names = [
+            part[0] for known in index.values() if type(known) is dict for part in known["parts"]
+        ]
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError(f"the index of {path} is damaged") from None
+    return [*dict.fromkeys(map(str, names))]
 
 
 class _Stream:

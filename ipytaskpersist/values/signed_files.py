@@ -10,10 +10,11 @@ from pathlib import PurePath
 from typing import Any
 
 from ipytaskpersist.base.foreign_errors import describe
+from ipytaskpersist.base.legible import legible
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.private_files import open_own
 from ipytaskpersist.base.records import ResultRecord, TaskRecord
-from ipytaskpersist.errors import ResultUnavailable
+from ipytaskpersist.errors import PlaceNotTrusted, ResultUnavailable
 from ipytaskpersist.values.buffers import BufferFiles, DamagedBuffers
 from ipytaskpersist.values.bundles import Bundle, is_bundle
 from ipytaskpersist.values.originals import Present
@@ -21,6 +22,17 @@ from ipytaskpersist.values.pickling import Failed, Unpickler, load
 from ipytaskpersist.values.result_records import text_form, where
 from ipytaskpersist.values.returned import Returned, returned
 from ipytaskpersist.values.signatures import Signatures
+
+
+def not_trusted(task: TaskRecord, result: ResultRecord) -> PlaceNotTrusted:
+    """Return the error for a value from a place that is not trusted."""
+    place = legible(task.place)
+    why = (
+        f"loading what comes from {place} could run its code here; %bg_places --trust {place} "
+        f"allows it, then %bg_load {task.number}"
+    )
+    named = where(task, result)
+    return PlaceNotTrusted(f"{named} was not loaded: {why}; {text_form(result)}", why)
 
 
 class SignedFiles:
@@ -42,6 +54,8 @@ class SignedFiles:
     def require_signature(self, task: TaskRecord, result: ResultRecord, digest: str) -> None:
         """Raise `ResultUnavailable` unless the user has signed these bytes for this value."""
         if not self._signatures.is_signed(task.id, result.name, digest, result.signature or ""):
+            if task.place and digest == result.digest and not task.is_imported:
+                raise not_trusted(task, result)
             why = "it was imported, and" if task.is_imported else "its file"
             changed = "" if task.is_imported else ", so it may have been changed"
             raise ResultUnavailable(

@@ -506,5 +506,17 @@ def test_only_tasks_that_are_over_are_forgotten(far: FarEnds) -> None:
     assert far.ask("forget", folders=folders)["kept"] == {folders[0]: "the task is running"}
     assert not ended.folder.exists()
     assert (far.home / "mine").exists()
+    # What was sent for one that was never started goes, and what it alone shared.
+    where = {"within": str(far.folder), "done": True}
+    far.ask("put", path=f"{far.folder}/never/sent", **where)
+    for name, content in (("signing.key", b"key"), ("5.buffers", b"large")):
+        path, shared = f"{far.folder}/never/python/{name}", f"{far.folder}/buffers/{name}"
+        far.ask("put", content, path=path, within=str(far.folder), done=True)
+        linked = far.ask("link", path=path, to=shared, within=str(far.folder))
+        assert linked == {"linked": True}
+    nothing = {"path": f"{far.folder}/buffers/x", "to": f"{far.folder}/never/python/x"}
+    assert far.ask("link", **nothing) == {"linked": False}
+    far.ask("forget", folders=[f"{far.folder}/never"])
+    assert [*(far.folder / "buffers").iterdir()] == []
     assert is_running(running.keeper)
     assert read_json(running.folder / "claim")

@@ -212,7 +212,8 @@ def test_one_module_alone_loads_pickles_and_one_alone_uses_it() -> None:
     # A supervisor hands a task's rows to its own fork server, through a socket that both inherit.
     # `notebook_pickler` writes only, and `pickling` alone calls it.
     # `agent` marshals its own compiled text, for interpreters that it starts itself.
-    own = {"warm.py", "fork_server.py", "agent.py"}
+    # A process at a place loads, over there, the rows that its supervisor has sent (`task_rows`).
+    own = {"warm.py", "fork_server.py", "agent.py", "task_rows.py"}
     assert found == {"pickling.py", "notebook_pickler.py", *own}
     using = {path.name for path in root.rglob("*.py") if "pickling import" in path.read_text()}
     # `launcher` and `checkpoints` only find out what cannot be pickled.

@@ -20,6 +20,7 @@ from ipytaskpersist.places.far.files import (
     append_line,
     host_name,
     in_words,
+    make_folder,
     open_private,
     place,
     read_fresh,
@@ -44,6 +45,10 @@ from ipytaskpersist.places.far.spool import END, RETRY_S, Channel, Spool
 
 CHANNEL = "IPYTASKPERSIST_CHANNEL"
 """Environment variable with the number of the descriptor for frames."""
+FILES_FOLDER = "files"
+"""Folder in which a task runs whose files are sent there, or wanted back."""
+PYTHON_FOLDER = "python"
+"""Folder of a task in Python with what it was given, and what it leaves."""
 READ_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
 LOOK_S = 0.1
@@ -128,6 +133,9 @@ class Keeper:
         theirs: list[int] = []
         directory = place(self._brief.get("directory") or "~")
         try:
+            if self._brief.get("own_directory"):
+                directory = self._folder / FILES_FOLDER
+                make_folder(directory)
             if not directory.is_dir():
                 return f"the directory {directory} does not exist on {host_name()}"
             self._process = self._start_child(directory, theirs)
@@ -144,7 +152,7 @@ class Keeper:
     def _start_child(self, directory: Path, theirs: list[int]) -> subprocess.Popen[bytes]:
         stdout, stderr = self._open_streams(theirs)
         environment = self._environment()
-        command, passed = list(self._brief["command"]), []
+        command, passed = self._command(), []
         if self._brief.get("channel"):
             self._channel, channel = os.pipe()
             theirs.append(channel)
@@ -166,6 +174,13 @@ class Keeper:
                 pass_fds=passed,
                 start_new_session=True,
             )
+
+    def _command(self) -> list[str]:
+        """Return the command: of a task in Python, the arguments of this Python are given."""
+        command = list(self._brief["command"])
+        if not self._brief.get("python"):
+            return command
+        return [sys.executable or "python3", *command, str(self._folder / PYTHON_FOLDER)]
 
     def _open_streams(self, theirs: list[int]) -> tuple[int, int]:
         """Open what the task gets as descriptors 1 and 2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from engines import DaskCluster, Slurm
 from kernels import NotebookKernel, until
+from places_in_use import PACKAGE_FOLDER
 
 from ipytaskpersist.base.process_identity import ProcessIdentity
 from ipytaskpersist.base.records import TaskRecord, TaskState
@@ -50,6 +52,15 @@ def is_whole(said: str) -> bool:
     return counted == [f"line {number}" for number in range(len(counted))] and last == "done"
 
 
+def runs_python(kernel: NotebookKernel, store: TaskStore, number: int) -> None:
+    """Check that variables go to the cluster and come back."""
+    kernel.run("%bg_places cluster --trust\nlines = ['x' * 100_000]")
+    kernel.run("%%background --on cluster\nlines.append(len(lines[0]))\nprint('runs')")
+    assert ended(store, number).state is TaskState.COMPLETED, task(store, number).reason
+    assert text(store, number) == "runs\n"
+    assert kernel.run("print(lines[1:])").stream("stdout").splitlines()[-1] == "[100000]"
+
+
 def test_a_task_on_a_dask_cluster_outlives_kernel_supervisor_and_worker(
     dask_cluster: DaskCluster, make_kernel: MakeKernel, store: TaskStore, tmp_path: Path
 ) -> None:
@@ -72,6 +83,8 @@ def test_a_task_on_a_dask_cluster_outlives_kernel_supervisor_and_worker(
     stop.touch()
     assert ended(store).state is TaskState.COMPLETED
     assert is_whole(text(store))
+    use(again, dask_cluster.spec, tmp_path)
+    runs_python(again, store, 2)
 
 
 def test_a_task_waits_in_slurms_queue_and_says_why(
@@ -99,3 +112,6 @@ def test_a_task_waits_in_slurms_queue_and_says_why(
     shown = kernel.run("%bg_show next").text
     assert "on cluster" in shown
     assert "job " in shown
+    python = f"env PYTHONPATH={PACKAGE_FOLDER} {sys.executable}"
+    use(kernel, {**slurm.spec, "python": python}, short_dir)
+    runs_python(kernel, store, 3)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
 import pytest
-from engines import SshServer
 from kernels import NotebookKernel, until
+from places_in_use import Far
 
-from ipytaskpersist.base.process_identity import ProcessIdentity
-from ipytaskpersist.base.records import ProcessRecord, TaskRecord, TaskState
-from ipytaskpersist.store.task_store import TaskStore
+from ipytaskpersist.base.records import TaskState
 from ipytaskpersist.store.tasks import Selection
 
 MakeKernel = Callable[..., NotebookKernel]
@@ -26,66 +23,6 @@ number=0
 while [ ! -e {stop} ]; do echo line $number; number=$((number + 1)); sleep 0.01; done
 echo done
 """
-
-
-class Far:
-    """A place, the notebook that uses it, and the store with what came of that."""
-
-    def __init__(self, server: SshServer, folder: Path, notebook: Path, store: TaskStore) -> None:
-        self.server, self.folder, self.notebook, self.store = server, folder, notebook, store
-        spec = {key: value for key, value in server.spec.items() if key != "name"}
-        self.spec = {**spec, "folder": str(folder / "tasks there")}
-        self.stop = folder / "stop"
-
-    def use(self, kernel: NotebookKernel) -> NotebookKernel:
-        kernel.run(f"%config BackgroundTasks.places = {{'far': {self.spec!r}}}")
-        return kernel
-
-    def task(self, number: int = 1) -> TaskRecord:
-        (task,) = [each for each in self.store.tasks.select(Selection()) if each.number == number]
-        return task
-
-    def process(self, number: int = 1) -> ProcessRecord:
-        process = self.store.processes.get(self.task(number).key)
-        assert process is not None
-        return process
-
-    def text(self, number: int = 1) -> str:
-        outputs = self.store.outputs.of(self.task(number).key)
-        return b"".join(output.data for output in outputs).decode()
-
-    def counts(self, more_than: int = 5) -> bool:
-        before = self.text().count("\n")
-        return bool(until(lambda: self.text().count("\n") > before + more_than, message="lines"))
-
-    def ended(self, number: int = 1) -> TaskRecord:
-        until(lambda: self.task(number).state.is_final, message=f"the end of task {number}")
-        return self.task(number)
-
-    def left(self) -> list[Path]:
-        return [*Path(self.spec["folder"]).glob("*")]
-
-    def is_whole(self) -> bool:
-        *counted, last = self.text().splitlines()
-        return counted == [f"line {number}" for number in range(len(counted))] and last == "done"
-
-    def kill_supervisor(self) -> None:
-        (supervisor,) = self.store.supervisors.unfinished()
-        psutil.Process(supervisor.pid).kill()
-        until(lambda: ProcessIdentity.of(supervisor.pid) is None, message="its death")
-
-
-@pytest.fixture
-def far(tmp_path: Path, store: TaskStore) -> Iterator[Far]:
-    with closing(SshServer(tmp_path / "ssh")) as server:
-        found = Far(server, tmp_path, tmp_path / "far.ipynb", store)
-        yield found
-        found.stop.touch()
-
-
-@pytest.fixture
-def kernel(far: Far, make_kernel: MakeKernel) -> NotebookKernel:
-    return far.use(make_kernel(notebook=far.notebook))
 
 
 def test_a_command_prints_fails_and_leaves_nothing_there(far: Far, kernel: NotebookKernel) -> None:
@@ -245,7 +182,6 @@ def test_the_width_of_a_group_holds_for_places(far: Far, kernel: NotebookKernel)
 
 MISTAKES = {
     "--shell --on fra\nls": "no place 'fra'; did you mean 'far'?",
-    "--on far\n1 + 1": "a Python cell cannot run at 'far' yet",
     "--shell --on far --gpus 1\nls": "--gpus is about this machine",
 }
 
