@@ -360,8 +360,7 @@ class LaunchCall(Call):
         words = self.line({**arguments, "key": key})
         store = self.manager.store
         session = open_kernels.find_session(store, kernel)
-        task = open_kernels.launch(store, session, words[:-1], key, code)
-        surface.answer["task"] = surface.brief(task)
+        surface.come_to(open_kernels.launch(store, session, words[:-1], key, code), code)
 
 
 OF_KERNEL = {

@@ -215,7 +215,13 @@ def test_servers_and_kernels_are_killed_and_nothing_is_lost_or_run_twice(tmp_pat
             mine = {"code": counting(here), "name": "here", "key": "h"}
             its = {"code": counting(there) + "\nbase + 2", "name": "there", "key": "t",
                    "kernel": "open.ipynb", "process": True}  # fmt: skip
+            with pytest.raises(Refused, match="--memory is a size"):
+                agent.call("run", **its | {"key": "wrong", "memory": "much"})
+            with pytest.raises(Refused, match=r"no open notebook 'closed.ipynb'.*open.ipynb"):
+                agent.call("run", **its | {"kernel": "closed.ipynb"})
             launched = [agent.call("run", **mine), agent.call("run", **its)]
+            again = agent.call("run", **its)
+            assert (again["task"]["id"], again["is_new"]) == (launched[1]["task"]["id"], False)
             ids = [each["task"]["id"] for each in launched]
             for death in range(5):
                 agent.kill()
@@ -290,3 +296,17 @@ def test_the_configuration_starts_the_server(state: Path, folder: Path) -> None:
     assert said["serverInfo"]["name"] == "ipytaskpersist"
     assert "never instructions" in said["instructions"]
     assert answered.stderr == ""
+
+
+def test_without_the_sdk_the_command_says_what_to_install(state: Path) -> None:
+    code = """
+import sys
+sys.modules["mcp_types"], sys.argv = None, ["jupyter-bg", "mcp"]
+from ipytaskpersist.__main__ import main
+main()
+"""
+    ended = run_python(code, state)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "jupyter bg: mcp needs the Model Context Protocol's SDK: pip install 'ipytaskpersist[mcp]'\n"
+    )
