@@ -105,7 +105,10 @@ def serve_stdio(server: Server[Any]) -> None:
 
 
 def serve_http(server: Server[Any], port: int, token: str, *, announce: str) -> None:
-    """Serve clients of this machine that know the token, until interrupted."""
+    """Serve clients of this machine that know the token, until interrupted.
+
+    `announce` is printed to stderr once it listens, with ``{address}`` and ``{token}`` filled in.
+    """
     import uvicorn
 
     from ipytaskpersist.agents.tokens import BearerToken
@@ -115,7 +118,7 @@ def serve_http(server: Server[Any], port: int, token: str, *, announce: str) -> 
     config = uvicorn.Config(app, host=HOST, port=port, log_config=None, lifespan="on")
     listening = config.bind_socket()
     address = f"http://{HOST}:{listening.getsockname()[1]}/mcp"
-    print(announce.format(address=address), file=sys.stderr, flush=True)
+    print(announce.format(address=address, token=token), file=sys.stderr, flush=True)
     uvicorn.Server(config).run(sockets=[listening])
 
 
