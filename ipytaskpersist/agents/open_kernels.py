@@ -21,6 +21,9 @@ from ipytaskpersist.session import launch_keys
 from ipytaskpersist.session.launcher import Launched
 from ipytaskpersist.store.task_store import TaskStore
 
+REQUEST = {"silent": False, "store_history": False, "allow_stdin": False, "user_expressions": {}}
+"""What an execution asks of a kernel besides its code: not to count as one of the person's."""
+
 if TYPE_CHECKING:
     from jupyter_client.blocking.client import BlockingKernelClient
 
@@ -89,7 +92,8 @@ def launch(
     try:
         line = shlex.join(words)
         launching = f"get_ipython().run_cell_magic('background', {line!r}, {code!r})"
-        client.execute(launching, store_history=False, allow_stdin=False)
+        request = {**REQUEST, "code": launching}
+        client.shell_channel.send(client.session.msg("execute_request", request))
         return Launched(_when_launched(client, store, session, key))
     finally:
         client.stop_channels()
