@@ -62,9 +62,7 @@ def _described(tool: Tool) -> types.Tool:
         name=tool.name,
         description=tool.description,
         input_schema=dict(tool.schema),
-        annotations=types.ToolAnnotations(read_only_hint=tool.is_reading, open_world_hint=False)
-        if tool.is_reading
-        else types.ToolAnnotations(read_only_hint=False),
+        annotations=types.ToolAnnotations(read_only_hint=tool.is_reading),
     )
 
 

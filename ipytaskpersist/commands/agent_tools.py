@@ -49,9 +49,9 @@ FOR_PEOPLE = (
 takes room in what an agent reads. A new verb is listed here or above; `run` is the notebook's."""
 HIDDEN = (
     *("as_json", "yes", "check", "follow", "save", "raw", "head", "archived", "cleared"),
-    "session",
+    *("session", "times", "every"),
 )
-"""Options that have no use in a call, or take what only a person may decide."""
+"""Options that have no use in a call, make it long, or take what only a person may decide."""
 OF_RUN = (
     *("shell", "process", "notebook", "parameters", "named", "key", "cwd", "env", "timeout"),
     *("after", "cpus", "memory", "gpus", "retries", "tags"),

@@ -58,7 +58,7 @@ def test_tools_are_few_and_say_what_they_change(agent: Agent, state: Path, folde
     assert size <= TOOLS_BYTES, f"{size} bytes"
     changing = {tool.name for tool in offered.tools if not tool.annotations.read_only_hint}
     assert changing == {"run", "cancel"}
-    assert {"list", "show", "output", "wait", "search", "result"} <= {
+    assert {"list", "show", "output", "wait", "search", "result", "stack", "top"} <= {
         tool.name for tool in offered.tools
     }
     assert not any("--" in str(tool.input_schema) for tool in offered.tools)
@@ -170,6 +170,8 @@ def test_wait_answers_in_time_tells_progress_and_does_not_hold_up_other_calls(ag
     assert any("step 2" in (said or "") for said in told), told
     waiting = agent.start("wait", refs=[task])
     assert agent.call("list", state=["running"])["tasks"]
+    assert "'command': 'sleep" in str(agent.call("stack", ref=task))
+    assert [each["id"] for each in agent.call("top")["tasks"]] == [task]
     assert agent.call("cancel", refs=[task])["said"]
     assert json.loads(text_of(waiting.result(30)))["tasks"][0]["state"] == "cancelled"
 
