@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -16,7 +18,14 @@ from ipytaskpersist.base.process_identity import ProcessIdentity
 from ipytaskpersist.base.records import SessionRecord, TaskRecord
 from ipytaskpersist.errors import InvalidRequest
 from ipytaskpersist.session import launch_keys
+from ipytaskpersist.session.launcher import Launched
 from ipytaskpersist.store.task_store import TaskStore
+
+REQUEST = {"silent": False, "store_history": False, "allow_stdin": False, "user_expressions": {}}
+"""What an execution asks of a kernel besides its code: not to count as one of the person's."""
+
+if TYPE_CHECKING:
+    from jupyter_client.blocking.client import BlockingKernelClient
 
 LAUNCHED_S = 20.0
 """Time that a kernel gets to launch a task. One that runs a cell does so when that has ended."""
@@ -65,63 +74,60 @@ def find_session(store: TaskStore, notebook: str) -> SessionRecord:
 
 def launch(
     store: TaskStore, session: SessionRecord, words: Sequence[str], key: str, code: str
-) -> TaskRecord:
-    """Have a kernel launch a task, and return it. `words` are those of the line, with the key.
+) -> Launched:
+    """Have a kernel launch a task. `words` are those of the line, with the key.
 
     Raise `InvalidRequest` if the kernel is busy, or refuses. A busy one launches the task later:
     a second call with the key waits for that and does not launch another one.
     """
     from jupyter_client.blocking.client import BlockingKernelClient
 
+    known = _task_of(store, session, key)
+    if known is not None:
+        launch_keys.refuse_other(known, launch_keys.tag_of(key), code)
+        return Launched(known, is_new=False)
     client = BlockingKernelClient()
     client.load_connection_file(_connection_file(session))
     client.start_channels()
     try:
         line = shlex.join(words)
         launching = f"get_ipython().run_cell_magic('background', {line!r}, {code!r})"
-        sent = client.execute(launching, store_history=False, allow_stdin=False)
-        return _launched(client, sent, store, session, key)
+        request = {**REQUEST, "code": launching}
+        client.shell_channel.send(client.session.msg("execute_request", request))
+        return Launched(_when_launched(client, store, session, key))
     finally:
         client.stop_channels()
 
 
-def _launched(
-    client: object, sent: str, store: TaskStore, session: SessionRecord, key: str
+def _task_of(store: TaskStore, session: SessionRecord, key: str) -> TaskRecord | None:
+    return store.tasks.of_tag(session.notebook_key, launch_keys.tag_of(key))
+
+
+def _when_launched(
+    client: BlockingKernelClient, store: TaskStore, session: SessionRecord, key: str
 ) -> TaskRecord:
-    deadline, refused, is_second_look = time.monotonic() + LAUNCHED_S, "", False
+    """Return the task once the store has it: the kernel's reply may come much later."""
+    deadline = time.monotonic() + LAUNCHED_S
     while time.monotonic() < deadline:
-        task = store.tasks.of_tag(session.notebook_key, launch_keys.tag_of(key))
+        task = _task_of(store, session, key)
         if task is not None:
             return task
-        refused = refused or _refusal(client, sent)
-        if refused and is_second_look:  # a launched task may have been remarked on, too
+        refused = _refusal(client)
+        if refused:
             raise InvalidRequest(refused)
-        is_second_look = bool(refused)
-        time.sleep(LOOK_S)
     raise InvalidRequest(
         f"the kernel of {legible(session.path)} is busy and launches the task when its cell has "
         f"ended; call run again with key {key} to be answered with that task"
     )
 
 
-def _refusal(client: object, sent: str) -> str:
-    """Return what the kernel has said on stderr about this launch; empty for nothing yet.
-
-    A wrong line is no error to IPython: its magic prints one line and returns.
-    """
-    from queue import Empty
-
-    with suppress(Empty):
-        while True:
-            message = client.get_iopub_msg(timeout=0)  # type: ignore[attr-defined]
-            content = message["content"]
-            if message["parent_header"].get("msg_id") != sent:
-                continue
-            if message["msg_type"] == "stream" and content["name"] == "stderr":
-                return legible(content["text"].strip())
-            if message["msg_type"] == "error":
-                return legible(f"{content['ename']}: {content['evalue']}")
-    return ""
+def _refusal(client: BlockingKernelClient) -> str:
+    """Return the error with which the kernel has replied; empty if it has not yet."""
+    try:
+        reply = client.get_shell_msg(timeout=LOOK_S)["content"]
+    except Empty:
+        return ""
+    return legible(reply["evalue"]) if reply["status"] == "error" else ""
 
 
 def _connection_file(session: SessionRecord) -> str:

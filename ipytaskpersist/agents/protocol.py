@@ -62,9 +62,7 @@ def _described(tool: Tool) -> types.Tool:
         name=tool.name,
         description=tool.description,
         input_schema=dict(tool.schema),
-        annotations=types.ToolAnnotations(read_only_hint=tool.is_reading, open_world_hint=False)
-        if tool.is_reading
-        else types.ToolAnnotations(read_only_hint=False),
+        annotations=types.ToolAnnotations(read_only_hint=tool.is_reading),
     )
 
 
@@ -105,7 +103,10 @@ def serve_stdio(server: Server[Any]) -> None:
 
 
 def serve_http(server: Server[Any], port: int, token: str, *, announce: str) -> None:
-    """Serve clients of this machine that know the token, until interrupted."""
+    """Serve clients of this machine that know the token, until interrupted.
+
+    `announce` is printed to stderr once it listens, with ``{address}`` and ``{token}`` filled in.
+    """
     import uvicorn
 
     from ipytaskpersist.agents.tokens import BearerToken
@@ -115,7 +116,7 @@ def serve_http(server: Server[Any], port: int, token: str, *, announce: str) -> 
     config = uvicorn.Config(app, host=HOST, port=port, log_config=None, lifespan="on")
     listening = config.bind_socket()
     address = f"http://{HOST}:{listening.getsockname()[1]}/mcp"
-    print(announce.format(address=address), file=sys.stderr, flush=True)
+    print(announce.format(address=address, token=token), file=sys.stderr, flush=True)
     uvicorn.Server(config).run(sockets=[listening])
 
 

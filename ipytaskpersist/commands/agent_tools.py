@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -17,13 +16,14 @@ from ipytaskpersist.agents.bounding import bounded, brief, without_empty
 from ipytaskpersist.agents.captured_prints import captured_prints
 from ipytaskpersist.agents.tools import Answer, CallEnded, Picture, Progress, Tool
 from ipytaskpersist.base.foreign_errors import describe
+from ipytaskpersist.commands.agent_arguments import first_sentence, line_of, name_of, schema_of
 from ipytaskpersist.commands.agent_surface import AgentSurface
 from ipytaskpersist.commands.definition import json_text, run, verbs
 from ipytaskpersist.commands.launching import background
 from ipytaskpersist.errors import BackgroundError, InvalidRequest
 from ipytaskpersist.output.window import newest_shown
 from ipytaskpersist.session.manager import BackgroundTasks
-from ipytaskpersist.text.pictures import picture_source
+from ipytaskpersist.text.pictures import SVG, picture_source
 from ipytaskpersist.text.screen import visible_lines
 
 Arguments = Mapping[str, Any]
@@ -49,10 +49,9 @@ FOR_PEOPLE = (
 takes room in what an agent reads. A new verb is listed here or above; `run` is the notebook's."""
 HIDDEN = (
     *("as_json", "yes", "check", "follow", "save", "raw", "head", "archived", "cleared"),
-    "session",
+    *("session", "times", "every"),
 )
-"""Options that have no use in a call, or take what only a person may decide."""
-FLAG = re.compile(r"--([a-z][a-z-]*)")
+"""Options that have no use in a call, make it long, or take what only a person may decide."""
 OF_RUN = (
     *("shell", "process", "notebook", "parameters", "named", "key", "cwd", "env", "timeout"),
     *("after", "cpus", "memory", "gpus", "retries", "tags"),
@@ -94,58 +93,6 @@ def _prints_json(command: click.Command) -> bool:
     return any(param.name == "as_json" for param in command.params)
 
 
-# From a command's parameters to a tool's arguments, and back.
-
-
-def _name(param: click.Parameter) -> str:
-    """Return the name of a tool's argument: that of the option as it is typed."""
-    typed = max(param.opts, key=len)
-    is_word = isinstance(param, click.Option) and typed.startswith("--")
-    return typed[2:].replace("-", "_") if is_word else str(param.name)
-
-
-def _schema_of(param: click.Parameter) -> dict[str, Any]:
-    if isinstance(param, click.Option) and param.is_flag:
-        schema: dict[str, Any] = {"type": "boolean"}
-    elif isinstance(param.type, click.Choice):
-        schema = {"enum": [*param.type.choices]}
-    elif isinstance(param.type, (click.types.IntParamType, click.types.FloatParamType)):
-        is_whole = isinstance(param.type, click.types.IntParamType)
-        schema = {"type": "integer" if is_whole else "number"}
-    else:
-        schema = {"type": "string"}
-    if _is_several(param):
-        schema = {"type": "array", "items": schema}
-    text = getattr(param, "help", None)
-    if not text:
-        return schema
-    said = FLAG.sub(lambda flag: flag[1].replace("-", "_"), _first_sentence(text))
-    return {**schema, "description": said}
-
-
-def _is_several(param: click.Parameter) -> bool:
-    return param.multiple or (param.nargs == -1 and param.name != "ref")
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=[a-z)\d])\.(?:\s|$)", text, maxsplit=1)[0]
-
-
-def _words(param: click.Parameter, value: Any) -> Iterator[str]:
-    """Yield the words of a command line that mean a value. No value can be taken for an option."""
-    if isinstance(param, click.Option) and param.is_flag:
-        if not isinstance(value, bool):
-            raise InvalidRequest(f"{_name(param)} is true or false, not {json_text(value)}")
-        yield from [param.opts[0]] if value else []
-        return
-    for each in value if isinstance(value, list) else [value]:
-        if not isinstance(each, (str, int, float)) or isinstance(each, bool):
-            raise InvalidRequest(f"{_name(param)} cannot be {json_text(each)[:80]}")
-        typed = max(param.opts, key=len)
-        joint = "=" if typed.startswith("--") else ""
-        yield f"{typed}{joint}{each}" if isinstance(param, click.Option) else str(each)
-
-
 class Call:
     """A tool made from a command."""
 
@@ -157,14 +104,14 @@ class Call:
     ) -> None:
         self.manager = manager
         self.name = name
-        self.params = {_name(param): param for param in params}
+        self.params = {name_of(param): param for param in params}
         self.said = said
 
     is_reading = False
 
     def tool(self) -> Tool:
         """Return the tool."""
-        properties = {name: _schema_of(param) for name, param in self.params.items()}
+        properties = {name: schema_of(param) for name, param in self.params.items()}
         schema = {"type": "object", "properties": {**properties, **self.more}}
         return Tool(self.name, self.said, schema, self.is_reading, self.call)
 
@@ -201,24 +148,7 @@ class Call:
 
     def line(self, arguments: Arguments) -> list[str]:
         """Return the words of the command line that the arguments mean."""
-        given = [
-            (self.params[name], value)
-            for name, value in arguments.items()
-            if name in self.params and value is not None
-        ]
-        options = [
-            word
-            for param, value in given
-            if isinstance(param, click.Option)
-            for word in _words(param, value)
-        ]
-        refs = [
-            word
-            for param, value in given
-            if isinstance(param, click.Argument)
-            for word in _words(param, value)
-        ]
-        return [*options, "--", *refs]
+        return line_of(self.params, arguments)
 
     def answer(
         self, surface: AgentSurface, noted: StringIO, at_most: int, **more: Any
@@ -298,21 +228,25 @@ class VerbCall(Call):
             document = json.loads(printed.getvalue())
             shown = document.pop("shown")
             more = bounded({"shown": shown}, 800, _encoded) if shown else {}
-            text = _encoded({**document, **more})
-            if len(text.encode()) <= ANSWER_BYTES:
+            document |= more
+            if len(_encoded(document).encode()) <= ANSWER_BYTES:
                 break
+        # A few bytes that move the cursor may make a long line.
+        text = _encoded(bounded(document, max(ANSWER_BYTES, 4 * at_most), _encoded))
         wanted = arguments.get("figures") or 0
-        pictures = self._pictures(str(document["id"]), wanted) if shown and wanted else []
-        return Answer(text, pictures)
+        return Answer(text, self._pictures(document["id"], wanted) if wanted else [])
 
     def _pictures(self, task_id: str, count: int) -> list[Picture]:
         """Return the last figures of a task."""
         task = self.manager.tasks.find(task_id)
         shown = newest_shown(self.manager.tasks.store_of(task), task.key)
-        sources = [source for each in shown if (source := picture_source(each.data))]
-        kept = [source for source in sources if len(source) <= FIGURE_BYTES]
-        pairs = [source.removeprefix("data:").split(";base64,", 1) for source in kept[-count:]]
-        return [Picture(mime, encoded) for mime, encoded in pairs if mime != "image/svg+xml"]
+        sources = [picture_source(each.data).removeprefix("data:") for each in shown]
+        found = [
+            Picture(*source.split(";base64,", 1))
+            for source in sources
+            if source and len(source) <= FIGURE_BYTES and not source.startswith(SVG)
+        ]
+        return found[-count:] if count > 0 else []
 
 
 OF_FIGURES = {"type": "integer", "description": "The last N figures as images. Default: none"}
@@ -360,8 +294,7 @@ class LaunchCall(Call):
         words = self.line({**arguments, "key": key})
         store = self.manager.store
         session = open_kernels.find_session(store, kernel)
-        task = open_kernels.launch(store, session, words[:-1], key, code)
-        surface.answer["task"] = surface.brief(task)
+        surface.come_to(open_kernels.launch(store, session, words[:-1], key, code), code)
 
 
 OF_KERNEL = {
@@ -376,7 +309,7 @@ RUNS = (
 
 def _said(command: click.Command) -> str:
     """Return what a tool does, in one sentence."""
-    return _first_sentence((command.help or "").split("\n\n")[0].replace("\n", " "))
+    return first_sentence((command.help or "").split("\n\n")[0].replace("\n", " "))
 
 
 def _encoded(document: Any) -> str:

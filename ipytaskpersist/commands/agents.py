@@ -28,7 +28,7 @@ INSTRUCTIONS = (
 )
 ONLY_READS = " This server only reads: a person has to add --allow before it can run or cancel."
 ANNOUNCED = (
-    "serving at {{address}}; clients need the header  Authorization: Bearer {token}\n"
+    "serving at {address}; clients need the header  Authorization: Bearer {token}\n"
     "Ctrl-C ends the server; tasks run on"
 )
 
@@ -112,5 +112,4 @@ def _serve(manager: BackgroundTasks, port: int | None, *, changes: bool, kernels
     if port is None:
         protocol.serve_stdio(server)
     else:
-        secret = token()
-        protocol.serve_http(server, port, secret, announce=ANNOUNCED.format(token=secret))
+        protocol.serve_http(server, port, token(), announce=ANNOUNCED)

@@ -48,6 +48,7 @@ class Surface:
 
     is_ipython = False
     has_exit_status = True
+    """Whether a command that fails can say so by its exit status alone."""
     loads_values = True
     """Whether a result may be loaded here. Loading a pickle runs its code."""
 

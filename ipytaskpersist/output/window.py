@@ -141,6 +141,8 @@ def _whole_characters(data: bytes, *, is_last: bool) -> tuple[str, int, int]:
 
 def newest_shown(store: TaskStore, task_key: int) -> list[Shown]:
     """Return the newest displays, results and errors of a task, oldest first."""
+    if not store.outputs.count(task_key, SHOWN):
+        return []  # without reading back through all of its text
     records = islice(store.outputs.backwards(task_key, kinds=SHOWN), SHOWN_AT_MOST)
     found = [(record.kind, json.loads(record.data)) for record in records]
     return [

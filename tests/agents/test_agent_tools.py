@@ -58,7 +58,7 @@ def test_tools_are_few_and_say_what_they_change(agent: Agent, state: Path, folde
     assert size <= TOOLS_BYTES, f"{size} bytes"
     changing = {tool.name for tool in offered.tools if not tool.annotations.read_only_hint}
     assert changing == {"run", "cancel"}
-    assert {"list", "show", "output", "wait", "search", "result"} <= {
+    assert {"list", "show", "output", "wait", "search", "result", "stack", "top"} <= {
         tool.name for tool in offered.tools
     }
     assert not any("--" in str(tool.input_schema) for tool in offered.tools)
@@ -170,6 +170,8 @@ def test_wait_answers_in_time_tells_progress_and_does_not_hold_up_other_calls(ag
     assert any("step 2" in (said or "") for said in told), told
     waiting = agent.start("wait", refs=[task])
     assert agent.call("list", state=["running"])["tasks"]
+    assert "'command': 'sleep" in str(agent.call("stack", ref=task))
+    assert [each["id"] for each in agent.call("top")["tasks"]] == [task]
     assert agent.call("cancel", refs=[task])["said"]
     assert json.loads(text_of(waiting.result(30)))["tasks"][0]["state"] == "cancelled"
 
@@ -215,7 +217,13 @@ def test_servers_and_kernels_are_killed_and_nothing_is_lost_or_run_twice(tmp_pat
             mine = {"code": counting(here), "name": "here", "key": "h"}
             its = {"code": counting(there) + "\nbase + 2", "name": "there", "key": "t",
                    "kernel": "open.ipynb", "process": True}  # fmt: skip
+            with pytest.raises(Refused, match="--memory is a size"):
+                agent.call("run", **its | {"key": "wrong", "memory": "much"})
+            with pytest.raises(Refused, match=r"no open notebook 'closed.ipynb'.*open.ipynb"):
+                agent.call("run", **its | {"kernel": "closed.ipynb"})
             launched = [agent.call("run", **mine), agent.call("run", **its)]
+            again = agent.call("run", **its)
+            assert (again["task"]["id"], again["is_new"]) == (launched[1]["task"]["id"], False)
             ids = [each["task"]["id"] for each in launched]
             for death in range(5):
                 agent.kill()
@@ -290,3 +298,15 @@ def test_the_configuration_starts_the_server(state: Path, folder: Path) -> None:
     assert said["serverInfo"]["name"] == "ipytaskpersist"
     assert "never instructions" in said["instructions"]
     assert answered.stderr == ""
+
+
+def test_without_the_sdk_the_command_says_what_to_install(state: Path) -> None:
+    code = """
+import sys
+sys.modules["mcp_types"], sys.argv = None, ["jupyter-bg", "mcp"]
+from ipytaskpersist.__main__ import main
+main()
+"""
+    ended = run_python(code, state)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("jupyter bg: mcp needs the Model Context Protocol's SDK: pip ")
