@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ipytaskpersist.base.process_tree import HAS_PROC, PROC, Process, Snapshot
+from ipytaskpersist.runners import memory_groups
+from ipytaskpersist.runners.memory_groups import MemoryGroup
 from ipytaskpersist.runners.supervised import Supervised
 
 LOOK_S = 0.25
@@ -21,16 +23,28 @@ class MemoryWatch:
 
     def __init__(self) -> None:
         self._tasks: set[Supervised] = set()
+        self._groups: dict[Supervised, MemoryGroup] = {}
         self._next_at = 0.0
 
     def add(self, task: Supervised) -> None:
-        """Watch a task, if it has a limit."""
-        if task.record.memory_bytes is not None:
-            self._tasks.add(task)
+        """Watch a task, if it has a limit, and have the system do so where it can be asked to."""
+        if task.record.memory_bytes is None:
+            return
+        self._tasks.add(task)
+        group = memory_groups.hold(task.record.task_id, task.pid, task.record.memory_bytes)
+        if group is not None:
+            self._groups[task] = group
 
     def discard(self, task: Supervised) -> None:
         """Watch a task no longer."""
         self._tasks.discard(task)
+        if group := self._groups.pop(task, None):
+            group.remove()
+
+    def has_killed(self, task: Supervised) -> bool:
+        """Return whether the system has killed a process of a task that was beyond its limit."""
+        group = self._groups.get(task)
+        return group is not None and group.has_killed()
 
     @property
     def next_at(self) -> float:
@@ -43,7 +57,8 @@ class MemoryWatch:
         if began_at < self.next_at:
             return [], None
         snapshot = Snapshot()
-        found = [task for task in self._tasks if not task.ending and _is_beyond(task, snapshot)]
+        living = [task for task in self._tasks if not task.ending]
+        found = [each for each in living if _is_beyond(each, snapshot) or self.has_killed(each)]
         took_s = time.monotonic() - began_at
         self._next_at = time.monotonic() + max(LOOK_S, SHARE_OF_TIME * took_s)
         return found, snapshot

@@ -547,9 +547,7 @@ class Supervisor:
         beyond, snapshot = self._memory_watch.beyond()
         for task in beyond:
             assert snapshot is not None, "there is one if a task was looked at"
-            limit = short_size(task.record.memory_bytes or 0)
-            reason = f"{USED}{size(task.memory_bytes)} of its {limit}"
-            self._ask_to_end(task, TaskState.FAILED, reason, snapshot, at_once=True)
+            self._ask_to_end(task, TaskState.FAILED, _used(task), snapshot, at_once=True)
 
     def _look_at_usage(self) -> None:
         def save(texts: Mapping[int, str]) -> None:
@@ -636,10 +634,13 @@ class Supervisor:
             task.reap()
             del self._tasks[task.pid]
             self._limited.discard(task)
-            if isinstance(task, Supervised):
-                self._memory_watch.discard(task)
             self._stuck.discard(task)
-            self._record_end(task, task.end(self._memory.have_killed))
+            end = task.end(self._memory.have_killed)
+            if isinstance(task, Supervised):
+                if not task.ending and self._memory_watch.has_killed(task):
+                    end = End(TaskState.FAILED, _used(task), end.exit_code)
+                self._memory_watch.discard(task)
+            self._record_end(task, end)
         return bool(over)
 
     def _close(self, task: Supervised | Placed) -> None:
@@ -748,6 +749,15 @@ class Supervisor:
     def _heartbeat(self) -> None:
         if self._record is not None:
             self._store.supervisors.heartbeat(self._record.key)
+
+
+def _used(task: Supervised) -> str:
+    """Return the reason of a task that was ended because it used more memory than it may."""
+    limit_bytes = task.record.memory_bytes or 0
+    # The system may have been quicker than a look.
+    is_known = task.memory_bytes > limit_bytes
+    used = f"{size(task.memory_bytes)} of" if is_known else "more than"
+    return f"{USED}{used} its {short_size(limit_bytes)}"
 
 
 def _whole(process: ProcessRecord) -> dict[str, str]:

@@ -16,8 +16,9 @@ import pytest
 from kernels import NotebookKernel, until
 
 from ipytaskpersist.base.demands import Demands
-from ipytaskpersist.runners import control_groups, gpus
+from ipytaskpersist.runners import control_groups, gpus, memory_groups
 from ipytaskpersist.runners.machine import MachineReader
+from ipytaskpersist.runners.machine_limits import CONTROL_GROUPS
 from ipytaskpersist.store.booking import Booking, Gpu
 
 GB = 10**9
@@ -137,7 +138,7 @@ def test_a_task_that_uses_more_memory_than_it_may_is_ended_with_all_its_processe
     shared.say(f"%%background --process --fresh --memory 400M forks\n{forks}time.sleep(2)")
     tree = shared.await_state("tree", "failed")
     assert tree["reason"].startswith("used ")
-    assert tree["reason"].endswith(" MB of its 300 MB")
+    assert tree["reason"].endswith((" MB of its 300 MB", "more than its 300 MB"))
     assert not [each for each in psutil.process_iter() if _holds(each)]
     shared.await_state("forks", "completed")
     size = 80_000_000
@@ -147,6 +148,25 @@ def test_a_task_that_uses_more_memory_than_it_may_is_ended_with_all_its_processe
     shared.say("%%background --shell --memory auto hungry\ntrue")
     limit = shared.task("hungry")["memory_bytes"]
     assert peak * 1.25 <= limit <= peak * 1.25 + 10**6
+
+
+def test_the_system_stops_a_task_that_takes_much_memory_at_once(shared: Shared) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        group = memory_groups.hold("probe", other.pid, 10**9)
+        other.kill()
+    if group is None:
+        pytest.skip("this user may make no control group")
+    group.remove()
+    burst = f"{sys.executable} -c \"import time; x = b'1' * 4_000_000_000; time.sleep(60)\""
+    shared.say(f"%%background --shell --memory 200M burst\n{burst} & wait; echo not reached")
+    burst_ = shared.await_state("burst", "failed")
+    assert burst_["reason"].startswith("used ")
+    assert burst_["reason"].endswith(" its 200 MB")
+    shown = json.loads(shared.say("%bg_show burst --json"))
+    # Beyond the limit between two looks, a task would have had ten times as much.
+    assert shown["process"]["peak_memory_bytes"] < 250_000_000
+    left = [*CONTROL_GROUPS.rglob(f"{memory_groups.PREFIX}*")]
+    until(lambda: not any(each.exists() for each in left), message="that no group is left")
 
 
 def _holds(process: psutil.Process) -> bool:

@@ -40,6 +40,7 @@ TABLES = (
     *("notebooks", "sessions", "supervisors", "tasks", "events", "outputs", "results"),
     *("processes", "tags", "groups", "dependencies"),
 )
+DEFINITIONS = "SELECT rowid, type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
 CHECKS = ("PRAGMA integrity_check(1)", "PRAGMA integrity_check(sqlite_master)")
 """The second one looks at the list of free pages, which the first leaves out for some views."""
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
@@ -172,7 +173,6 @@ def _damaged_definitions(source: Any) -> list[tuple[str, str, str, str, int]]:
     A row is known by its name, and if that is damaged too by its place: the migrations of a version
     create everything in the same order. Without a readable schema of this version there are none.
     """
-    select = "SELECT rowid, type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     with closing(sqlite3.connect(":memory:")) as reference, suppress(*UNREADABLE):
         source.execute("PRAGMA writable_schema = ON")
         source.text_factory = lambda data: data.decode("utf-8", "replace")
@@ -180,9 +180,10 @@ def _damaged_definitions(source: Any) -> list[tuple[str, str, str, str, int]]:
             return []
         migrate(reference)
         known = {
-            name: (row, kind, name, *rest) for row, kind, name, *rest in reference.execute(select)
+            name: (row, kind, name, *rest)
+            for row, kind, name, *rest in reference.execute(DEFINITIONS)
         }
-        found = source.execute(select).fetchall()
+        found = source.execute(DEFINITIONS).fetchall()
         names = {name for _row, _kind, name, *_rest in found}
         missing = {each[0]: each for name, each in known.items() if name not in names}
         pairs = ((each, known.get(each[2], missing.get(each[0]))) for each in found)
