@@ -12,16 +12,26 @@ from pathlib import Path
 from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.process_tree import PROC, Process
 from ipytaskpersist.inspection import dumps, listening
-from ipytaskpersist.inspection.listening import ANSWERS, CAN_BE_ASKED, DUMP, TELL, THREADS
+from ipytaskpersist.inspection.listening import (
+    ANSWERS,
+    CAN_BE_ASKED,
+    DUMP,
+    TELL,
+    THREADS,
+    name_of,
+)
 from ipytaskpersist.inspection.stacks import Stack
 
-TELL_S = 0.03
+TELL_S = 0.012
 """Time for an answer in Python. A process that needs longer is in a C call, and is asked again."""
 DUMP_S = 0.1
-"""Time for the dumps of all processes, each of which takes some milliseconds."""
+"""Time for the dumps of all processes, each of which takes some milliseconds, and for an answer in
+Python from a process whose dump shows no code of its own: it may wait for its coroutines."""
 QUIET_S = 0.002
 """Time without another byte after which a dump is at its end: it has no mark of that."""
 LOOK_S = 0.0005
+YOUNG_S = 0.1
+TICKS = os.sysconf("SC_CLK_TCK")
 LARGE_BYTES = 1_000_000
 """Size of the old answers at which they are removed."""
 IN_C = "its main thread is in a call in C, so the names of the other threads are unknown"
@@ -31,21 +41,19 @@ Answer = tuple[list[Stack], str]
 
 
 class AnswersFile:
-    """The file of the answers of a process and of those that it has forked, while it is locked."""
+    """The file of the answers of a process, while it is locked."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self._begun = self._start = self._size = os.fstat(file).st_size
         self._grew_at = time.monotonic()
 
-    def told(self) -> dict[int, Answer]:
-        """Return the answers in Python that have come, by the processes' ids."""
-        answers: dict[int, Answer] = {}
+    def told(self) -> Answer | None:
+        """Return the answer in Python if it has come."""
         for line in self._read(self._begun).splitlines():
             with suppress(ValueError, TypeError, KeyError):  # not an answer, or not all of it
-                said = json.loads(line)
-                answers[said["pid"]] = [Stack.from_message(each) for each in said["stacks"]], ""
-        return answers
+                return [Stack.from_message(each) for each in json.loads(line)], ""
+        return None
 
     def dump(self, process: Process, deadline: float) -> Answer | None:
         """Have a process dump its stacks, and return them; None if it does not."""
@@ -83,41 +91,43 @@ def ask(processes: Iterable[Process]) -> dict[int, Answer]:
         deadline = time.monotonic() + TELL_S
         while len(answers) < len(asked) and time.monotonic() < deadline:
             time.sleep(LOOK_S)
-            for file in {*files.values()}:
-                answers.update(file.told())
+            _take_told(answers, files)
         deadline = time.monotonic() + DUMP_S
         for process in asked:
             if process.pid not in answers and (said := files[process.pid].dump(process, deadline)):
                 answers[process.pid] = said
-        for file in {*files.values()}:
-            answers.update(file.told())  # some answers take longer, but not that long
+        _take_told(answers, files)  # some take a little longer
+        while not all(stacks for stacks, _note in answers.values()) and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            _take_told(answers, files)
     return answers
+
+
+def _take_told(answers: dict[int, Answer], files: dict[int, AnswersFile]) -> None:
+    for pid, file in files.items():
+        if (told := file.told()) is not None:
+            answers[pid] = told
 
 
 @contextmanager
 def _files_of(processes: Iterable[Process]) -> Iterator[dict[int, AnswersFile]]:
     """Lock the files of the answers of processes, and return them by the processes' ids.
 
-    Forks share one. Those that another process just asks, or that end, are left out.
+    Those that another process just asks, or that end, are left out.
     """
-    opened: dict[int, int] = {}
+    opened: list[int] = []
     files: dict[int, AnswersFile] = {}
-    by_inode: dict[int, AnswersFile] = {}
     try:
         for process in processes:
             with suppress(OSError):
                 path = _find(process.pid, ANSWERS)
-                inode = path.stat().st_ino
-                if inode not in opened:
-                    opened[inode] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                    if listening.locked(opened[inode]):
-                        by_inode[inode] = AnswersFile(opened[inode])
+                opened.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
                 # Under the lock, which the end of listening waits for, it is still there.
-                if inode in by_inode and _find(process.pid, ANSWERS).stat().st_ino == inode:
-                    files[process.pid] = by_inode[inode]
+                if listening.locked(opened[-1]) and path.samefile(_find(process.pid, ANSWERS)):
+                    files[process.pid] = AnswersFile(opened[-1])
         yield files
     finally:
-        for file in opened.values():
+        for file in opened:
             _close(file)
 
 
@@ -136,16 +146,19 @@ def tasks_of_threads(kernel: int) -> dict[int, str]:
 
 
 def _listens(process: Process) -> bool:
+    """Return whether a process can be asked. A fork may become another program at once."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(process.start) / TICKS
     with suppress(OSError):
-        return _find(process.pid, ANSWERS).exists()
+        return age_s > YOUNG_S and _find(process.pid, ANSWERS).exists()
     return False
 
 
 def _find(pid: int, name: str) -> Path:
     """Return the path of a process's open file in memory. Raises `OSError` without one."""
+    wanted = f"/memfd:{name_of(name, pid)} "
     for descriptor in (PROC / str(pid) / "fd").iterdir():
         with suppress(OSError):
-            if str(descriptor.readlink()).startswith(f"/memfd:{name} "):
+            if str(descriptor.readlink()).startswith(wanted):
                 return descriptor
     raise FileNotFoundError(f"process {pid} cannot be asked")
 

@@ -7,9 +7,10 @@ finds in ``/proc``. Two signals ask it, and it appends its answer to that file:
 - `DUMP` is handled in C by `faulthandler`, at once, also while one C call keeps the interpreter.
   The answer has files, lines and functions.
 
-Both restart system calls that they interrupt, so a library in C never sees ``EINTR``. A child that
-this process forks inherits all this, and can be asked, too. A program that it starts inherits
-neither the file nor the handlers, and is not asked, because the signals would end it.
+Both restart system calls that they interrupt, so a library in C never sees ``EINTR``. The name has
+the id of the process, so that a child that is just being forked, to become another program, is not
+asked: the signals would end that program. A child that the task's own code forks gets a file of its
+own.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from types import FrameType
+from typing import Any
 
+from ipytaskpersist.base.patches import Patches
 from ipytaskpersist.inspection.observing import observe, tasks_of_threads
 from ipytaskpersist.inspection.stacks import Stack
 from ipytaskpersist.running.running_task import RunningTask
@@ -47,14 +51,45 @@ class Listener:
         """`task` is the one whose own process this is; None for a kernel. Raises `OSError`."""
         self._task = task
         self._owner = os.getpid()
-        self._file = os.memfd_create(ANSWERS)
-        self._threads = -1 if task else os.memfd_create(THREADS)
+        self._file = -1
+        self._threads = -1 if task else os.memfd_create(name_of(THREADS, self._owner))
+        self._begin()
+        if task:
+            os.register_at_fork(after_in_child=self._begin_in_fork)
+
+    def _begin(self) -> None:
+        atexit.register(self.end)
+        self._file = os.memfd_create(name_of(ANSWERS, os.getpid()))
         fcntl.fcntl(self._file, fcntl.F_SETFL, os.O_APPEND)
         faulthandler.register(DUMP, self._file, all_threads=True, chain=False)
         with suppress(ValueError):  # not the main thread: only `DUMP` is answered
             signal.signal(TELL, self._tell)
             signal.siginterrupt(TELL, False)
-        atexit.register(self.end)
+
+    def _begin_in_fork(self) -> None:
+        if self._file >= 0:
+            with suppress(OSError):
+                os.close(self._file)
+                self._begin()
+
+    def _before_exec(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """Listen no more before this process becomes another program, which would be ended."""
+
+        def exec_(*arguments: Any, **named: Any) -> Any:
+            is_listening = self._file >= 0
+            self.end()
+            try:
+                return plain(*arguments, **named)
+            finally:  # there is no such program
+                if is_listening:
+                    self._begin()
+
+        return exec_
+
+    def install(self, patches: Patches) -> None:
+        """End before this process becomes another program."""
+        for name in ("execv", "execve"):
+            patches.replace(os, name, self._before_exec)
 
     def _tell(self, _number: int, frame: FrameType | None) -> None:
         with suppress(Exception):  # this may be anywhere in the task's code
@@ -63,6 +98,8 @@ class Listener:
 
     def note_threads(self) -> None:
         """Write down for which tasks this kernel's threads work."""
+        if self._threads < 0:
+            return
         with suppress(OSError):
             text = json.dumps(tasks_of_threads()).encode()
             os.pwrite(self._threads, text, 0)
@@ -79,10 +116,10 @@ class Listener:
         faulthandler.unregister(DUMP)
         with suppress(ValueError):
             signal.signal(TELL, signal.SIG_DFL)
-        fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would leave it to the copies of forks
-        for each in (file, self._threads):
+        for each in filter(lambda each: each >= 0, (file, self._threads)):
             with suppress(OSError):
                 os.close(each)
+        self._threads = -1
         atexit.unregister(self.end)
 
 
@@ -96,6 +133,11 @@ def begin(task: RunningTask | None) -> Listener | None:
         return None
 
 
+def name_of(what: str, pid: int) -> str:
+    """Return the name of a file in memory of a process."""
+    return f"{what}-{pid}"
+
+
 def locked(file: int) -> bool:
     """Try to lock the file of the answers, and return whether it is."""
     try:
@@ -107,5 +149,4 @@ def locked(file: int) -> bool:
 
 def answer(stacks: list[Stack]) -> bytes:
     """Return stacks as a line of the file of the answers."""
-    message = {"pid": os.getpid(), "stacks": [asdict(stack) for stack in stacks]}
-    return json.dumps(message).encode() + b"\n"
+    return json.dumps([asdict(stack) for stack in stacks]).encode() + b"\n"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.process_tree import PROC, Process
@@ -81,11 +81,10 @@ def _of_cell(frame: Frame, task: TaskRecord) -> Frame:
 
 
 def _of_file(frame: Frame) -> Frame:
-    lines: Sequence[str] = ()
-    if not frame.is_cell:
-        with suppress(OSError, ValueError):
-            lines = Path(frame.file).read_text("utf-8", "replace").splitlines()
-    return frame.with_lines(lines, 0)
+    if frame.is_cell:
+        return frame
+    linecache.checkcache(frame.file)
+    return frame.with_lines(linecache.getlines(frame.file), 0)
 
 
 def _process(process: Process, state: str, stacks: tuple[Stack, ...], note: str) -> ProcessStacks:

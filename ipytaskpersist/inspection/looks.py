@@ -11,6 +11,9 @@ from typing import Any
 from ipytaskpersist.base.legible import legible
 from ipytaskpersist.inspection.stacks import Frame, ProcessStacks, Stack
 
+IDLE_S = 0.03
+"""Processor time that a process needs to say what it does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -55,7 +58,7 @@ def change(before: Look, look: Look) -> str:
 def _processor_time(before: Look, look: Look) -> str:
     taken = _cpu_s(look) - _cpu_s(before)
     passed = (look.at - before.at).total_seconds()
-    if taken < passed / 100:
+    if taken < IDLE_S + passed / 100:
         return ", and no processor time was used"
     return f", but {taken:.1f} s of processor time were used in {passed:.1f} s"
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.process_tree import HAS_PROC, PROC, Process
 from ipytaskpersist.base.usage import Point
 
@@ -73,9 +74,8 @@ def shared_once(processes: Iterable[Process]) -> int:
 
 
 def _from_proc(process: Process) -> Sequence[float] | None:
-    folder = PROC / str(process.pid)
     try:
-        stat = (folder / "stat").read_bytes()
+        stat = process_tree.content(process.pid, "stat")
     except OSError:
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()
@@ -89,7 +89,7 @@ def _from_proc(process: Process) -> Sequence[float] | None:
 def _disk_bytes(pid: int) -> tuple[int, int]:
     read_bytes = written_bytes = 0
     with suppress(OSError, ValueError):
-        for line in (PROC / str(pid) / "io").read_bytes().splitlines():
+        for line in process_tree.content(pid, "io").splitlines():
             name, _colon, value = line.partition(b":")
             if name == b"read_bytes":
                 read_bytes = int(value)

@@ -161,10 +161,11 @@ class Child:
         is_durable = getattr(setting, "is_durable", False)
         self._payloads = Payloads(self._directory, is_durable=is_durable)
         shell, task = make_shell(setting, module), self._task()
-        listening.begin(task)
         task.checkpoints = self._checkpoints(shell)
         self._termination = Termination(task.ending)
         patches = install(shell, task)
+        if (listener := listening.begin(task)) is not None:
+            listener.install(patches)
         execution.be_ready_for_errors()
         self._payloads.be_ready()
         if self._process.place is None:

@@ -23,7 +23,7 @@ SHARE_OF_RUN = 6
 FAMILY_S = 10.0
 """How often new processes of the tasks are looked for. A task's own is known from its start."""
 ROOM = 100
-SHARE_OF_TIME = 400
+SHARE_OF_TIME = 600
 """The time between two looks is at least so many times that which a look takes."""
 
 
