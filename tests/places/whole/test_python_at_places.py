@@ -68,6 +68,13 @@ def test_variables_are_there_and_back_once_the_place_is_trusted(
         "59999700000 399998 2 True"
     )
     assert value(kernel, "bg.task(1).result()") == "59999700000"
+    # An array that has been there is not sent again.
+    until(lambda: not far.left(), message="the removal of what it has left")
+    shared = far.shared()
+    assert len(shared) == 1
+    kernel.run("%%background --on far again\ntotal = values.sum()")
+    assert far.ended(2).state is TaskState.COMPLETED
+    assert far.shared() == shared
     # Without trust in it, nothing more is loaded.
     kernel.run("%bg_places --distrust far")
     assert "could run its code here" in kernel.run("%bg_load 1", check=False).text
