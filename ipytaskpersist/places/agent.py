@@ -331,7 +331,10 @@ def sizes(request: Json) -> Json:
 
 
 def forget(request: Json) -> Json:
-    """Remove the folders of tasks that are over, or never were. Returns why others were kept."""
+    """Remove the folders of tasks that are over, or never were. Returns why others were kept.
+
+    What they shared goes, too, when no task has had it for `unused_s`.
+    """
     import shutil
 
     kept = {}
@@ -346,18 +349,20 @@ def forget(request: Json) -> Json:
             continue
         try:
             shutil.rmtree(folder)
-            forget_shared(folder.parent / SHARED)
+            forget_shared(folder.parent / SHARED, float(request.get("unused_s") or 0.0))
         except OSError as error:
             kept[each] = in_words(error)
     return {"kept": kept}
 
 
-def forget_shared(folder: Path) -> None:
-    """Remove the files that were linked into folders of tasks, of which there is none any more."""
+def forget_shared(folder: Path, unused_s: float) -> None:
+    """Remove the files that are linked into no task's folder, and have not been for a while."""
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
             with suppress(FileNotFoundError):
-                if path.stat().st_nlink == 1:
+                found = path.stat()
+                # The removal of a link changes the status.
+                if found.st_nlink == 1 and time.time() - found.st_ctime >= unused_s:
                     path.unlink()
 
 

@@ -5,7 +5,6 @@ Each is beside its final name until it is complete. A file of the same name here
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -144,8 +143,10 @@ class Fetching:
 
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
-        self._file, self._offset = self._temporary.open("xb"), 0
+        # A supervisor after a dead one uses the same name, so that nothing is left of this one.
+        task = self._folder.rpartition("/")[2]
+        self._temporary = path.with_name(f".{path.name[:100]}.{task}.part")
+        self._file, self._offset = self._temporary.open("wb"), 0
 
     def _finish(self, path: Path) -> None:
         assert self._file is not None

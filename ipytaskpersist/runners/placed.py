@@ -14,10 +14,17 @@ from typing import Any
 from ipytaskpersist.base import process_tree
 from ipytaskpersist.base.paths import StateDirectory
 from ipytaskpersist.base.process_tree import Snapshot
-from ipytaskpersist.base.records import OutputKind, ProcessRecord, ResultRecord, TaskState
+from ipytaskpersist.base.records import OutputKind, ProcessRecord, Progress, ResultRecord, TaskState
 from ipytaskpersist.base.retries import TIMED_OUT, USED
 from ipytaskpersist.output.recording import Recording
-from ipytaskpersist.places.messages import FarEnd, Frame, SpoolReader, as_end
+from ipytaskpersist.places.messages import (
+    FarEnd,
+    Frame,
+    MessageDamaged,
+    SpoolDamaged,
+    SpoolReader,
+    as_end,
+)
 from ipytaskpersist.runners.bringing import Bringing
 from ipytaskpersist.runners.channel import (
     OUTCOME,
@@ -35,6 +42,16 @@ from ipytaskpersist.values.travelling import as_post_mortem, far_record
 END = b"Z"
 OF_ITS_END = (RESULT, POST_MORTEM, OUTCOME, END)
 """Frames that are recorded together, when all of them are here."""
+CONTENTS: dict[OutputKind, tuple[str, type]] = {
+    OutputKind.DISPLAY_DATA: ("data", dict),
+    OutputKind.UPDATE_DISPLAY_DATA: ("data", dict),
+    OutputKind.EXECUTE_RESULT: ("data", dict),
+    OutputKind.CLEAR_OUTPUT: ("wait", object),
+    OutputKind.ERROR: ("traceback", list),
+}
+"""What the content of a message must have."""
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, MessageDamaged)
+"""What is raised for a frame that is none of those that a task sends."""
 NOT_STARTED = "could not be started: "
 
 
@@ -119,7 +136,10 @@ class Placed:
         """Record a piece of its spool. Raises `SpoolDamaged` after what is whole in it."""
         try:
             for frame in self._spool.feed(data):
-                self._take_frame(frame)
+                try:
+                    self._take_frame(frame)
+                except MALFORMED as error:
+                    raise SpoolDamaged(frame.end, f"the frame before it: {error!r}") from error
         finally:
             self.recording.come_to(max(self._spool.offset, self.record.spool_offset))
 
@@ -130,9 +150,10 @@ class Placed:
         if kind is OutputKind.STDOUT or kind is OutputKind.STDERR:
             self.recording.write(kind, frame.data)
         elif kind is not None:
+            _require_content(kind, frame.data)
             self.recording.add_encoded(kind, frame.data)
         elif frame.kind == PROGRESS:
-            self.recording.progress(as_progress(frame.data))
+            self.recording.progress(_as_progress(frame.data))
         elif frame.kind == RESULT:
             assert self.record.place is not None
             of_task = (self._directory, self.record.place, self.record.task_id)
@@ -142,8 +163,7 @@ class Placed:
         elif frame.kind == POST_MORTEM:
             self.post_mortem = as_post_mortem(frame.data)
         elif frame.kind == OUTCOME:
-            fields = json.loads(frame.data)
-            self._reported = End(TaskState(fields.pop("state")), **fields)
+            self._reported = _as_outcome(frame.data)
         elif frame.kind == END:
             self._far_end = as_end(frame.data)
 
@@ -256,3 +276,33 @@ class Placed:
     def reap(self) -> bool:
         """Do nothing: its keeper has reaped it."""
         return True
+
+
+def _require_content(kind: OutputKind, data: bytes) -> None:
+    """Raise one of `MALFORMED` unless this is the content of a display, a result or an error."""
+    content, (name, its_type) = json.loads(data), CONTENTS[kind]
+    if not isinstance(content[name], its_type):
+        raise ValueError(f"that is no {kind.value}")
+
+
+def _as_progress(data: bytes) -> Progress:
+    """Return how far a task says it has come. Raises one of `MALFORMED`."""
+    fields: dict[str, Any] = json.loads(data)
+    total = fields.get("total")
+    numbers = [fields["done"], *([] if total is None else [total])]
+    texts = fields.get("text", ""), fields.get("drawn", "")
+    if any(type(each) not in (int, float) for each in numbers):
+        raise ValueError("that is no number")
+    if any(type(each) is not str for each in texts):
+        raise ValueError("that is no text")
+    return as_progress(data)
+
+
+def _as_outcome(data: bytes) -> End:
+    """Return how a task says that it has ended. Raises one of `MALFORMED`."""
+    fields = json.loads(data)
+    state, reason, code = TaskState(fields["state"]), fields["reason"], fields["exit_code"]
+    has_types = isinstance(reason, str | None) and isinstance(code, int | None)
+    if not state.is_final or not has_types:
+        raise ValueError("that is no outcome")
+    return End(state, reason, code)

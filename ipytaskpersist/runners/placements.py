@@ -36,6 +36,8 @@ AGAIN_S = 1.0
 """Time before a place is asked again that did not answer, or has no room."""
 LOOK_S = 1.0
 """How often the tasks are looked at that have not begun."""
+UNUSED_S = 3600.0
+"""How long a place keeps an array for the next task that is given it."""
 FORGET_S = 10.0
 """For how long a supervisor that has nothing left to do tries to remove what is left over there."""
 
@@ -418,7 +420,7 @@ class Placements:
             del place.tasks[task.record.task_key]
         if place.left and not place.is_forgetting:
             place.is_forgetting = True
-            request = {"verb": "forget", "folders": sorted(place.left)}
+            request = {"verb": "forget", "folders": sorted(place.left), "unused_s": UNUSED_S}
             place.link.ask(request, partial(self._has_forgotten, place, {*place.left}))
 
     def _has_forgotten(self, place: _Place, folders: set[str], answer: Json, _data: bytes) -> None:

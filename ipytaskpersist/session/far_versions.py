@@ -31,7 +31,7 @@ def require(place: Mapping[str, Any], directory: StateDirectory) -> None:
     (found,) = ask({str(place["name"]): _without_name(place)}, directory, timeout_s=ANSWER_S)
     if found.problem or not found.python or found.packages is None:
         return
-    _compare(found.name, found.python, found.packages)
+    compare(found.name, found.python, found.packages)
     _known.add(identity_of(place))
 
 
@@ -47,7 +47,8 @@ def _missing(name: str, python: str) -> str:
     )
 
 
-def _compare(name: str, python: str, packages: Mapping[str, str]) -> None:
+def compare(name: str, python: str, packages: Mapping[str, str]) -> None:
+    """Raise `InvalidRequest` if what is sent could not be read there. Print what else differs."""
     own_python, own_version = far_python.versions()
     name = legible(name)
     if python.split(".")[:2] != own_python.split("."):

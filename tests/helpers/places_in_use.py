@@ -55,9 +55,13 @@ class Far:
         return self.task(number)
 
     def left(self) -> list[Path]:
-        """What is there of tasks: their folders, and the files that they share."""
-        entries = [*Path(self.spec["folder"]).glob("*")]
-        return [each for each in entries if each.name != "buffers" or any(each.iterdir())]
+        """The folders of tasks that are there."""
+        return [each for each in Path(self.spec["folder"]).glob("*") if each.name != "buffers"]
+
+    def shared(self) -> set[tuple[str, int]]:
+        """The files there that tasks share."""
+        files = Path(self.spec["folder"], "buffers").glob("*")
+        return {(each.name, each.stat().st_ino) for each in files}
 
     def has_arrivals(self) -> bool:
         """Whether a part of a file is here that a task has left there."""

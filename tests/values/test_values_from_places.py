@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from far_ends import frame
 
 from ipytaskpersist.base.paths import StateDirectory
-from ipytaskpersist.base.records import INPUTS, ResultRecord
+from ipytaskpersist.base.records import INPUTS, Options, ProcessRecord, ResultRecord
 from ipytaskpersist.places import trust
+from ipytaskpersist.places.messages import SpoolDamaged
+from ipytaskpersist.runners.placed import Placed
 from ipytaskpersist.values.payloads import Payloads
 from ipytaskpersist.values.signatures import Signatures
 from ipytaskpersist.values.travelling import (
@@ -129,3 +133,37 @@ def test_an_index_that_leads_elsewhere_is_damaged(here: StateDirectory, name: st
     pickle.add(b"\0values\n" + index + len(index).to_bytes(8, "little"))
     with pytest.raises(Damaged):
         [*buffers_to_fetch(here, TASK, pickle.finish())]
+
+
+class Recorded:
+    """Stands for the recording, which needs a store: what is malformed must not reach it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "come_to":
+            return lambda _offset: None
+        return partial(pytest.fail, f"{name} was called")
+
+
+MALFORMED = {
+    b"O": [b"", b"[]", b'{"state": "running", "reason": null, "exit_code": 0}',
+           b'{"state": "completed", "reason": 5, "exit_code": 0}', b"[" * 100_000],
+    b"P": [b"{", b"[1]", b'{"nonsense": 1}', b'{"done": "x"}',
+           b'{"done": null}', b'{"done": 1, "text": 5}'],
+    b"d": [b"no JSON", b"[]", b'{"data": 5, "metadata": {}}', b'{"metadata": {}}'],
+    b"x": [b'{"ename": "E", "evalue": "", "traceback": null}'],
+    b"c": [b"{}"],
+    b"Z": [b"", b"5", b"\xff"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MALFORMED, ids=bytes.decode)
+def test_a_malformed_frame_is_damage_of_the_spool(here: StateDirectory, kind: bytes) -> None:
+    process = ProcessRecord(
+        1, TASK, "python", [], None, None, "~", {}, False, None, 5.0, Options(), None, None, None,
+        None, None, place=PLACE,
+    )  # fmt: skip
+    for data in MALFORMED[kind]:
+        task = Placed(process, Recorded(), here, may_run=False)  # type: ignore[arg-type]
+        with pytest.raises(SpoolDamaged):
+            task.take(frame(kind, data))
+        assert not task.has_ended
