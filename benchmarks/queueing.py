@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import stores
@@ -25,8 +27,24 @@ from ipytaskpersist.store.tasks import NewTask, Selection
 
 PENDING = (100, 10_000, 100_000)
 WIDTH, NARROW = 4, 3
+MANY = 10_000
 TASK_SPOOLER = "tsp"
 """Debian's name of task-spooler."""
+HYPERQUEUE = """
+import sys, time
+from hyperqueue import Job
+from hyperqueue.cluster import LocalCluster, WorkerConfig
+
+count, cores = map(int, sys.argv[1:])
+with LocalCluster() as cluster:
+    cluster.start_worker(WorkerConfig(cores=cores))
+    client, job = cluster.client(), Job()
+    for _ in range(count):
+        job.program(["true"], stdout=None, stderr=None)
+    begun = time.perf_counter()
+    client.wait_for_jobs([client.submit(job)])
+    print(time.perf_counter() - begun)
+"""
 
 
 def claiming(bench: Bench) -> list[Row]:
@@ -77,6 +95,7 @@ def queue(bench: Bench) -> list[Row]:
         alone = tuple(kernel.value(f"tasks_seconds('true', {count})") for _ in range(loops))
         through = tuple(kernel.value(f"group_seconds({count}, {WIDTH})") for _ in range(loops))
         adding = tuple(kernel.value("adding_seconds(500)") for _ in range(loops))
+        many = tuple(kernel.value(f"adding_seconds({MANY})", 900) for _ in range(loops > 1))
         slots = tuple(kernel.value(f"slot_ms({bench.scale.starts})"))
         pauses = tuple(kernel.value(f"pause_ms({WATCHES})"))
     usual = Row("queue", f"{count:,} tasks of `true`, no group", "s", alone)
@@ -86,6 +105,7 @@ def queue(bench: Bench) -> list[Row]:
         usual,
         *beside(count),
         Row("queue", "adding 500 tasks to a full group", "s", adding).at_most(1),
+        *([Row("queue", f"adding {MANY:,}", "s", many).at_most(15)] if many else []),
         Row("queue", "from an end until the next task of its group runs", "ms", slots).at_most(30),
         Row("queue", f"pausing a tree of {TREE_SIZE} processes", "ms", pauses).at_most(50),
         *supervisors(bench),
@@ -94,10 +114,25 @@ def queue(bench: Bench) -> list[Row]:
 
 
 def beside(count: int) -> list[Row]:
-    """The same with task-spooler, where it is installed."""
+    """The same with others, where they are installed."""
+    return [task_spooler(count), hyperqueue(count)]
+
+
+def hyperqueue(count: int) -> Row:
+    """The same with HyperQueue: a server, and a worker with as many cores."""
+    what = f"{count:,} tasks of `true` with HyperQueue, {WIDTH} at a time"
+    if find_spec("hyperqueue") is None:
+        return Row("queue", what, "s", problem="HyperQueue is not installed")
+    command = [sys.executable, "-c", HYPERQUEUE, str(count), str(WIDTH)]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return Row("queue", what, "s", (float(ended.stdout.split()[-1]),))
+
+
+def task_spooler(count: int) -> Row:
+    """The same with task-spooler."""
     what = f"{count:,} tasks of `true` with task-spooler, {WIDTH} at a time"
     if shutil.which(TASK_SPOOLER) is None:
-        return [Row("queue", what, "s", problem="task-spooler is not installed")]
+        return Row("queue", what, "s", problem="task-spooler is not installed")
     subprocess.run([TASK_SPOOLER, "-S", str(WIDTH)], check=True)
     begun = time.perf_counter()
     for _ in range(count):
@@ -105,7 +140,7 @@ def beside(count: int) -> list[Row]:
     subprocess.run([TASK_SPOOLER, "-w"], check=True)
     took = time.perf_counter() - begun
     subprocess.run([TASK_SPOOLER, "-K"], check=True)
-    return [Row("queue", what, "s", (took,))]
+    return Row("queue", what, "s", (took,))
 
 
 def supervisors(bench: Bench) -> list[Row]:
