@@ -44,6 +44,32 @@ DUMP = signal.SIGRTMAX - 6 if CAN_BE_ASKED else 0
 LOCK_S = 0.1
 
 
+class MemoryFile:
+    """A file in memory. Code that closes all descriptors may have taken its number for another."""
+
+    def __init__(self, name: str) -> None:
+        """Raises `OSError`."""
+        self.descriptor = os.memfd_create(name)
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self.descriptor)
+        return status.st_dev, status.st_ino
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its descriptor is still that of this file."""
+        try:
+            return self._look() == self._identity
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close it, unless that has been done."""
+        if self.is_there:
+            os.close(self.descriptor)
+
+
 class Listener:
     """What lets this process be asked, until `end`."""
 
@@ -51,38 +77,40 @@ class Listener:
         """`task` is the one whose own process this is; None for a kernel. Raises `OSError`."""
         self._task = task
         self._owner = os.getpid()
-        self._file = -1
-        self._threads = -1 if task else os.memfd_create(name_of(THREADS, self._owner))
+        self._file: MemoryFile | None = None
+        self._threads = None if task else MemoryFile(name_of(THREADS, self._owner))
         self._begin()
         if task:
             os.register_at_fork(after_in_child=self._begin_in_fork)
 
     def _begin(self) -> None:
         atexit.register(self.end)
-        self._file = os.memfd_create(name_of(ANSWERS, os.getpid()))
-        fcntl.fcntl(self._file, fcntl.F_SETFL, os.O_APPEND)
-        faulthandler.register(DUMP, self._file, all_threads=True, chain=False)
+        self._file = MemoryFile(name_of(ANSWERS, os.getpid()))
+        descriptor = self._file.descriptor
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+        faulthandler.register(DUMP, descriptor, all_threads=True, chain=False)
         with suppress(ValueError):  # not the main thread: only `DUMP` is answered
             signal.signal(TELL, self._tell)
             signal.siginterrupt(TELL, False)
 
     def _begin_in_fork(self) -> None:
-        if self._file >= 0:
+        if self._file is not None:
             with suppress(OSError):
-                os.close(self._file)
+                self._file.close()
                 self._begin()
 
     def _before_exec(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         """Listen no more before this process becomes another program, which would be ended."""
 
         def exec_(*arguments: Any, **named: Any) -> Any:
-            is_listening = self._file >= 0
+            is_listening = self._file is not None
             self.end()
             try:
                 return plain(*arguments, **named)
             finally:  # there is no such program
                 if is_listening:
-                    self._begin()
+                    with suppress(OSError):
+                        self._begin()
 
         return exec_
 
@@ -94,32 +122,33 @@ class Listener:
     def _tell(self, _number: int, frame: FrameType | None) -> None:
         with suppress(Exception):  # this may be anywhere in the task's code
             is_fork = os.getpid() != self._owner
-            os.write(self._file, answer(observe(self._task, frame, is_fork=is_fork)))
+            said = answer(observe(self._task, frame, is_fork=is_fork))
+            if self._file is not None and self._file.is_there:
+                os.write(self._file.descriptor, said)
 
     def note_threads(self) -> None:
         """Write down for which tasks this kernel's threads work."""
-        if self._threads < 0:
+        if self._threads is None or not self._threads.is_there:
             return
         with suppress(OSError):
             text = json.dumps(tasks_of_threads()).encode()
-            os.pwrite(self._threads, text, 0)
-            os.ftruncate(self._threads, len(text))
+            os.pwrite(self._threads.descriptor, text, 0)
+            os.ftruncate(self._threads.descriptor, len(text))
 
     def end(self) -> None:
         """Be asked no more, once no process is asking: a late signal would end this one."""
-        if self._file < 0:
+        if self._file is None:
             return
-        file, self._file = self._file, -1
+        file, self._file = self._file, None
         deadline = time.monotonic() + LOCK_S
-        while not locked(file) and time.monotonic() < deadline:
+        while file.is_there and not locked(file.descriptor) and time.monotonic() < deadline:
             time.sleep(0.001)
         faulthandler.unregister(DUMP)
         with suppress(ValueError):
             signal.signal(TELL, signal.SIG_DFL)
-        for each in filter(lambda each: each >= 0, (file, self._threads)):
-            with suppress(OSError):
-                os.close(each)
-        self._threads = -1
+        file.close()
+        if self._threads is not None:
+            self._threads.close()
         atexit.unregister(self.end)
 
 
