@@ -47,7 +47,12 @@ def test_a_leak_is_seen_while_it_grows_and_its_end_says_how_much_of_what_limit(
     assert now["busy"]["memory_bytes"] < 50 * MB
     # It does not say of itself how much it had: the store does.
     killed = notebook.show("killed")
-    until(lambda: len((notebook.show("killed")["usage"] or {"points": ()})["points"]) > 2)
+
+    def kept() -> bool:
+        usage = notebook.show("killed")["usage"] or {"points": (), "peak_bytes": 0}
+        return len(usage["points"]) > 2 and usage["peak_bytes"] > 100 * MB
+
+    until(kept)
     os.kill(killed["process"]["pid"], signal.SIGKILL)
     ended = notebook.ended(killed)
     assert ended["usage"]["peak_bytes"] > 100 * MB
