@@ -6,6 +6,7 @@ that takes gigabytes between two looks, before the machine has none left.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from ipytaskpersist.runners.machine_limits import CONTROL_GROUPS
 SHARE_ABOVE = 16
 """A group allows this part more than the limit: a task is mostly ended by a look before, which can
 say how much it has used, and the system counts more than a look does."""
+SURELY_FILLED_S = 60.0
+"""Age after which a group without processes is no longer about to be given one."""
 PREFIX = "ipytaskpersist-"
 
 
@@ -52,6 +55,7 @@ def hold(
     Returns None where this process may make no group.
     """
     for parent in _parents(root, groups):
+        _remove_left(parent)
         folder = parent / f"{PREFIX}{task_id}"
         try:
             folder.mkdir()
@@ -64,6 +68,14 @@ def hold(
                 return group
         group.remove()
     return None
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the groups without processes that supervisors have left which were killed."""
+    with suppress(OSError):
+        for folder in parent.glob(f"{PREFIX}*"):
+            if time.time() - folder.stat().st_mtime > SURELY_FILLED_S:
+                MemoryGroup(folder).remove()
 
 
 def _take(folder: Path, pid: int) -> None:

@@ -60,7 +60,7 @@ def test_a_leak_is_seen_while_it_grows_and_its_end_says_how_much_of_what_limit(
     assert "of the machine's " in text
     assert "memory over time" in text
     leak = notebook.ended(notebook.show("leak"))
-    assert "of its 700 MB" in leak["reason"]
+    assert "its 700 MB" in leak["reason"]
     amounts = [each["memory_bytes"] for each in leak["usage"]["points"]]
     assert amounts == sorted(amounts)
     assert (leak["usage"]["limit_bytes"], leak["usage"]["is_own_limit"]) == (700 * MB, True)

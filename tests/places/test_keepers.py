@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -42,11 +42,19 @@ def test_a_keeper_is_the_child_of_nobody_and_holds_nothing_of_its_server(far: Fa
     assert keeper.ppid() != far.process.pid
     assert os.getsid(keeper.pid) != far.process.pid
     assert keeper.cwd() == "/"
-    opened = [str(path.readlink()) for path in Path(f"/proc/{keeper.pid}/fd").iterdir()]
-    files = {path for path in opened if not path.startswith("pipe:")}
-    assert files == {"/dev/null", str(task.folder / "log"), str(task.folder / "spool")}
-    # The task's two streams, and both ends of the one for signals.
-    assert len(opened) - len(files) == 1 + 2 + 2  # descriptors 1 and 2 are the log
+
+    def held() -> tuple[set[str], int]:
+        opened = []
+        for path in Path(f"/proc/{keeper.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it has just been closed
+                opened.append(str(path.readlink()))
+        files = {path for path in opened if not path.startswith("pipe:")}
+        return files, len(opened) - len(files)
+
+    named = {"/dev/null", str(task.folder / "log"), str(task.folder / "spool")}
+    # The task's two streams, and both ends of the one for signals. Descriptors 1 and 2 are the log.
+    # While it starts the task, it has more.
+    until(lambda: held() == (named, 1 + 2 + 2), message="that it holds no more")
 
 
 def test_a_hangup_is_survived(far: FarEnds) -> None:

@@ -110,7 +110,7 @@ told = asyncio.gather(bg.ending(), touch())
 await told
 print("was told")
 """
-LATE = """%%background --process --timeout 4 late
+LATE = """%%background --process --timeout 8 late
 import ipytaskpersist as bg, time
 while not bg.ending_soon():
     time.sleep(0.01)
@@ -135,7 +135,7 @@ def test_a_task_is_told_before_it_is_ended_and_keeps_what_it_has(notebook: Noteb
         **dict.fromkeys(names, "cancelled"),
         "late": "failed",
     }
-    assert shown["late"]["reason"] == "timed out after 4 s"
+    assert shown["late"]["reason"] == "timed out after 8 s"
     assert all(shown[name]["elapsed_s"] < 15 for name in names)
     for runner in ("thread", "process"):
         assert "ends by itself" in notebook.say(f"%bg_output {runner}-looks")

@@ -165,8 +165,8 @@ def test_the_system_stops_a_task_that_takes_much_memory_at_once(shared: Shared) 
     shown = json.loads(shared.say("%bg_show burst --json"))
     # Beyond the limit between two looks, a task would have had ten times as much.
     assert shown["process"]["peak_memory_bytes"] < 250_000_000
-    left = [*CONTROL_GROUPS.rglob(f"{memory_groups.PREFIX}*")]
-    until(lambda: not any(each.exists() for each in left), message="that no group is left")
+    own = [*CONTROL_GROUPS.rglob(f"{memory_groups.PREFIX}{burst_['id']}")]
+    until(lambda: not any(each.exists() for each in own), message="that its group is gone")
 
 
 def _holds(process: psutil.Process) -> bool:
