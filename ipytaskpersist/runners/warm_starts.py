@@ -26,7 +26,7 @@ SETTLE_S = 1.0
 """Time after the start of a task in which no server is started."""
 BUSY_S = 5.0
 """Time after which one is started even though no processor is idle, or tasks start all the time."""
-AHEAD_S = 0.1
+AHEAD_S = 0.01
 """Time after the start of a task in which no process is forked for the next one."""
 IMPORT_S = 30.0
 """Time for the import of one module."""
