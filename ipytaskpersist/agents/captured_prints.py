@@ -32,7 +32,7 @@ class _Diverted(io.TextIOBase):
         """Do nothing: what is kept is in memory."""
 
     def isatty(self) -> bool:
-        """Return that nobody types here."""
+        """Return that this is no terminal."""
         return False
 
 
