@@ -79,8 +79,10 @@ def spec_of(target: str, places: Mapping[str, Mapping[str, Any]]) -> dict[str, A
         host, port = None, 0
     is_form = not (parts.query or parts.fragment or parts.password) if host else False
     if not host or parts.scheme != "ssh" or not is_form:
-        known = f", or one of {', '.join(places)}" if places else ""
-        raise InvalidRequest(f"--at takes {FORM}{known}, not {target!r}")
+        known = f"one of {', '.join(places)}" if places else "a place of the setting places"
+        raise InvalidRequest(
+            f"--at takes {FORM} or {known}, not {target!r}; %bg_config places says how to add one"
+        )
     return check(
         {
             "name": host,

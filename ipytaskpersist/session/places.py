@@ -33,7 +33,7 @@ def named(places: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any] 
     if name not in places:
         near = difflib.get_close_matches(name, places, n=1)
         if not places:
-            hint = "the setting places has none; %bg_config places? says how to add one"
+            hint = "the setting places has none; %bg_config places says how to add one"
         elif near:
             hint = f"did you mean '{near[0]}'?"
         else:

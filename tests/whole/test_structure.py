@@ -239,6 +239,25 @@ def test_every_documented_option_exists() -> None:
         assert mentioned - known == set(), verb
 
 
+NAMED_COMMAND = re.compile(r"(?:%bg_|jupyter bg )([a-z_]+)((?: --[a-z-]+)*)([^`'\";,.]*)")
+
+
+def test_every_command_that_a_message_names_can_be_typed() -> None:
+    """IPython takes a word with a question mark at the end for one of Python's objects."""
+    found = 0
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) else None
+            for verb, options, rest in NAMED_COMMAND.findall(text if type(text) is str else ""):
+                where, found = f"{path.name}:{getattr(node, 'lineno', 0)}", found + 1
+                command = definition.every_verb().get(verb)
+                assert command is not None, f"{where}: there is no verb {verb}"
+                known = {each for one in command.params for each in (*one.opts, "--help")}
+                assert set(options.split()) <= known, f"{where}: {verb}{options}"
+                assert not re.match(r" \S+\?", rest), f"{where}: {verb}{rest}"
+    assert found > 100
+
+
 @pytest.mark.parametrize("verb", definition.every_verb())
 def test_every_verb_and_option_explains_itself(verb: str) -> None:
     command = definition.every_verb()[verb]

@@ -78,7 +78,7 @@ def test_an_address_is_a_host_with_a_user_a_port_and_a_python() -> None:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("gpu2", "or one of lab, not 'gpu2'"),
+        ("gpu2", "or one of lab, not 'gpu2'; %bg_config places"),
         ("ssh://", "--at takes ssh://"),
         ("ssh://gpu1:99999", "--at takes ssh://"),
         ("ssh://ann:secret@gpu1", "--at takes ssh://"),
