@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import pickle  # what its own supervisor sends  # nosec B403
 import select
 import signal
 import socket
@@ -67,7 +67,7 @@ class ForkServer:
         while True:
             letter, descriptors = self._receive()
             if letter == IMPORT:
-                modules, rows = pickle.loads(_content(descriptors.pop()))
+                modules, rows = pickle.loads(_content(descriptors.pop()))  # nosec B301
                 self._prepare_shell(rows)
                 self._import(modules)
             elif letter == FORK:
@@ -164,7 +164,7 @@ class ForkServer:
             rehearse(lambda: _has_message(supervisor))
             letter, descriptors, *_rest = socket.recv_fds(supervisor, AT_ONCE_BYTES, DESCRIPTORS)
             if letter:
-                task = Task(pickle.loads(_content(descriptors[0])), *descriptors[1:])
+                task = Task(pickle.loads(_content(descriptors[0])), *descriptors[1:])  # nosec B301
                 supervisor.send(self._be_of(task.work))
                 if supervisor.recv(AT_ONCE_BYTES) == GO:
                     return task

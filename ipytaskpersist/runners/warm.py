@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import pickle  # it only writes  # nosec B403
 import select
 import signal
 import socket

@@ -150,7 +150,7 @@ def _found(name: str, path: Any) -> ModuleSpec | None:
         if find is not None and kind.__module__ != MAIN:
             try:
                 spec: ModuleSpec | None = find(name, path, None)
-            except Exception:  # a finder may not know the module
+            except Exception:  # a finder may not know the module  # nosec B112
                 continue
             if spec is not None:
                 return spec
