@@ -23,6 +23,7 @@ from ipytaskpersist.commands.launching import background
 from ipytaskpersist.errors import BackgroundError, InvalidRequest
 from ipytaskpersist.output.window import newest_shown
 from ipytaskpersist.session.manager import BackgroundTasks
+from ipytaskpersist.text.formatting import short_size
 from ipytaskpersist.text.pictures import SVG, picture_source
 from ipytaskpersist.text.screen import visible_lines
 
@@ -42,7 +43,7 @@ CHANGING = ("cancel",)
 FOR_PEOPLE = (
     *("adopt", "archive", "backup", "clear", "config", "continue", "delete", "doctor", "export"),
     *("fill", "group", "groups", "import", "keep", "load", "mcp", "move", "panel", "pause"),
-    *("places", "profile", "rerun", "restore", "resume", "run", "service", "sessions", "stats"),
+    *("places", "rerun", "restore", "resume", "run", "service", "sessions", "stats"),
     *("tag", "unarchive"),
 )
 """Verbs that are no tools: they delete, move or set up something, or are not about tasks. Each tool
@@ -232,21 +233,28 @@ class VerbCall(Call):
             if len(_encoded(document).encode()) <= ANSWER_BYTES:
                 break
         # A few bytes that move the cursor may make a long line.
+        pictures, left_out = self._pictures(document["id"], arguments.get("figures") or 0)
+        if left_out:
+            document["figures_left_out"] = (
+                f"{left_out}: SVG, or more than {short_size(FIGURE_BYTES)}"
+            )
         text = _encoded(bounded(document, max(ANSWER_BYTES, 4 * at_most), _encoded))
-        wanted = arguments.get("figures") or 0
-        return Answer(text, self._pictures(document["id"], wanted) if wanted else [])
+        return Answer(text, pictures)
 
-    def _pictures(self, task_id: str, count: int) -> list[Picture]:
-        """Return the last figures of a task."""
+    def _pictures(self, task_id: str, count: int) -> tuple[list[Picture], int]:
+        """Return the last figures of a task, and how many of these are none that a client shows."""
+        if count <= 0:
+            return [], 0
         task = self.manager.tasks.find(task_id)
         shown = newest_shown(self.manager.tasks.store_of(task), task.key)
         sources = [picture_source(each.data).removeprefix("data:") for each in shown]
+        newest = [source for source in sources if source][-count:]
         found = [
             Picture(*source.split(";base64,", 1))
-            for source in sources
-            if source and len(source) <= FIGURE_BYTES and not source.startswith(SVG)
+            for source in newest
+            if len(source) <= FIGURE_BYTES and not source.startswith(SVG)
         ]
-        return found[-count:] if count > 0 else []
+        return found, len(newest) - len(found)
 
 
 OF_FIGURES = {"type": "integer", "description": "The last N figures as images. Default: none"}

@@ -55,7 +55,9 @@ def _rate(used: InUse, name: str) -> str:
 
 def _processes(used: InUse) -> str:
     point = used.point
-    return "" if point is None else f"{point.processes}, {point.threads} threads"
+    return (
+        "" if point is None else f"{point.processes}, {formatting.counted(point.threads, 'thread')}"
+    )
 
 
 def top_document(top: Top) -> dict[str, Any]:
