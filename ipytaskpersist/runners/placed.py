@@ -158,8 +158,9 @@ class Placed:
             assert self.record.place is not None
             of_task = (self._directory, self.record.place, self.record.task_id)
             result = far_record(*of_task, frame.data)
-            if result is not None:
-                self.results.append(result)
+            if result is None:
+                raise ValueError("that is no record of a value")
+            self.results.append(result)
         elif frame.kind == POST_MORTEM:
             self.post_mortem = as_post_mortem(frame.data)
         elif frame.kind == OUTCOME:
